@@ -1,0 +1,120 @@
+// NumPy arrays as views: checked here, without a copy, for every function of the module.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "charrnn_fast/model.hpp"
+
+namespace charrnn_fast::bindings {
+
+namespace py = pybind11;
+using Shape = std::vector<Index>;
+
+inline std::string text(const Shape& shape) {
+  std::ostringstream out;
+  out << '[';
+  for (std::size_t i = 0; i < shape.size(); ++i) out << (i ? ", " : "") << shape[i];
+  out << ']';
+  return out.str();
+}
+
+inline Shape shape_of(const py::array& a) { return Shape(a.shape(), a.shape() + a.ndim()); }
+
+// Throws TypeError where `object` is no array of T, ValueError where it is not contiguous or not
+// writable though it must be.
+template <class T>
+py::array checked_array(const py::object& object, const char* name, bool writable = false) {
+  const auto wanted = py::dtype::of<T>();
+  if (!py::isinstance<py::array>(object))
+    throw py::type_error(std::string(name) + " is " +
+                         py::str(py::type::of(object).attr("__name__")).cast<std::string>() +
+                         ", it takes a NumPy array of " + py::str(wanted).cast<std::string>());
+  auto array = py::reinterpret_borrow<py::array>(object);
+  if (!py::isinstance<py::array_t<T>>(array))
+    throw py::type_error(std::string(name) + " has dtype " + py::str(array.dtype()).cast<std::string>() +
+                         ", it takes " + py::str(wanted).cast<std::string>());
+  if (!(array.flags() & py::array::c_style))
+    throw py::value_error(std::string(name) +
+                          " is not C-contiguous, pass numpy.ascontiguousarray(" + name + ")");
+  if (writable && !array.writeable()) throw py::value_error(std::string(name) + " is read-only");
+  return array;
+}
+
+template <class T>
+const T* input(const py::object& object, const char* name, const Shape& shape) {
+  const py::array array = checked_array<T>(object, name);
+  if (shape_of(array) != shape)
+    throw py::value_error(std::string(name) + " has shape " + text(shape_of(array)) + ", it takes " +
+                          text(shape));
+  return static_cast<const T*>(array.data());
+}
+
+template <class T>
+T* output(const py::object& object, const char* name, const Shape& shape) {
+  py::array array = checked_array<T>(object, name, true);
+  if (shape_of(array) != shape)
+    throw py::value_error(std::string(name) + " has shape " + text(shape_of(array)) + ", it takes " +
+                          text(shape));
+  return static_cast<T*>(array.mutable_data());
+}
+
+template <class T>
+py::array_t<T> new_array(const Shape& shape) {
+  return py::array_t<T>(shape);
+}
+
+// A parameter's (or its gradient's, or its slot's) array within flat memory that `base` owns.
+template <class T>
+py::array parameter_view(const Parameter& p, T* flat, const py::handle& base, bool writable) {
+  constexpr auto size = static_cast<py::ssize_t>(sizeof(T));
+  std::vector<py::ssize_t> shape{p.rows}, strides{size};
+  if (p.cols > 0) {
+    shape.push_back(p.cols);
+    strides = p.transposed ? std::vector<py::ssize_t>{size, p.rows * size}
+                           : std::vector<py::ssize_t>{p.cols * size, size};
+  }
+  py::array view(py::dtype::of<T>(), shape, strides, flat + p.offset, base);
+  if (!writable) view.attr("setflags")(py::arg("write") = false);
+  return view;
+}
+
+// Copies an array of any strides, in PyTorch's orientation, into its place in flat memory.
+template <class T>
+void copy_parameter(const Parameter& p, const py::object& object, T* flat) {
+  if (!py::isinstance<py::array_t<T>>(object))
+    throw py::type_error(p.name + " takes an array of " + py::str(py::dtype::of<T>()).cast<std::string>());
+  const auto array = py::reinterpret_borrow<py::array>(object);
+  const Shape wanted = p.cols > 0 ? Shape{p.rows, p.cols} : Shape{p.rows};
+  if (shape_of(array) != wanted)
+    throw py::value_error(p.name + " has shape " + text(shape_of(array)) + ", it takes " + text(wanted));
+  const auto* from = static_cast<const char*>(array.data());
+  const Index cols = p.cols > 0 ? p.cols : 1;
+  const Index row_stride = array.strides(0), col_stride = p.cols > 0 ? array.strides(1) : 0;
+  for (Index r = 0; r < p.rows; ++r)
+    for (Index c = 0; c < cols; ++c)
+      flat[p.offset + (p.transposed ? c * p.rows + r : r * cols + c)] =
+          *reinterpret_cast<const T*>(from + r * row_stride + c * col_stride);
+}
+
+template <class T>
+const Parameter& find_parameter(const Network<T>& network, const std::string& name) {
+  for (const Parameter& p : network.parameters())
+    if (p.name == name) return p;
+  std::string known;
+  for (const Parameter& p : network.parameters()) known += (known.empty() ? "" : ", ") + p.name;
+  throw py::value_error("no parameter is called '" + name + "', there are " + known);
+}
+
+void register_threads(py::module_& m);
+void register_functions(py::module_& m);
+void register_measurements(py::module_& m);
+// Models, then the optimizers that refer to them.
+void register_models(py::module_& m);
+void register_optimizers(py::module_& m);
+
+}  // namespace charrnn_fast::bindings

@@ -1,0 +1,117 @@
+// Losses, clipping and draws on the caller's arrays.
+#include <pybind11/stl.h>
+
+#include "arrays.hpp"
+#include "charrnn_fast/losses.hpp"
+
+namespace charrnn_fast::bindings {
+namespace {
+
+// Calls f with the array as float or as double.
+template <class F>
+auto with_floats(const py::object& x, const char* name, F&& f) -> decltype(f(float())) {
+  if (py::isinstance<py::array_t<float>>(x)) return f(float());
+  if (py::isinstance<py::array_t<double>>(x)) return f(double());
+  const std::string got = py::isinstance<py::array>(x)
+                              ? "dtype " + py::str(x.attr("dtype")).cast<std::string>()
+                              : "type " + py::str(py::type::of(x).attr("__name__")).cast<std::string>();
+  throw py::type_error(std::string(name) + " has " + got + ", it takes float32 or float64");
+}
+
+py::tuple cross_entropy_of(const py::object& logits, const py::object& targets,
+                           const std::string& reduction) {
+  return with_floats(logits, "logits", [&](auto scalar) -> py::tuple {
+    using T = decltype(scalar);
+    const py::array array = checked_array<T>(logits, "logits");
+    if (array.ndim() != 2 || array.shape(1) < 1)
+      throw py::value_error("logits has shape " + text(shape_of(array)) + ", it takes [N, V]");
+    const Index rows = array.shape(0), classes = array.shape(1);
+    if (reduction != "mean" && reduction != "sum")
+      throw py::value_error("reduction is '" + reduction + "', it takes 'mean' or 'sum'");
+    const Token* target_data = input<Token>(targets, "targets", {rows});
+    auto dlogits = new_array<T>({rows, classes});
+    T* const d = dlogits.mutable_data();
+    const T* const x = static_cast<const T*>(array.data());
+    double loss;
+    {
+      py::gil_scoped_release release;
+      loss = cross_entropy(x, target_data, rows, classes, reduction == "mean", d);
+    }
+    return py::make_tuple(loss, dlogits);
+  });
+}
+
+// Any layout without gaps serves elementwise work: row-major or transposed.
+template <class T>
+T* whole(const py::object& x, const char* name) {
+  auto array = py::reinterpret_borrow<py::array>(x);
+  if (!(array.flags() & (py::array::c_style | py::array::f_style)))
+    throw py::value_error(std::string(name) + " is not contiguous");
+  return static_cast<T*>(const_cast<void*>(array.data()));
+}
+template <class T>
+T* whole_writable(const py::object& x, const char* name) {
+  if (!py::reinterpret_borrow<py::array>(x).writeable())
+    throw py::value_error(std::string(name) + " is read-only");
+  return whole<T>(x, name);
+}
+Index size_of(const py::object& x) { return py::reinterpret_borrow<py::array>(x).size(); }
+
+py::array_t<Token> draw(const py::object& logits, const py::object& seeds, std::uint64_t position,
+                        double temperature, Index top_k, double top_p) {
+  return with_floats(logits, "logits", [&](auto scalar) {
+    using T = decltype(scalar);
+    const py::array array = checked_array<T>(logits, "logits");
+    if (array.ndim() != 2 || array.shape(1) < 1)
+      throw py::value_error("logits has shape " + text(shape_of(array)) + ", it takes [B, V]");
+    const SamplingOptions options{temperature, top_k, top_p};
+    check(options);
+    const Index batch = array.shape(0), classes = array.shape(1);
+    const auto* seed_data = input<std::uint64_t>(seeds, "seeds", {batch});
+    AlignedBuffer<T> workspace;
+    workspace.reserve(draw_elements<T>(classes));
+    auto drawn = new_array<Token>({batch});
+    draw_tokens(static_cast<const T*>(array.data()), batch, classes, seed_data, position, options,
+                drawn.mutable_data(), workspace.get());
+    return drawn;
+  });
+}
+
+}  // namespace
+
+void register_functions(py::module_& m) {
+  m.def("cross_entropy", &cross_entropy_of, py::arg("logits"), py::arg("targets"),
+        py::arg("reduction"));
+  m.def(
+      "sum_of_squares",
+      [](const py::object& x) {
+        return with_floats(x, "x", [&](auto scalar) {
+          return sum_of_squares(whole<decltype(scalar)>(x, "x"), size_of(x));
+        });
+      },
+      py::arg("x"));
+  m.def(
+      "scale",
+      [](const py::object& x, double factor) {
+        with_floats(x, "x", [&](auto scalar) {
+          using T = decltype(scalar);
+          scale(whole_writable<T>(x, "x"), size_of(x), static_cast<T>(factor));
+        });
+      },
+      py::arg("x"), py::arg("factor"));
+  m.def(
+      "clip_value",
+      [](const py::object& x, double limit) {
+        with_floats(x, "x", [&](auto scalar) {
+          using T = decltype(scalar);
+          clip_value(whole_writable<T>(x, "x"), size_of(x), static_cast<T>(limit));
+        });
+      },
+      py::arg("x"), py::arg("limit"));
+  m.def("clip_factor", &clip_factor, py::arg("norm"), py::arg("limit"));
+  m.def("sample_tokens", &draw, py::arg("logits"), py::arg("seeds"), py::arg("position"),
+        py::arg("temperature"), py::arg("top_k"), py::arg("top_p"));
+  m.def("philox", &philox, py::arg("seed"), py::arg("position"), py::arg("lane"));
+}
+
+}  // namespace charrnn_fast::bindings

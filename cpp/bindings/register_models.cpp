@@ -1,0 +1,202 @@
+#include <pybind11/stl.h>
+
+#include "arrays.hpp"
+#include "dispatch.hpp"
+
+namespace charrnn_fast::bindings {
+namespace {
+
+Bias bias_named(const std::string& name) {
+  if (name == "double") return Bias::both;
+  if (name == "single") return Bias::single;
+  if (name == "none") return Bias::none;
+  throw py::value_error("bias is '" + name + "', it takes 'double', 'single' or 'none'");
+}
+
+template <class T>
+Shape state_shape(const Model<T>& model, Index batch) {
+  const NetworkShape& s = model.network().shape();
+  return {model.network().num_states(), s.num_layers, batch, s.hidden_size};
+}
+
+// x [T, B, I] or tokens [T, B]; of one step: x [B, I] or tokens [B].
+template <class T>
+SequenceInput<T> sequence(const Model<T>& model, const py::object& x, bool one_step) {
+  const Index features = model.network().shape().input_size;
+  const bool dense = py::isinstance<py::array_t<T>>(x);
+  const py::array array = dense ? checked_array<T>(x, "x") : checked_array<Token>(x, "x");
+  Shape shape = shape_of(array);
+  if (one_step) shape.insert(shape.begin(), 1);
+  const Shape wanted = dense ? Shape{-1, -1, features} : Shape{-1, -1};
+  if (shape.size() != wanted.size() || (dense && shape[2] != features))
+    throw py::value_error("x has shape " + text(shape_of(array)) + ", it takes [" +
+                          (one_step ? "" : "T, ") + "B" +
+                          (dense ? ", " + std::to_string(features) + "]" : "] of tokens"));
+  if (shape[1] < 1) throw py::value_error("x has a batch of 0, it takes 1 or more");
+  // An empty array's pointer may be anything; the network only asks which of the two is there.
+  return {shape[0], shape[1], dense ? nullptr : static_cast<const Token*>(array.data()),
+          dense ? static_cast<const T*>(array.data()) : nullptr};
+}
+
+template <class T>
+SequenceInput<T> token_sequence(const py::object& inputs) {
+  const py::array array = checked_array<Token>(inputs, "inputs");
+  if (array.ndim() != 2 || array.shape(1) < 1)
+    throw py::value_error("inputs has shape " + text(shape_of(array)) + ", it takes tokens [T, B]");
+  return {array.shape(0), array.shape(1), static_cast<const Token*>(array.data()), nullptr};
+}
+
+template <class T>
+py::tuple forward(Model<T>& model, const py::object& x, const py::object& state, bool keep) {
+  const SequenceInput<T> in = sequence(model, x, false);
+  const Shape states = state_shape(model, in.batch);
+  const T* state_0 = state.is_none() ? nullptr : input<T>(state, "state", states);
+  auto y = new_array<T>({in.seq_len, in.batch, model.output_size()});
+  auto state_n = new_array<T>(states);
+  {
+    T *py = y.mutable_data(), *ps = state_n.mutable_data();
+    py::gil_scoped_release release;
+    model.forward(in, state_0, keep, py, ps);
+  }
+  return py::make_tuple(y, state_n);
+}
+
+template <class T>
+py::tuple backward(Model<T>& model, const py::object& dy, const py::object& dstate) {
+  if (model.kept_seq_len() < 0)
+    throw py::value_error("backward belongs to the last forward, and there is none to go back from");
+  const Network<T>& network = model.network();
+  const Index steps = model.kept_seq_len(), batch = model.kept_batch();
+  const T* dy_data = input<T>(dy, "dy", {steps, batch, model.output_size()});
+  const Shape states = state_shape(model, batch);
+  const T* dstate_n = dstate.is_none() ? nullptr : input<T>(dstate, "dstate", states);
+  auto dstate_0 = new_array<T>(states);
+  if (dstate_n)
+    std::copy_n(dstate_n, dstate_0.size(), dstate_0.mutable_data());
+  else
+    std::fill_n(dstate_0.mutable_data(), dstate_0.size(), T(0));
+  py::object dx = py::none();
+  T* dx_data = nullptr;
+  if (!model.kept_tokens()) {
+    auto array = new_array<T>({steps, batch, network.shape().input_size});
+    dx_data = array.mutable_data();
+    dx = array;
+  }
+  auto flat = new_array<T>({network.parameter_elements()});
+  {
+    T *ps = dstate_0.mutable_data(), *pg = flat.mutable_data();
+    py::gil_scoped_release release;
+    model.backward(dy_data, ps, dx_data, pg);
+  }
+  py::dict gradients;
+  for (const Parameter& p : network.parameters())
+    gradients[py::str(p.name)] = parameter_view(p, flat.mutable_data(), flat, true);
+  return py::make_tuple(dx, dstate_0, gradients);
+}
+
+template <class T>
+py::array_t<T> step(Model<T>& model, const py::object& x, const py::object& state) {
+  const SequenceInput<T> in = sequence(model, x, true);
+  T* const state_data = output<T>(state, "state", state_shape(model, in.batch));
+  auto y = new_array<T>({in.batch, model.output_size()});
+  T* const y_data = y.mutable_data();
+  py::gil_scoped_release release;
+  model.step(in, state_data, y_data);
+  return y;
+}
+
+template <class T>
+std::pair<double, Index> evaluate(Model<T>& model, const py::object& inputs,
+                                  const py::object& targets, const py::object& state) {
+  const SequenceInput<T> in = token_sequence<T>(inputs);
+  const Token* target_data = input<Token>(targets, "targets", {in.seq_len, in.batch});
+  T* const state_data = output<T>(state, "state", state_shape(model, in.batch));
+  py::gil_scoped_release release;
+  const auto result = model.evaluate(in, target_data, state_data);
+  return {result.loss_sum, result.count};
+}
+
+template <class T>
+py::array_t<Token> sample(Model<T>& model, Index length, const py::object& tokens,
+                          const py::object& state, const py::object& seeds, std::uint64_t position,
+                          double temperature, Index top_k, double top_p) {
+  const py::array first = checked_array<Token>(tokens, "tokens");
+  if (first.ndim() != 1 || first.shape(0) < 1)
+    throw py::value_error("tokens has shape " + text(shape_of(first)) + ", it takes [B]");
+  if (length < 0)
+    throw py::value_error("length is " + std::to_string(length) + ", it takes 0 or more");
+  const Index batch = first.shape(0);
+  const auto* seed_data = input<std::uint64_t>(seeds, "seeds", {batch});
+  T* const state_data = output<T>(state, "state", state_shape(model, batch));
+  auto drawn = new_array<Token>({length, batch});
+  Token* const drawn_data = drawn.mutable_data();
+  py::gil_scoped_release release;
+  model.sample(length, batch, static_cast<const Token*>(first.data()), state_data, seed_data, position,
+               SamplingOptions{temperature, top_k, top_p}, drawn_data);
+  return drawn;
+}
+
+template <class T>
+void register_model(py::module_& m, const char* name) {
+  using M = Model<T>;
+  py::class_<M, std::shared_ptr<M>>(m, name)
+      .def(py::init([](const std::string& cell, Index input_size, Index hidden_size,
+                       Index output_size, Index num_layers, const std::string& bias) {
+             return std::make_shared<M>(NetworkShape{cell, input_size, hidden_size, output_size,
+                                                     num_layers, bias_named(bias)});
+           }),
+           py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("output_size"),
+           py::arg("num_layers"), py::arg("bias"))
+      .def_property_readonly("num_states", [](const M& self) { return self.network().num_states(); })
+      .def_property_readonly("num_parameters",
+                             [](const M& self) {
+                               Index n = 0;
+                               for (const Parameter& p : self.network().parameters()) n += p.elements();
+                               return n;
+                             })
+      .def_property_readonly("version", &M::version)
+      .def("parameter_shapes",
+           [](const M& self) {
+             py::dict shapes;
+             for (const Parameter& p : self.network().parameters())
+               shapes[py::str(p.name)] =
+                   p.cols > 0 ? py::tuple(py::make_tuple(p.rows, p.cols)) : py::tuple(py::make_tuple(p.rows));
+             return shapes;
+           })
+      .def(
+          "parameter",
+          [](const py::object& self, const std::string& parameter) {
+            const M& model = self.cast<const M&>();
+            return parameter_view(find_parameter(model.network(), parameter),
+                                  const_cast<T*>(model.parameters()), self, false);
+          },
+          py::arg("name"))
+      .def(
+          "set_parameter",
+          [](M& self, const std::string& parameter, const py::object& value) {
+            const Parameter& p = find_parameter(self.network(), parameter);
+            copy_parameter(p, value, const_cast<T*>(self.parameters()));
+            self.change_parameters();
+          },
+          py::arg("name"), py::arg("value"))
+      .def("forward", &forward<T>, py::arg("x"), py::arg("state"), py::arg("keep"))
+      .def("backward", &backward<T>, py::arg("dy"), py::arg("dstate"))
+      .def("step", &step<T>, py::arg("x"), py::arg("state"))
+      .def("evaluate", &evaluate<T>, py::arg("inputs"), py::arg("targets"), py::arg("state"))
+      .def("sample", &sample<T>, py::arg("length"), py::arg("tokens"), py::arg("state"),
+           py::arg("seeds"), py::arg("position"), py::arg("temperature"), py::arg("top_k"),
+           py::arg("top_p"));
+}
+
+}  // namespace
+
+void register_models(py::module_& m) {
+  register_model<float>(m, "NetworkFloat32");
+  register_model<double>(m, "NetworkFloat64");
+  py::list cells;
+  const Kernels<float>& k = kernels<float>();
+  for (int i = 0; i < k.num_cells; ++i) cells.append(k.cells[i].name);
+  m.attr("cells") = py::tuple(cells);
+}
+
+}  // namespace charrnn_fast::bindings

@@ -1,0 +1,145 @@
+#include <pybind11/stl.h>
+
+#include <map>
+
+#include "arrays.hpp"
+
+namespace charrnn_fast::bindings {
+namespace {
+
+// An optimizer, the model it updates, and room for gradients that arrive array by array.
+template <class T>
+struct BoundOptimizer {
+  std::shared_ptr<Model<T>> model;
+  Optimizer<T> optimizer;
+  AlignedBuffer<T> gradients;
+
+  Index slot_index(const std::string& name) const {
+    const auto& names = optimizer.slot_names();
+    for (std::size_t i = 0; i < names.size(); ++i)
+      if (names[i] == name) return static_cast<Index>(i);
+    throw py::value_error("no slot is called '" + name + "'");
+  }
+};
+
+OptimizerOptions options_from(const std::map<std::string, double>& hyper) {
+  OptimizerOptions o;
+  const std::map<std::string, double*> numbers = {
+      {"weight_decay", &o.weight_decay}, {"momentum", &o.momentum},
+      {"dampening", &o.dampening},       {"alpha", &o.alpha},
+      {"eps", &o.eps},                   {"lr_decay", &o.lr_decay},
+      {"beta1", &o.beta1},               {"beta2", &o.beta2},
+      {"initial_accumulator_value", &o.initial_accumulator_value}};
+  for (const auto& [name, value] : hyper) {
+    if (name == "nesterov")
+      o.nesterov = value != 0;
+    else if (name == "centered")
+      o.centered = value != 0;
+    else if (const auto found = numbers.find(name); found != numbers.end())
+      *found->second = value;
+    else
+      throw py::value_error("hyper: no optimizer knows '" + name + "'");
+  }
+  return o;
+}
+
+template <class T>
+void step(BoundOptimizer<T>& self, const py::dict& gradients, double learning_rate) {
+  const Network<T>& network = self.model->network();
+  if (gradients.size() != network.parameters().size())
+    throw py::value_error("gradients has " + std::to_string(gradients.size()) + " arrays, it takes " +
+                          std::to_string(network.parameters().size()));
+  self.gradients.reserve(network.parameter_elements());
+  std::fill_n(self.gradients.get(), network.parameter_elements(), T(0));
+  for (const Parameter& p : network.parameters()) {
+    if (!gradients.contains(p.name)) throw py::value_error("gradients has no '" + p.name + "'");
+    copy_parameter(p, py::reinterpret_borrow<py::object>(gradients[py::str(p.name)]),
+                   self.gradients.get());
+  }
+  py::gil_scoped_release release;
+  self.model->update(self.optimizer, self.gradients.get(), learning_rate);
+}
+
+template <class T>
+std::pair<double, double> train_step(Model<T>& model, const py::object& inputs,
+                                     const py::object& targets, const py::object& state,
+                                     BoundOptimizer<T>& optimizer, double learning_rate,
+                                     double clip_norm, double clip_value,
+                                     const std::string& reduction) {
+  const py::array tokens = checked_array<Token>(inputs, "inputs");
+  if (tokens.ndim() != 2 || tokens.shape(1) < 1)
+    throw py::value_error("inputs has shape " + text(shape_of(tokens)) + ", it takes tokens [T, B]");
+  if (reduction != "mean" && reduction != "sum")
+    throw py::value_error("reduction is '" + reduction + "', it takes 'mean' or 'sum'");
+  if (optimizer.model.get() != &model)
+    throw py::value_error("optimizer was made for another network");
+  const SequenceInput<T> in{tokens.shape(0), tokens.shape(1),
+                            static_cast<const Token*>(tokens.data()), nullptr};
+  const Token* target_data = input<Token>(targets, "targets", {in.seq_len, in.batch});
+  const NetworkShape& s = model.network().shape();
+  T* const state_data = output<T>(
+      state, "state", {model.network().num_states(), s.num_layers, in.batch, s.hidden_size});
+  py::gil_scoped_release release;
+  const auto result =
+      model.train_step(in, target_data, state_data, optimizer.optimizer,
+                       TrainOptions{learning_rate, clip_norm, clip_value, reduction == "mean"});
+  return {result.loss, result.gradient_norm};
+}
+
+template <class T>
+void register_optimizer(py::module_& m, const char* name, const char* model_name) {
+  using O = BoundOptimizer<T>;
+  py::class_<O>(m, name)
+      .def(py::init([](const std::string& rule, std::shared_ptr<Model<T>> network,
+                       const std::map<std::string, double>& hyper) {
+             Optimizer<T> optimizer(rule, options_from(hyper), network->network().parameter_elements());
+             return std::make_unique<O>(O{std::move(network), std::move(optimizer), {}});
+           }),
+           py::arg("rule"), py::arg("network"), py::arg("hyper"))
+      .def_property(
+          "num_steps", [](const O& self) { return self.optimizer.num_steps(); },
+          [](O& self, Index n) {
+            if (n < 0) throw py::value_error("num_steps is " + std::to_string(n) + ", it takes 0 or more");
+            self.optimizer.set_num_steps(n);
+          })
+      .def_property_readonly("slot_names",
+                             [](const O& self) {
+                               py::list names;
+                               for (const auto& slot : self.optimizer.slot_names()) names.append(slot);
+                               return py::tuple(names);
+                             })
+      .def(
+          "slot",
+          [](const py::object& self, const std::string& slot, const std::string& parameter) {
+            O& o = self.cast<O&>();
+            return parameter_view(find_parameter(o.model->network(), parameter),
+                                  o.optimizer.slot(o.slot_index(slot)), self, false);
+          },
+          py::arg("slot"), py::arg("name"))
+      .def(
+          "set_slot",
+          [](O& self, const std::string& slot, const std::string& parameter, const py::object& value) {
+            copy_parameter(find_parameter(self.model->network(), parameter), value,
+                           self.optimizer.slot(self.slot_index(slot)));
+          },
+          py::arg("slot"), py::arg("name"), py::arg("value"))
+      .def("step", &step<T>, py::arg("gradients"), py::arg("learning_rate"));
+
+  // A method of the model that needs the optimizer's type.
+  py::object model = m.attr(model_name);
+  model.attr("train_step") =
+      py::cpp_function(&train_step<T>, py::name("train_step"), py::is_method(model),
+                       py::arg("inputs"), py::arg("targets"), py::arg("state"), py::arg("optimizer"),
+                       py::arg("learning_rate"), py::arg("clip_norm"), py::arg("clip_value"),
+                       py::arg("reduction"));
+}
+
+}  // namespace
+
+void register_optimizers(py::module_& m) {
+  register_optimizer<float>(m, "OptimizerFloat32", "NetworkFloat32");
+  register_optimizer<double>(m, "OptimizerFloat64", "NetworkFloat64");
+  m.attr("optimizers") = py::make_tuple("sgd", "rmsprop", "adagrad", "adam", "adamw");
+}
+
+}  // namespace charrnn_fast::bindings

@@ -1,0 +1,58 @@
+#include <pybind11/stl.h>
+
+#include "arrays.hpp"
+#include "charrnn_fast/threads.hpp"
+#include "dispatch.hpp"
+#include "thread_pool.hpp"
+
+namespace charrnn_fast::bindings {
+namespace {
+
+std::string compiler() {
+#if defined(__clang__)
+  return "Clang " __clang_version__;
+#elif defined(__GNUC__)
+  return "GCC " __VERSION__;
+#else
+  return "unknown";
+#endif
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = CHARRNN_VERSION;
+  info["compiler"] = compiler();
+  info["isa"] = isa_in_use();
+  info["runnable_isas"] = runnable_isas();
+  info["threads"] = get_num_threads();
+  info["cuda"] = false;
+  return info;
+}
+
+// Counts by every thread between barriers; any lost wake-up hangs, any lost update shows.
+Index pool_self_test(int rounds) {
+  std::vector<Index> counts(static_cast<std::size_t>(get_num_threads()));
+  Index total = 0;
+  for (int r = 0; r < rounds; ++r)
+    ThreadPool::instance().run(get_num_threads(), [&](const Team& team) {
+      counts[static_cast<std::size_t>(team.part)] = r;
+      team.wait();
+      if (team.part == 0)
+        for (int i = 0; i < team.parts; ++i) total += counts[static_cast<std::size_t>(i)] == r;
+      team.wait();
+    });
+  return total;
+}
+
+}  // namespace
+
+void register_threads(py::module_& m) {
+  m.def("build_info", &build_info);
+  m.def("available_isas", &runnable_isas);
+  m.def("get_num_threads", &get_num_threads);
+  m.def("set_num_threads", &set_num_threads, py::arg("n"));
+  m.def("pool_self_test", &pool_self_test, py::arg("rounds"),
+        py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace charrnn_fast::bindings

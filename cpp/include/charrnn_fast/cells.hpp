@@ -1,0 +1,164 @@
+// The math of one recurrent unit: each cell once, for every device and number type.
+//
+// A cell is a stateless struct of two static functions over a value type V (see math.hpp):
+// `forward` takes one step of one unit, `backward` under it is its exact gradient. Loops,
+// memory, threads and matrix products belong to the kernels that call them; a new cell is one
+// struct like these and its entry in `Cells`.
+//
+//   num_gates     G, gates of a unit; weight_ih and weight_hh have G*H rows, in gate order
+//   num_split     the last num_split gates receive their two parts apart: `gates` holds the
+//                 recurrent part gh = W_hh h + b_hh alone and `gx` the input part
+//                 W_ih x + b_ih; of all other gates `gates` holds the sum
+//   num_states    S, values carried from step to step; states[0] is h, the unit's output
+//   num_saved     values that forward keeps for backward beside the states
+//   num_params    P, parameters of a unit of its own (peepholes), a [P, H] array
+//   num_masks     masks of a unit per step (zoneout), one value each, given by the caller
+//   h_bypass      the gradient of h has a part that does not pass the gates
+//
+// `backward` turns dnext (gradients of the S new states) into the gradients of the gates, of
+// their split input parts, of the parameters and of the S previous states. Of dprev[0] it gives
+// only the part past the gates; the recurrence adds dgates @ W_hh.
+#pragma once
+
+#include "charrnn_fast/config.hpp"
+#include "charrnn_fast/math.hpp"
+
+namespace charrnn_fast {
+
+template <class V>
+struct CellForward {
+  const V* gates;   // [G]
+  const V* gx;      // [num_split]
+  const V* params;  // [P]
+  const V* masks;   // [num_masks]
+  const V* prev;    // [S]
+  V* next;          // [S]
+  V* saved;         // [num_saved]
+};
+
+template <class V>
+struct CellBackward {
+  const V* saved;   // [num_saved]
+  const V* params;  // [P]
+  const V* masks;   // [num_masks]
+  const V* prev;    // [S]
+  const V* next;    // [S]
+  const V* dnext;   // [S]
+  V* dgates;        // [G]
+  V* dgx;           // [num_split]
+  V* dparams;       // [P]
+  V* dprev;         // [S]
+};
+
+// What a cell has unless it says otherwise.
+struct CellDefaults {
+  static constexpr int num_split = 0, num_saved = 0, num_params = 0, num_masks = 0;
+  static constexpr bool h_bypass = false;
+  static constexpr const char* params_name = "";
+};
+
+// h' = tanh(a): the vanilla recurrent network (Elman 1990).
+struct RnnTanh : CellDefaults {
+  static constexpr const char* name = "rnn_tanh";
+  static constexpr int num_gates = 1, num_states = 1;
+
+  template <class V>
+  CHARRNN_INLINE static void forward(const CellForward<V>& c) {
+    c.next[0] = math::tanh(c.gates[0]);
+  }
+
+  template <class V>
+  CHARRNN_INLINE static void backward(const CellBackward<V>& c) {
+    const V h = c.next[0];
+    c.dgates[0] = c.dnext[0] * fma(-h, h, V(1));
+  }
+};
+
+// h' = max(0, a): the same with the rectifier.
+struct RnnRelu : CellDefaults {
+  static constexpr const char* name = "rnn_relu";
+  static constexpr int num_gates = 1, num_states = 1;
+
+  template <class V>
+  CHARRNN_INLINE static void forward(const CellForward<V>& c) {
+    c.next[0] = max(V(0), c.gates[0]);
+  }
+
+  template <class V>
+  CHARRNN_INLINE static void backward(const CellBackward<V>& c) {
+    // The slope at 0 is 0, as PyTorch has it.
+    c.dgates[0] = select_positive(c.next[0], c.dnext[0], V(0));
+  }
+};
+
+// The gated recurrent unit (Cho et al. 2014), reset gate after the matrix product as in cuDNN
+// and PyTorch:
+//   r = σ(a_r)   z = σ(a_z)   n = tanh(gx_n + r gh_n)   h' = (1 - z) n + z h
+struct Gru : CellDefaults {
+  static constexpr const char* name = "gru";
+  static constexpr int num_gates = 3, num_split = 1, num_states = 1, num_saved = 4;
+  static constexpr bool h_bypass = true;
+
+  template <class V>
+  CHARRNN_INLINE static void forward(const CellForward<V>& c) {
+    const V gh_n = c.gates[2];
+    const V r = math::sigmoid(c.gates[0]);
+    const V z = math::sigmoid(c.gates[1]);
+    const V n = math::tanh(fma(r, gh_n, c.gx[0]));
+    c.next[0] = fma(z, c.prev[0] - n, n);
+    c.saved[0] = r, c.saved[1] = z, c.saved[2] = n, c.saved[3] = gh_n;
+  }
+
+  template <class V>
+  CHARRNN_INLINE static void backward(const CellBackward<V>& c) {
+    const V r = c.saved[0], z = c.saved[1], n = c.saved[2], gh_n = c.saved[3];
+    const V dh = c.dnext[0];
+    const V dn = dh * (V(1) - z) * fma(-n, n, V(1));  // at the argument of tanh
+    c.dgates[0] = dn * gh_n * r * (V(1) - r);
+    c.dgates[1] = dh * (c.prev[0] - n) * z * (V(1) - z);
+    c.dgates[2] = dn * r;
+    c.dgx[0] = dn;
+    c.dprev[0] = dh * z;
+  }
+};
+
+// Long short-term memory (Hochreiter and Schmidhuber 1997) with the forget gate of Gers et al.
+// (2000):
+//   i = σ(a_i)   f = σ(a_f)   g = tanh(a_g)   o = σ(a_o)   c' = f c + i g   h' = o tanh(c')
+struct Lstm : CellDefaults {
+  static constexpr const char* name = "lstm";
+  static constexpr int num_gates = 4, num_states = 2, num_saved = 5;
+
+  template <class V>
+  CHARRNN_INLINE static void forward(const CellForward<V>& c) {
+    const V i = math::sigmoid(c.gates[0]);
+    const V f = math::sigmoid(c.gates[1]);
+    const V g = math::tanh(c.gates[2]);
+    const V o = math::sigmoid(c.gates[3]);
+    const V c_next = fma(f, c.prev[1], i * g);
+    const V tanh_c = math::tanh(c_next);
+    c.next[0] = o * tanh_c;
+    c.next[1] = c_next;
+    c.saved[0] = i, c.saved[1] = f, c.saved[2] = g, c.saved[3] = o, c.saved[4] = tanh_c;
+  }
+
+  template <class V>
+  CHARRNN_INLINE static void backward(const CellBackward<V>& c) {
+    const V i = c.saved[0], f = c.saved[1], g = c.saved[2], o = c.saved[3], tanh_c = c.saved[4];
+    const V dh = c.dnext[0];
+    const V dc = fma(dh * o, fma(-tanh_c, tanh_c, V(1)), c.dnext[1]);
+    c.dgates[0] = dc * g * i * (V(1) - i);
+    c.dgates[1] = dc * c.prev[1] * f * (V(1) - f);
+    c.dgates[2] = dc * i * fma(-g, g, V(1));
+    c.dgates[3] = dh * tanh_c * o * (V(1) - o);
+    c.dprev[1] = dc * f;
+  }
+};
+
+template <class... C>
+struct CellList {};
+
+// Every cell that the package is built with; its place here is its number.
+using Cells = CellList<RnnTanh, RnnRelu, Gru, Lstm>;
+
+}  // namespace charrnn_fast

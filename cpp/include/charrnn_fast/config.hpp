@@ -1,0 +1,23 @@
+// What every header of charrnn_fast relies on: the index type and the host/device macro.
+#pragma once
+
+#include <cstdint>
+
+// One definition of each cell for every device: nvcc compiles these functions for host and
+// device, a C++ compiler inlines them into the loop that calls them.
+#if defined(__CUDACC__)
+#define CHARRNN_INLINE __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+#define CHARRNN_INLINE inline __attribute__((always_inline))
+#else
+#define CHARRNN_INLINE inline
+#endif
+
+#define CHARRNN_VERSION "0.1.0"
+
+namespace charrnn_fast {
+
+using Index = std::int64_t;  // sizes, strides and offsets, in elements
+using Token = std::int32_t;
+
+}  // namespace charrnn_fast

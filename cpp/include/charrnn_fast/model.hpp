@@ -1,0 +1,91 @@
+// A network together with its parameters and all memory that its use needs: forward, backward,
+// stepping, training and sampling as single calls. Memory grows at first use of a size and stays.
+//
+// A Model's calls exclude one another (a lock). Shapes and letters as in network.hpp.
+#pragma once
+
+#include <limits>
+#include <mutex>
+
+#include "charrnn_fast/network.hpp"
+#include "charrnn_fast/optimizer.hpp"
+#include "charrnn_fast/sampling.hpp"
+
+namespace charrnn_fast {
+
+struct TrainOptions {
+  double learning_rate = 1e-3;
+  double clip_norm = std::numeric_limits<double>::infinity();
+  double clip_value = std::numeric_limits<double>::infinity();
+  bool mean = true;  // of the losses over the targets that are not -1; else their sum
+};
+
+template <class T>
+class Model {
+ public:
+  explicit Model(const NetworkShape& shape);
+  explicit Model(Network<T> network);
+
+  const Network<T>& network() const { return network_; }
+  const T* parameters() const { return parameters_.get(); }
+  // For writing: counts as a change of the parameters.
+  T* change_parameters();
+  // Raised by every change.
+  Index version() const { return version_; }
+
+  // Features of an output row: O, or H where there is no decoder.
+  Index output_size() const;
+  Index state_elements(Index batch) const;
+
+  // y [T, B, O]; state_0 or null; state_n. keep: for a backward to follow.
+  void forward(const SequenceInput<T>& in, const T* state_0, bool keep, T* y, T* state_n);
+  // The shape of the last forward with keep; seq_len -1 where there is none.
+  Index kept_seq_len() const { return kept_.seq_len; }
+  Index kept_batch() const { return kept_.batch; }
+  bool kept_tokens() const { return kept_.tokens != nullptr; }
+  // For the last forward with keep: dstate as in Network::backward, dx or null, gradients are
+  // overwritten.
+  void backward(const T* dy, T* dstate, T* dx, T* gradients);
+
+  // One step: in.seq_len 1, y [B, O], state [S, L, B, H] in place.
+  void step(const SequenceInput<T>& in, T* state, T* y);
+
+  struct TrainResult {
+    double loss, gradient_norm;
+  };
+  // One update of the parameters; state is carried. A loss or norm that is not finite changes
+  // neither.
+  TrainResult train_step(const SequenceInput<T>& in, const Token* targets, T* state,
+                         Optimizer<T>& optimizer, const TrainOptions& options);
+
+  struct Evaluation {
+    double loss_sum;
+    Index count;
+  };
+  Evaluation evaluate(const SequenceInput<T>& in, const Token* targets, T* state);
+
+  // `length` times: feeds each stream its token (at first those given, [B]), draws the next one
+  // from the output. drawn [length, B]; a call that is given the last of them, the state and
+  // position + length goes on as one longer call would have.
+  void sample(Index length, Index batch, const Token* first, T* state, const std::uint64_t* seeds,
+              std::uint64_t position, const SamplingOptions& options, Token* drawn);
+
+  void update(Optimizer<T>& optimizer, const T* gradients, double learning_rate);
+
+ private:
+  const T* packed(bool for_backward);
+  void run_forward(const SequenceInput<T>& in, const T* state_0, bool keep, T* state_n);
+  void check_targets(const Token* targets, Index seq_len, Index batch) const;
+
+  Network<T> network_;
+  AlignedBuffer<T> parameters_, packed_, tape_, workspace_, gradients_, dh_, state_, losses_, x_;
+  AlignedBuffer<Token> tokens_;
+  Index version_ = 1, packed_version_ = 0, packed_backward_version_ = 0;
+  SequenceInput<T> kept_{-1, 0, nullptr, nullptr};
+  std::mutex mutex_;
+};
+
+extern template class Model<float>;
+extern template class Model<double>;
+
+}  // namespace charrnn_fast

@@ -1,0 +1,168 @@
+// A stack of recurrent layers with an optional linear decoder: the C++ interface for programs
+// that embed the kernels.
+//
+// A Network is an immutable description: it owns no arrays, and its functions may be called from
+// several threads at once. The caller owns all memory and asks for sizes first; no call allocates.
+// Buffers must be aligned to 64 bytes (AlignedBuffer does that).
+//
+// Dimension letters: T seq_len, B batch, I input_size, H hidden_size, L num_layers, G gates of
+// the cell, S its states, O output_size (V, the vocabulary, in a language model). Arrays are
+// row-major, time first. States are [S, L, B, H]: all h, then (lstm) all c.
+//
+// Gradients: those of parameters are added to what the caller passes (+=), all others are
+// overwritten (=). Losses are in nats.
+//
+// Same bits: no result depends on the number of threads; a row of the batch does not depend on
+// the other rows; tokens give what their one-hot vectors give.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <new>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "charrnn_fast/config.hpp"
+
+namespace charrnn_fast {
+
+template <class T>
+struct CellKernels;
+
+// PyTorch's two bias vectors per layer, one (added to the input part), or none.
+enum class Bias { both, single, none };
+
+struct NetworkShape {
+  std::string cell;        // "rnn_tanh", "rnn_relu", "gru", "lstm"
+  Index input_size = 0;    // I: features of a dense input, or the number of different tokens
+  Index hidden_size = 0;   // H
+  Index output_size = 0;   // O of the decoder; 0: no decoder
+  Index num_layers = 1;    // L
+  Bias bias = Bias::both;
+};
+
+// One array among the flat parameters: `name` and [rows, cols] as in PyTorch (cols 0: a vector).
+// Element (r, c) lies at offset + r * cols + c, or transposed at offset + c * rows + r: the input
+// weights of layer 0 are stored [I, G*H], so that a token's weights are one contiguous row.
+struct Parameter {
+  std::string name;
+  Index rows, cols, offset;
+  bool transposed;
+  Index elements() const { return rows * (cols > 0 ? cols : 1); }
+};
+
+// Memory aligned for the kernels; growing loses the contents.
+template <class T>
+class AlignedBuffer {
+ public:
+  T* get() const { return data_.get(); }
+  Index size() const { return size_; }
+  void reserve(Index elements) {
+    if (elements <= size_) return;
+    data_.reset();
+    size_ = 0;
+    data_.reset(static_cast<T*>(
+        ::operator new(static_cast<std::size_t>(elements) * sizeof(T), std::align_val_t(64))));
+    size_ = elements;
+  }
+
+ private:
+  struct Delete {
+    void operator()(T* p) const { ::operator delete(p, std::align_val_t(64)); }
+  };
+  std::unique_ptr<T, Delete> data_;
+  Index size_ = 0;
+};
+
+// What a sequence is fed with: tokens [T, B], or x [T, B, I] (the other one is null).
+template <class T>
+struct SequenceInput {
+  Index seq_len, batch;
+  const Token* tokens;
+  const T* x;
+};
+
+template <class T>
+class Network {
+ public:
+  // Throws std::invalid_argument for an unknown cell or an impossible size.
+  explicit Network(const NetworkShape& shape);
+  // For a cell that is not in cells.hpp's list.
+  Network(const NetworkShape& shape, const CellKernels<T>& cell);
+
+  const NetworkShape& shape() const { return shape_; }
+  const CellKernels<T>& cell() const { return *cell_; }
+  Index num_states() const;
+
+  // Flat parameters and flat gradients have parameter_elements() elements; those between arrays
+  // (which are aligned) must be 0.
+  const std::vector<Parameter>& parameters() const { return parameters_; }
+  Index parameter_elements() const { return parameter_elements_; }
+
+  // The weights in the kernels' order, to be renewed when parameters change.
+  Index packed_elements() const { return packed_elements_; }
+  void pack(const T* parameters, T* packed, bool for_backward) const;
+
+  // Throws std::invalid_argument that names the first token outside [0, input_size).
+  void check_tokens(const char* name, const Token* tokens, Index seq_len, Index batch) const;
+
+  // `tape` receives what the layers compute; keep: also what backward needs.
+  // state_0 [S, L, B, H] or null: zeros; state_n [S, L, B, H] or null; they may be the same.
+  Index tape_elements(const SequenceInput<T>& in, bool keep) const;
+  void forward(const T* parameters, const T* packed, const SequenceInput<T>& in, const T* state_0,
+               bool keep, T* tape, T* state_n) const;
+  // The top layer's h, [T, B, H], on the tape.
+  const T* hidden(const SequenceInput<T>& in, bool keep, const T* tape) const;
+
+  // After forward with keep, on its tape. dh [T, B, H]: gradient of hidden(), is overwritten.
+  // dstate [S, L, B, H]: gradient of the last state on entry, of the initial state on return.
+  // dx [T, B, I] or null. gradients: flat, added to.
+  Index backward_elements(const SequenceInput<T>& in) const;
+  void backward(const T* parameters, const T* packed, const SequenceInput<T>& in, const T* tape,
+                T* dh, T* dstate, T* dx, T* gradients, T* workspace) const;
+
+  // y [N, O] = h [N, H] @ decoder.weight^T + decoder.bias
+  void decode(const T* packed, const T* h, Index rows, T* y) const;
+  // dh [N, H] = dy [N, O] @ decoder.weight; gradients of the decoder are added to.
+  Index decode_backward_elements() const;
+  void decode_backward(const T* packed, const T* h, const T* dy, Index rows, T* dh, T* gradients,
+                       T* workspace) const;
+
+  // Decoder, softmax cross-entropy and their backward, in blocks of rows, so that logits never
+  // stand in memory at once. targets [N], -1 ignored; losses [N] nats; dh and gradients null: the
+  // losses alone. scale: of the gradients, 1 for the sum, 1 / count for the mean.
+  Index head_elements(Index rows) const;
+  void head(const T* packed, const T* h, const Token* targets, Index rows, T scale, T* losses,
+            T* dh, T* gradients, T* workspace) const;
+
+ private:
+  // Where one layer's arrays lie; -1: not there.
+  struct Layer {
+    Index weight_ih, weight_hh, bias_ih, bias_hh, params;  // in the parameters and gradients
+    Index hh, ih, input_bias, split_bias;                  // packed for forward
+    Index hh_t, ih_t, ih_t_split;                          // packed for backward
+  };
+  struct TapeLayout {
+    Index state, states, saved, layer, gx, total;  // sizes; `layer` is the stride of layers
+  };
+
+  void lay_out();
+  Index add_parameter(std::string name, Index rows, Index cols, bool transposed);
+  Index layer_input_size(Index layer) const { return layer == 0 ? shape_.input_size : shape_.hidden_size; }
+  TapeLayout tape_layout(const SequenceInput<T>& in, bool keep) const;
+  Index head_block_rows() const;
+
+  NetworkShape shape_;
+  const CellKernels<T>* cell_;
+  std::vector<Parameter> parameters_;
+  std::vector<Layer> layers_;
+  Index decoder_packed_ = -1, decoder_packed_t_ = -1, decoder_bias_ = -1;
+  Index decoder_weight_offset_ = -1, decoder_bias_offset_ = -1;
+  Index parameter_elements_ = 0, packed_elements_ = 0;
+};
+
+extern template class Network<float>;
+extern template class Network<double>;
+
+}  // namespace charrnn_fast

@@ -1,0 +1,51 @@
+// An optimizer over flat parameters: the rules of optimizers.hpp, their state, their threads.
+#pragma once
+
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "charrnn_fast/network.hpp"
+#include "charrnn_fast/optimizers.hpp"
+
+namespace charrnn_fast {
+
+// Factor for clipping by norm: limit / (norm + 1e-6), at most 1 (PyTorch's clip_grad_norm_).
+double clip_factor(double norm, double limit);
+
+// Sum of squares in fixed chunks, whatever the number of threads.
+template <class T>
+double sum_of_squares(const T* x, Index n);
+
+template <class T>
+class Optimizer {
+ public:
+  // rule: "sgd", "rmsprop", "adagrad", "adam", "adamw"; elements of the flat parameters.
+  // Throws std::invalid_argument for an unknown rule or an option out of range.
+  Optimizer(const std::string& rule, const OptimizerOptions& options, Index elements);
+
+  // Updates so far; it enters the formulas of Adam and Adagrad.
+  Index num_steps() const { return num_steps_; }
+  void set_num_steps(Index n) { num_steps_ = n; }
+
+  const std::vector<std::string>& slot_names() const { return slot_names_; }
+  T* slot(Index i) { return slots_[static_cast<std::size_t>(i)].get(); }
+  Index elements() const { return elements_; }
+
+  // One update of parameters from gradients * gradient_scale, clipped to +-gradient_limit.
+  void step(T* parameters, const T* gradients, double learning_rate, double gradient_scale = 1,
+            double gradient_limit = std::numeric_limits<double>::infinity());
+
+ private:
+  OptimizerOptions options_;
+  Index elements_, num_steps_ = 0;
+  int rule_ = -1;
+  void (*prepare_)(const OptimizerOptions&, Index, double*) = nullptr;
+  std::vector<std::string> slot_names_;
+  std::vector<AlignedBuffer<T>> slots_;
+};
+
+extern template class Optimizer<float>;
+extern template class Optimizer<double>;
+
+}  // namespace charrnn_fast

@@ -1,0 +1,160 @@
+// The optimizers' update rules: each once, for every device and number type, like the cells.
+//
+// A rule updates one parameter p from its gradient g and the rule's own state ("slots", which
+// start at `initial_slot`). `hyper(i)` gives the i-th of the numbers that `prepare` computes on
+// the host, in double, before each update; `step` counts from 1. The formulas, and the order of
+// their operations up to rounding, are PyTorch's (torch.optim).
+#pragma once
+
+#include <cmath>
+
+#include "charrnn_fast/config.hpp"
+#include "charrnn_fast/math.hpp"
+
+namespace charrnn_fast {
+
+struct OptimizerOptions {
+  double learning_rate = 1e-3;
+  double weight_decay = 0;
+  double momentum = 0, dampening = 0;  // SGD; RMSprop: momentum
+  bool nesterov = false;               // SGD
+  double alpha = 0.99;                 // RMSprop
+  bool centered = false;               // RMSprop
+  double eps = 1e-8;                   // all but SGD
+  double lr_decay = 0;                 // Adagrad
+  double initial_accumulator_value = 0;  // Adagrad
+  double beta1 = 0.9, beta2 = 0.999;   // Adam, AdamW
+};
+
+constexpr int max_slots = 3, max_hyper = 6;
+
+// p -= lr g
+struct Sgd {
+  static constexpr const char* name = "sgd";
+  static constexpr int num_slots = 0;
+  static constexpr const char* slot_names[max_slots] = {};
+  static bool chosen(const OptimizerOptions& o) { return o.momentum == 0; }
+  static void prepare(const OptimizerOptions& o, Index, double* h) {
+    h[0] = -o.learning_rate, h[1] = o.weight_decay;
+  }
+
+  template <class V, class H>
+  CHARRNN_INLINE static void update(V& p, V g, V*, const H& hyper) {
+    g = fma(hyper(1), p, g);
+    p = fma(hyper(0), g, p);
+  }
+};
+
+// b = momentum b + (1 - dampening) g, at the first step b = g; p -= lr b
+// (Nesterov: p -= lr (g + momentum b)); Sutskever et al. 2013, as PyTorch has it.
+struct SgdMomentum {
+  static constexpr const char* name = "sgd";
+  static constexpr int num_slots = 1;
+  static constexpr const char* slot_names[max_slots] = {"momentum_buffer"};
+  static bool chosen(const OptimizerOptions& o) { return o.momentum != 0; }
+  static void prepare(const OptimizerOptions& o, Index step, double* h) {
+    h[0] = -o.learning_rate, h[1] = o.weight_decay;
+    h[2] = step == 1 ? 0 : o.momentum, h[3] = step == 1 ? 1 : 1 - o.dampening;
+    h[4] = o.nesterov ? 1 : 0, h[5] = o.nesterov ? o.momentum : 1;
+  }
+
+  template <class V, class H>
+  CHARRNN_INLINE static void update(V& p, V g, V* slots, const H& hyper) {
+    g = fma(hyper(1), p, g);
+    slots[0] = fma(hyper(2), slots[0], hyper(3) * g);
+    g = fma(hyper(5), slots[0], hyper(4) * g);
+    p = fma(hyper(0), g, p);
+  }
+};
+
+// s = alpha s + (1 - alpha) g^2; p -= lr g / (sqrt(s) + eps)  (Tieleman and Hinton 2012);
+// centered: s less the square of the mean gradient (Graves 2013); momentum on the quotient.
+template <bool centered, bool momentum>
+struct Rmsprop {
+  static constexpr const char* name = "rmsprop";
+  static constexpr int num_slots = 1 + centered + momentum;
+  static constexpr const char* slot_names[max_slots] = {
+      "square_avg", centered ? "grad_avg" : momentum ? "momentum_buffer" : nullptr,
+      centered && momentum ? "momentum_buffer" : nullptr};
+  static bool chosen(const OptimizerOptions& o) {
+    return o.centered == centered && (o.momentum != 0) == momentum;
+  }
+  static void prepare(const OptimizerOptions& o, Index, double* h) {
+    h[0] = -o.learning_rate, h[1] = o.weight_decay, h[2] = o.alpha, h[3] = 1 - o.alpha;
+    h[4] = o.eps, h[5] = o.momentum;
+  }
+
+  template <class V, class H>
+  CHARRNN_INLINE static void update(V& p, V g, V* slots, const H& hyper) {
+    g = fma(hyper(1), p, g);
+    V square = fma(hyper(2), slots[0], hyper(3) * g * g);
+    slots[0] = square;
+    if constexpr (centered) {
+      slots[1] = fma(hyper(3), g - slots[1], slots[1]);
+      square = fma(-slots[1], slots[1], square);
+    }
+    V delta = g / (sqrt(square) + hyper(4));
+    if constexpr (momentum) delta = slots[num_slots - 1] = fma(hyper(5), slots[num_slots - 1], delta);
+    p = fma(hyper(0), delta, p);
+  }
+};
+
+// s += g^2; p -= lr / (1 + (step - 1) lr_decay) g / (sqrt(s) + eps)  (Duchi et al. 2011)
+struct Adagrad {
+  static constexpr const char* name = "adagrad";
+  static constexpr int num_slots = 1;
+  static constexpr const char* slot_names[max_slots] = {"sum"};
+  static bool chosen(const OptimizerOptions&) { return true; }
+  static void prepare(const OptimizerOptions& o, Index step, double* h) {
+    h[0] = -o.learning_rate / (1 + static_cast<double>(step - 1) * o.lr_decay);
+    h[1] = o.weight_decay, h[2] = o.eps;
+  }
+
+  template <class V, class H>
+  CHARRNN_INLINE static void update(V& p, V g, V* slots, const H& hyper) {
+    g = fma(hyper(1), p, g);
+    slots[0] = fma(g, g, slots[0]);
+    p = fma(hyper(0), g / (sqrt(slots[0]) + hyper(2)), p);
+  }
+};
+
+// m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
+// p -= lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps)  (Kingma and Ba 2015).
+// Weight decay joins the gradient (Adam) or shrinks p first (AdamW, Loshchilov and Hutter 2019).
+template <bool decoupled>
+struct AdamRule {
+  static constexpr const char* name = decoupled ? "adamw" : "adam";
+  static constexpr int num_slots = 2;
+  static constexpr const char* slot_names[max_slots] = {"exp_avg", "exp_avg_sq"};
+  static bool chosen(const OptimizerOptions&) { return true; }
+  static void prepare(const OptimizerOptions& o, Index step, double* h) {
+    const double t = static_cast<double>(step);
+    h[0] = -o.learning_rate / (1 - std::pow(o.beta1, t));
+    h[1] = decoupled ? 1 - o.learning_rate * o.weight_decay : o.weight_decay;
+    h[2] = 1 - o.beta1, h[3] = o.beta2, h[4] = std::sqrt(1 - std::pow(o.beta2, t));
+    h[5] = o.eps;
+  }
+
+  template <class V, class H>
+  CHARRNN_INLINE static void update(V& p, V g, V* slots, const H& hyper) {
+    if constexpr (decoupled)
+      p = p * hyper(1);
+    else
+      g = fma(hyper(1), p, g);
+    slots[0] = fma(hyper(2), g - slots[0], slots[0]);
+    slots[1] = fma(hyper(3), slots[1], (V(1) - hyper(3)) * g * g);
+    p = fma(hyper(0), slots[0] / (sqrt(slots[1]) / hyper(4) + hyper(5)), p);
+  }
+};
+using Adam = AdamRule<false>;
+using AdamW = AdamRule<true>;
+
+template <class... R>
+struct RuleList {};
+
+// Every rule; the first of a name whose `chosen` holds serves the options given.
+using UpdateRules =
+    RuleList<Sgd, SgdMomentum, Rmsprop<false, false>, Rmsprop<false, true>, Rmsprop<true, false>,
+             Rmsprop<true, true>, Adagrad, Adam, AdamW>;
+
+}  // namespace charrnn_fast

@@ -1,0 +1,179 @@
+// Everything that is not a matrix product: the loss, the optimizers' updates, sums along rows.
+
+template <class T>
+void column_sums(const T* a, Index stride, Index rows, Range cols, T* sums) {
+  using V = Native<T>;
+  constexpr int width = 4;  // vectors: one cache line of each row is read whole
+  for (Index j = cols.begin; j < cols.end; j += width * V::lanes) {
+    V acc[width];
+    unroll<width>([&](auto i) __attribute__((always_inline)) {
+      acc[i] = V::load(sums + j + i * V::lanes, cols.end - j - i * V::lanes);
+    });
+    for (Index r = 0; r < rows; ++r)
+      unroll<width>([&](auto i) __attribute__((always_inline)) {
+        const Index at = j + i * V::lanes;
+        acc[i] = acc[i] + V::load(a + r * stride + at, cols.end - at);
+      });
+    unroll<width>([&](auto i) __attribute__((always_inline)) {
+      acc[i].store(sums + j + i * V::lanes, cols.end - j - i * V::lanes);
+    });
+  }
+}
+
+template <class T>
+void scatter_add(const T* a, Index stride, const Token* tokens, Index rows, Range cols, T* table,
+                 Index table_stride) {
+  using V = Native<T>;
+  for (Index r = 0; r < rows; ++r) {
+    T* sums = table + tokens[r] * table_stride;
+    for (Index j = cols.begin; j < cols.end; j += V::lanes) {
+      const Index n = cols.end - j;
+      (V::load(sums + j, n) + V::load(a + r * stride + j, n)).store(sums + j, n);
+    }
+  }
+}
+
+template <class T>
+CHARRNN_INLINE T row_maximum(const T* x, Index n) {
+  using V = Native<T>;
+  V most = V(-T(__builtin_inf()));
+  Index j = 0;
+  for (; j + V::lanes <= n; j += V::lanes) most = max(most, V::load(x + j));
+  T result = most.maximum();
+  for (; j < n; ++j) result = x[j] > result ? x[j] : result;
+  return result;
+}
+
+template <class T>
+void cross_entropy(const CrossEntropyArgs<T>& p, Range rows) {
+  using V = Native<T>;
+  const Index n = p.vocab_size;
+  for (Index r = rows.begin; r < rows.end; ++r) {
+    const T* x = p.logits + r * p.stride;
+    T* d = p.dlogits ? p.dlogits + r * p.dstride : nullptr;
+    const Token target = p.targets[r];
+    if (target < 0) {
+      p.losses[r] = T(0);
+      if (d)
+        for (Index j = 0; j < n; j += V::lanes) V(T(0)).store(d + j, n - j);
+      continue;
+    }
+    const T most = row_maximum(x, n), at_target = x[target];
+    V sums = V(T(0));
+    for (Index j = 0; j < n; j += V::lanes) {
+      const V e = math::exp(V::load(x + j, n - j) - V(most));
+      // A lane past the end holds exp(0 - most): it must not enter the sum.
+      sums = sums + e.first(n - j);
+      if (d) e.store(d + j, n - j);
+    }
+    const T sum = sums.sum();
+    p.losses[r] = T(__builtin_log(double(sum)) - (double(at_target) - double(most)));
+    if (d) {
+      const V factor = V(p.scale / sum);
+      for (Index j = 0; j < n; j += V::lanes) (V::load(d + j, n - j) * factor).store(d + j, n - j);
+      d[target] -= p.scale;
+    }
+  }
+}
+
+template <class T>
+void exp_shifted(const T* x, Index n, T inverse_temperature, T* out) {
+  using V = Native<T>;
+  const V most = V(row_maximum(x, n)), factor = V(inverse_temperature);
+  for (Index j = 0; j < n; j += V::lanes)
+    math::exp((V::load(x + j, n - j) - most) * factor).store(out + j, n - j);
+}
+
+// Blocks of 1024 elements are summed in T, the blocks in double: an error of a few ulp of T at
+// any length.
+template <class T>
+double sum_of_squares(const T* x, Index n) {
+  using V = Native<T>;
+  constexpr Index block = 1024;
+  double total = 0;
+  for (Index begin = 0; begin < n; begin += block) {
+    const Index end = min_of(begin + block, n);
+    V sums = V(T(0));
+    for (Index j = begin; j < end; j += V::lanes) {
+      const V v = V::load(x + j, end - j);
+      sums = fma(v, v, sums);
+    }
+    total += static_cast<double>(sums.sum());
+  }
+  return total;
+}
+
+template <class T, class F>
+CHARRNN_INLINE void for_vectors(T* x, Index n, F&& f) {
+  using V = Native<T>;
+  for (Index j = 0; j < n; j += V::lanes) f(V::load(x + j, n - j)).store(x + j, n - j);
+}
+
+template <class T>
+void scale(T* x, Index n, T factor) {
+  using V = Native<T>;
+  for_vectors(x, n, [&](V v) __attribute__((always_inline)) { return v * V(factor); });
+}
+
+template <class V, class T>
+CHARRNN_INLINE V clamp(V v, T limit) {
+  return min(V(limit), max(V(-limit), v));
+}
+
+template <class T>
+void clip_value(T* x, Index n, T limit) {
+  using V = Native<T>;
+  for_vectors(x, n, [&](V v) __attribute__((always_inline)) { return clamp(v, limit); });
+}
+
+template <class Rule, class T>
+void update(const UpdateArgs<T>& p, Range elements) {
+  using V = Native<T>;
+  constexpr int S = Rule::num_slots;
+  for (Index j = elements.begin; j < elements.end; j += V::lanes) {
+    const Index n = elements.end - j;
+    V param = V::load(p.params + j, n);
+    const V gradient = clamp(V::load(p.gradients + j, n) * V(p.gradient_scale), p.gradient_limit);
+    Values<V, S> slots;
+    unroll<S>([&](auto s) __attribute__((always_inline)) { slots.v[s] = V::load(p.slots[s] + j, n); });
+    Rule::update(param, gradient, slots.v, [&](int h) __attribute__((always_inline)) {
+      return V(p.hyper[h]);
+    });
+    param.store(p.params + j, n);
+    unroll<S>([&](auto s) __attribute__((always_inline)) { slots.v[s].store(p.slots[s] + j, n); });
+  }
+}
+
+template <class T, class F>
+CHARRNN_INLINE void map(const T* x, T* out, Index n, F&& f) {
+  using V = Native<T>;
+  for (Index j = 0; j < n; j += V::lanes) f(V::load(x + j, n - j)).store(out + j, n - j);
+}
+template <class T>
+void map_exp(const T* x, T* out, Index n) {
+  map(x, out, n, [](auto v) __attribute__((always_inline)) { return math::exp(v); });
+}
+template <class T>
+void map_sigmoid(const T* x, T* out, Index n) {
+  map(x, out, n, [](auto v) __attribute__((always_inline)) { return math::sigmoid(v); });
+}
+template <class T>
+void map_tanh(const T* x, T* out, Index n) {
+  map(x, out, n, [](auto v) __attribute__((always_inline)) { return math::tanh(v); });
+}
+
+// As many independent chains as a tile has accumulators: the machine's peak.
+constexpr int peak_chains = 12;
+
+template <class T>
+T fma_loop(Index iterations) {
+  using V = Native<T>;
+  V acc[peak_chains];
+  const V a = V(T(0.999)), b = V(T(0.001));
+  unroll<peak_chains>([&](auto i) __attribute__((always_inline)) { acc[i] = V(T(i.value)); });
+  for (Index k = 0; k < iterations; ++k)
+    unroll<peak_chains>([&](auto i) __attribute__((always_inline)) { acc[i] = fma(acc[i], a, b); });
+  V total = V(T(0));
+  unroll<peak_chains>([&](auto i) __attribute__((always_inline)) { total = total + acc[i]; });
+  return total.sum();
+}

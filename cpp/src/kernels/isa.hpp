@@ -1,0 +1,47 @@
+// The one file that each kernel source includes. The build compiles kernels.cpp once per
+// instruction set and number type with
+//   CHARRNN_ISA            namespace of the set, e.g. x86_64_v3
+//   CHARRNN_SCALAR         float or double
+// and the compiler's flags for the set. All code is in an anonymous namespace; the object file
+// exports its table's accessor and nothing else.
+#pragma once
+
+#include "charrnn_fast/cells.hpp"
+#include "charrnn_fast/optimizers.hpp"
+#include "kernels/table.hpp"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace charrnn_fast {
+namespace CHARRNN_ISA {
+namespace {
+
+// Bytes of a vector, and accumulators of a tile: what the register file holds beside the
+// broadcasts and one vector of weights.
+#if defined(__AVX512F__)
+constexpr int vector_bytes = 64, tile_accumulators = 24;
+#elif defined(__AVX2__)
+constexpr int vector_bytes = 32, tile_accumulators = 12;
+#elif defined(__aarch64__)
+constexpr int vector_bytes = 16, tile_accumulators = 24;
+#else
+constexpr int vector_bytes = 16, tile_accumulators = 12;
+#endif
+
+CHARRNN_INLINE Index min_of(Index a, Index b) { return a < b ? a : b; }
+CHARRNN_INLINE Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+
+#include "kernels/unroll.hpp"
+// Ordered: each uses only what stands above it.
+#include "kernels/pack.hpp"
+#include "kernels/gemm.hpp"
+#include "kernels/recurrent.hpp"
+#include "kernels/elementwise.hpp"
+
+}  // namespace
+}  // namespace CHARRNN_ISA
+}  // namespace charrnn_fast

@@ -1,0 +1,58 @@
+// One instruction set's table for one number type. Compiled once for each pair; see isa.hpp.
+#include "kernels/isa.hpp"
+
+namespace charrnn_fast {
+namespace CHARRNN_ISA {
+namespace {
+
+using T = CHARRNN_SCALAR;
+
+template <class... C>
+struct CellTable {
+  CellKernels<T> cells[sizeof...(C)] = {cell_kernels<C, T>()...};
+};
+template <class... C>
+constexpr CellTable<C...> table_of(CellList<C...>) {
+  return {};
+}
+template <class... R>
+struct RuleTable {
+  void (*update[sizeof...(R)])(const UpdateArgs<T>&, Range) = {&charrnn_fast::CHARRNN_ISA::update<R, T>...};
+};
+template <class... R>
+constexpr RuleTable<R...> table_of(RuleList<R...>) {
+  return {};
+}
+
+constexpr auto cells = table_of(Cells());
+constexpr auto rules = table_of(UpdateRules());
+
+constexpr Kernels<T> table = {
+    .lanes = Native<T>::lanes,
+    .pack = &pack<T>,
+    .gemm = &gemm<T>,
+    .gemm_tn = &gemm_tn<T>,
+    .gemm_tn_scratch = &gemm_tn_scratch<T>,
+    .column_sums = &column_sums<T>,
+    .scatter_add = &scatter_add<T>,
+    .cross_entropy = &cross_entropy<T>,
+    .exp_shifted = &exp_shifted<T>,
+    .sum_of_squares = &sum_of_squares<T>,
+    .scale = &scale<T>,
+    .clip_value = &clip_value<T>,
+    .update = rules.update,
+    .cells = cells.cells,
+    .num_cells = sizeof(cells.cells) / sizeof(cells.cells[0]),
+    .exp = &map_exp<T>,
+    .sigmoid = &map_sigmoid<T>,
+    .tanh = &map_tanh<T>,
+    .fma_loop = &fma_loop<T>,
+    .fma_loop_flops = 2.0 * peak_chains * Native<T>::lanes,
+};
+
+}  // namespace
+
+const Kernels<T>& kernels(T) { return table; }
+
+}  // namespace CHARRNN_ISA
+}  // namespace charrnn_fast

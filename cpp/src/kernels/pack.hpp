@@ -1,0 +1,194 @@
+// Pack<T, N>: N lanes of float or double with the operators and functions that math.hpp and
+// cells.hpp ask of a value type, over the vector extensions of GCC and Clang.
+//
+// Included once per instruction set, inside that set's namespace and an anonymous one (see
+// isa.hpp): nothing here may be seen by another object file. Every operation works lane by
+// lane with the rounding of IEEE 754; `fma` rounds once where the set has the instruction and
+// twice (product, then sum) where it has not (x86-64-v2).
+//
+// Partial loads and stores take the count of lanes; lanes past it read as 0 and are not written.
+
+template <class T>
+struct BitsOf;
+template <>
+struct BitsOf<float> {
+  using Int = std::int32_t;
+};
+template <>
+struct BitsOf<double> {
+  using Int = std::int64_t;
+};
+
+template <class T, int N>
+struct VectorTypes {
+  using Int = typename BitsOf<T>::Int;
+  typedef T Vec __attribute__((vector_size(N * sizeof(T))));
+  typedef T UnalignedVec __attribute__((vector_size(N * sizeof(T)), aligned(sizeof(T)), may_alias));
+  typedef Int IntVec __attribute__((vector_size(N * sizeof(T))));
+};
+
+template <class T, int N>
+struct Pack {
+  using Scalar = T;
+  using Vec = typename VectorTypes<T, N>::Vec;
+  using UnalignedVec = typename VectorTypes<T, N>::UnalignedVec;
+  using IntVec = typename VectorTypes<T, N>::IntVec;
+  static constexpr int lanes = N;
+
+  Vec v;
+
+  CHARRNN_INLINE Pack() = default;
+  CHARRNN_INLINE Pack(Vec vec) : v(vec) {}
+  CHARRNN_INLINE explicit Pack(T x) : v(broadcast(x)) {}
+
+  CHARRNN_INLINE static Pack load(const T* p) {
+    return Pack(*reinterpret_cast<const UnalignedVec*>(p));
+  }
+  CHARRNN_INLINE void store(T* p) const { *reinterpret_cast<UnalignedVec*>(p) = v; }
+
+  CHARRNN_INLINE static Pack load(const T* p, Index count) {
+    if (count >= N) return load(p);
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 4)
+      return Pack((Vec)_mm512_maskz_loadu_ps(lane_mask(count), p));
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 8)
+      return Pack((Vec)_mm512_maskz_loadu_pd(lane_mask(count), p));
+#endif
+    alignas(sizeof(Vec)) T lane[N] = {};
+    if (count > 0) __builtin_memcpy(lane, p, static_cast<std::size_t>(count) * sizeof(T));
+    return load(lane);
+  }
+  CHARRNN_INLINE void store(T* p, Index count) const {
+    if (count >= N) return store(p);
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 4)
+      return _mm512_mask_storeu_ps(p, lane_mask(count), v);
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 8)
+      return _mm512_mask_storeu_pd(p, lane_mask(count), v);
+#endif
+    alignas(sizeof(Vec)) T lane[N];
+    store(lane);
+    if (count > 0) __builtin_memcpy(p, lane, static_cast<std::size_t>(count) * sizeof(T));
+  }
+
+  // Lanes from `count` on become 0.
+  CHARRNN_INLINE Pack first(Index count) const {
+    if (count >= N) return *this;
+    alignas(sizeof(Vec)) T lane[N];
+    store(lane);
+    for (Index i = count; i < N; ++i) lane[i] = T(0);
+    return load(lane);
+  }
+
+  CHARRNN_INLINE static Vec broadcast(T x) {
+    return x - Vec{};  // exact for -0 too, and one instruction; a loop over lanes is not
+  }
+  CHARRNN_INLINE static Pack from_bits(IntVec bits) { return Pack((Vec)bits); }
+  CHARRNN_INLINE IntVec bits() const { return (IntVec)v; }
+  CHARRNN_INLINE static IntVec sign_bits() { return Pack(T(-0.0)).bits(); }
+
+  CHARRNN_INLINE friend Pack operator+(Pack a, Pack b) { return Pack(a.v + b.v); }
+  CHARRNN_INLINE friend Pack operator-(Pack a, Pack b) { return Pack(a.v - b.v); }
+  CHARRNN_INLINE friend Pack operator*(Pack a, Pack b) { return Pack(a.v * b.v); }
+  CHARRNN_INLINE friend Pack operator/(Pack a, Pack b) { return Pack(a.v / b.v); }
+  CHARRNN_INLINE friend Pack operator-(Pack a) { return from_bits(a.bits() ^ sign_bits()); }
+
+  // As in math.hpp: b where either is NaN.
+  CHARRNN_INLINE friend Pack max(Pack a, Pack b) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 4) return Pack((Vec)_mm512_maskz_max_ps(0xffff, a.v, b.v));
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 8) return Pack((Vec)_mm512_maskz_max_pd(0xff, a.v, b.v));
+#endif
+#if defined(__AVX2__)
+    if constexpr (sizeof(Vec) == 32 && sizeof(T) == 4) return Pack((Vec)_mm256_max_ps(a.v, b.v));
+    if constexpr (sizeof(Vec) == 32 && sizeof(T) == 8) return Pack((Vec)_mm256_max_pd(a.v, b.v));
+#endif
+    return Pack(a.v > b.v ? a.v : b.v);
+  }
+  CHARRNN_INLINE friend Pack min(Pack a, Pack b) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 4) return Pack((Vec)_mm512_maskz_min_ps(0xffff, a.v, b.v));
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 8) return Pack((Vec)_mm512_maskz_min_pd(0xff, a.v, b.v));
+#endif
+#if defined(__AVX2__)
+    if constexpr (sizeof(Vec) == 32 && sizeof(T) == 4) return Pack((Vec)_mm256_min_ps(a.v, b.v));
+    if constexpr (sizeof(Vec) == 32 && sizeof(T) == 8) return Pack((Vec)_mm256_min_pd(a.v, b.v));
+#endif
+    return Pack(a.v < b.v ? a.v : b.v);
+  }
+  CHARRNN_INLINE friend Pack abs(Pack a) { return from_bits(a.bits() & ~sign_bits()); }
+  CHARRNN_INLINE friend Pack copysign(Pack a, Pack sign) {
+    return from_bits((a.bits() & ~sign_bits()) | (sign.bits() & sign_bits()));
+  }
+  CHARRNN_INLINE friend Pack select_negative(Pack x, Pack a, Pack b) {
+    return Pack(x.bits() < 0 ? a.v : b.v);
+  }
+  CHARRNN_INLINE friend Pack select_positive(Pack x, Pack a, Pack b) {
+    return Pack(x.v > broadcast(T(0)) ? a.v : b.v);
+  }
+  CHARRNN_INLINE friend Pack pow2(Pack n) {
+    using F = FloatBits<T>;
+    return from_bits((n + Pack(F::round_magic + T(F::bias))).bits() << F::mantissa);
+  }
+
+  CHARRNN_INLINE friend Pack fma(Pack a, Pack b, Pack c) { return Pack(fused(a.v, b.v, c.v)); }
+  CHARRNN_INLINE friend Pack sqrt(Pack a) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 4) 
+      return Pack((Vec)_mm512_maskz_sqrt_ps(0xffff, a.v));
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 8) 
+      return Pack((Vec)_mm512_maskz_sqrt_pd(0xff, a.v));
+#endif
+#if defined(__AVX2__)
+    if constexpr (sizeof(Vec) == 32 && sizeof(T) == 4) return Pack((Vec)_mm256_sqrt_ps(a.v));
+    if constexpr (sizeof(Vec) == 32 && sizeof(T) == 8) return Pack((Vec)_mm256_sqrt_pd(a.v));
+#endif
+    Pack r;
+    for (int i = 0; i < N; ++i) r.v[i] = root(a.v[i]);
+    return r;
+  }
+
+  // The lanes' sum and maximum in a fixed order: halves, then halves of halves.
+  CHARRNN_INLINE T sum() const {
+    T lane[N];
+    store(lane);
+    for (int width = N / 2; width > 0; width /= 2)
+      for (int i = 0; i < width; ++i) lane[i] = lane[i] + lane[i + width];
+    return lane[0];
+  }
+  CHARRNN_INLINE T maximum() const {
+    T lane[N];
+    store(lane);
+    for (int i = 1; i < N; ++i) lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
+    return lane[0];
+  }
+
+ private:
+#if defined(__AVX512F__)
+  CHARRNN_INLINE static unsigned short lane_mask(Index count) {
+    return static_cast<unsigned short>((1u << (count > 0 ? count : 0)) - 1u);
+  }
+#endif
+  CHARRNN_INLINE static float root(float x) { return __builtin_sqrtf(x); }
+  CHARRNN_INLINE static double root(double x) { return __builtin_sqrt(x); }
+
+  CHARRNN_INLINE static Vec fused(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 4) return (Vec)_mm512_fmadd_ps(a, b, c);
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 8) return (Vec)_mm512_fmadd_pd(a, b, c);
+#endif
+#if defined(__FMA__)
+    if constexpr (sizeof(Vec) == 32 && sizeof(T) == 4) return (Vec)_mm256_fmadd_ps(a, b, c);
+    if constexpr (sizeof(Vec) == 32 && sizeof(T) == 8) return (Vec)_mm256_fmadd_pd(a, b, c);
+#endif
+#if defined(__aarch64__)
+    if constexpr (sizeof(Vec) == 16 && sizeof(T) == 4) return (Vec)vfmaq_f32(c, a, b);
+    if constexpr (sizeof(Vec) == 16 && sizeof(T) == 8) return (Vec)vfmaq_f64(c, a, b);
+#endif
+    return a * b + c;
+  }
+};
+
+// The widest pack of the instruction set.
+template <class T>
+using Native = Pack<T, vector_bytes / static_cast<int>(sizeof(T))>;

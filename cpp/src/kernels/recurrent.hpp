@@ -1,0 +1,249 @@
+// One recurrent layer over time, for any cell of cells.hpp: forward and, under it, backward.
+//
+// A tile's life in one step: a prologue writes where the sums begin (input part of the gates;
+// gradient from above), the tile adds the recurrent product, an epilogue runs the cell. With the
+// fused epilogue tile and cell meet in a buffer of one tile's size, in the first-level cache;
+// with the staged one a whole row of gates is laid out in `scratch` first, so that an epilogue
+// may look at the whole row. Both run the same code on the same numbers.
+
+template <class Cell>
+constexpr int num_slots = Cell::num_gates + Cell::num_split + Cell::num_params;
+
+// Room for zero values of what a cell does not have.
+template <class V, int N>
+struct Values {
+  V v[N > 0 ? N : 1];
+};
+
+template <class V, int N, class T>
+CHARRNN_INLINE void load_each(Values<V, N>& to, const T* from, Index stride, Index count) {
+  unroll<N>([&](auto i) __attribute__((always_inline)) { to.v[i] = V::load(from + i * stride, count); });
+}
+template <int N, class V, class T>
+CHARRNN_INLINE void store_each(const V* from, T* to, Index stride, Index count) {
+  unroll<N>([&](auto i) __attribute__((always_inline)) { from[i].store(to + i * stride, count); });
+}
+
+// gates [rows][panels][G][lanes]: where the chains of the sums begin.
+template <class Cell, class T>
+void begin_gates(const RecurrentForwardArgs<T>& p, Index t, Index row0, Index rows, Index panel0,
+                 Index panels, T* gates, Index stride) {
+  using V = Native<T>;
+  constexpr int G = Cell::num_gates, summed = G - Cell::num_split;
+  const Index H = p.hidden_size;
+  for (Index r = 0; r < rows; ++r) {
+    const Index step_row = t * p.batch + row0 + r;
+    const T* gx = p.gx ? p.gx + step_row * G * H : p.table + p.tokens[step_row] * G * H;
+    T* out = gates + r * stride;
+    for (Index u = 0; u < panels; ++u, out += G * V::lanes) {
+      const Index unit = (panel0 + u) * V::lanes, n = H - unit;
+      unroll<G>([&](auto g) __attribute__((always_inline)) {
+        V start = V(T(0));
+        if constexpr (g < summed) {
+          start = V::load(gx + g * H + unit, n);
+          if (p.input_bias) start = V::load(p.input_bias + g * H + unit, n) + start;
+        } else {
+          if (p.split_bias) start = V::load(p.split_bias + (g - summed) * H + unit, n);
+        }
+        start.store(out + g * V::lanes);
+      });
+    }
+  }
+}
+
+template <class Cell, class T>
+void run_cells_forward(const RecurrentForwardArgs<T>& p, Index t, Index row0, Index rows,
+                       Index panel0, Index panels, const T* gates, Index stride) {
+  using V = Native<T>;
+  constexpr int G = Cell::num_gates, S = Cell::num_states, summed = G - Cell::num_split;
+  const Index H = p.hidden_size;
+  for (Index r = 0; r < rows; ++r) {
+    const Index row = row0 + r, step_row = t * p.batch + row;
+    const T* gx_row = p.gx ? p.gx + step_row * G * H : p.table + p.tokens[step_row] * G * H;
+    for (Index u = 0; u < panels; ++u) {
+      const Index unit = (panel0 + u) * V::lanes, n = H - unit;
+      Values<V, G> a;
+      Values<V, Cell::num_split> gx;
+      Values<V, Cell::num_params> params;
+      Values<V, Cell::num_masks> masks;
+      Values<V, S> prev, next;
+      Values<V, Cell::num_saved> saved;
+      load_each(a, gates + r * stride + u * G * V::lanes, V::lanes, V::lanes);
+      load_each(gx, gx_row + summed * H + unit, H, n);
+      if constexpr (Cell::num_split > 0) {
+        if (p.input_bias)
+          unroll<Cell::num_split>([&](auto i) __attribute__((always_inline)) {
+            gx.v[i] = V::load(p.input_bias + (summed + i) * H + unit, n) + gx.v[i];
+          });
+      }
+      load_each(params, p.params + unit, H, n);
+      unroll<S>([&](auto s) __attribute__((always_inline)) {
+        prev.v[s] = V::load(p.states[s] + t * p.state_step[s] + row * H + unit, n);
+      });
+      Cell::forward(CellForward<V>{a.v, gx.v, params.v, masks.v, prev.v, next.v, saved.v});
+      unroll<S>([&](auto s) __attribute__((always_inline)) {
+        next.v[s].store(p.states[s] + (t + 1) * p.state_step[s] + row * H + unit, n);
+      });
+      if (p.saved)
+        store_each<Cell::num_saved>(saved.v, p.saved + step_row * Cell::num_saved * H + unit, H, n);
+    }
+  }
+}
+
+template <class Cell, class T>
+void recurrent_forward(const RecurrentForwardArgs<T>& p, Range steps, Range rows, Range panels) {
+  using V = Native<T>;
+  constexpr int G = Cell::num_gates;
+  using Set = Tiles<RowMajor, T, G>;
+  const Index H = p.hidden_size, panel_stride = H * G * V::lanes;
+  alignas(64) T buffer[tile_accumulators * V::lanes];
+  for (Index t = steps.begin; t < steps.end; ++t) {
+    for_tiles<Set>(rows, panels, [&](Index row, Index nr, Index panel, Index np) {
+      T* gates = buffer;
+      Index stride = np * G * V::lanes;
+      if (p.scratch) {
+        stride = (panels.end - panels.begin) * G * V::lanes;
+        gates = p.scratch + (row - rows.begin) * stride + (panel - panels.begin) * G * V::lanes;
+      }
+      begin_gates<Cell>(p, t, row, nr, panel, np, gates, stride);
+      const T* h = p.states[0] + t * p.state_step[0] + row * H;
+      tiles<RowMajor, T, G>.by_size[nr][np](h, H, H, p.packed_hh + panel * panel_stride,
+                                            panel_stride, gates, stride);
+      if (!p.scratch) run_cells_forward<Cell>(p, t, row, nr, panel, np, gates, stride);
+    });
+    if (p.scratch)
+      run_cells_forward<Cell>(p, t, rows.begin, rows.end - rows.begin, panels.begin,
+                              panels.end - panels.begin, p.scratch,
+                              (panels.end - panels.begin) * G * V::lanes);
+  }
+}
+
+// ---- backward -----------------------------------------------------------------------------
+
+// dh [rows][panels][lanes]: the gradient of h(t + 1) before the recurrent part is added.
+template <class Cell, class T>
+void begin_dh(const RecurrentBackwardArgs<T>& p, Index t, Index row0, Index rows, Index panel0,
+              Index panels, T* dh, Index stride) {
+  using V = Native<T>;
+  const Index H = p.hidden_size;
+  const bool carried = Cell::h_bypass || t == p.seq_len - 1;
+  for (Index r = 0; r < rows; ++r)
+    for (Index u = 0; u < panels; ++u) {
+      const Index unit = (panel0 + u) * V::lanes, n = H - unit, row = row0 + r;
+      V start = V(T(0));
+      if (p.dy) start = V::load(p.dy + (t * p.batch + row) * H + unit, n);
+      if (carried) start = start + V::load(p.dstates[0] + row * H + unit, n);
+      start.store(dh + r * stride + u * V::lanes);
+    }
+}
+
+template <class Cell, class T>
+void run_cells_backward(const RecurrentBackwardArgs<T>& p, Index t, Index row0, Index rows,
+                        Index panel0, Index panels, const T* dh, Index stride) {
+  using V = Native<T>;
+  constexpr int G = Cell::num_gates, S = Cell::num_states;
+  const Index H = p.hidden_size, BH = p.batch * H;
+  for (Index r = 0; r < rows; ++r) {
+    const Index row = row0 + r, step_row = t * p.batch + row;
+    for (Index u = 0; u < panels; ++u) {
+      const Index unit = (panel0 + u) * V::lanes, n = H - unit, at = row * H + unit;
+      Values<V, G> dgates;
+      Values<V, Cell::num_split> dgx;
+      Values<V, Cell::num_params> params, dparams;
+      Values<V, Cell::num_masks> masks;
+      Values<V, S> prev, next, dnext, dprev;
+      Values<V, Cell::num_saved> saved;
+      load_each(saved, p.saved + step_row * Cell::num_saved * H + unit, H, n);
+      load_each(params, p.params + unit, H, n);
+      unroll<S>([&](auto s) __attribute__((always_inline)) {
+        prev.v[s] = V::load(p.states[s] + t * BH + at, n);
+        next.v[s] = V::load(p.states[s] + (t + 1) * BH + at, n);
+        dnext.v[s] = s == 0 ? V::load(dh + r * stride + u * V::lanes) : V::load(p.dstates[s] + at, n);
+      });
+      Cell::backward(CellBackward<V>{saved.v, params.v, masks.v, prev.v, next.v, dnext.v, dgates.v,
+                                     dgx.v, dparams.v, dprev.v});
+      T* out = p.dgates + step_row * num_slots<Cell> * H + unit;
+      store_each<G>(dgates.v, out, H, n);
+      store_each<Cell::num_split>(dgx.v, out + G * H, H, n);
+      store_each<Cell::num_params>(dparams.v, out + (G + Cell::num_split) * H, H, n);
+      unroll<S>([&](auto s) __attribute__((always_inline)) {
+        if constexpr (s > 0 || Cell::h_bypass) dprev.v[s].store(p.dstates[s] + at, n);
+      });
+    }
+  }
+}
+
+// dh(t) += dgates(t) @ W_hh, for the tile's units.
+template <class Cell, class T>
+CHARRNN_INLINE void add_recurrent(const RecurrentBackwardArgs<T>& p, Index t, Index row, Index rows,
+                                  Index panel, Index panels, T* dh, Index stride) {
+  constexpr int lanes = Native<T>::lanes;
+  const Index depth = Cell::num_gates * p.hidden_size, slots = num_slots<Cell> * p.hidden_size;
+  tiles<RowMajor, T, 1>.by_size[rows][panels](p.dgates + (t * p.batch + row) * slots, slots, depth,
+                                              p.packed_hh + panel * depth * lanes, depth * lanes, dh,
+                                              stride);
+}
+
+template <class Cell, class T>
+void recurrent_backward(const RecurrentBackwardArgs<T>& p, Range steps, Range rows, Range panels) {
+  using V = Native<T>;
+  using Set = Tiles<RowMajor, T, 1>;
+  alignas(64) T buffer[tile_accumulators * V::lanes];
+  for (Index t = steps.end - 1; t >= steps.begin; --t) {
+    for_tiles<Set>(rows, panels, [&](Index row, Index nr, Index panel, Index np) {
+      T* dh = buffer;
+      Index stride = np * V::lanes;
+      if (p.scratch) {
+        stride = (panels.end - panels.begin) * V::lanes;
+        dh = p.scratch + (row - rows.begin) * stride + (panel - panels.begin) * V::lanes;
+      }
+      begin_dh<Cell>(p, t, row, nr, panel, np, dh, stride);
+      if (t + 1 < p.seq_len) add_recurrent<Cell>(p, t + 1, row, nr, panel, np, dh, stride);
+      if (!p.scratch) run_cells_backward<Cell>(p, t, row, nr, panel, np, dh, stride);
+    });
+    if (p.scratch)
+      run_cells_backward<Cell>(p, t, rows.begin, rows.end - rows.begin, panels.begin,
+                               panels.end - panels.begin, p.scratch,
+                               (panels.end - panels.begin) * V::lanes);
+  }
+}
+
+template <class Cell, class T>
+void recurrent_backward_initial(const RecurrentBackwardArgs<T>& p, Range rows, Range panels) {
+  using V = Native<T>;
+  using Set = Tiles<RowMajor, T, 1>;
+  const Index H = p.hidden_size;
+  alignas(64) T buffer[tile_accumulators * V::lanes];
+  for_tiles<Set>(rows, panels, [&](Index row, Index nr, Index panel, Index np) {
+    const Index stride = np * V::lanes;
+    const auto each = [&](auto&& f) __attribute__((always_inline)) {
+      for (Index r = 0; r < nr; ++r)
+        for (Index u = 0; u < np; ++u) {
+          const Index unit = (panel + u) * V::lanes;
+          f(buffer + r * stride + u * V::lanes, p.dstates[0] + (row + r) * H + unit, H - unit);
+        }
+    };
+    each([](T* dh, const T* bypass, Index n) __attribute__((always_inline)) {
+      (Cell::h_bypass ? V::load(bypass, n) : V(T(0))).store(dh);
+    });
+    add_recurrent<Cell>(p, 0, row, nr, panel, np, buffer, stride);
+    each([](const T* dh, T* out, Index n) __attribute__((always_inline)) {
+      V::load(dh).store(out, n);
+    });
+  });
+}
+
+template <class Cell, class T>
+constexpr CellKernels<T> cell_kernels() {
+  return {Cell::name,
+          Cell::params_name,
+          Cell::num_gates,
+          Cell::num_split,
+          Cell::num_states,
+          Cell::num_saved,
+          Cell::num_params,
+          Cell::num_masks,
+          &recurrent_forward<Cell, T>,
+          &recurrent_backward<Cell, T>,
+          &recurrent_backward_initial<Cell, T>};
+}

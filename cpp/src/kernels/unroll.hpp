@@ -1,0 +1,22 @@
+// unroll<N>(f): f(0), f(1), ... f(N - 1) with the index as a compile-time constant. Accumulators
+// indexed so stay in registers; under an unroll pragma GCC keeps such arrays in memory.
+// Included inside the instruction set's namespace, like pack.hpp.
+
+template <int I>
+struct Constant {
+  static constexpr int value = I;
+  CHARRNN_INLINE constexpr operator int() const { return I; }
+};
+
+template <int I, int N, class F>
+CHARRNN_INLINE void unroll_from(F&& f) {
+  if constexpr (I < N) {
+    f(Constant<I>());
+    unroll_from<I + 1, N>(f);
+  }
+}
+
+template <int N, class F>
+CHARRNN_INLINE void unroll(F&& f) {
+  unroll_from<0, N>(f);
+}

@@ -1,0 +1,232 @@
+#include "charrnn_fast/model.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "errors.hpp"
+
+namespace charrnn_fast {
+
+template <class T>
+Model<T>::Model(const NetworkShape& shape) : Model(Network<T>(shape)) {}
+
+template <class T>
+Model<T>::Model(Network<T> network) : network_(std::move(network)) {
+  parameters_.reserve(network_.parameter_elements());
+  std::fill_n(parameters_.get(), network_.parameter_elements(), T(0));
+}
+
+template <class T>
+T* Model<T>::change_parameters() {
+  ++version_;
+  return parameters_.get();
+}
+
+template <class T>
+Index Model<T>::output_size() const {
+  const NetworkShape& shape = network_.shape();
+  return shape.output_size > 0 ? shape.output_size : shape.hidden_size;
+}
+
+template <class T>
+Index Model<T>::state_elements(Index batch) const {
+  return network_.num_states() * network_.shape().num_layers * batch * network_.shape().hidden_size;
+}
+
+template <class T>
+const T* Model<T>::packed(bool for_backward) {
+  packed_.reserve(network_.packed_elements());
+  Index& version = for_backward ? packed_backward_version_ : packed_version_;
+  if (version != version_) {
+    network_.pack(parameters_.get(), packed_.get(), for_backward);
+    version = version_;
+  }
+  return packed_.get();
+}
+
+template <class T>
+void Model<T>::check_targets(const Token* targets, Index seq_len, Index batch) const {
+  const Index classes = network_.shape().output_size;
+  require(classes > 0, "a loss takes a network with output_size");
+  for (Index i = 0; i < seq_len * batch; ++i)
+    if (targets[i] < -1 || targets[i] >= classes)
+      fail("targets[", i / batch, ", ", i % batch, "] is ", targets[i], ", it takes classes from 0 to ",
+           classes - 1, ", or -1 to ignore");
+}
+
+template <class T>
+void Model<T>::run_forward(const SequenceInput<T>& in, const T* state_0, bool keep, T* state_n) {
+  const T* const weights = packed(false);
+  tape_.reserve(network_.tape_elements(in, keep));
+  network_.forward(parameters_.get(), weights, in, state_0, keep, tape_.get(), state_n);
+}
+
+template <class T>
+void Model<T>::forward(const SequenceInput<T>& in, const T* state_0, bool keep, T* y, T* state_n) {
+  if (in.tokens) network_.check_tokens("x", in.tokens, in.seq_len, in.batch);
+  std::lock_guard<std::mutex> lock(mutex_);
+  const Index rows = in.seq_len * in.batch;
+  // The tape of a kept forward is overwritten; backward would read the new one.
+  kept_ = {-1, 0, nullptr, nullptr};
+  run_forward(in, state_0, keep, state_n);
+  const T* const h = network_.hidden(in, keep, tape_.get());
+  if (network_.shape().output_size > 0)
+    network_.decode(packed_.get(), h, rows, y);
+  else if (rows > 0)
+    std::memcpy(y, h, static_cast<std::size_t>(rows * network_.shape().hidden_size) * sizeof(T));
+  if (!keep) return;
+  // The caller may change its arrays before it calls backward.
+  SequenceInput<T> kept{in.seq_len, in.batch, nullptr, nullptr};
+  if (in.tokens) {
+    tokens_.reserve(std::max<Index>(1, rows));
+    std::copy_n(in.tokens, rows, tokens_.get());
+    kept.tokens = tokens_.get();
+  } else {
+    const Index n = rows * network_.shape().input_size;
+    x_.reserve(std::max<Index>(1, n));
+    std::copy_n(in.x, n, x_.get());
+    kept.x = x_.get();
+  }
+  kept_ = kept;
+}
+
+template <class T>
+void Model<T>::backward(const T* dy, T* dstate, T* dx, T* gradients) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const SequenceInput<T>& in = kept_;
+  const Index rows = in.seq_len * in.batch, H = network_.shape().hidden_size;
+  const T* const weights = packed(true);
+  std::fill_n(gradients, network_.parameter_elements(), T(0));
+  dh_.reserve(std::max<Index>(1, rows * H));
+  const Index decoder = network_.shape().output_size > 0 ? network_.decode_backward_elements() : 0;
+  workspace_.reserve(std::max(decoder, network_.backward_elements(in)));
+  if (network_.shape().output_size > 0)
+    network_.decode_backward(weights, network_.hidden(in, true, tape_.get()), dy, rows, dh_.get(),
+                             gradients, workspace_.get());
+  else
+    std::copy_n(dy, rows * H, dh_.get());
+  network_.backward(parameters_.get(), weights, in, tape_.get(), dh_.get(), dstate, dx, gradients,
+                    workspace_.get());
+}
+
+template <class T>
+void Model<T>::step(const SequenceInput<T>& in, T* state, T* y) {
+  if (in.tokens) network_.check_tokens("x", in.tokens, 1, in.batch);
+  std::lock_guard<std::mutex> lock(mutex_);
+  // A tape of its own: step may be called between forward and backward.
+  const T* const weights = packed(false);
+  workspace_.reserve(network_.tape_elements(in, false));
+  network_.forward(parameters_.get(), weights, in, state, false, workspace_.get(), state);
+  const T* const h = network_.hidden(in, false, workspace_.get());
+  if (network_.shape().output_size > 0)
+    network_.decode(weights, h, in.batch, y);
+  else
+    std::copy_n(h, in.batch * network_.shape().hidden_size, y);
+}
+
+template <class T>
+typename Model<T>::TrainResult Model<T>::train_step(const SequenceInput<T>& in, const Token* targets,
+                                                    T* state, Optimizer<T>& optimizer,
+                                                    const TrainOptions& options) {
+  if (in.tokens) network_.check_tokens("inputs", in.tokens, in.seq_len, in.batch);
+  check_targets(targets, in.seq_len, in.batch);
+  require(optimizer.elements() == network_.parameter_elements(),
+          "optimizer was made for another network");
+  std::lock_guard<std::mutex> lock(mutex_);
+  const Index rows = in.seq_len * in.batch, H = network_.shape().hidden_size;
+  const Index elements = network_.parameter_elements();
+  kept_ = {-1, 0, nullptr, nullptr};
+  state_.reserve(state_elements(in.batch) * 2);
+  T* const state_n = state_.get();
+  T* const dstate = state_n + state_elements(in.batch);
+  packed(true);
+  run_forward(in, state, true, state_n);
+
+  Index count = 0;
+  for (Index i = 0; i < rows; ++i) count += targets[i] >= 0;
+  const double scale = options.mean ? (count > 0 ? 1.0 / static_cast<double>(count) : 0.0) : 1.0;
+  losses_.reserve(std::max<Index>(1, rows));
+  dh_.reserve(std::max<Index>(1, rows * H));
+  gradients_.reserve(elements);
+  workspace_.reserve(std::max(network_.head_elements(rows), network_.backward_elements(in)));
+  std::fill_n(gradients_.get(), elements, T(0));
+  network_.head(packed_.get(), network_.hidden(in, true, tape_.get()), targets, rows,
+                static_cast<T>(scale), losses_.get(), dh_.get(), gradients_.get(), workspace_.get());
+  double loss = 0;
+  for (Index i = 0; i < rows; ++i) loss += static_cast<double>(losses_.get()[i]);
+  loss *= scale;
+  std::fill_n(dstate, state_elements(in.batch), T(0));
+  network_.backward(parameters_.get(), packed_.get(), in, tape_.get(), dh_.get(), dstate, nullptr,
+                    gradients_.get(), workspace_.get());
+
+  // Array by array, as clip_grad_norm sums a dict of gradients.
+  double squares = 0;
+  for (const Parameter& p : network_.parameters())
+    squares += sum_of_squares(gradients_.get() + p.offset, p.elements());
+  const double norm = std::sqrt(squares);
+  if (!std::isfinite(loss) || !std::isfinite(norm)) return {loss, norm};
+  optimizer.step(change_parameters(), gradients_.get(), options.learning_rate,
+                 clip_factor(norm, options.clip_norm), options.clip_value);
+  std::copy_n(state_n, state_elements(in.batch), state);
+  return {loss, norm};
+}
+
+template <class T>
+typename Model<T>::Evaluation Model<T>::evaluate(const SequenceInput<T>& in, const Token* targets,
+                                                 T* state) {
+  if (in.tokens) network_.check_tokens("inputs", in.tokens, in.seq_len, in.batch);
+  check_targets(targets, in.seq_len, in.batch);
+  std::lock_guard<std::mutex> lock(mutex_);
+  const Index rows = in.seq_len * in.batch;
+  kept_ = {-1, 0, nullptr, nullptr};
+  run_forward(in, state, false, state);
+  losses_.reserve(std::max<Index>(1, rows));
+  workspace_.reserve(network_.head_elements(rows));
+  network_.head(packed_.get(), network_.hidden(in, false, tape_.get()), targets, rows, T(1),
+                losses_.get(), nullptr, nullptr, workspace_.get());
+  Evaluation result{0, 0};
+  for (Index i = 0; i < rows; ++i) {
+    result.loss_sum += static_cast<double>(losses_.get()[i]);
+    result.count += targets[i] >= 0;
+  }
+  return result;
+}
+
+template <class T>
+void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
+                      const std::uint64_t* seeds, std::uint64_t position,
+                      const SamplingOptions& options, Token* drawn) {
+  const NetworkShape& shape = network_.shape();
+  require(shape.output_size > 0, "sampling takes a network with output_size");
+  require(shape.output_size == shape.input_size, "sampling feeds each output back: output_size is ",
+          shape.output_size, " and input_size is ", shape.input_size, ", they must be equal");
+  check(options);
+  network_.check_tokens("tokens", first, 1, batch);
+  std::lock_guard<std::mutex> lock(mutex_);
+  const T* const weights = packed(false);
+  const Index V = shape.output_size;
+  SequenceInput<T> in{1, batch, first, nullptr};
+  const Index tape = (network_.tape_elements(in, false) + 15) / 16 * 16;
+  const Index logits_elements = (batch * V + 15) / 16 * 16;
+  workspace_.reserve(tape + logits_elements + draw_elements<T>(V));
+  T* const logits = workspace_.get() + tape;
+  for (Index i = 0; i < length; ++i) {
+    network_.forward(parameters_.get(), weights, in, state, false, workspace_.get(), state);
+    network_.decode(weights, network_.hidden(in, false, workspace_.get()), batch, logits);
+    draw_tokens(logits, batch, V, seeds, position + static_cast<std::uint64_t>(i), options,
+                drawn + i * batch, logits + logits_elements);
+    in.tokens = drawn + i * batch;
+  }
+}
+
+template <class T>
+void Model<T>::update(Optimizer<T>& optimizer, const T* gradients, double learning_rate) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  optimizer.step(change_parameters(), gradients, learning_rate);
+}
+
+template class Model<float>;
+template class Model<double>;
+
+}  // namespace charrnn_fast

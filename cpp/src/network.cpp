@@ -1,0 +1,493 @@
+// Layers, their order, their memory and the sharing of their work among threads. No arithmetic on
+// arrays beyond copies: that is the kernels'.
+#include "charrnn_fast/network.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "dispatch.hpp"
+#include "errors.hpp"
+#include "thread_pool.hpp"
+
+namespace charrnn_fast {
+namespace {
+
+// Buffers are laid out in multiples of a cache line of doubles and floats alike.
+constexpr Index alignment_elements = 16;
+Index aligned(Index n) { return (n + alignment_elements - 1) / alignment_elements * alignment_elements; }
+Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+
+// A thread is worth waking for this many floating-point operations (some 4 microseconds), and a
+// barrier per step for this many of each thread between two of them (some 2).
+constexpr double operations_per_thread = 200e3, operations_per_barrier = 100e3;
+// Streams are shared out where each thread gets a tile's worth of rows, else units are.
+constexpr Index rows_per_thread = 6;
+
+int threads_for(double operations) {
+  const int most = ThreadPool::instance().size();
+  return static_cast<int>(std::clamp(operations / operations_per_thread, 1.0, double(most)));
+}
+
+struct Sharing {
+  int threads;
+  bool by_rows;  // else by units, with a barrier per step
+};
+
+Sharing share_recurrence(double operations, Index seq_len, Index batch, Index panels) {
+  int threads = threads_for(operations);
+  if (batch >= rows_per_thread * threads) return {threads, true};
+  const double per_step = operations / static_cast<double>(std::max<Index>(1, seq_len));
+  threads = static_cast<int>(
+      std::clamp(per_step / operations_per_barrier, 1.0, double(std::min<Index>(threads, panels))));
+  return {threads, threads == 1};
+}
+
+template <class T>
+const CellKernels<T>& find_cell(const std::string& name) {
+  const Kernels<T>& k = kernels<T>();
+  std::string known;
+  for (int i = 0; i < k.num_cells; ++i) {
+    if (k.cells[i].name == name) return k.cells[i];
+    known += (i ? ", " : "") + std::string(k.cells[i].name);
+  }
+  fail("cell is '", name, "', it takes one of ", known);
+}
+
+template <class T>
+void zero(T* to, Index n) {
+  if (n > 0) std::memset(to, 0, static_cast<std::size_t>(n) * sizeof(T));
+}
+template <class T>
+void copy(const T* from, Index n, T* to) {
+  if (n > 0) std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(T));
+}
+template <class T>
+void add(const T* from, Range range, T* to) {
+  for (Index i = range.begin; i < range.end; ++i) to[i] += from[i];
+}
+Range intersect(Range a, Range b) { return {std::max(a.begin, b.begin), std::min(a.end, b.end)}; }
+
+}  // namespace
+
+// ---- shape and parameters -----------------------------------------------------------------
+
+template <class T>
+Network<T>::Network(const NetworkShape& shape) : Network(shape, find_cell<T>(shape.cell)) {}
+
+template <class T>
+Network<T>::Network(const NetworkShape& shape, const CellKernels<T>& cell)
+    : shape_(shape), cell_(&cell) {
+  require(shape.input_size >= 1, "input_size is ", shape.input_size, ", it takes 1 or more");
+  require(shape.hidden_size >= 1, "hidden_size is ", shape.hidden_size, ", it takes 1 or more");
+  require(shape.num_layers >= 1, "num_layers is ", shape.num_layers, ", it takes 1 or more");
+  require(shape.output_size >= 0, "output_size is ", shape.output_size, ", it takes 0 or more");
+  lay_out();
+}
+
+template <class T>
+Index Network<T>::num_states() const {
+  return cell_->num_states;
+}
+
+template <class T>
+Index Network<T>::add_parameter(std::string name, Index rows, Index cols, bool transposed) {
+  const Index offset = parameter_elements_;
+  parameters_.push_back({std::move(name), rows, cols, offset, transposed});
+  parameter_elements_ += aligned(parameters_.back().elements());
+  return offset;
+}
+
+template <class T>
+void Network<T>::lay_out() {
+  const Index H = shape_.hidden_size, G = cell_->num_gates, split = cell_->num_split;
+  const Index lanes = kernels<T>().lanes;
+  const auto packed = [&](Index units, Index depth) {
+    const Index offset = packed_elements_;
+    packed_elements_ += aligned(ceil_div(units, lanes) * lanes * depth);
+    return offset;
+  };
+  for (Index l = 0; l < shape_.num_layers; ++l) {
+    const std::string suffix = "_l" + std::to_string(l);
+    const Index I = layer_input_size(l);
+    Layer p{};
+    p.weight_ih = add_parameter("weight_ih" + suffix, G * H, I, l == 0);
+    p.weight_hh = add_parameter("weight_hh" + suffix, G * H, H, false);
+    p.bias_ih = shape_.bias == Bias::none ? -1 : add_parameter("bias_ih" + suffix, G * H, 0, false);
+    p.bias_hh = shape_.bias == Bias::both ? add_parameter("bias_hh" + suffix, G * H, 0, false) : -1;
+    if (cell_->num_params > 0)
+      p.params = add_parameter("weight_" + std::string(cell_->params_name) + suffix, cell_->num_params,
+                               H, false);
+
+    p.hh = packed(H, G * H);  // G groups of H units, depth H: as many elements
+    p.ih = packed(G * H, I);
+    p.input_bias = p.bias_ih < 0 ? -1 : packed(G * H, 1);
+    p.split_bias = p.bias_hh >= 0 && split > 0 ? packed(split * H, 1) : -1;
+    p.hh_t = packed(H, G * H);
+    p.ih_t = packed(I, (G - split) * H);
+    p.ih_t_split = split > 0 ? packed(I, split * H) : -1;
+    layers_.push_back(p);
+  }
+  if (shape_.output_size > 0) {
+    decoder_weight_offset_ = add_parameter("decoder.weight", shape_.output_size, H, false);
+    if (shape_.bias != Bias::none) {
+      decoder_bias_offset_ = add_parameter("decoder.bias", shape_.output_size, 0, false);
+      decoder_bias_ = packed(shape_.output_size, 1);
+    }
+    decoder_packed_ = packed(shape_.output_size, H);
+    decoder_packed_t_ = packed(H, shape_.output_size);
+  }
+}
+
+template <class T>
+void Network<T>::pack(const T* parameters, T* packed, bool for_backward) const {
+  const Kernels<T>& k = kernels<T>();
+  const Index H = shape_.hidden_size, G = cell_->num_gates, split = cell_->num_split;
+  const Index summed = G - split, O = shape_.output_size;
+  const double work = 4.0 * static_cast<double>(packed_elements_);
+  ThreadPool::instance().run(threads_for(work), [&](const Team& team) {
+    const auto run = [&](const T* weights, Index row_stride, Index depth_stride, Index groups,
+                         Index units, Index depth, Index to) {
+      k.pack(PackArgs<T>{weights, row_stride, depth_stride, groups, units, depth, packed + to},
+             team.share(ceil_div(units, k.lanes)));
+    };
+    for (Index l = 0; l < shape_.num_layers; ++l) {
+      const Index I = layer_input_size(l);
+      const Layer& p = layers_[static_cast<std::size_t>(l)];
+      const T* hh = parameters + p.weight_hh;
+      const T* ih = parameters + p.weight_ih;
+      const Index ih_row = l == 0 ? 1 : I, ih_col = l == 0 ? G * H : 1;
+      if (for_backward) {
+        run(hh, 1, H, 1, H, G * H, p.hh_t);
+        run(ih, ih_col, ih_row, 1, I, summed * H, p.ih_t);
+        if (split > 0) run(ih + summed * H * ih_row, ih_col, ih_row, 1, I, split * H, p.ih_t_split);
+        continue;
+      }
+      run(hh, H, 1, G, H, H, p.hh);
+      run(ih, ih_row, ih_col, 1, G * H, I, p.ih);
+      if (team.part > 0 || p.bias_ih < 0) continue;
+      // A sum begins with b_ih + b_hh; the two parts of a split gate keep their own.
+      copy(parameters + p.bias_ih, G * H, packed + p.input_bias);
+      if (p.bias_hh >= 0) {
+        const T* b_hh = parameters + p.bias_hh;
+        add(b_hh, {0, summed * H}, packed + p.input_bias);
+        if (split > 0) copy(b_hh + summed * H, split * H, packed + p.split_bias);
+      }
+    }
+    if (O == 0) return;
+    const T* weight = parameters + decoder_weight_offset_;
+    if (for_backward) {
+      run(weight, 1, H, 1, H, O, decoder_packed_t_);
+    } else {
+      run(weight, H, 1, 1, O, H, decoder_packed_);
+      if (team.part == 0 && decoder_bias_ >= 0)
+        copy(parameters + decoder_bias_offset_, O, packed + decoder_bias_);
+    }
+  });
+}
+
+template <class T>
+void Network<T>::check_tokens(const char* name, const Token* tokens, Index seq_len,
+                              Index batch) const {
+  const auto limit = static_cast<std::uint64_t>(shape_.input_size);
+  bool good = true;
+  for (Index i = 0; i < seq_len * batch; ++i)
+    good &= static_cast<std::uint64_t>(static_cast<std::int64_t>(tokens[i])) < limit;
+  if (good) return;
+  for (Index i = 0; i < seq_len * batch; ++i)
+    if (tokens[i] < 0 || tokens[i] >= shape_.input_size)
+      fail(name, "[", i / batch, ", ", i % batch, "] is ", tokens[i],
+           ", it takes tokens from 0 to ", shape_.input_size - 1);
+}
+
+// ---- forward ------------------------------------------------------------------------------
+
+template <class T>
+typename Network<T>::TapeLayout Network<T>::tape_layout(const SequenceInput<T>& in, bool keep) const {
+  const Index BH = in.batch * shape_.hidden_size, S = cell_->num_states;
+  TapeLayout t{};
+  t.state = aligned((in.seq_len + 1) * BH);
+  // Without keep, only h is needed of every step.
+  t.states = t.state + (S - 1) * (keep ? t.state : aligned(BH));
+  t.saved = keep ? aligned(in.seq_len * BH * cell_->num_saved) : 0;
+  t.layer = t.states + t.saved;
+  const bool any_dense = in.x || shape_.num_layers > 1;
+  t.gx = any_dense ? aligned(in.seq_len * BH * cell_->num_gates) : 0;
+  t.total = shape_.num_layers * t.layer + t.gx;
+  return t;
+}
+
+template <class T>
+Index Network<T>::tape_elements(const SequenceInput<T>& in, bool keep) const {
+  return tape_layout(in, keep).total;
+}
+
+template <class T>
+const T* Network<T>::hidden(const SequenceInput<T>& in, bool keep, const T* tape) const {
+  const TapeLayout layout = tape_layout(in, keep);
+  return tape + (shape_.num_layers - 1) * layout.layer + in.batch * shape_.hidden_size;
+}
+
+template <class T>
+void Network<T>::forward(const T* parameters, const T* packed, const SequenceInput<T>& in,
+                         const T* state_0, bool keep, T* tape, T* state_n) const {
+  const Kernels<T>& k = kernels<T>();
+  const Index H = shape_.hidden_size, G = cell_->num_gates, S = cell_->num_states;
+  const Index L = shape_.num_layers, B = in.batch, BH = B * H, steps = in.seq_len;
+  const Index panels = ceil_div(H, k.lanes);
+  const TapeLayout layout = tape_layout(in, keep);
+  T* const gx = tape + L * layout.layer;
+  const double operations = 2.0 * double(steps * BH) * double(G * H);
+  const Sharing sharing = share_recurrence(operations, steps, B, panels);
+
+  ThreadPool::instance().run(sharing.threads, [&](const Team& team) {
+    for (Index l = 0; l < L; ++l) {
+      const Layer& p = layers_[static_cast<std::size_t>(l)];
+      T* const layer = tape + l * layout.layer;
+      T* states[8];
+      Index state_step[8];
+      const Range my_rows = team.share(B);
+      for (Index s = 0; s < S; ++s) {
+        const bool sequence = keep || s == 0;
+        states[s] = layer + (sequence ? s * layout.state : layout.state + (s - 1) * aligned(BH));
+        state_step[s] = sequence ? BH : 0;
+        T* const first = states[s] + my_rows.begin * H;
+        const Index n = (my_rows.end - my_rows.begin) * H;
+        if (state_0)
+          copy(state_0 + (s * L + l) * BH + my_rows.begin * H, n, first);
+        else
+          zero(first, n);
+      }
+      const bool gather = l == 0 && in.tokens;
+      const T* const input_bias = p.input_bias >= 0 ? packed + p.input_bias : nullptr;
+      if (!gather) {
+        const Index I = layer_input_size(l);
+        const T* const x = l == 0 ? in.x : layer - layout.layer + BH;
+        k.gemm(GemmArgs<T>{x, I, packed + p.ih, input_bias, false, G * H, I, gx, G * H},
+               team.share(steps * B), {0, ceil_div(G * H, k.lanes)});
+      }
+      team.wait();
+      const RecurrentForwardArgs<T> args{
+          steps,
+          B,
+          H,
+          packed + p.hh,
+          gather ? nullptr : gx,
+          gather ? in.tokens : nullptr,
+          gather ? parameters + parameters_[0].offset : nullptr,
+          gather ? input_bias : nullptr,
+          p.split_bias >= 0 ? packed + p.split_bias : nullptr,
+          parameters + p.params,
+          states,
+          state_step,
+          keep ? layer + layout.states : nullptr,
+          nullptr,
+      };
+      if (sharing.by_rows) {
+        cell_->forward(args, {0, steps}, my_rows, {0, panels});
+        team.wait();
+      } else {
+        for (Index t = 0; t < steps; ++t) {
+          cell_->forward(args, {t, t + 1}, {0, B}, team.share(panels));
+          team.wait();
+        }
+      }
+      if (state_n)
+        for (Index s = 0; s < S; ++s)
+          copy(states[s] + steps * state_step[s] + my_rows.begin * H,
+               (my_rows.end - my_rows.begin) * H, state_n + (s * L + l) * BH + my_rows.begin * H);
+    }
+  });
+}
+
+// ---- backward -----------------------------------------------------------------------------
+
+template <class T>
+Index Network<T>::backward_elements(const SequenceInput<T>& in) const {
+  const Index slots = cell_->num_gates + cell_->num_split + cell_->num_params;
+  const Index width = slots * shape_.hidden_size;
+  return aligned(in.seq_len * in.batch * width) + aligned(width) +
+         ThreadPool::instance().size() * aligned(kernels<T>().gemm_tn_scratch());
+}
+
+template <class T>
+void Network<T>::backward(const T* parameters, const T* packed, const SequenceInput<T>& in,
+                          const T* tape, T* dh, T* dstate, T* dx, T* gradients, T* workspace) const {
+  if (in.seq_len == 0) return;
+  const Kernels<T>& k = kernels<T>();
+  const Index H = shape_.hidden_size, G = cell_->num_gates, S = cell_->num_states;
+  const Index split = cell_->num_split, P = cell_->num_params, summed = G - split;
+  const Index L = shape_.num_layers, B = in.batch, BH = B * H, steps = in.seq_len, rows = steps * B;
+  const Index panels = ceil_div(H, k.lanes), width = (G + split + P) * H;
+  const TapeLayout layout = tape_layout(in, true);
+  T* const dgates = workspace;
+  T* const sums = dgates + aligned(rows * width);
+  T* const scratch = sums + aligned(width);
+  const double operations = 2.0 * double(steps * BH) * double(G * H);
+  const Sharing sharing = share_recurrence(operations, steps, B, panels);
+
+  ThreadPool::instance().run(sharing.threads, [&](const Team& team) {
+    T* const my_scratch = scratch + team.part * aligned(k.gemm_tn_scratch());
+    for (Index l = L - 1; l >= 0; --l) {
+      const Layer& p = layers_[static_cast<std::size_t>(l)];
+      const T* const layer = tape + l * layout.layer;
+      const T* states[8];
+      T* dstates[8];
+      for (Index s = 0; s < S; ++s) {
+        states[s] = layer + s * layout.state;
+        dstates[s] = dstate + (s * L + l) * BH;
+      }
+      const RecurrentBackwardArgs<T> args{
+          steps, B, H,  packed + p.hh_t, parameters + p.params, states, layer + layout.states,
+          dh,    dstates, dgates, nullptr};
+      if (sharing.by_rows) {
+        const Range my_rows = team.share(B);
+        cell_->backward(args, {0, steps}, my_rows, {0, panels});
+        cell_->backward_initial(args, my_rows, {0, panels});
+      } else {
+        for (Index t = steps - 1; t >= 0; --t) {
+          cell_->backward(args, {t, t + 1}, {0, B}, team.share(panels));
+          team.wait();
+        }
+        cell_->backward_initial(args, {0, B}, team.share(panels));
+      }
+      team.wait();
+
+      // dgates holds the gradients of the gates' recurrent parts, then those of the split gates'
+      // input parts; for the others both parts have the same gradient.
+      const T* const dgx_split = dgates + G * H;
+      const Index I = layer_input_size(l);
+      const bool gather = l == 0 && in.tokens;
+      if (T* const to = l > 0 ? dh : dx) {
+        const Range all{0, ceil_div(I, k.lanes)}, mine = team.share(rows);
+        k.gemm(GemmArgs<T>{dgates, width, packed + p.ih_t, nullptr, false, I, summed * H, to, I},
+               mine, all);
+        if (split > 0)
+          k.gemm(GemmArgs<T>{dgx_split, width, packed + p.ih_t_split, nullptr, true, I, split * H, to, I},
+                 mine, all);
+      }
+      // weight_hh: rows of gates, depth time and batch, against h of the step before.
+      k.gemm_tn(GemmTnArgs<T>{dgates, width, layer, H, H, rows,
+                              gradients + p.weight_hh, H},
+                team.share(G * H, rows_per_thread), my_scratch);
+      T* const d_ih = gradients + p.weight_ih;
+      const auto input_gradient = [&](const T* dgx, Index gate, Index gates) {
+        const Index n = gates * H;
+        if (gather) {
+          k.scatter_add(dgx, width, in.tokens, rows, team.share(n, alignment_elements),
+                        d_ih + gate * H, G * H);
+        } else if (l == 0) {  // stored [I, G*H]
+          k.gemm_tn(GemmTnArgs<T>{in.x, I, dgx, width, n, rows, d_ih + gate * H, G * H},
+                    team.share(I), my_scratch);
+        } else {
+          const T* const x = layer - layout.layer + BH;
+          k.gemm_tn(GemmTnArgs<T>{dgx, width, x, I, I, rows, d_ih + gate * H * I, I},
+                    team.share(n, rows_per_thread), my_scratch);
+        }
+      };
+      input_gradient(dgates, 0, summed);
+      if (split > 0) input_gradient(dgx_split, summed, split);
+
+      // Biases and the cell's own parameters: each slot's column sums, in its owner's hands.
+      const Range mine = team.share(width, alignment_elements);
+      zero(sums + mine.begin, mine.end - mine.begin);
+      if (p.bias_ih >= 0 || P > 0) k.column_sums(dgates, width, rows, mine, sums);
+      if (p.bias_ih >= 0) {
+        add(sums, intersect(mine, {0, summed * H}), gradients + p.bias_ih);
+        add(sums, intersect(mine, {G * H, (G + split) * H}), gradients + p.bias_ih - split * H);
+      }
+      if (p.bias_hh >= 0) add(sums, intersect(mine, {0, G * H}), gradients + p.bias_hh);
+      if (P > 0)
+        add(sums, intersect(mine, {(G + split) * H, width}), gradients + p.params - (G + split) * H);
+      team.wait();
+    }
+  });
+}
+
+// ---- decoder and loss ---------------------------------------------------------------------
+
+template <class T>
+void Network<T>::decode(const T* packed, const T* h, Index rows, T* y) const {
+  const Kernels<T>& k = kernels<T>();
+  const Index H = shape_.hidden_size, O = shape_.output_size;
+  const T* const bias = decoder_bias_ >= 0 ? packed + decoder_bias_ : nullptr;
+  const GemmArgs<T> args{h, H, packed + decoder_packed_, bias, false, O, H, y, O};
+  const Index panels = ceil_div(O, k.lanes);
+  ThreadPool::instance().run(threads_for(2.0 * double(rows) * double(H * O)), [&](const Team& team) {
+    if (rows >= rows_per_thread * team.parts)
+      k.gemm(args, team.share(rows), {0, panels});
+    else
+      k.gemm(args, {0, rows}, team.share(panels));
+  });
+}
+
+template <class T>
+Index Network<T>::decode_backward_elements() const {
+  return ThreadPool::instance().size() * aligned(kernels<T>().gemm_tn_scratch());
+}
+
+template <class T>
+void Network<T>::decode_backward(const T* packed, const T* h, const T* dy, Index rows, T* dh,
+                                 T* gradients, T* workspace) const {
+  const Kernels<T>& k = kernels<T>();
+  const Index H = shape_.hidden_size, O = shape_.output_size;
+  ThreadPool::instance().run(threads_for(4.0 * double(rows) * double(H * O)), [&](const Team& team) {
+    k.gemm(GemmArgs<T>{dy, O, packed + decoder_packed_t_, nullptr, false, H, O, dh, H},
+           team.share(rows), {0, ceil_div(H, k.lanes)});
+    k.gemm_tn(GemmTnArgs<T>{dy, O, h, H, H, rows, gradients + decoder_weight_offset_, H}, team.share(O),
+              workspace + team.part * aligned(k.gemm_tn_scratch()));
+    if (decoder_bias_offset_ >= 0)
+      k.column_sums(dy, O, rows, team.share(O, alignment_elements), gradients + decoder_bias_offset_);
+  });
+}
+
+// Logits of a block take at most 16 MB (float) and, for a small vocabulary, stay in cache.
+template <class T>
+Index Network<T>::head_block_rows() const {
+  return std::clamp<Index>((Index(1) << 22) / shape_.output_size, 1, 512);
+}
+
+template <class T>
+Index Network<T>::head_elements(Index rows) const {
+  return std::min(rows, head_block_rows()) * aligned(shape_.output_size) + decode_backward_elements();
+}
+
+template <class T>
+void Network<T>::head(const T* packed, const T* h, const Token* targets, Index rows, T scale,
+                      T* losses, T* dh, T* gradients, T* workspace) const {
+  const Kernels<T>& k = kernels<T>();
+  const Index H = shape_.hidden_size, O = shape_.output_size, stride = aligned(O);
+  const Index block = head_block_rows();
+  T* const logits = workspace;
+  T* const scratch = workspace + std::min(rows, block) * stride;
+  const T* const bias = decoder_bias_ >= 0 ? packed + decoder_bias_ : nullptr;
+  const double operations = (dh ? 6.0 : 2.0) * double(rows) * double(H * O);
+  ThreadPool::instance().run(threads_for(operations), [&](const Team& team) {
+    for (Index first = 0; first < rows; first += block) {
+      const Index n = std::min(block, rows - first);
+      const T* const h_block = h + first * H;
+      const Range mine = team.share(n);
+      k.gemm(GemmArgs<T>{h_block, H, packed + decoder_packed_, bias, false, O, H, logits, stride}, mine,
+             {0, ceil_div(O, k.lanes)});
+      k.cross_entropy(CrossEntropyArgs<T>{logits, stride, O, targets + first, scale,
+                                          dh ? logits : nullptr, stride, losses + first},
+                      mine);
+      if (!dh) continue;
+      k.gemm(GemmArgs<T>{logits, stride, packed + decoder_packed_t_, nullptr, false, H, O,
+                         dh + first * H, H},
+             mine, {0, ceil_div(H, k.lanes)});
+      team.wait();
+      k.gemm_tn(
+          GemmTnArgs<T>{logits, stride, h_block, H, H, n, gradients + decoder_weight_offset_, H},
+          team.share(O), scratch + team.part * aligned(k.gemm_tn_scratch()));
+      if (decoder_bias_offset_ >= 0)
+        k.column_sums(logits, stride, n, team.share(O, alignment_elements),
+                      gradients + decoder_bias_offset_);
+      team.wait();
+    }
+  });
+}
+
+template class Network<float>;
+template class Network<double>;
+
+}  // namespace charrnn_fast

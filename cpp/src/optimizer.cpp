@@ -1,0 +1,131 @@
+#include "charrnn_fast/optimizer.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "dispatch.hpp"
+#include "errors.hpp"
+#include "thread_pool.hpp"
+
+namespace charrnn_fast {
+namespace {
+
+struct Rule {
+  std::string name;
+  std::vector<std::string> slot_names;
+  bool (*chosen)(const OptimizerOptions&);
+  void (*prepare)(const OptimizerOptions&, Index, double*);
+};
+
+template <class R>
+Rule describe() {
+  Rule rule{R::name, {}, &R::chosen, &R::prepare};
+  for (int i = 0; i < R::num_slots; ++i) rule.slot_names.push_back(R::slot_names[i]);
+  return rule;
+}
+template <class... R>
+std::vector<Rule> describe(RuleList<R...>) {
+  return {describe<R>()...};
+}
+const std::vector<Rule>& rules() {
+  static const std::vector<Rule> all = describe(UpdateRules());
+  return all;
+}
+
+void check(const OptimizerOptions& o) {
+  const auto in = [](const char* name, double x, double low, double high, const char* takes) {
+    require(x >= low && x < high, name, " is ", x, ", it takes ", takes);
+  };
+  constexpr double inf = std::numeric_limits<double>::infinity();
+  in("weight_decay", o.weight_decay, 0, inf, "0 or more");
+  in("momentum", o.momentum, 0, inf, "0 or more");
+  in("alpha", o.alpha, 0, inf, "0 or more");
+  in("eps", o.eps, 0, inf, "0 or more");
+  in("lr_decay", o.lr_decay, 0, inf, "0 or more");
+  in("initial_accumulator_value", o.initial_accumulator_value, 0, inf, "0 or more");
+  in("beta1", o.beta1, 0, 1, "a number from 0 to below 1");
+  in("beta2", o.beta2, 0, 1, "a number from 0 to below 1");
+  require(!o.nesterov || (o.momentum > 0 && o.dampening == 0),
+          "nesterov takes a momentum above 0 and a dampening of 0, momentum is ", o.momentum,
+          " and dampening is ", o.dampening);
+}
+
+// Enough elements to be worth a thread; also the chunks of the fixed-order sums.
+constexpr Index chunk = 16384;
+
+int threads_for_elements(Index n) {
+  return static_cast<int>(std::clamp<Index>(n / chunk, 1, ThreadPool::instance().size()));
+}
+
+}  // namespace
+
+double clip_factor(double norm, double limit) { return std::min(1.0, limit / (norm + 1e-6)); }
+
+template <class T>
+double sum_of_squares(const T* x, Index n) {
+  const Kernels<T>& k = kernels<T>();
+  const Index chunks = (n + chunk - 1) / chunk;
+  // Chunks are summed by threads in rounds of a fixed number, and added up in their order.
+  constexpr Index round = 64;
+  double total = 0, sums[round];
+  for (Index first = 0; first < chunks; first += round) {
+    const Index count = std::min(round, chunks - first);
+    ThreadPool::instance().run(threads_for_elements(n), [&](const Team& team) {
+      const Range mine = team.share(count);
+      for (Index i = mine.begin; i < mine.end; ++i) {
+        const Index begin = (first + i) * chunk;
+        sums[i] = k.sum_of_squares(x + begin, std::min(chunk, n - begin));
+      }
+    });
+    for (Index i = 0; i < count; ++i) total += sums[i];
+  }
+  return total;
+}
+
+template <class T>
+Optimizer<T>::Optimizer(const std::string& rule, const OptimizerOptions& options, Index elements)
+    : options_(options), elements_(elements) {
+  check(options);
+  std::string known;
+  for (std::size_t i = 0; i < rules().size(); ++i) {
+    const Rule& r = rules()[i];
+    if (known.find(r.name) == std::string::npos || r.name == "adam")
+      known += (known.empty() ? "" : ", ") + r.name;
+    if (rule_ < 0 && r.name == rule && r.chosen(options)) {
+      rule_ = static_cast<int>(i);
+      prepare_ = r.prepare;
+      slot_names_ = r.slot_names;
+    }
+  }
+  require(rule_ >= 0, "optimizer is '", rule, "', it takes one of ", known);
+  slots_.resize(slot_names_.size());
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    slots_[i].reserve(elements);
+    const double first = rule == Adagrad::name ? options.initial_accumulator_value : 0;
+    std::fill_n(slots_[i].get(), elements, static_cast<T>(first));
+  }
+}
+
+template <class T>
+void Optimizer<T>::step(T* parameters, const T* gradients, double learning_rate,
+                        double gradient_scale, double gradient_limit) {
+  options_.learning_rate = learning_rate;
+  ++num_steps_;
+  double hyper[max_hyper] = {};
+  prepare_(options_, num_steps_, hyper);
+  T numbers[max_hyper];
+  std::transform(hyper, hyper + max_hyper, numbers, [](double h) { return static_cast<T>(h); });
+  UpdateArgs<T> args{parameters, gradients, {}, static_cast<T>(gradient_scale),
+                     static_cast<T>(gradient_limit), numbers};
+  for (std::size_t i = 0; i < slots_.size(); ++i) args.slots[i] = slots_[i].get();
+  ThreadPool::instance().run(threads_for_elements(elements_), [&](const Team& team) {
+    kernels<T>().update[rule_](args, team.share(elements_, 64));
+  });
+}
+
+template double sum_of_squares(const float*, Index);
+template double sum_of_squares(const double*, Index);
+template class Optimizer<float>;
+template class Optimizer<double>;
+
+}  // namespace charrnn_fast

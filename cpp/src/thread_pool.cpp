@@ -1,0 +1,218 @@
+#include "thread_pool.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <fstream>
+#include <limits>
+#include <mutex>
+#include <string>
+#include <system_error>
+
+#include "charrnn_fast/threads.hpp"
+#include "errors.hpp"
+
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
+
+namespace charrnn_fast {
+namespace {
+
+// About 100 microseconds: longer than the gaps between the kernels of one call, shorter than
+// anything a person or a scheduler minds.
+constexpr int spin_rounds = 2000;
+
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield" ::: "memory");
+#endif
+}
+
+#if defined(__linux__)
+// The processors this process was given at the start. A worker runs on any of them, even where
+// the thread that creates it has been pinned to one.
+cpu_set_t read_affinity() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) != 0) CPU_ZERO(&set);
+  return set;
+}
+const cpu_set_t initial_affinity = read_affinity();
+
+// Processors' worth of time that the control group grants; infinity where it sets no limit.
+double cgroup_quota() {
+  double quota = 0, period = 0;
+  std::string word;
+  if (std::ifstream v2("/sys/fs/cgroup/cpu.max"); v2 >> word >> period) {
+    if (word != "max") quota = std::strtod(word.c_str(), nullptr);
+  } else {
+    std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") >> quota;
+    std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_period_us") >> period;
+  }
+  return quota > 0 && period > 0 ? quota / period : std::numeric_limits<double>::infinity();
+}
+#endif
+
+int default_num_threads() {
+  if (const char* text = std::getenv("CHARRNN_NUM_THREADS"); text && *text) {
+    char* end = nullptr;
+    const long n = std::strtol(text, &end, 10);
+    if (*end == 0 && n >= 1 && n <= 4096) return static_cast<int>(n);
+    throw std::invalid_argument(std::string("CHARRNN_NUM_THREADS is '") + text +
+                                "', it takes a whole number from 1 to 4096");
+  }
+  double n = std::max(1u, std::thread::hardware_concurrency());
+#if defined(__linux__)
+  if (const int allowed = CPU_COUNT(&initial_affinity); allowed > 0) n = allowed;
+  n = std::min(n, std::ceil(cgroup_quota()));
+#endif
+  return std::max(1, static_cast<int>(n));
+}
+
+std::atomic<ThreadPool*> the_pool{nullptr};
+std::mutex the_pool_mutex;
+
+}  // namespace
+
+void wait_for_change(std::atomic<std::uint32_t>& value, std::uint32_t old) {
+  for (int i = 0; i < spin_rounds; ++i) {
+    if (value.load(std::memory_order_acquire) != old) return;
+    relax();
+  }
+  while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
+}
+
+void Barrier::wait() {
+  const std::uint32_t round = round_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == parties_) {
+    arrived_.store(0, std::memory_order_relaxed);
+    round_.store(round + 1, std::memory_order_release);
+    round_.notify_all();
+  } else {
+    wait_for_change(round_, round);
+  }
+}
+
+// A worker waits on a ticket of its own: one that is not called never looks at the job.
+struct ThreadPool::Worker {
+  alignas(64) std::atomic<std::uint32_t> ticket{0};
+  alignas(64) std::atomic<std::uint32_t> done{0};
+  Call call = nullptr;  // null with a new ticket: leave
+  void* context = nullptr;
+  Team team{};
+  std::thread thread;
+};
+
+ThreadPool::ThreadPool(int n) : size_(n) {}
+
+ThreadPool& ThreadPool::instance() {
+  ThreadPool* pool = the_pool.load(std::memory_order_acquire);
+  if (pool) return *pool;
+  std::lock_guard<std::mutex> lock(the_pool_mutex);
+  pool = the_pool.load(std::memory_order_acquire);
+  if (!pool) {
+#if defined(__linux__)
+    static std::once_flag once;
+    std::call_once(once, [] {
+      // The parent's threads do not exist in the child: it gets a pool of the same size.
+      static int size_at_fork = 0;
+      pthread_atfork(
+          [] {
+            the_pool_mutex.lock();
+            ThreadPool* p = the_pool.load();
+            size_at_fork = p ? p->size() : 0;
+          },
+          [] { the_pool_mutex.unlock(); },
+          [] {
+            the_pool_mutex.unlock();
+            the_pool.store(size_at_fork ? new ThreadPool(size_at_fork) : nullptr);
+          });
+    });
+#endif
+    pool = new ThreadPool(default_num_threads());
+    the_pool.store(pool, std::memory_order_release);
+  }
+  return *pool;
+}
+
+// Threads start at the first work for them. Where the system refuses one, fewer must do.
+void ThreadPool::start_workers(int n) {
+  for (int i = static_cast<int>(workers_.size()) + 1; i < n; ++i) {
+    auto worker = std::make_unique<Worker>();
+    try {
+      worker->thread = std::thread([this, w = worker.get()] { work(*w); });
+    } catch (const std::system_error&) {
+      return;
+    }
+    workers_.push_back(std::move(worker));
+  }
+}
+
+void ThreadPool::stop_workers() {
+  for (auto& worker : workers_) {
+    worker->call = nullptr;
+    worker->ticket.fetch_add(1, std::memory_order_release);
+    worker->ticket.notify_one();
+  }
+  for (auto& worker : workers_) worker->thread.join();
+  workers_.clear();
+}
+
+void ThreadPool::resize(int n) {
+  require(n >= 1 && n <= 4096, "num_threads is ", n, ", it takes a number from 1 to 4096");
+  if (busy_.exchange(true, std::memory_order_acquire))
+    fail("set_num_threads was called while another thread is computing");
+  stop_workers();
+  size_.store(n);
+  busy_.store(false, std::memory_order_release);
+}
+
+void ThreadPool::work(Worker& worker) {
+#if defined(__linux__)
+  if (CPU_COUNT(&initial_affinity) > 0)
+    pthread_setaffinity_np(pthread_self(), sizeof initial_affinity, &initial_affinity);
+#endif
+  for (std::uint32_t ticket = 0;;) {
+    wait_for_change(worker.ticket, ticket);
+    ticket = worker.ticket.load(std::memory_order_acquire);
+    if (!worker.call) return;
+    worker.call(worker.context, worker.team);
+    worker.done.store(ticket, std::memory_order_release);
+    worker.done.notify_one();
+  }
+}
+
+void ThreadPool::run_erased(int parts, Call call, void* context) {
+  parts = std::min(parts, size());
+  if (parts <= 1 || busy_.exchange(true, std::memory_order_acquire))
+    return call(context, Team{0, 1, nullptr});
+  start_workers(parts);
+  parts = std::min(parts, static_cast<int>(workers_.size()) + 1);
+  Barrier barrier(parts);
+  for (int i = 1; i < parts; ++i) {
+    Worker& worker = *workers_[static_cast<std::size_t>(i - 1)];
+    worker.call = call;
+    worker.context = context;
+    worker.team = Team{i, parts, &barrier};
+    worker.ticket.fetch_add(1, std::memory_order_release);
+    worker.ticket.notify_one();
+  }
+  call(context, Team{0, parts, &barrier});
+  for (int i = 1; i < parts; ++i) {
+    Worker& worker = *workers_[static_cast<std::size_t>(i - 1)];
+    const std::uint32_t ticket = worker.ticket.load(std::memory_order_relaxed);
+    for (std::uint32_t done = worker.done.load(std::memory_order_acquire); done != ticket;
+         done = worker.done.load(std::memory_order_acquire))
+      wait_for_change(worker.done, done);
+  }
+  busy_.store(false, std::memory_order_release);
+}
+
+int get_num_threads() { return ThreadPool::instance().size(); }
+void set_num_threads(int n) { ThreadPool::instance().resize(n); }
+
+}  // namespace charrnn_fast

@@ -1,0 +1,83 @@
+// A small pool of threads for work of microseconds.
+//
+// run(parts, f) calls f(team) on up to `parts` threads at once, the caller among them. Waiting
+// spins for a bounded time (work comes in bursts, and waking a sleeper costs more than a kernel),
+// then sleeps. A caller who finds the pool busy runs alone, as a team of one: since no result
+// depends on the team's size, that changes only the time. The pool is never destroyed (a thread
+// may still compute while the process exits) and is built anew in a forked child, whose parent's
+// threads do not exist there.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include "kernels/table.hpp"
+
+namespace charrnn_fast {
+
+// Waits until value != old: spins, then sleeps.
+void wait_for_change(std::atomic<std::uint32_t>& value, std::uint32_t old);
+
+class Barrier {
+ public:
+  explicit Barrier(int parties) : parties_(parties) {}
+  void wait();
+
+ private:
+  const int parties_;
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<std::uint32_t> round_{0};
+};
+
+// One thread's place in a team.
+struct Team {
+  int part, parts;
+  Barrier* barrier;
+
+  // All have arrived, and see what each wrote before.
+  void wait() const {
+    if (parts > 1) barrier->wait();
+  }
+  // This thread's share of n things, in whole multiples of `grain`.
+  Range share(Index n, Index grain = 1) const {
+    const Index units = (n + grain - 1) / grain;
+    const Index begin = units * part / parts * grain, end = units * (part + 1) / parts * grain;
+    return {begin < n ? begin : n, end < n ? end : n};
+  }
+};
+
+class ThreadPool {
+ public:
+  static ThreadPool& instance();
+
+  int size() const { return size_.load(std::memory_order_relaxed); }
+  void resize(int n);
+
+  template <class F>
+  void run(int parts, F&& f) {
+    using Function = std::remove_reference_t<F>;
+    run_erased(
+        parts, [](void* context, const Team& team) { (*static_cast<Function*>(context))(team); },
+        const_cast<void*>(static_cast<const void*>(&f)));
+  }
+
+ private:
+  using Call = void (*)(void*, const Team&);
+  struct Worker;
+
+  explicit ThreadPool(int n);
+  void run_erased(int parts, Call call, void* context);
+  void work(Worker& worker);
+  void start_workers(int n);
+  void stop_workers();
+
+  std::atomic<int> size_;
+  std::atomic<bool> busy_{false};
+  std::vector<std::unique_ptr<Worker>> workers_;
+};
+
+}  // namespace charrnn_fast

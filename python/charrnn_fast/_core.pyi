@@ -1,0 +1,152 @@
+"""The compiled kernels. Everything here is private; `charrnn_fast` is the public face.
+
+Shapes: T seq_len, B batch, I input_size, H hidden_size, L num_layers, S num_states
+(rnn and gru 1: h; lstm 2: h, c), O output_size (or H where there is no decoder).
+Arrays are C-contiguous and of the network's dtype; tokens and targets are int32.
+Wrong dtypes raise TypeError, wrong shapes and values ValueError, before any work.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+_F = TypeVar("_F", np.float32, np.float64)
+Tokens = NDArray[np.int32]
+Floats = NDArray[Any]
+
+cells: tuple[str, ...]  # "rnn_tanh", "rnn_relu", "gru", "lstm"
+optimizers: tuple[str, ...]  # "sgd", "rmsprop", "adagrad", "adam", "adamw"
+
+def build_info() -> dict[str, Any]: ...
+def set_num_threads(n: int) -> None: ...
+def get_num_threads() -> int: ...
+def available_isas() -> list[str]: ...
+def pool_self_test(rounds: int) -> int: ...
+
+class _Network(Generic[_F]):
+    """A stack of recurrent layers and, if output_size > 0, a linear decoder."""
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        output_size: int,  # 0: no decoder
+        num_layers: int,
+        bias: str,  # "double" | "single" | "none"
+    ) -> None: ...
+    @property
+    def num_states(self) -> int: ...
+    @property
+    def num_parameters(self) -> int: ...
+    @property
+    def version(self) -> int: ...  # raised by every change of a parameter
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]: ...
+    def parameter(self, name: str) -> NDArray[_F]: ...  # read-only view, PyTorch's orientation
+    def set_parameter(self, name: str, value: Floats) -> None: ...
+    def forward(
+        self, x: Floats | Tokens, state: Floats | None, keep: bool
+    ) -> tuple[NDArray[_F], NDArray[_F]]:
+        """x [T, B, I] or tokens [T, B], state [S, L, B, H] -> y [T, B, O], state_n [S, L, B, H].
+
+        keep: save what `backward` needs.
+        """
+
+    def backward(
+        self, dy: Floats, dstate: Floats | None
+    ) -> tuple[NDArray[_F] | None, NDArray[_F], dict[str, NDArray[_F]]]:
+        """-> dx [T, B, I] (None for tokens), dstate_0 [S, L, B, H], gradients by name (fresh)."""
+
+    def step(self, x: Floats | Tokens, state: Floats) -> NDArray[_F]:
+        """x [B, I] or tokens [B]; state [S, L, B, H] is updated in place -> y [B, O]."""
+
+    def train_step(
+        self,
+        inputs: Tokens,
+        targets: Tokens,
+        state: Floats,
+        optimizer: _Optimizer[_F],
+        learning_rate: float,
+        clip_norm: float,  # inf: none
+        clip_value: float,  # inf: none
+        reduction: str,  # "mean" | "sum"
+    ) -> tuple[float, float]:
+        """One update on tokens [T, B]; state [S, L, B, H] is carried in place.
+
+        -> loss (nats; over the targets that are not -1), norm of the gradient before clipping.
+        A loss or a norm that is not finite changes neither the parameters nor the state.
+        """
+
+    def evaluate(self, inputs: Tokens, targets: Tokens, state: Floats) -> tuple[float, int]:
+        """-> sum of the losses in nats, count of targets that are not -1; state is carried."""
+
+    def sample(
+        self,
+        length: int,
+        tokens: Tokens,  # [B] the tokens fed first
+        state: Floats,  # [S, L, B, H] updated in place
+        seeds: NDArray[np.uint64],  # [B]
+        position: int,  # the random counter of the first draw
+        temperature: float,  # 0: greedy
+        top_k: int,  # 0: all
+        top_p: float,  # 1: all
+    ) -> Tokens:
+        """-> drawn tokens [length, B]."""
+
+class NetworkFloat32(_Network[np.float32]): ...
+class NetworkFloat64(_Network[np.float64]): ...
+
+class _Optimizer(Generic[_F]):
+    def __init__(self, rule: str, network: _Network[_F], hyper: dict[str, float]) -> None:
+        """hyper: sgd momentum, dampening, nesterov, weight_decay; rmsprop alpha, eps, momentum,
+        centered, weight_decay; adagrad lr_decay, eps, initial_accumulator_value, weight_decay;
+        adam, adamw beta1, beta2, eps, weight_decay."""
+
+    @property
+    def num_steps(self) -> int: ...
+    @num_steps.setter
+    def num_steps(self, n: int) -> None: ...
+    @property
+    def slot_names(self) -> tuple[str, ...]: ...  # adam: "exp_avg", "exp_avg_sq"
+    def slot(self, slot: str, name: str) -> NDArray[_F]: ...  # read-only view, as `parameter`
+    def set_slot(self, slot: str, name: str, value: Floats) -> None: ...
+    def step(self, gradients: dict[str, Floats], learning_rate: float) -> None: ...
+
+class OptimizerFloat32(_Optimizer[np.float32]): ...
+class OptimizerFloat64(_Optimizer[np.float64]): ...
+
+def cross_entropy(
+    logits: Floats, targets: Tokens, reduction: str
+) -> tuple[float, Floats]:
+    """logits [N, V], targets [N] (-1: ignored) -> loss in nats, dlogits [N, V]."""
+
+def sum_of_squares(x: Floats) -> float: ...
+def scale(x: Floats, factor: float) -> None: ...
+def clip_value(x: Floats, limit: float) -> None: ...
+def sample_tokens(
+    logits: Floats,  # [B, V]
+    seeds: NDArray[np.uint64],
+    position: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+) -> Tokens:
+    """One draw for each row: what `sample` does at each character."""
+
+def philox(seed: int, position: int, lane: int) -> tuple[int, int, int, int]:
+    """Philox4x32-10 of key `seed` and counter (position, lane): four 32-bit words."""
+
+def apply_math(function: str, x: Floats) -> Floats:
+    """exp, tanh or sigmoid of every element by the kernels' own code (for accuracy tests)."""
+
+def math_max_ulp(function: str, first: int, count: int, stride: int) -> tuple[float, float]:
+    """Largest error in ulp against long double over float32 bit patterns
+    first, first + stride, ... (count of them) and the argument where it occurs."""
+
+def gemm(a: Floats, b: Floats) -> Floats:
+    """[M, K] @ [K, N] by the packed GEMM (for tests and benchmarks)."""
+
+def fma_peak(dtype: Sequence[str] | str, seconds: float) -> float:
+    """FLOP/s of dependent-free FMAs on one thread, with the instruction set in use."""

@@ -1,0 +1,156 @@
+"""Optimizers: fused updates of a network's parameters, by PyTorch's formulas.
+
+``opt = Adam(rnn, lr=2e-3)``, then ``opt.step(grads)`` after each ``rnn.backward``. The formulas and
+their sources stand in ``cpp/include/charrnn_fast/optimizers.hpp``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from ._checks import real
+from .rnn import RNN
+
+Array = NDArray[Any]
+
+
+class Optimizer:
+    """What all optimizers share. lr, the learning rate, may be changed between steps."""
+
+    def __init__(self, rnn: Any, rule: str, lr: float, hyper: dict[str, float]) -> None:
+        """rnn: an `RNN`, or what has one as its `rnn`, like a `CharLM`."""
+        network = rnn if isinstance(rnn, RNN) else getattr(rnn, "rnn", None)
+        if not isinstance(network, RNN):
+            raise TypeError(f"rnn must be an RNN or have one as .rnn, got {type(rnn).__name__}")
+        self.lr = real("lr", lr, least=0)
+        self._rnn = network
+        make: Any = (
+            _core.OptimizerFloat32 if network.dtype == np.float32 else _core.OptimizerFloat64
+        )
+        self._core: Any = make(
+            rule, network._core, {name: float(value) for name, value in hyper.items()}
+        )
+
+    def step(self, grads: Mapping[str, Array]) -> None:
+        """One update from the gradients by name that `RNN.backward` returns.
+
+        Raises ValueError for missing, unknown or misshapen arrays, TypeError for another dtype;
+        then nothing has changed.
+        """
+        shapes: dict[str, tuple[int, ...]] = self._rnn._core.parameter_shapes()
+        if grads.keys() != shapes.keys():
+            raise ValueError(
+                f"grads must have the network's parameters {list(shapes)}, got {list(grads)}"
+            )
+        for name, shape in shapes.items():
+            self._rnn._check_parameter(f"grads[{name!r}]", grads[name], shape)
+        self._core.step(dict(grads), real("lr", self.lr, least=0))
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum: b = momentum b + (1 - dampening) g; p -= lr b."""
+
+    def __init__(
+        self,
+        rnn: Any,
+        lr: float = 1e-3,
+        *,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ) -> None:
+        hyper = {
+            "momentum": momentum,
+            "dampening": dampening,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+        }
+        super().__init__(rnn, "sgd", lr, hyper)
+
+
+class RMSprop(Optimizer):
+    """s = alpha s + (1 - alpha) g^2; p -= lr g / (sqrt(s) + eps) (Tieleman and Hinton, 2012)."""
+
+    def __init__(
+        self,
+        rnn: Any,
+        lr: float = 1e-2,
+        *,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        momentum: float = 0.0,
+        centered: bool = False,
+        weight_decay: float = 0.0,
+    ) -> None:
+        hyper = {
+            "alpha": alpha,
+            "eps": eps,
+            "momentum": momentum,
+            "centered": centered,
+            "weight_decay": weight_decay,
+        }
+        super().__init__(rnn, "rmsprop", lr, hyper)
+
+
+class Adagrad(Optimizer):
+    """s += g^2; p -= lr g / (sqrt(s) + eps) (Duchi et al., 2011)."""
+
+    def __init__(
+        self,
+        rnn: Any,
+        lr: float = 1e-2,
+        *,
+        lr_decay: float = 0.0,
+        eps: float = 1e-10,
+        initial_accumulator_value: float = 0.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        hyper = {
+            "lr_decay": lr_decay,
+            "eps": eps,
+            "initial_accumulator_value": initial_accumulator_value,
+            "weight_decay": weight_decay,
+        }
+        super().__init__(rnn, "adagrad", lr, hyper)
+
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba, 2015); weight decay is added to the gradient."""
+
+    _rule = "adam"
+
+    def __init__(
+        self,
+        rnn: Any,
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        beta1, beta2 = betas
+        hyper = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(rnn, self._rule, lr, hyper)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
+
+    _rule = "adamw"
+
+    def __init__(
+        self,
+        rnn: Any,
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(rnn, lr, betas=betas, eps=eps, weight_decay=weight_decay)
