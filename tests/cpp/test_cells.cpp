@@ -1,0 +1,275 @@
+// A cell that the library does not know, the peephole LSTM, through the whole of the library's own
+// path: layers, SIMD kernels, threads; and the two epilogues of every cell against each other.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "charrnn_fast/network.hpp"
+#include "charrnn_fast/sampling.hpp"
+#include "charrnn_fast/threads.hpp"
+#include "check.hpp"
+#include "dispatch.hpp"
+#include "test_isas.hpp"  // TEST_ISAS(X): X(namespace, "name") of each instruction set built
+
+using namespace charrnn_fast;
+
+#define X(isa, name)                             \
+  namespace charrnn_fast::isa {                  \
+  const CellKernels<float>& peephole(float);     \
+  const CellKernels<double>& peephole(double);   \
+  }
+TEST_ISAS(X)
+#undef X
+
+namespace {
+
+template <class T>
+const CellKernels<T>& peephole() {
+#define X(isa, name) \
+  if (isa_in_use() == name) return charrnn_fast::isa::peephole(T());
+  TEST_ISAS(X)
+#undef X
+  std::abort();
+}
+
+// Numbers in [-1, 1), the same for float and double.
+template <class T>
+std::vector<T> random_values(Index n, unsigned seed) {
+  std::vector<T> values(static_cast<std::size_t>(n));
+  for (Index i = 0; i < n; ++i)
+    values[static_cast<std::size_t>(i)] = static_cast<T>(
+        static_cast<float>(philox(seed, static_cast<std::uint64_t>(i), 0)[0] >> 8) * 0x1p-23f - 1);
+  return values;
+}
+
+template <class T>
+struct Run {
+  Network<T> network;
+  SequenceInput<T> in;
+  std::vector<T> parameters, x, state_0, y, state_n, dstate, dx, gradients;
+
+  Run(const CellKernels<T>& cell, Index layers, Index T_, Index B, Index I, Index H)
+      : network(NetworkShape{"", I, H, 0, layers, Bias::both}, cell) {
+    parameters.assign(static_cast<std::size_t>(network.parameter_elements()), T(0));
+    unsigned seed = 1;
+    for (const Parameter& p : network.parameters()) {
+      const auto values = random_values<T>(p.elements(), seed++);
+      std::copy(values.begin(), values.end(), parameters.begin() + p.offset);
+    }
+    x = random_values<T>(T_ * B * I, 100);
+    state_0 = random_values<T>(network.num_states() * layers * B * H, 101);
+    in = {T_, B, nullptr, x.data()};
+  }
+
+  Index hidden_elements() const { return in.seq_len * in.batch * network.shape().hidden_size; }
+
+  void forward(bool keep, AlignedBuffer<T>& packed, AlignedBuffer<T>& tape) {
+    packed.reserve(network.packed_elements());
+    network.pack(parameters.data(), packed.get(), false);
+    network.pack(parameters.data(), packed.get(), true);
+    tape.reserve(network.tape_elements(in, keep));
+    state_n.assign(state_0.size(), T(0));
+    network.forward(parameters.data(), packed.get(), in, state_0.data(), keep, tape.get(), state_n.data());
+    const T* h = network.hidden(in, keep, tape.get());
+    y.assign(h, h + hidden_elements());
+  }
+
+  // The loss: sum of y and the last state against fixed random weights.
+  double loss() {
+    AlignedBuffer<T> packed, tape;
+    forward(false, packed, tape);
+    const auto wy = random_values<T>(hidden_elements(), 102);
+    const auto ws = random_values<T>(static_cast<Index>(state_n.size()), 103);
+    double sum = 0;
+    for (std::size_t i = 0; i < y.size(); ++i) sum += static_cast<double>(y[i]) * static_cast<double>(wy[i]);
+    for (std::size_t i = 0; i < state_n.size(); ++i)
+      sum += static_cast<double>(state_n[i]) * static_cast<double>(ws[i]);
+    return sum;
+  }
+
+  void backward() {
+    AlignedBuffer<T> packed, tape, workspace;
+    forward(true, packed, tape);
+    auto dh = random_values<T>(hidden_elements(), 102);
+    dstate = random_values<T>(static_cast<Index>(state_n.size()), 103);
+    dx.assign(x.size(), T(0));
+    gradients.assign(parameters.size(), T(0));
+    workspace.reserve(network.backward_elements(in));
+    network.backward(parameters.data(), packed.get(), in, tape.get(), dh.data(), dstate.data(), dx.data(),
+                     gradients.data(), workspace.get());
+  }
+};
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+// Central differences with step h = 1e-5: truncation about h^2, rounding about 1e-16 / h.
+void check_gradients(const CellKernels<double>& cell, Index layers) {
+  Run<double> run(cell, layers, 4, 3, 5, 9);
+  run.backward();
+  const auto compare = [&](const char* name, std::vector<double>& values, const std::vector<double>& gradient) {
+    double worst = 0;
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      const double h = 1e-5, value = values[i];
+      values[i] = value + h;
+      const double above = run.loss();
+      values[i] = value - h;
+      const double below = run.loss();
+      values[i] = value;
+      worst = std::max(worst, std::fabs((above - below) / (2 * h) - gradient[i]));
+    }
+    CHECK(worst < 1e-8, "%s of %s, %d layers: %g", name, cell.name, static_cast<int>(layers), worst);
+  };
+  // Between the arrays of the flat parameters lie unused elements; a change there changes nothing.
+  compare("parameters", run.parameters, run.gradients);
+  compare("x", run.x, run.dx);
+  compare("initial state", run.state_0, run.dstate);
+}
+
+// Float against double: rounding grows with the length of sums and of the sequence.
+void check_float(const CellKernels<float>& cell, const CellKernels<double>& cell64) {
+  Run<float> a(cell, 2, 6, 7, 5, 17);
+  Run<double> b(cell64, 2, 6, 7, 5, 17);
+  a.backward(), b.backward();
+  const auto compare = [&](const char* name, const std::vector<float>& got, const std::vector<double>& wanted) {
+    double worst = 0, size = 0;
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      worst = std::max(worst, std::fabs(static_cast<double>(got[i]) - wanted[i]));
+      size = std::max(size, std::fabs(wanted[i]));
+    }
+    CHECK(worst < 6e-8 * 40 * size, "%s of %s: %g of %g", name, cell.name, worst, size);
+  };
+  CHECK(a.gradients.size() == b.gradients.size(), "layouts differ");
+  compare("y", a.y, b.y);
+  compare("gradients", a.gradients, b.gradients);
+  compare("dx", a.dx, b.dx);
+}
+
+template <class T>
+void check_bits(const CellKernels<T>& cell) {
+  for (const Index H : {1, 7, 16, 33}) {
+    set_num_threads(1);
+    Run<T> one(cell, 2, 5, 13, 3, H);
+    one.backward();
+    for (const int threads : {2, 3, 7}) {
+      set_num_threads(threads);
+      Run<T> many(cell, 2, 5, 13, 3, H);
+      many.backward();
+      CHECK(same_bits(one.y, many.y) && same_bits(one.gradients, many.gradients) &&
+                same_bits(one.dx, many.dx) && same_bits(one.dstate, many.dstate),
+            "%s, H %d, %d threads", cell.name, static_cast<int>(H), threads);
+    }
+    // Each row alone.
+    const Index I = 3, B = 13, L = 2, S = one.network.num_states();
+    for (const Index row : {0, 5, 12}) {
+      Run<T> alone(cell, L, 5, 1, I, H);
+      for (Index t = 0; t < 5; ++t)
+        std::copy_n(one.x.begin() + (t * B + row) * I, I, alone.x.begin() + t * I);
+      for (Index s = 0; s < S * L; ++s)
+        std::copy_n(one.state_0.begin() + (s * B + row) * H, H, alone.state_0.begin() + s * H);
+      AlignedBuffer<T> packed, tape;
+      alone.forward(false, packed, tape);
+      bool same = true;
+      for (Index t = 0; t < 5; ++t)
+        same &= std::memcmp(&one.y[static_cast<std::size_t>((t * B + row) * H)],
+                            &alone.y[static_cast<std::size_t>(t * H)],
+                            static_cast<std::size_t>(H) * sizeof(T)) == 0;
+      CHECK(same, "%s, H %d, row %d alone", cell.name, static_cast<int>(H), static_cast<int>(row));
+    }
+  }
+  set_num_threads(1);
+}
+
+// The staged epilogue (a whole row of gates in memory before the cell) against the fused one, and
+// units shared out against rows shared out, straight at the kernels.
+template <class T>
+void check_epilogues(const CellKernels<T>& cell) {
+  const Kernels<T>& k = kernels<T>();
+  for (const Index H : {1, 16, 31, 50}) {
+    const Index steps = 3, B = 7, G = cell.num_gates, S = cell.num_states, BH = B * H;
+    const Index panels = (H + k.lanes - 1) / k.lanes;
+    const Index slots = G + cell.num_split + cell.num_params;
+    const auto w_hh = random_values<T>(G * H * H, 1), gx = random_values<T>(steps * B * G * H, 2);
+    const auto split_bias = random_values<T>(cell.num_split * H, 3), params = random_values<T>(cell.num_params * H, 4);
+    const auto dy = random_values<T>(steps * BH, 5);
+    std::vector<T> packed(static_cast<std::size_t>(panels * k.lanes * G * H)),
+        packed_t(static_cast<std::size_t>(panels * k.lanes * G * H));
+    k.pack(PackArgs<T>{w_hh.data(), H, 1, G, H, H, packed.data()}, {0, panels});
+    k.pack(PackArgs<T>{w_hh.data(), 1, H, 1, H, G * H, packed_t.data()}, {0, panels});
+
+    struct Result {
+      std::vector<T> states, saved, dgates, dstates;
+    };
+    const auto run = [&](bool staged, bool by_units) {
+      Result r;
+      r.states = random_values<T>(S * (steps + 1) * BH, 6);
+      r.saved.assign(static_cast<std::size_t>(steps * BH * cell.num_saved), T(0));
+      r.dgates.assign(static_cast<std::size_t>(steps * BH * slots), T(0));
+      r.dstates = random_values<T>(S * BH, 7);
+      std::vector<T> scratch(static_cast<std::size_t>(B * panels * G * k.lanes));
+      T* states[8];
+      T* dstates[8];
+      Index state_step[8];
+      for (Index s = 0; s < S; ++s) {
+        states[s] = r.states.data() + s * (steps + 1) * BH;
+        dstates[s] = r.dstates.data() + s * BH;
+        state_step[s] = BH;
+      }
+      const RecurrentForwardArgs<T> f{steps,   B,          H,      packed.data(), gx.data(),  nullptr,
+                                      nullptr, nullptr,    split_bias.data(), params.data(), states,
+                                      state_step, r.saved.data(), staged ? scratch.data() : nullptr};
+      const RecurrentBackwardArgs<T> b{steps,     B,       H,       packed_t.data(), params.data(), states,
+                                       r.saved.data(), dy.data(), dstates, r.dgates.data(),
+                                       staged ? scratch.data() : nullptr};
+      if (by_units) {
+        for (Index t = 0; t < steps; ++t)
+          for (Index p = 0; p < panels; ++p) cell.forward(f, {t, t + 1}, {0, B}, {p, p + 1});
+        for (Index t = steps - 1; t >= 0; --t)
+          for (Index p = 0; p < panels; ++p) cell.backward(b, {t, t + 1}, {0, B}, {p, p + 1});
+        for (Index p = 0; p < panels; ++p) cell.backward_initial(b, {0, B}, {p, p + 1});
+      } else {
+        for (const Range rows : {Range{0, 2}, Range{2, B}}) cell.forward(f, {0, steps}, rows, {0, panels});
+        for (const Range rows : {Range{0, 3}, Range{3, B}}) {
+          cell.backward(b, {0, steps}, rows, {0, panels});
+          cell.backward_initial(b, rows, {0, panels});
+        }
+      }
+      return r;
+    };
+    const Result fused = run(false, false);
+    for (const auto& [staged, by_units] : {std::pair{true, false}, {false, true}, {true, true}}) {
+      const Result other = run(staged, by_units);
+      CHECK(same_bits(fused.states, other.states) && same_bits(fused.saved, other.saved) &&
+                same_bits(fused.dgates, other.dgates) && same_bits(fused.dstates, other.dstates),
+            "%s, H %d, staged %d, by units %d", cell.name, static_cast<int>(H), staged, by_units);
+    }
+  }
+}
+
+template <class T>
+void check_all() {
+  const Kernels<T>& k = kernels<T>();
+  for (int i = 0; i < k.num_cells; ++i) check_epilogues(k.cells[i]);
+  check_epilogues(peephole<T>());
+  check_bits(peephole<T>());
+}
+
+}  // namespace
+
+int main() {
+  std::printf("instruction set %s\n", isa_in_use().c_str());
+  set_num_threads(1);
+  for (const Index layers : {1, 2, 3}) check_gradients(peephole<double>(), layers);
+  const Kernels<double>& k = kernels<double>();
+  for (int i = 0; i < k.num_cells; ++i)
+    if (std::string(k.cells[i].name) != "rnn_relu")  // has no derivative at 0: tested elsewhere
+      check_gradients(k.cells[i], 2);
+  check_float(peephole<float>(), peephole<double>());
+  check_all<float>();
+  check_all<double>();
+  return report();
+}

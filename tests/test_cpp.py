@@ -1,0 +1,90 @@
+"""The C++ library by itself: built without Python, its own tests on every instruction set, and the
+symbols that its object files export."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from charrnn_fast import _core
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command: str | Path, **environment: str) -> str:
+    done = subprocess.run(
+        [str(part) for part in command],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, f"{command} failed:\n{done.stdout}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cpp")
+    generator = ("-G", "Ninja") if shutil.which("ninja") else ()
+    run("cmake", *generator, "-S", ROOT, "-B", folder, "-DCHARRNN_PYTHON=OFF", "-DCHARRNN_TESTS=ON")
+    run("cmake", "--build", folder, "--parallel", str(os.cpu_count() or 1))
+    return folder
+
+
+@pytest.mark.parametrize("isa", _core.available_isas())
+def test_peephole_cell_and_epilogues(build: Path, isa: str) -> None:
+    """A cell defined under tests/ alone; staged against fused; rows against units."""
+    output = run(build / "tests" / "cpp" / "test_cells", CHARRNN_ISA=isa)
+    assert f"instruction set {isa}" in output
+    assert re.search(r"[1-9]\d* checks, 0 failures", output), output
+
+
+def test_kernel_objects_export_one_table_each(build: Path) -> None:
+    """Weak symbols count: the linker may take any copy of them, also one with AVX-512 code."""
+    objects = [o for o in build.rglob("kernels.cpp.o") if "kernels_" in str(o)]
+    assert len(objects) >= 2
+    for o in objects:
+        names = run("nm", "-C", "--defined-only", "--extern-only", o).splitlines()
+        exported = [line.split(maxsplit=2)[2] for line in names if line.strip()]
+        target = re.search(r"kernels_(\w+)_(float|double)\.dir", str(o))
+        assert target, o
+        assert exported == [f"charrnn_fast::{target[1]}::kernels({target[2]})"], o
+
+
+def test_public_headers_need_nothing_else(build: Path, tmp_path: Path) -> None:
+    """Each header of the C++ API compiles by itself: no Python, no pybind11, no CUDA."""
+    headers = sorted((ROOT / "cpp" / "include").rglob("*.hpp"))
+    assert headers
+    source = tmp_path / "header.cpp"
+    compiler = os.environ.get("CXX", "c++")
+    for header in headers:
+        source.write_text(f'#include "{header}"\n')
+        include = f"-I{ROOT / 'cpp' / 'include'}"
+        run(compiler, "-std=c++20", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", include, source)
+        assert not re.search(r"#include\s*[<\"](Python|pybind11|cuda)", header.read_text()), header
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_cells_compile_as_device_code(tmp_path: Path) -> None:
+    output = run(
+        "nvcc",
+        "-std=c++20",
+        "-arch=sm_80",
+        "-Xptxas=-v",
+        f"-I{ROOT / 'cpp' / 'include'}",
+        f"-I{ROOT / 'cuda'}",
+        "-c",
+        ROOT / "cuda" / "kernels" / "pointwise.cu",
+        "-o",
+        tmp_path / "pointwise.o",
+    )
+    spills = re.findall(r"(\d+) bytes spill stores", output)
+    # each cell, forward and backward, in two precisions
+    assert len(spills) == 4 * len(_core.cells)
+    assert set(spills) == {"0"}
