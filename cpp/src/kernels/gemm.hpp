@@ -28,16 +28,32 @@ __attribute__((noinline)) void tile(const T* a, Index a_stride, Index depth, con
     });
   });
   for (Index k = 0; k < depth; ++k, b += G * V::lanes) {
-    V x[MR];
-    unroll<MR>([&](auto r) __attribute__((always_inline)) {
-      x[r] = V(A::template at<MR>(a, a_stride, r, k));
-    });
-    unroll<W>([&](auto w) __attribute__((always_inline)) {
-      const V weight = V::load(b + (w / G) * panel_stride + (w % G) * V::lanes);
-      unroll<MR>([&](auto r) __attribute__((always_inline)) {
-        acc[r][w] = fma(x[r], weight, acc[r][w]);
+    // The fewer of rows and weights are held, the others pass one by one: with 12 accumulators
+    // in 16 registers, holding the more of a 6 x 2 tile would spill.
+    const auto weight = [&](auto w) __attribute__((always_inline)) {
+      return V::load(b + (w / G) * panel_stride + (w % G) * V::lanes);
+    };
+    const auto row = [&](auto r) __attribute__((always_inline)) {
+      return V(A::template at<MR>(a, a_stride, r, k));
+    };
+    V held[MR < W ? MR : W];
+    if constexpr (MR < W) {
+      unroll<MR>([&](auto r) __attribute__((always_inline)) { held[r] = row(r); });
+      unroll<W>([&](auto w) __attribute__((always_inline)) {
+        const V passing = weight(w);
+        unroll<MR>([&](auto r) __attribute__((always_inline)) {
+          acc[r][w] = fma(held[r], passing, acc[r][w]);
+        });
       });
-    });
+    } else {
+      unroll<W>([&](auto w) __attribute__((always_inline)) { held[w] = weight(w); });
+      unroll<MR>([&](auto r) __attribute__((always_inline)) {
+        const V passing = row(r);
+        unroll<W>([&](auto w) __attribute__((always_inline)) {
+          acc[r][w] = fma(passing, held[w], acc[r][w]);
+        });
+      });
+    }
   }
   unroll<MR>([&](auto r) __attribute__((always_inline)) {
     unroll<W>([&](auto w) __attribute__((always_inline)) {
@@ -176,6 +192,16 @@ Index gemm_tn_scratch() {
   return Blocks::depth * (Blocks::cols + Blocks::rows);
 }
 
+// out [depth][rows] = a [depth, rows], the number of rows as a constant: copies of a known size
+// are two moves each, a loop over rows is several times as slow.
+template <int N, class T>
+CHARRNN_INLINE void pack_rows(Index rows, const T* a, Index stride, Index depth, T* out) {
+  if constexpr (N > 1) {
+    if (rows < N) return pack_rows<N - 1>(rows, a, stride, depth, out);
+  }
+  for (Index k = 0; k < depth; ++k, a += stride, out += N) __builtin_memcpy(out, a, N * sizeof(T));
+}
+
 template <class T>
 void gemm_tn(const GemmTnArgs<T>& g, Range rows, T* scratch) {
   using Set = Tiles<PackedRows, T, 1>;
@@ -197,9 +223,8 @@ void gemm_tn(const GemmTnArgs<T>& g, Range rows, T* scratch) {
         // [tile][k][row of the tile]
         T* out = packed_a;
         for_parts({row0, row0 + nrows}, Set::max_rows, [&](Index row, Index nr) {
-          const T* a = g.a + k0 * g.a_stride + row;
-          for (Index k = 0; k < depth; ++k, a += g.a_stride)
-            for (Index r = 0; r < nr; ++r) *out++ = a[r];
+          pack_rows<Set::max_rows>(nr, g.a + k0 * g.a_stride + row, g.a_stride, depth, out);
+          out += nr * depth;
         });
         const Index most = Set::panels_for(static_cast<int>(min_of(nrows, Set::max_rows)));
         for_parts({0, ceil_div(nc, lanes)}, most, [&](Index panel, Index np) {
