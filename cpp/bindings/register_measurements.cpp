@@ -88,9 +88,9 @@ py::array_t<T> gemm_of(const py::object& a, const py::object& b) {
                           ", they take [M, K] and [K, N]");
   const Index M = left.shape(0), K = left.shape(1), N = right.shape(1);
   const Kernels<T>& k = kernels<T>();
-  const Index panels = (N + k.lanes - 1) / k.lanes;
+  const Index panels = (N + k.gemm_units - 1) / k.gemm_units;
   AlignedBuffer<T> packed;
-  packed.reserve(std::max<Index>(1, panels * k.lanes * K));
+  packed.reserve(std::max<Index>(1, panels * k.gemm_units * K));
   auto c = new_array<T>({M, N});
   const PackArgs<T> pack{static_cast<const T*>(right.data()), 1, N, 1, N, K, packed.get()};
   const GemmArgs<T> args{static_cast<const T*>(left.data()), K, packed.get(), nullptr, false, N, K,

@@ -100,10 +100,10 @@ Index Network<T>::add_parameter(std::string name, Index rows, Index cols, bool t
 template <class T>
 void Network<T>::lay_out() {
   const Index H = shape_.hidden_size, G = cell_->num_gates, split = cell_->num_split;
-  const Index lanes = kernels<T>().lanes;
-  const auto packed = [&](Index units, Index depth) {
+  const Index plain = kernels<T>().gemm_units, gates = cell_->forward_units;
+  const auto packed = [&](Index units, Index depth, Index panel_units) {
     const Index offset = packed_elements_;
-    packed_elements_ += aligned(ceil_div(units, lanes) * lanes * depth);
+    packed_elements_ += aligned(ceil_div(units, panel_units) * panel_units * depth);
     return offset;
   };
   for (Index l = 0; l < shape_.num_layers; ++l) {
@@ -118,23 +118,23 @@ void Network<T>::lay_out() {
       p.params = add_parameter("weight_" + std::string(cell_->params_name) + suffix, cell_->num_params,
                                H, false);
 
-    p.hh = packed(H, G * H);  // G groups of H units, depth H: as many elements
-    p.ih = packed(G * H, I);
-    p.input_bias = p.bias_ih < 0 ? -1 : packed(G * H, 1);
-    p.split_bias = p.bias_hh >= 0 && split > 0 ? packed(split * H, 1) : -1;
-    p.hh_t = packed(H, G * H);
-    p.ih_t = packed(I, (G - split) * H);
-    p.ih_t_split = split > 0 ? packed(I, split * H) : -1;
+    p.hh = packed(H, G * H, gates);  // G groups of H units, depth H: as many elements
+    p.ih = packed(G * H, I, plain);
+    p.input_bias = p.bias_ih < 0 ? -1 : packed(G * H, 1, 1);
+    p.split_bias = p.bias_hh >= 0 && split > 0 ? packed(split * H, 1, 1) : -1;
+    p.hh_t = packed(H, G * H, plain);
+    p.ih_t = packed(I, (G - split) * H, plain);
+    p.ih_t_split = split > 0 ? packed(I, split * H, plain) : -1;
     layers_.push_back(p);
   }
   if (shape_.output_size > 0) {
     decoder_weight_offset_ = add_parameter("decoder.weight", shape_.output_size, H, false);
     if (shape_.bias != Bias::none) {
       decoder_bias_offset_ = add_parameter("decoder.bias", shape_.output_size, 0, false);
-      decoder_bias_ = packed(shape_.output_size, 1);
+      decoder_bias_ = packed(shape_.output_size, 1, 1);
     }
-    decoder_packed_ = packed(shape_.output_size, H);
-    decoder_packed_t_ = packed(H, shape_.output_size);
+    decoder_packed_ = packed(shape_.output_size, H, plain);
+    decoder_packed_t_ = packed(H, shape_.output_size, plain);
   }
 }
 
@@ -148,7 +148,7 @@ void Network<T>::pack(const T* parameters, T* packed, bool for_backward) const {
     const auto run = [&](const T* weights, Index row_stride, Index depth_stride, Index groups,
                          Index units, Index depth, Index to) {
       k.pack(PackArgs<T>{weights, row_stride, depth_stride, groups, units, depth, packed + to},
-             team.share(ceil_div(units, k.lanes)));
+             team.share(ceil_div(units, groups > 1 ? cell_->forward_units : k.gemm_units)));
     };
     for (Index l = 0; l < shape_.num_layers; ++l) {
       const Index I = layer_input_size(l);
@@ -233,7 +233,7 @@ void Network<T>::forward(const T* parameters, const T* packed, const SequenceInp
   const Kernels<T>& k = kernels<T>();
   const Index H = shape_.hidden_size, G = cell_->num_gates, S = cell_->num_states;
   const Index L = shape_.num_layers, B = in.batch, BH = B * H, steps = in.seq_len;
-  const Index panels = ceil_div(H, k.lanes);
+  const Index panels = ceil_div(H, cell_->forward_units);
   const TapeLayout layout = tape_layout(in, keep);
   T* const gx = tape + L * layout.layer;
   const double operations = 2.0 * double(steps * BH) * double(G * H);
@@ -263,7 +263,7 @@ void Network<T>::forward(const T* parameters, const T* packed, const SequenceInp
         const Index I = layer_input_size(l);
         const T* const x = l == 0 ? in.x : layer - layout.layer + BH;
         k.gemm(GemmArgs<T>{x, I, packed + p.ih, input_bias, false, G * H, I, gx, G * H},
-               team.share(steps * B), {0, ceil_div(G * H, k.lanes)});
+               team.share(steps * B), {0, ceil_div(G * H, k.gemm_units)});
       }
       team.wait();
       const RecurrentForwardArgs<T> args{
@@ -317,7 +317,7 @@ void Network<T>::backward(const T* parameters, const T* packed, const SequenceIn
   const Index H = shape_.hidden_size, G = cell_->num_gates, S = cell_->num_states;
   const Index split = cell_->num_split, P = cell_->num_params, summed = G - split;
   const Index L = shape_.num_layers, B = in.batch, BH = B * H, steps = in.seq_len, rows = steps * B;
-  const Index panels = ceil_div(H, k.lanes), width = (G + split + P) * H;
+  const Index panels = ceil_div(H, k.gemm_units), width = (G + split + P) * H;
   const TapeLayout layout = tape_layout(in, true);
   T* const dgates = workspace;
   T* const sums = dgates + aligned(rows * width);
@@ -358,7 +358,7 @@ void Network<T>::backward(const T* parameters, const T* packed, const SequenceIn
       const Index I = layer_input_size(l);
       const bool gather = l == 0 && in.tokens;
       if (T* const to = l > 0 ? dh : dx) {
-        const Range all{0, ceil_div(I, k.lanes)}, mine = team.share(rows);
+        const Range all{0, ceil_div(I, k.gemm_units)}, mine = team.share(rows);
         k.gemm(GemmArgs<T>{dgates, width, packed + p.ih_t, nullptr, false, I, summed * H, to, I},
                mine, all);
         if (split > 0)
@@ -411,7 +411,7 @@ void Network<T>::decode(const T* packed, const T* h, Index rows, T* y) const {
   const Index H = shape_.hidden_size, O = shape_.output_size;
   const T* const bias = decoder_bias_ >= 0 ? packed + decoder_bias_ : nullptr;
   const GemmArgs<T> args{h, H, packed + decoder_packed_, bias, false, O, H, y, O};
-  const Index panels = ceil_div(O, k.lanes);
+  const Index panels = ceil_div(O, k.gemm_units);
   ThreadPool::instance().run(threads_for(2.0 * double(rows) * double(H * O)), [&](const Team& team) {
     if (rows >= rows_per_thread * team.parts)
       k.gemm(args, team.share(rows), {0, panels});
@@ -432,7 +432,7 @@ void Network<T>::decode_backward(const T* packed, const T* h, const T* dy, Index
   const Index H = shape_.hidden_size, O = shape_.output_size;
   ThreadPool::instance().run(threads_for(4.0 * double(rows) * double(H * O)), [&](const Team& team) {
     k.gemm(GemmArgs<T>{dy, O, packed + decoder_packed_t_, nullptr, false, H, O, dh, H},
-           team.share(rows), {0, ceil_div(H, k.lanes)});
+           team.share(rows), {0, ceil_div(H, k.gemm_units)});
     k.gemm_tn(GemmTnArgs<T>{dy, O, h, H, H, rows, gradients + decoder_weight_offset_, H}, team.share(O),
               workspace + team.part * aligned(k.gemm_tn_scratch()));
     if (decoder_bias_offset_ >= 0)
@@ -467,14 +467,14 @@ void Network<T>::head(const T* packed, const T* h, const Token* targets, Index r
       const T* const h_block = h + first * H;
       const Range mine = team.share(n);
       k.gemm(GemmArgs<T>{h_block, H, packed + decoder_packed_, bias, false, O, H, logits, stride}, mine,
-             {0, ceil_div(O, k.lanes)});
+             {0, ceil_div(O, k.gemm_units)});
       k.cross_entropy(CrossEntropyArgs<T>{logits, stride, O, targets + first, scale,
                                           dh ? logits : nullptr, stride, losses + first},
                       mine);
       if (!dh) continue;
       k.gemm(GemmArgs<T>{logits, stride, packed + decoder_packed_t_, nullptr, false, H, O,
                          dh + first * H, H},
-             mine, {0, ceil_div(H, k.lanes)});
+             mine, {0, ceil_div(H, k.gemm_units)});
       team.wait();
       k.gemm_tn(
           GemmTnArgs<T>{logits, stride, h_block, H, H, n, gradients + decoder_weight_offset_, H},

@@ -191,15 +191,16 @@ void check_epilogues(const CellKernels<T>& cell) {
   const Kernels<T>& k = kernels<T>();
   for (const Index H : {1, 16, 31, 50}) {
     const Index steps = 3, B = 7, G = cell.num_gates, S = cell.num_states, BH = B * H;
-    const Index panels = (H + k.lanes - 1) / k.lanes;
+    const Index panels = (H + cell.forward_units - 1) / cell.forward_units;
+    const Index panels_t = (H + k.gemm_units - 1) / k.gemm_units;
     const Index slots = G + cell.num_split + cell.num_params;
     const auto w_hh = random_values<T>(G * H * H, 1), gx = random_values<T>(steps * B * G * H, 2);
     const auto split_bias = random_values<T>(cell.num_split * H, 3), params = random_values<T>(cell.num_params * H, 4);
     const auto dy = random_values<T>(steps * BH, 5);
-    std::vector<T> packed(static_cast<std::size_t>(panels * k.lanes * G * H)),
-        packed_t(static_cast<std::size_t>(panels * k.lanes * G * H));
+    std::vector<T> packed(static_cast<std::size_t>(panels * cell.forward_units * G * H)),
+        packed_t(static_cast<std::size_t>(panels_t * k.gemm_units * G * H));
     k.pack(PackArgs<T>{w_hh.data(), H, 1, G, H, H, packed.data()}, {0, panels});
-    k.pack(PackArgs<T>{w_hh.data(), 1, H, 1, H, G * H, packed_t.data()}, {0, panels});
+    k.pack(PackArgs<T>{w_hh.data(), 1, H, 1, H, G * H, packed_t.data()}, {0, panels_t});
 
     struct Result {
       std::vector<T> states, saved, dgates, dstates;
@@ -210,7 +211,7 @@ void check_epilogues(const CellKernels<T>& cell) {
       r.saved.assign(static_cast<std::size_t>(steps * BH * cell.num_saved), T(0));
       r.dgates.assign(static_cast<std::size_t>(steps * BH * slots), T(0));
       r.dstates = random_values<T>(S * BH, 7);
-      std::vector<T> scratch(static_cast<std::size_t>(B * panels * G * k.lanes));
+      std::vector<T> scratch(static_cast<std::size_t>(B * panels_t * G * k.gemm_units));
       T* states[8];
       T* dstates[8];
       Index state_step[8];
@@ -229,13 +230,13 @@ void check_epilogues(const CellKernels<T>& cell) {
         for (Index t = 0; t < steps; ++t)
           for (Index p = 0; p < panels; ++p) cell.forward(f, {t, t + 1}, {0, B}, {p, p + 1});
         for (Index t = steps - 1; t >= 0; --t)
-          for (Index p = 0; p < panels; ++p) cell.backward(b, {t, t + 1}, {0, B}, {p, p + 1});
-        for (Index p = 0; p < panels; ++p) cell.backward_initial(b, {0, B}, {p, p + 1});
+          for (Index p = 0; p < panels_t; ++p) cell.backward(b, {t, t + 1}, {0, B}, {p, p + 1});
+        for (Index p = 0; p < panels_t; ++p) cell.backward_initial(b, {0, B}, {p, p + 1});
       } else {
         for (const Range rows : {Range{0, 2}, Range{2, B}}) cell.forward(f, {0, steps}, rows, {0, panels});
         for (const Range rows : {Range{0, 3}, Range{3, B}}) {
-          cell.backward(b, {0, steps}, rows, {0, panels});
-          cell.backward_initial(b, rows, {0, panels});
+          cell.backward(b, {0, steps}, rows, {0, panels_t});
+          cell.backward_initial(b, rows, {0, panels_t});
         }
       }
       return r;

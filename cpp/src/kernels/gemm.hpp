@@ -14,24 +14,33 @@ struct PackedRows {
   }
 };
 
-// c [MR][PU * G * lanes] += a [MR][depth] @ b, PU panels of packed weights with G vectors per k.
-// The accumulators stay in registers from the first k to the last.
-template <class A, class T, int G, int MR, int PU>
-__attribute__((noinline)) void tile(const T* a, Index a_stride, Index depth, const T* b,
-                                    Index panel_stride, T* c, Index c_stride) {
+// Packed weights of G groups lie in panels: for each k, `vectors` vectors side by side. With several
+// groups they are the gates of the same units; with one group, neighbouring units, so that a tile
+// reads one stream of memory and not several a power of two apart.
+template <int G>
+struct Panel {
+  static constexpr int vectors = G > 1 ? G : tile_accumulators / 6;
+  static constexpr int unit_vectors = vectors / G;  // vectors of units
+};
+
+// c [MR][W * lanes] += a [MR][depth] @ b, W vectors of packed weights per k from consecutive panels
+// of P vectors. The accumulators stay in registers from the first k to the last.
+template <class A, class T, int P, int MR, int W>
+__attribute__((noinline)) void tile(const T* a, Index a_stride, Index depth, const T* b, T* c,
+                                    Index c_stride) {
   using V = Native<T>;
-  constexpr int W = PU * G;
+  const Index panel_stride = depth * P * V::lanes;
   V acc[MR][W];
   unroll<MR>([&](auto r) __attribute__((always_inline)) {
     unroll<W>([&](auto w) __attribute__((always_inline)) {
       acc[r][w] = V::load(c + r * c_stride + w * V::lanes);
     });
   });
-  for (Index k = 0; k < depth; ++k, b += G * V::lanes) {
+  for (Index k = 0; k < depth; ++k, b += P * V::lanes) {
     // The fewer of rows and weights are held, the others pass one by one: with 12 accumulators
     // in 16 registers, holding the more of a 6 x 2 tile would spill.
     const auto weight = [&](auto w) __attribute__((always_inline)) {
-      return V::load(b + (w / G) * panel_stride + (w % G) * V::lanes);
+      return V::load(b + (w / P) * panel_stride + (w % P) * V::lanes);
     };
     const auto row = [&](auto r) __attribute__((always_inline)) {
       return V(A::template at<MR>(a, a_stride, r, k));
@@ -63,31 +72,31 @@ __attribute__((noinline)) void tile(const T* a, Index a_stride, Index depth, con
 }
 
 template <class T>
-using Tile = void (*)(const T*, Index, Index, const T*, Index, T*, Index);
+using Tile = void (*)(const T*, Index, Index, const T*, T*, Index);
 
-// The tiles for G groups: every MR x PU whose accumulators fit in the registers.
+// The tiles for G groups: every MR x W (W a multiple of G) whose accumulators fit in the registers.
 template <class A, class T, int G>
 struct Tiles {
-  // Six rows feed one vector of weights; more rows at a time gain nothing once the loads of
-  // weights are hidden.
-  static constexpr int max_rows = G == 1 ? 6 : tile_accumulators / G;
-  static constexpr int max_panels = 8;
+  using Panels = Panel<G>;
+  static constexpr int max_rows = tile_accumulators / Panels::vectors;
+  static constexpr int max_vectors = 16;  // one row: enough chains to hide the latency of an fma
   static constexpr int panels_for(int rows) {
-    const int p = tile_accumulators / (rows * G);
-    return p < 1 ? 1 : p > max_panels ? max_panels : p;
+    const int by_registers = tile_accumulators / (rows * Panels::vectors);
+    const int most = max_vectors / Panels::vectors;
+    return by_registers < most ? by_registers : most;
   }
 
-  Tile<T> by_size[max_rows + 1][max_panels + 1] = {};
+  Tile<T> by_size[max_rows + 1][max_vectors + 1] = {};
 
-  constexpr Tiles() { fill<1, 1>(); }
-  template <int MR, int PU>
+  constexpr Tiles() { fill<1, G>(); }
+  template <int MR, int W>
   constexpr void fill() {
     if constexpr (MR <= max_rows) {
-      if constexpr (PU <= panels_for(MR)) {
-        by_size[MR][PU] = &tile<A, T, G, MR, PU>;
-        fill<MR, PU + 1>();
+      if constexpr (W <= panels_for(MR) * Panels::vectors) {
+        by_size[MR][W] = &tile<A, T, Panels::vectors, MR, W>;
+        fill<MR, W + G>();
       } else {
-        fill<MR + 1, 1>();
+        fill<MR + 1, G>();
       }
     }
   }
@@ -108,45 +117,63 @@ CHARRNN_INLINE void for_parts(Range range, Index most, F&& f) {
   }
 }
 
+// A tile's place: rows [row, row + rows), vectors of units [vector, vector + vectors), the first
+// of panel `panel`.
+struct Place {
+  Index row, rows, panel, vector, vectors;
+};
+
 // The tiles of rows x panels: panels outside, so that their weights stay in cache for all rows.
-// f(row, rows, panel, panels) for each.
-template <class Set, class F>
-CHARRNN_INLINE void for_tiles(Range rows, Range panels, F&& f) {
+template <class Set, class T, class F>
+CHARRNN_INLINE void for_tiles(Range rows, Range panels, Index units, F&& f) {
+  constexpr Index unit_vectors = Set::Panels::unit_vectors;
   const Index most_rows = min_of(rows.end - rows.begin, Set::max_rows);
+  const Index all_vectors = ceil_div(units, Native<T>::lanes);
   if (most_rows <= 0) return;
   for_parts(panels, Set::panels_for(static_cast<int>(most_rows)), [&](Index panel, Index np) {
-    for_parts(rows, Set::max_rows, [&](Index row, Index nr) { f(row, nr, panel, np); });
+    const Index first = panel * unit_vectors;
+    const Index vectors = min_of(np * unit_vectors, all_vectors - first);
+    for_parts(rows, Set::max_rows,
+              [&](Index row, Index nr) { f(Place{row, nr, panel, first, vectors}); });
   });
 }
 
-template <class T>
-void pack(const PackArgs<T>& p, Range panels) {
-  constexpr int lanes = Native<T>::lanes;
-  for (Index panel = panels.begin; panel < panels.end; ++panel) {
-    const Index unit = panel * lanes, n = min_of(lanes, p.units - unit);
-    for (Index g = 0; g < p.groups; ++g) {
-      const T* w = p.weights + (g * p.units + unit) * p.row_stride;
-      T* out = p.packed + (panel * p.depth * p.groups + g) * lanes;
-      for (Index k = 0; k < p.depth; ++k, w += p.depth_stride, out += p.groups * lanes) {
+template <int G, class T>
+void pack_panels(const PackArgs<T>& p, Range panels) {
+  constexpr int lanes = Native<T>::lanes, P = Panel<G>::vectors, unit_vectors = Panel<G>::unit_vectors;
+  for (Index panel = panels.begin; panel < panels.end; ++panel)
+    for (Index v = 0; v < P; ++v) {
+      const Index group = v % G, unit = (panel * unit_vectors + v / G) * lanes;
+      const Index n = min_of(lanes, p.units - unit);
+      const T* w = p.weights + (group * p.units + unit) * p.row_stride;
+      T* out = p.packed + (panel * p.depth * P + v) * lanes;
+      for (Index k = 0; k < p.depth; ++k, w += p.depth_stride, out += P * lanes) {
         Index i = 0;
         for (; i < n; ++i) out[i] = w[i * p.row_stride];
         for (; i < lanes; ++i) out[i] = T(0);
       }
     }
-  }
 }
 
-// A tile of C whose columns are whole panels is worked on in place, others in a buffer.
+template <class T>
+void pack(const PackArgs<T>& p, Range panels) {
+  unroll<max_gates + 1>([&](auto g) __attribute__((always_inline)) {
+    if constexpr (g > 0) {
+      if (p.groups == g) pack_panels<g.value>(p, panels);
+    }
+  });
+}
+
+// A tile of C whose columns are whole vectors is worked on in place, others in a buffer.
 template <class T, class Set>
-CHARRNN_INLINE void gemm_tile(const Set& set, const T* a, Index a_stride, Index depth, const T* b,
-                              Index panel_stride, T* c, Index c_stride, Index rows, Index panels,
-                              Index cols, const T* bias, bool accumulate) {
+CHARRNN_INLINE void gemm_tile(const Set& set, const T* a, Index a_stride, Index depth, const T* b, T* c,
+                              Index c_stride, Index rows, Index cols, const T* bias, bool accumulate) {
   using V = Native<T>;
-  const Tile<T> run = set.by_size[rows][panels];
-  const bool whole = cols == panels * V::lanes;
+  const Index vectors = ceil_div(cols, V::lanes);
+  const bool whole = cols == vectors * V::lanes;
   alignas(64) T buffer[tile_accumulators * V::lanes];
   T* const out = whole ? c : buffer;
-  const Index out_stride = whole ? c_stride : panels * V::lanes;
+  const Index out_stride = whole ? c_stride : vectors * V::lanes;
   if (!(whole && accumulate)) {
     for (Index r = 0; r < rows; ++r)
       for (Index j = 0; j < cols; j += V::lanes) {
@@ -157,7 +184,7 @@ CHARRNN_INLINE void gemm_tile(const Set& set, const T* a, Index a_stride, Index 
         first.store(out + r * out_stride + j);
       }
   }
-  run(a, a_stride, depth, b, panel_stride, out, out_stride);
+  set.by_size[rows][vectors](a, a_stride, depth, b, out, out_stride);
   if (!whole) {
     for (Index r = 0; r < rows; ++r)
       for (Index j = 0; j < cols; j += V::lanes)
@@ -168,14 +195,12 @@ CHARRNN_INLINE void gemm_tile(const Set& set, const T* a, Index a_stride, Index 
 template <class T>
 void gemm(const GemmArgs<T>& g, Range rows, Range panels) {
   using Set = Tiles<RowMajor, T, 1>;
-  constexpr int lanes = Native<T>::lanes;
-  const Index panel_stride = g.depth * lanes;
-  for_tiles<Set>(rows, panels, [&](Index row, Index nr, Index panel, Index np) {
-    const Index col = panel * lanes;
-    gemm_tile(tiles<RowMajor, T, 1>, g.a + row * g.a_stride, g.a_stride, g.depth,
-              g.packed + panel * panel_stride, panel_stride, g.c + row * g.c_stride + col, g.c_stride,
-              nr, np, min_of(np * lanes, g.cols - col), g.bias ? g.bias + col : nullptr,
-              g.accumulate);
+  constexpr Index lanes = Native<T>::lanes;
+  for_tiles<Set, T>(rows, panels, g.cols, [&](const Place& at) {
+    const Index col = at.vector * lanes;
+    gemm_tile(tiles<RowMajor, T, 1>, g.a + at.row * g.a_stride, g.a_stride, g.depth,
+              g.packed + col * g.depth, g.c + at.row * g.c_stride + col, g.c_stride, at.rows,
+              min_of(at.vectors * lanes, g.cols - col), g.bias ? g.bias + col : nullptr, g.accumulate);
   });
 }
 
@@ -184,12 +209,14 @@ void gemm(const GemmArgs<T>& g, Range rows, Range panels) {
 template <class T>
 struct TnBlocks {
   static constexpr Index depth = 256, cols = 256 * 4 / static_cast<Index>(sizeof(T)), rows = 96;
+  // Packed tiles of A begin this much further apart than a power of two, in different cache sets.
+  static constexpr Index skew = 16;
+  static constexpr Index a_elements = rows * (depth + skew);
 };
 
 template <class T>
 Index gemm_tn_scratch() {
-  using Blocks = TnBlocks<T>;
-  return Blocks::depth * (Blocks::cols + Blocks::rows);
+  return TnBlocks<T>::depth * TnBlocks<T>::cols + TnBlocks<T>::a_elements;
 }
 
 // out [depth][rows] = a [depth, rows], the number of rows as a constant: copies of a known size
@@ -202,39 +229,49 @@ CHARRNN_INLINE void pack_rows(Index rows, const T* a, Index stride, Index depth,
   for (Index k = 0; k < depth; ++k, a += stride, out += N) __builtin_memcpy(out, a, N * sizeof(T));
 }
 
+// packed = A [depth, rows] as tiles [k][row of the tile], some steps of k at a time, so that a
+// cache line of A serves all the tiles that share it.
+template <class Set, class T>
+void pack_a(const T* a, Index stride, Index depth, Index rows, T* packed) {
+  constexpr Index steps = 8;
+  for (Index k = 0; k < depth; k += steps) {
+    T* out = packed;
+    for_parts({0, rows}, Set::max_rows, [&](Index row, Index nr) {
+      pack_rows<Set::max_rows>(nr, a + k * stride + row, stride, min_of(steps, depth - k), out + k * nr);
+      out += nr * depth + TnBlocks<T>::skew;
+    });
+  }
+}
+
 template <class T>
 void gemm_tn(const GemmTnArgs<T>& g, Range rows, T* scratch) {
   using Set = Tiles<PackedRows, T, 1>;
   using Blocks = TnBlocks<T>;
-  constexpr int lanes = Native<T>::lanes;
+  using V = Native<T>;
+  constexpr Index P = Panel<1>::vectors;
   T* const packed_b = scratch;
   T* const packed_a = scratch + Blocks::depth * Blocks::cols;
   for (Index col0 = 0; col0 < g.cols; col0 += Blocks::cols) {
     const Index nc = min_of(Blocks::cols, g.cols - col0);
     for (Index k0 = 0; k0 < g.depth; k0 += Blocks::depth) {
       const Index depth = min_of(Blocks::depth, g.depth - k0);
-      const Index panel_stride = depth * lanes;
       for (Index k = 0; k < depth; ++k) {
         const T* b = g.b + (k0 + k) * g.b_stride + col0;
-        for (Index j = 0; j < nc; j += lanes)
-          Native<T>::load(b + j, nc - j).store(packed_b + (j / lanes) * panel_stride + k * lanes);
+        for (Index v = 0; v * V::lanes < nc; ++v)
+          V::load(b + v * V::lanes, nc - v * V::lanes)
+              .store(packed_b + ((v / P * depth + k) * P + v % P) * V::lanes);
       }
       for_parts(rows, Blocks::rows, [&](Index row0, Index nrows) {
-        // [tile][k][row of the tile]
-        T* out = packed_a;
-        for_parts({row0, row0 + nrows}, Set::max_rows, [&](Index row, Index nr) {
-          pack_rows<Set::max_rows>(nr, g.a + k0 * g.a_stride + row, g.a_stride, depth, out);
-          out += nr * depth;
-        });
+        pack_a<Set>(g.a + k0 * g.a_stride + row0, g.a_stride, depth, nrows, packed_a);
         const Index most = Set::panels_for(static_cast<int>(min_of(nrows, Set::max_rows)));
-        for_parts({0, ceil_div(nc, lanes)}, most, [&](Index panel, Index np) {
+        for_parts({0, ceil_div(nc, P * V::lanes)}, most, [&](Index panel, Index np) {
           const T* a = packed_a;
-          const Index col = panel * lanes;
+          const Index col = panel * P * V::lanes;
           for_parts({row0, row0 + nrows}, Set::max_rows, [&](Index row, Index nr) {
-            gemm_tile(tiles<PackedRows, T, 1>, a, 0, depth, packed_b + panel * panel_stride,
-                      panel_stride, g.c + row * g.c_stride + col0 + col, g.c_stride, nr, np,
-                      min_of(np * lanes, nc - col), static_cast<const T*>(nullptr), true);
-            a += nr * depth;
+            gemm_tile(tiles<PackedRows, T, 1>, a, 0, depth, packed_b + col * depth,
+                      g.c + row * g.c_stride + col0 + col, g.c_stride, nr,
+                      min_of(np * P * V::lanes, nc - col), static_cast<const T*>(nullptr), true);
+            a += nr * depth + Blocks::skew;
           });
         });
       });

@@ -35,6 +35,9 @@ constexpr int vector_bytes = 16, tile_accumulators = 12;
 CHARRNN_INLINE Index min_of(Index a, Index b) { return a < b ? a : b; }
 CHARRNN_INLINE Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
+// Cells may have up to so many gates.
+constexpr int max_gates = 4;
+
 #include "kernels/unroll.hpp"
 // Ordered: each uses only what stands above it.
 #include "kernels/pack.hpp"

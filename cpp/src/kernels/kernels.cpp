@@ -29,6 +29,7 @@ constexpr auto rules = table_of(UpdateRules());
 
 constexpr Kernels<T> table = {
     .lanes = Native<T>::lanes,
+    .gemm_units = Panel<1>::unit_vectors * Native<T>::lanes,
     .pack = &pack<T>,
     .gemm = &gemm<T>,
     .gemm_tn = &gemm_tn<T>,

@@ -24,19 +24,49 @@ CHARRNN_INLINE void store_each(const V* from, T* to, Index stride, Index count) 
   unroll<N>([&](auto i) __attribute__((always_inline)) { from[i].store(to + i * stride, count); });
 }
 
-// gates [rows][panels][G][lanes]: where the chains of the sums begin.
+// Asks for the cache lines of n elements at p, to be read or written soon.
+template <bool write, class T>
+CHARRNN_INLINE void prefetch(const T* p, Index n) {
+  for (Index i = 0; i < n; i += 64 / static_cast<Index>(sizeof(T))) __builtin_prefetch(p + i, write, 2);
+}
+
 template <class Cell, class T>
-void begin_gates(const RecurrentForwardArgs<T>& p, Index t, Index row0, Index rows, Index panel0,
-                 Index panels, T* gates, Index stride) {
+CHARRNN_INLINE const T* input_row(const RecurrentForwardArgs<T>& p, Index step_row) {
+  const Index width = Cell::num_gates * p.hidden_size;
+  return p.gx ? p.gx + step_row * width : p.table + p.tokens[step_row] * width;
+}
+
+// What the tile's cells will store, and what the next tile of the same panel begins with, on its
+// way while the tile is computed.
+template <class Cell, class T>
+CHARRNN_INLINE void prefetch_forward(const RecurrentForwardArgs<T>& p, Index t, const Place& at,
+                                     Index last_row) {
+  constexpr int lanes = Native<T>::lanes;
+  const Index H = p.hidden_size, unit = at.vector * lanes, n = at.vectors * lanes;
+  for (Index row = at.row; row < at.row + at.rows; ++row) {
+    const Index step_row = t * p.batch + row;
+    if (p.saved)
+      for (int i = 0; i < Cell::num_saved; ++i)
+        prefetch<true>(p.saved + (step_row * Cell::num_saved + i) * H + unit, n);
+    for (int s = 0; s < Cell::num_states; ++s)
+      prefetch<true>(p.states[s] + (t + 1) * p.state_step[s] + row * H + unit, n);
+    if (row + at.rows < last_row)
+      for (int g = 0; g < Cell::num_gates; ++g)
+        prefetch<false>(input_row<Cell>(p, step_row + at.rows) + g * H + unit, n);
+  }
+}
+
+// gates [rows][vectors][G][lanes]: where the chains of the sums begin.
+template <class Cell, class T>
+void begin_gates(const RecurrentForwardArgs<T>& p, Index t, const Place& at, T* gates, Index stride) {
   using V = Native<T>;
   constexpr int G = Cell::num_gates, summed = G - Cell::num_split;
   const Index H = p.hidden_size;
-  for (Index r = 0; r < rows; ++r) {
-    const Index step_row = t * p.batch + row0 + r;
-    const T* gx = p.gx ? p.gx + step_row * G * H : p.table + p.tokens[step_row] * G * H;
+  for (Index r = 0; r < at.rows; ++r) {
+    const T* gx = input_row<Cell>(p, t * p.batch + at.row + r);
     T* out = gates + r * stride;
-    for (Index u = 0; u < panels; ++u, out += G * V::lanes) {
-      const Index unit = (panel0 + u) * V::lanes, n = H - unit;
+    for (Index u = 0; u < at.vectors; ++u, out += G * V::lanes) {
+      const Index unit = (at.vector + u) * V::lanes, n = H - unit;
       unroll<G>([&](auto g) __attribute__((always_inline)) {
         V start = V(T(0));
         if constexpr (g < summed) {
@@ -52,16 +82,16 @@ void begin_gates(const RecurrentForwardArgs<T>& p, Index t, Index row0, Index ro
 }
 
 template <class Cell, class T>
-void run_cells_forward(const RecurrentForwardArgs<T>& p, Index t, Index row0, Index rows,
-                       Index panel0, Index panels, const T* gates, Index stride) {
+void run_cells_forward(const RecurrentForwardArgs<T>& p, Index t, const Place& at, const T* gates,
+                       Index stride) {
   using V = Native<T>;
   constexpr int G = Cell::num_gates, S = Cell::num_states, summed = G - Cell::num_split;
   const Index H = p.hidden_size;
-  for (Index r = 0; r < rows; ++r) {
-    const Index row = row0 + r, step_row = t * p.batch + row;
-    const T* gx_row = p.gx ? p.gx + step_row * G * H : p.table + p.tokens[step_row] * G * H;
-    for (Index u = 0; u < panels; ++u) {
-      const Index unit = (panel0 + u) * V::lanes, n = H - unit;
+  for (Index r = 0; r < at.rows; ++r) {
+    const Index row = at.row + r, step_row = t * p.batch + row;
+    const T* const gx_row = input_row<Cell>(p, step_row);
+    for (Index u = 0; u < at.vectors; ++u) {
+      const Index unit = (at.vector + u) * V::lanes, n = H - unit;
       Values<V, G> a;
       Values<V, Cell::num_split> gx;
       Values<V, Cell::num_params> params;
@@ -90,46 +120,71 @@ void run_cells_forward(const RecurrentForwardArgs<T>& p, Index t, Index row0, In
   }
 }
 
+// Where a staged epilogue finds all units of the given rows and panels.
+template <int G, class T>
+CHARRNN_INLINE Place whole_place(Range rows, Range panels, Index units) {
+  const Index first = panels.begin * Panel<G>::unit_vectors;
+  const Index end = min_of(panels.end * Panel<G>::unit_vectors, ceil_div(units, Native<T>::lanes));
+  return {rows.begin, rows.end - rows.begin, panels.begin, first, end - first};
+}
+
 template <class Cell, class T>
 void recurrent_forward(const RecurrentForwardArgs<T>& p, Range steps, Range rows, Range panels) {
   using V = Native<T>;
   constexpr int G = Cell::num_gates;
+  static_assert(G <= max_gates);
   using Set = Tiles<RowMajor, T, G>;
-  const Index H = p.hidden_size, panel_stride = H * G * V::lanes;
+  const Index H = p.hidden_size;
+  const Place whole = whole_place<G, T>(rows, panels, H);
+  const Index whole_stride = whole.vectors * G * V::lanes;
   alignas(64) T buffer[tile_accumulators * V::lanes];
   for (Index t = steps.begin; t < steps.end; ++t) {
-    for_tiles<Set>(rows, panels, [&](Index row, Index nr, Index panel, Index np) {
+    for_tiles<Set, T>(rows, panels, H, [&](const Place& at) {
       T* gates = buffer;
-      Index stride = np * G * V::lanes;
+      Index stride = at.vectors * G * V::lanes;
       if (p.scratch) {
-        stride = (panels.end - panels.begin) * G * V::lanes;
-        gates = p.scratch + (row - rows.begin) * stride + (panel - panels.begin) * G * V::lanes;
+        stride = whole_stride;
+        gates = p.scratch + (at.row - whole.row) * stride + (at.vector - whole.vector) * G * V::lanes;
       }
-      begin_gates<Cell>(p, t, row, nr, panel, np, gates, stride);
-      const T* h = p.states[0] + t * p.state_step[0] + row * H;
-      tiles<RowMajor, T, G>.by_size[nr][np](h, H, H, p.packed_hh + panel * panel_stride,
-                                            panel_stride, gates, stride);
-      if (!p.scratch) run_cells_forward<Cell>(p, t, row, nr, panel, np, gates, stride);
+      begin_gates<Cell>(p, t, at, gates, stride);
+      prefetch_forward<Cell>(p, t, at, rows.end);
+      const T* h = p.states[0] + t * p.state_step[0] + at.row * H;
+      tiles<RowMajor, T, G>.by_size[at.rows][at.vectors * G](
+          h, H, H, p.packed_hh + at.vector * G * V::lanes * H, gates, stride);
+      if (!p.scratch) run_cells_forward<Cell>(p, t, at, gates, stride);
     });
-    if (p.scratch)
-      run_cells_forward<Cell>(p, t, rows.begin, rows.end - rows.begin, panels.begin,
-                              panels.end - panels.begin, p.scratch,
-                              (panels.end - panels.begin) * G * V::lanes);
+    if (p.scratch) run_cells_forward<Cell>(p, t, whole, p.scratch, whole_stride);
   }
 }
 
 // ---- backward -----------------------------------------------------------------------------
 
-// dh [rows][panels][lanes]: the gradient of h(t + 1) before the recurrent part is added.
+// What the tile's cells will read and store, on its way while the tile is computed.
 template <class Cell, class T>
-void begin_dh(const RecurrentBackwardArgs<T>& p, Index t, Index row0, Index rows, Index panel0,
-              Index panels, T* dh, Index stride) {
+CHARRNN_INLINE void prefetch_backward(const RecurrentBackwardArgs<T>& p, Index t, const Place& at,
+                                      Index last_row) {
+  constexpr int lanes = Native<T>::lanes, slots = num_slots<Cell>;
+  const Index H = p.hidden_size, unit = at.vector * lanes, n = at.vectors * lanes;
+  for (Index row = at.row; row < at.row + at.rows; ++row) {
+    const Index step_row = t * p.batch + row;
+    for (int i = 0; i < Cell::num_saved; ++i)
+      prefetch<false>(p.saved + (step_row * Cell::num_saved + i) * H + unit, n);
+    for (int i = 0; i < slots; ++i) prefetch<true>(p.dgates + (step_row * slots + i) * H + unit, n);
+    for (int s = 0; s < Cell::num_states; ++s)
+      prefetch<false>(p.states[s] + step_row * H + unit, n);
+    if (p.dy && row + at.rows < last_row) prefetch<false>(p.dy + (step_row + at.rows) * H + unit, n);
+  }
+}
+
+// dh [rows][vectors][lanes]: the gradient of h(t + 1) before the recurrent part is added.
+template <class Cell, class T>
+void begin_dh(const RecurrentBackwardArgs<T>& p, Index t, const Place& at, T* dh, Index stride) {
   using V = Native<T>;
   const Index H = p.hidden_size;
   const bool carried = Cell::h_bypass || t == p.seq_len - 1;
-  for (Index r = 0; r < rows; ++r)
-    for (Index u = 0; u < panels; ++u) {
-      const Index unit = (panel0 + u) * V::lanes, n = H - unit, row = row0 + r;
+  for (Index r = 0; r < at.rows; ++r)
+    for (Index u = 0; u < at.vectors; ++u) {
+      const Index unit = (at.vector + u) * V::lanes, n = H - unit, row = at.row + r;
       V start = V(T(0));
       if (p.dy) start = V::load(p.dy + (t * p.batch + row) * H + unit, n);
       if (carried) start = start + V::load(p.dstates[0] + row * H + unit, n);
@@ -138,15 +193,15 @@ void begin_dh(const RecurrentBackwardArgs<T>& p, Index t, Index row0, Index rows
 }
 
 template <class Cell, class T>
-void run_cells_backward(const RecurrentBackwardArgs<T>& p, Index t, Index row0, Index rows,
-                        Index panel0, Index panels, const T* dh, Index stride) {
+void run_cells_backward(const RecurrentBackwardArgs<T>& p, Index t, const Place& place, const T* dh,
+                        Index stride) {
   using V = Native<T>;
   constexpr int G = Cell::num_gates, S = Cell::num_states;
   const Index H = p.hidden_size, BH = p.batch * H;
-  for (Index r = 0; r < rows; ++r) {
-    const Index row = row0 + r, step_row = t * p.batch + row;
-    for (Index u = 0; u < panels; ++u) {
-      const Index unit = (panel0 + u) * V::lanes, n = H - unit, at = row * H + unit;
+  for (Index r = 0; r < place.rows; ++r) {
+    const Index row = place.row + r, step_row = t * p.batch + row;
+    for (Index u = 0; u < place.vectors; ++u) {
+      const Index unit = (place.vector + u) * V::lanes, n = H - unit, at = row * H + unit;
       Values<V, G> dgates;
       Values<V, Cell::num_split> dgx;
       Values<V, Cell::num_params> params, dparams;
@@ -175,36 +230,37 @@ void run_cells_backward(const RecurrentBackwardArgs<T>& p, Index t, Index row0, 
 
 // dh(t) += dgates(t) @ W_hh, for the tile's units.
 template <class Cell, class T>
-CHARRNN_INLINE void add_recurrent(const RecurrentBackwardArgs<T>& p, Index t, Index row, Index rows,
-                                  Index panel, Index panels, T* dh, Index stride) {
+CHARRNN_INLINE void add_recurrent(const RecurrentBackwardArgs<T>& p, Index t, const Place& at, T* dh,
+                                  Index stride) {
   constexpr int lanes = Native<T>::lanes;
   const Index depth = Cell::num_gates * p.hidden_size, slots = num_slots<Cell> * p.hidden_size;
-  tiles<RowMajor, T, 1>.by_size[rows][panels](p.dgates + (t * p.batch + row) * slots, slots, depth,
-                                              p.packed_hh + panel * depth * lanes, depth * lanes, dh,
-                                              stride);
+  tiles<RowMajor, T, 1>.by_size[at.rows][at.vectors](p.dgates + (t * p.batch + at.row) * slots, slots,
+                                                     depth, p.packed_hh + at.vector * lanes * depth, dh,
+                                                     stride);
 }
 
 template <class Cell, class T>
 void recurrent_backward(const RecurrentBackwardArgs<T>& p, Range steps, Range rows, Range panels) {
   using V = Native<T>;
   using Set = Tiles<RowMajor, T, 1>;
+  const Index H = p.hidden_size;
+  const Place whole = whole_place<1, T>(rows, panels, H);
+  const Index whole_stride = whole.vectors * V::lanes;
   alignas(64) T buffer[tile_accumulators * V::lanes];
   for (Index t = steps.end - 1; t >= steps.begin; --t) {
-    for_tiles<Set>(rows, panels, [&](Index row, Index nr, Index panel, Index np) {
+    for_tiles<Set, T>(rows, panels, H, [&](const Place& at) {
       T* dh = buffer;
-      Index stride = np * V::lanes;
+      Index stride = at.vectors * V::lanes;
       if (p.scratch) {
-        stride = (panels.end - panels.begin) * V::lanes;
-        dh = p.scratch + (row - rows.begin) * stride + (panel - panels.begin) * V::lanes;
+        stride = whole_stride;
+        dh = p.scratch + (at.row - whole.row) * stride + (at.vector - whole.vector) * V::lanes;
       }
-      begin_dh<Cell>(p, t, row, nr, panel, np, dh, stride);
-      if (t + 1 < p.seq_len) add_recurrent<Cell>(p, t + 1, row, nr, panel, np, dh, stride);
-      if (!p.scratch) run_cells_backward<Cell>(p, t, row, nr, panel, np, dh, stride);
+      begin_dh<Cell>(p, t, at, dh, stride);
+      prefetch_backward<Cell>(p, t, at, rows.end);
+      if (t + 1 < p.seq_len) add_recurrent<Cell>(p, t + 1, at, dh, stride);
+      if (!p.scratch) run_cells_backward<Cell>(p, t, at, dh, stride);
     });
-    if (p.scratch)
-      run_cells_backward<Cell>(p, t, rows.begin, rows.end - rows.begin, panels.begin,
-                               panels.end - panels.begin, p.scratch,
-                               (panels.end - panels.begin) * V::lanes);
+    if (p.scratch) run_cells_backward<Cell>(p, t, whole, p.scratch, whole_stride);
   }
 }
 
@@ -214,19 +270,19 @@ void recurrent_backward_initial(const RecurrentBackwardArgs<T>& p, Range rows, R
   using Set = Tiles<RowMajor, T, 1>;
   const Index H = p.hidden_size;
   alignas(64) T buffer[tile_accumulators * V::lanes];
-  for_tiles<Set>(rows, panels, [&](Index row, Index nr, Index panel, Index np) {
-    const Index stride = np * V::lanes;
+  for_tiles<Set, T>(rows, panels, H, [&](const Place& at) {
+    const Index stride = at.vectors * V::lanes;
     const auto each = [&](auto&& f) __attribute__((always_inline)) {
-      for (Index r = 0; r < nr; ++r)
-        for (Index u = 0; u < np; ++u) {
-          const Index unit = (panel + u) * V::lanes;
-          f(buffer + r * stride + u * V::lanes, p.dstates[0] + (row + r) * H + unit, H - unit);
+      for (Index r = 0; r < at.rows; ++r)
+        for (Index u = 0; u < at.vectors; ++u) {
+          const Index unit = (at.vector + u) * V::lanes;
+          f(buffer + r * stride + u * V::lanes, p.dstates[0] + (at.row + r) * H + unit, H - unit);
         }
     };
     each([](T* dh, const T* bypass, Index n) __attribute__((always_inline)) {
       (Cell::h_bypass ? V::load(bypass, n) : V(T(0))).store(dh);
     });
-    add_recurrent<Cell>(p, 0, row, nr, panel, np, buffer, stride);
+    add_recurrent<Cell>(p, 0, at, buffer, stride);
     each([](const T* dh, T* out, Index n) __attribute__((always_inline)) {
       V::load(dh).store(out, n);
     });
@@ -243,6 +299,7 @@ constexpr CellKernels<T> cell_kernels() {
           Cell::num_saved,
           Cell::num_params,
           Cell::num_masks,
+          Panel<Cell::num_gates>::unit_vectors* Native<T>::lanes,
           &recurrent_forward<Cell, T>,
           &recurrent_backward<Cell, T>,
           &recurrent_backward_initial<Cell, T>};

@@ -22,16 +22,17 @@ struct Range {
 
 // ---- matrix products ----------------------------------------------------------------------
 
-// A weight matrix [groups * units, depth] is packed into panels of `lanes` units:
-// [panel][k][group][lane], zero past the last unit. groups = G interleaves the gates, so that
-// one tile holds all gates of its units; plain products have one group.
+// A weight matrix [groups * units, depth] is packed into panels, zero past the last unit. With
+// groups = G gates a panel is [k][group][lane], so that one tile holds all gates of its units; with
+// one group it is [k][some vectors of units][lane]. Panels have `gemm_units` units in a plain
+// product (one group), `forward_units` of the cell in a recurrent one.
 template <class T>
 struct PackArgs {
   const T* weights;          // element (group * units + unit, k)
   Index row_stride;          //   at (group * units + unit) * row_stride
   Index depth_stride;        //   + k * depth_stride
   Index groups, units, depth;
-  T* packed;                 // [panels(units)][depth][groups][lanes]
+  T* packed;                 // panels * (units of a panel) * groups * depth elements
 };
 
 // C [M, N] = A [M, K] @ packed [K, N] + (accumulate ? C : bias)
@@ -93,7 +94,7 @@ struct RecurrentBackwardArgs {
   T* const* dstates;           // [S] pointers to [B, H]: gradients of the last state on entry
                                // (kept from step to step), of the initial state at the end
   T* dgates;                   // [T, B, (G + num_split + P)*H]
-  T* scratch;                  // staged epilogue: [rows, panels * lanes], or null: fused
+  T* scratch;                  // staged epilogue: [rows, panels * gemm_units], or null: fused
 };
 
 template <class T>
@@ -101,6 +102,7 @@ struct CellKernels {
   const char* name;
   const char* params_name;
   int num_gates, num_split, num_states, num_saved, num_params, num_masks;
+  int forward_units;  // of a panel in forward; in backward it is Kernels::gemm_units
   // Steps [steps.begin, steps.end) of the given rows and panels of units. Where panels is not
   // the whole layer, the caller synchronises after each step.
   void (*forward)(const RecurrentForwardArgs<T>&, Range steps, Range rows, Range panels);
@@ -139,6 +141,7 @@ struct UpdateArgs {
 template <class T>
 struct Kernels {
   int lanes;
+  int gemm_units;  // columns of a panel of a plain product
   void (*pack)(const PackArgs<T>&, Range panels);
   void (*gemm)(const GemmArgs<T>&, Range rows, Range panels);
   // scratch: gemm_tn_scratch() elements, one for each thread.
