@@ -36,8 +36,9 @@ py::array checked_array(const py::object& object, const char* name, bool writabl
                          ", it takes a NumPy array of " + py::str(wanted).cast<std::string>());
   auto array = py::reinterpret_borrow<py::array>(object);
   if (!py::isinstance<py::array_t<T>>(array))
-    throw py::type_error(std::string(name) + " has dtype " + py::str(array.dtype()).cast<std::string>() +
-                         ", it takes " + py::str(wanted).cast<std::string>());
+    throw py::type_error(std::string(name) + " has dtype " +
+                         py::str(array.dtype()).cast<std::string>() + ", it takes " +
+                         py::str(wanted).cast<std::string>());
   if (!(array.flags() & py::array::c_style))
     throw py::value_error(std::string(name) +
                           " is not C-contiguous, pass numpy.ascontiguousarray(" + name + ")");
@@ -49,8 +50,8 @@ template <class T>
 const T* input(const py::object& object, const char* name, const Shape& shape) {
   const py::array array = checked_array<T>(object, name);
   if (shape_of(array) != shape)
-    throw py::value_error(std::string(name) + " has shape " + text(shape_of(array)) + ", it takes " +
-                          text(shape));
+    throw py::value_error(std::string(name) + " has shape " + text(shape_of(array)) +
+                          ", it takes " + text(shape));
   return static_cast<const T*>(array.data());
 }
 
@@ -58,8 +59,8 @@ template <class T>
 T* output(const py::object& object, const char* name, const Shape& shape) {
   py::array array = checked_array<T>(object, name, true);
   if (shape_of(array) != shape)
-    throw py::value_error(std::string(name) + " has shape " + text(shape_of(array)) + ", it takes " +
-                          text(shape));
+    throw py::value_error(std::string(name) + " has shape " + text(shape_of(array)) +
+                          ", it takes " + text(shape));
   return static_cast<T*>(array.mutable_data());
 }
 
@@ -87,11 +88,13 @@ py::array parameter_view(const Parameter& p, T* flat, const py::handle& base, bo
 template <class T>
 void copy_parameter(const Parameter& p, const py::object& object, T* flat) {
   if (!py::isinstance<py::array_t<T>>(object))
-    throw py::type_error(p.name + " takes an array of " + py::str(py::dtype::of<T>()).cast<std::string>());
+    throw py::type_error(p.name + " takes an array of " +
+                         py::str(py::dtype::of<T>()).cast<std::string>());
   const auto array = py::reinterpret_borrow<py::array>(object);
   const Shape wanted = p.cols > 0 ? Shape{p.rows, p.cols} : Shape{p.rows};
   if (shape_of(array) != wanted)
-    throw py::value_error(p.name + " has shape " + text(shape_of(array)) + ", it takes " + text(wanted));
+    throw py::value_error(p.name + " has shape " + text(shape_of(array)) + ", it takes " +
+                          text(wanted));
   const auto* from = static_cast<const char*>(array.data());
   const Index cols = p.cols > 0 ? p.cols : 1;
   const Index row_stride = array.strides(0), col_stride = p.cols > 0 ? array.strides(1) : 0;

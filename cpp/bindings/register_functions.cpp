@@ -12,9 +12,10 @@ template <class F>
 auto with_floats(const py::object& x, const char* name, F&& f) -> decltype(f(float())) {
   if (py::isinstance<py::array_t<float>>(x)) return f(float());
   if (py::isinstance<py::array_t<double>>(x)) return f(double());
-  const std::string got = py::isinstance<py::array>(x)
-                              ? "dtype " + py::str(x.attr("dtype")).cast<std::string>()
-                              : "type " + py::str(py::type::of(x).attr("__name__")).cast<std::string>();
+  const std::string got =
+      py::isinstance<py::array>(x)
+          ? "dtype " + py::str(x.attr("dtype")).cast<std::string>()
+          : "type " + py::str(py::type::of(x).attr("__name__")).cast<std::string>();
   throw py::type_error(std::string(name) + " has " + got + ", it takes float32 or float64");
 }
 

@@ -34,7 +34,9 @@ long double true_value(const std::string& name, long double x) {
 
 double math_ulp_bound(const std::string& name) {
   math_function<float>(name);
-  return name == "exp" ? MathUlpBounds::exp : name == "tanh" ? MathUlpBounds::tanh : MathUlpBounds::sigmoid;
+  return name == "exp"    ? MathUlpBounds::exp
+         : name == "tanh" ? MathUlpBounds::tanh
+                          : MathUlpBounds::sigmoid;
 }
 
 template <class T>
@@ -68,7 +70,8 @@ std::pair<double, double> math_max_ulp(const std::string& name, std::uint64_t fi
   for (std::uint64_t done = 0; done < count; done += block) {
     const Index n = static_cast<Index>(std::min<std::uint64_t>(block, count - done));
     for (Index i = 0; i < n; ++i) {
-      const auto bits = static_cast<std::uint32_t>(first + (done + static_cast<std::uint64_t>(i)) * stride);
+      const auto bits =
+          static_cast<std::uint32_t>(first + (done + static_cast<std::uint64_t>(i)) * stride);
       std::memcpy(&x[i], &bits, sizeof bits);
     }
     function(x, y, n);
@@ -84,8 +87,8 @@ template <class T>
 py::array_t<T> gemm_of(const py::object& a, const py::object& b) {
   const py::array left = checked_array<T>(a, "a"), right = checked_array<T>(b, "b");
   if (left.ndim() != 2 || right.ndim() != 2 || left.shape(1) != right.shape(0))
-    throw py::value_error("a has shape " + text(shape_of(left)) + " and b " + text(shape_of(right)) +
-                          ", they take [M, K] and [K, N]");
+    throw py::value_error("a has shape " + text(shape_of(left)) + " and b " +
+                          text(shape_of(right)) + ", they take [M, K] and [K, N]");
   const Index M = left.shape(0), K = left.shape(1), N = right.shape(1);
   const Kernels<T>& k = kernels<T>();
   const Index panels = (N + k.gemm_units - 1) / k.gemm_units;
@@ -93,8 +96,15 @@ py::array_t<T> gemm_of(const py::object& a, const py::object& b) {
   packed.reserve(std::max<Index>(1, panels * k.gemm_units * K));
   auto c = new_array<T>({M, N});
   const PackArgs<T> pack{static_cast<const T*>(right.data()), 1, N, 1, N, K, packed.get()};
-  const GemmArgs<T> args{static_cast<const T*>(left.data()), K, packed.get(), nullptr, false, N, K,
-                         c.mutable_data(), N};
+  const GemmArgs<T> args{static_cast<const T*>(left.data()),
+                         K,
+                         packed.get(),
+                         nullptr,
+                         false,
+                         N,
+                         K,
+                         c.mutable_data(),
+                         N};
   py::gil_scoped_release release;
   ThreadPool::instance().run(ThreadPool::instance().size(), [&](const Team& team) {
     k.pack(pack, team.share(panels));

@@ -64,7 +64,8 @@ py::tuple forward(Model<T>& model, const py::object& x, const py::object& state,
 template <class T>
 py::tuple backward(Model<T>& model, const py::object& dy, const py::object& dstate) {
   if (model.kept_seq_len() < 0)
-    throw py::value_error("backward belongs to the last forward, and there is none to go back from");
+    throw py::value_error(
+        "backward belongs to the last forward, and there is none to go back from");
   const Network<T>& network = model.network();
   const Index steps = model.kept_seq_len(), batch = model.kept_batch();
   const T* dy_data = input<T>(dy, "dy", {steps, batch, model.output_size()});
@@ -131,8 +132,8 @@ py::array_t<Token> sample(Model<T>& model, Index length, const py::object& token
   auto drawn = new_array<Token>({length, batch});
   Token* const drawn_data = drawn.mutable_data();
   py::gil_scoped_release release;
-  model.sample(length, batch, static_cast<const Token*>(first.data()), state_data, seed_data, position,
-               SamplingOptions{temperature, top_k, top_p}, drawn_data);
+  model.sample(length, batch, static_cast<const Token*>(first.data()), state_data, seed_data,
+               position, SamplingOptions{temperature, top_k, top_p}, drawn_data);
   return drawn;
 }
 
@@ -147,20 +148,23 @@ void register_model(py::module_& m, const char* name) {
            }),
            py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("output_size"),
            py::arg("num_layers"), py::arg("bias"))
-      .def_property_readonly("num_states", [](const M& self) { return self.network().num_states(); })
+      .def_property_readonly("num_states",
+                             [](const M& self) { return self.network().num_states(); })
       .def_property_readonly("num_parameters",
                              [](const M& self) {
                                Index n = 0;
-                               for (const Parameter& p : self.network().parameters()) n += p.elements();
+                               for (const Parameter& p : self.network().parameters())
+                                 n += p.elements();
                                return n;
                              })
       .def_property_readonly("version", &M::version)
+      .def_property_readonly("has_tape", [](const M& self) { return self.kept_seq_len() >= 0; })
       .def("parameter_shapes",
            [](const M& self) {
              py::dict shapes;
              for (const Parameter& p : self.network().parameters())
-               shapes[py::str(p.name)] =
-                   p.cols > 0 ? py::tuple(py::make_tuple(p.rows, p.cols)) : py::tuple(py::make_tuple(p.rows));
+               shapes[py::str(p.name)] = p.cols > 0 ? py::tuple(py::make_tuple(p.rows, p.cols))
+                                                    : py::tuple(py::make_tuple(p.rows));
              return shapes;
            })
       .def(

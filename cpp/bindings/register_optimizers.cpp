@@ -25,10 +25,14 @@ struct BoundOptimizer {
 OptimizerOptions options_from(const std::map<std::string, double>& hyper) {
   OptimizerOptions o;
   const std::map<std::string, double*> numbers = {
-      {"weight_decay", &o.weight_decay}, {"momentum", &o.momentum},
-      {"dampening", &o.dampening},       {"alpha", &o.alpha},
-      {"eps", &o.eps},                   {"lr_decay", &o.lr_decay},
-      {"beta1", &o.beta1},               {"beta2", &o.beta2},
+      {"weight_decay", &o.weight_decay},
+      {"momentum", &o.momentum},
+      {"dampening", &o.dampening},
+      {"alpha", &o.alpha},
+      {"eps", &o.eps},
+      {"lr_decay", &o.lr_decay},
+      {"beta1", &o.beta1},
+      {"beta2", &o.beta2},
       {"initial_accumulator_value", &o.initial_accumulator_value}};
   for (const auto& [name, value] : hyper) {
     if (name == "nesterov")
@@ -47,8 +51,8 @@ template <class T>
 void step(BoundOptimizer<T>& self, const py::dict& gradients, double learning_rate) {
   const Network<T>& network = self.model->network();
   if (gradients.size() != network.parameters().size())
-    throw py::value_error("gradients has " + std::to_string(gradients.size()) + " arrays, it takes " +
-                          std::to_string(network.parameters().size()));
+    throw py::value_error("gradients has " + std::to_string(gradients.size()) +
+                          " arrays, it takes " + std::to_string(network.parameters().size()));
   self.gradients.reserve(network.parameter_elements());
   std::fill_n(self.gradients.get(), network.parameter_elements(), T(0));
   for (const Parameter& p : network.parameters()) {
@@ -68,7 +72,8 @@ std::pair<double, double> train_step(Model<T>& model, const py::object& inputs,
                                      const std::string& reduction) {
   const py::array tokens = checked_array<Token>(inputs, "inputs");
   if (tokens.ndim() != 2 || tokens.shape(1) < 1)
-    throw py::value_error("inputs has shape " + text(shape_of(tokens)) + ", it takes tokens [T, B]");
+    throw py::value_error("inputs has shape " + text(shape_of(tokens)) +
+                          ", it takes tokens [T, B]");
   if (reduction != "mean" && reduction != "sum")
     throw py::value_error("reduction is '" + reduction + "', it takes 'mean' or 'sum'");
   if (optimizer.model.get() != &model)
@@ -92,20 +97,23 @@ void register_optimizer(py::module_& m, const char* name, const char* model_name
   py::class_<O>(m, name)
       .def(py::init([](const std::string& rule, std::shared_ptr<Model<T>> network,
                        const std::map<std::string, double>& hyper) {
-             Optimizer<T> optimizer(rule, options_from(hyper), network->network().parameter_elements());
+             Optimizer<T> optimizer(rule, options_from(hyper),
+                                    network->network().parameter_elements());
              return std::make_unique<O>(O{std::move(network), std::move(optimizer), {}});
            }),
            py::arg("rule"), py::arg("network"), py::arg("hyper"))
       .def_property(
           "num_steps", [](const O& self) { return self.optimizer.num_steps(); },
           [](O& self, Index n) {
-            if (n < 0) throw py::value_error("num_steps is " + std::to_string(n) + ", it takes 0 or more");
+            if (n < 0)
+              throw py::value_error("num_steps is " + std::to_string(n) + ", it takes 0 or more");
             self.optimizer.set_num_steps(n);
           })
       .def_property_readonly("slot_names",
                              [](const O& self) {
                                py::list names;
-                               for (const auto& slot : self.optimizer.slot_names()) names.append(slot);
+                               for (const auto& slot : self.optimizer.slot_names())
+                                 names.append(slot);
                                return py::tuple(names);
                              })
       .def(
@@ -118,7 +126,8 @@ void register_optimizer(py::module_& m, const char* name, const char* model_name
           py::arg("slot"), py::arg("name"))
       .def(
           "set_slot",
-          [](O& self, const std::string& slot, const std::string& parameter, const py::object& value) {
+          [](O& self, const std::string& slot, const std::string& parameter,
+             const py::object& value) {
             copy_parameter(find_parameter(self.model->network(), parameter), value,
                            self.optimizer.slot(self.slot_index(slot)));
           },
@@ -127,11 +136,10 @@ void register_optimizer(py::module_& m, const char* name, const char* model_name
 
   // A method of the model that needs the optimizer's type.
   py::object model = m.attr(model_name);
-  model.attr("train_step") =
-      py::cpp_function(&train_step<T>, py::name("train_step"), py::is_method(model),
-                       py::arg("inputs"), py::arg("targets"), py::arg("state"), py::arg("optimizer"),
-                       py::arg("learning_rate"), py::arg("clip_norm"), py::arg("clip_value"),
-                       py::arg("reduction"));
+  model.attr("train_step") = py::cpp_function(
+      &train_step<T>, py::name("train_step"), py::is_method(model), py::arg("inputs"),
+      py::arg("targets"), py::arg("state"), py::arg("optimizer"), py::arg("learning_rate"),
+      py::arg("clip_norm"), py::arg("clip_value"), py::arg("reduction"));
 }
 
 }  // namespace

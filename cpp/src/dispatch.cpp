@@ -10,12 +10,13 @@ namespace charrnn_fast {
 // build's list, best first: X(namespace, "name", how to ask the processor).
 #if defined(__x86_64__)
 #define CHARRNN_CPU(feature) (__builtin_cpu_supports(feature) != 0)
-#define CHARRNN_FOR_EACH_ISA(X)                                                             \
-  X(x86_64_v4, "x86-64-v4",                                                                 \
-    CHARRNN_CPU("avx512f") && CHARRNN_CPU("avx512bw") && CHARRNN_CPU("avx512cd") &&         \
-        CHARRNN_CPU("avx512dq") && CHARRNN_CPU("avx512vl") && CHARRNN_CPU("fma"))           \
-  X(x86_64_v3, "x86-64-v3",                                                                 \
-    CHARRNN_CPU("avx2") && CHARRNN_CPU("fma") && CHARRNN_CPU("bmi") && CHARRNN_CPU("bmi2")) \
+#define CHARRNN_FOR_EACH_ISA(X)                                                               \
+  X(x86_64_v4, "x86-64-v4",                                                                   \
+    CHARRNN_CPU("avx512f") && CHARRNN_CPU("avx512bw") && CHARRNN_CPU("avx512cd") &&           \
+        CHARRNN_CPU("avx512dq") && CHARRNN_CPU("avx512vl") && CHARRNN_CPU("fma"))             \
+  X(x86_64_v3, "x86-64-v3",                                                                   \
+    CHARRNN_CPU("avx2") && CHARRNN_CPU("fma") && CHARRNN_CPU("bmi") && CHARRNN_CPU("bmi2") && \
+        CHARRNN_CPU("f16c") && CHARRNN_CPU("lzcnt") && CHARRNN_CPU("movbe"))                  \
   X(x86_64_v2, "x86-64-v2", CHARRNN_CPU("sse4.2") && CHARRNN_CPU("popcnt"))
 #elif defined(__aarch64__)
 #define CHARRNN_FOR_EACH_ISA(X) X(neon, "neon", true)
@@ -23,8 +24,8 @@ namespace charrnn_fast {
 #error "charrnn_fast is built for x86-64 and 64-bit Arm"
 #endif
 
-#define X(space, name, runs)        \
-  namespace space {                 \
+#define X(space, name, runs)              \
+  namespace space {                       \
   const Kernels<float>& kernels(float);   \
   const Kernels<double>& kernels(double); \
   }
@@ -62,7 +63,8 @@ const Isa& choose() {
   const char* wanted = std::getenv("CHARRNN_ISA");
   for (const Isa& isa : isas())
     if (isa.runs && (!wanted || !*wanted || isa.name == std::string(wanted))) return isa;
-  fail("CHARRNN_ISA is '", wanted ? wanted : "", "', this machine runs: ", names_of(runnable_isas()));
+  fail("CHARRNN_ISA is '", wanted ? wanted : "",
+       "', this machine runs: ", names_of(runnable_isas()));
 }
 
 const Isa& chosen() {

@@ -51,8 +51,8 @@ void Model<T>::check_targets(const Token* targets, Index seq_len, Index batch) c
   require(classes > 0, "a loss takes a network with output_size");
   for (Index i = 0; i < seq_len * batch; ++i)
     if (targets[i] < -1 || targets[i] >= classes)
-      fail("targets[", i / batch, ", ", i % batch, "] is ", targets[i], ", it takes classes from 0 to ",
-           classes - 1, ", or -1 to ignore");
+      fail("targets[", i / batch, ", ", i % batch, "] is ", targets[i],
+           ", it takes classes from 0 to ", classes - 1, ", or -1 to ignore");
 }
 
 template <class T>
@@ -100,7 +100,7 @@ void Model<T>::backward(const T* dy, T* dstate, T* dx, T* gradients) {
   std::fill_n(gradients, network_.parameter_elements(), T(0));
   dh_.reserve(std::max<Index>(1, rows * H));
   const Index decoder = network_.shape().output_size > 0 ? network_.decode_backward_elements() : 0;
-  workspace_.reserve(std::max(decoder, network_.backward_elements(in)));
+  workspace_.reserve(std::max(decoder, network_.backward_elements()));
   if (network_.shape().output_size > 0)
     network_.decode_backward(weights, network_.hidden(in, true, tape_.get()), dy, rows, dh_.get(),
                              gradients, workspace_.get());
@@ -126,8 +126,9 @@ void Model<T>::step(const SequenceInput<T>& in, T* state, T* y) {
 }
 
 template <class T>
-typename Model<T>::TrainResult Model<T>::train_step(const SequenceInput<T>& in, const Token* targets,
-                                                    T* state, Optimizer<T>& optimizer,
+typename Model<T>::TrainResult Model<T>::train_step(const SequenceInput<T>& in,
+                                                    const Token* targets, T* state,
+                                                    Optimizer<T>& optimizer,
                                                     const TrainOptions& options) {
   if (in.tokens) network_.check_tokens("inputs", in.tokens, in.seq_len, in.batch);
   check_targets(targets, in.seq_len, in.batch);
@@ -149,10 +150,11 @@ typename Model<T>::TrainResult Model<T>::train_step(const SequenceInput<T>& in, 
   losses_.reserve(std::max<Index>(1, rows));
   dh_.reserve(std::max<Index>(1, rows * H));
   gradients_.reserve(elements);
-  workspace_.reserve(std::max(network_.head_elements(rows), network_.backward_elements(in)));
+  workspace_.reserve(std::max(network_.head_elements(rows), network_.backward_elements()));
   std::fill_n(gradients_.get(), elements, T(0));
   network_.head(packed_.get(), network_.hidden(in, true, tape_.get()), targets, rows,
-                static_cast<T>(scale), losses_.get(), dh_.get(), gradients_.get(), workspace_.get());
+                static_cast<T>(scale), losses_.get(), dh_.get(), gradients_.get(),
+                workspace_.get());
   double loss = 0;
   for (Index i = 0; i < rows; ++i) loss += static_cast<double>(losses_.get()[i]);
   loss *= scale;

@@ -14,7 +14,9 @@ namespace {
 
 // Buffers are laid out in multiples of a cache line of doubles and floats alike.
 constexpr Index alignment_elements = 16;
-Index aligned(Index n) { return (n + alignment_elements - 1) / alignment_elements * alignment_elements; }
+Index aligned(Index n) {
+  return (n + alignment_elements - 1) / alignment_elements * alignment_elements;
+}
 Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
 // A thread is worth waking for this many floating-point operations (some 4 microseconds), and a
@@ -90,6 +92,11 @@ Index Network<T>::num_states() const {
 }
 
 template <class T>
+Index Network<T>::num_slots() const {
+  return cell_->num_gates + cell_->num_split + cell_->num_params;
+}
+
+template <class T>
 Index Network<T>::add_parameter(std::string name, Index rows, Index cols, bool transposed) {
   const Index offset = parameter_elements_;
   parameters_.push_back({std::move(name), rows, cols, offset, transposed});
@@ -115,8 +122,8 @@ void Network<T>::lay_out() {
     p.bias_ih = shape_.bias == Bias::none ? -1 : add_parameter("bias_ih" + suffix, G * H, 0, false);
     p.bias_hh = shape_.bias == Bias::both ? add_parameter("bias_hh" + suffix, G * H, 0, false) : -1;
     if (cell_->num_params > 0)
-      p.params = add_parameter("weight_" + std::string(cell_->params_name) + suffix, cell_->num_params,
-                               H, false);
+      p.params = add_parameter("weight_" + std::string(cell_->params_name) + suffix,
+                               cell_->num_params, H, false);
 
     p.hh = packed(H, G * H, gates);  // G groups of H units, depth H: as many elements
     p.ih = packed(G * H, I, plain);
@@ -202,7 +209,8 @@ void Network<T>::check_tokens(const char* name, const Token* tokens, Index seq_l
 // ---- forward ------------------------------------------------------------------------------
 
 template <class T>
-typename Network<T>::TapeLayout Network<T>::tape_layout(const SequenceInput<T>& in, bool keep) const {
+typename Network<T>::TapeLayout Network<T>::tape_layout(const SequenceInput<T>& in,
+                                                        bool keep) const {
   const Index BH = in.batch * shape_.hidden_size, S = cell_->num_states;
   TapeLayout t{};
   t.state = aligned((in.seq_len + 1) * BH);
@@ -210,9 +218,11 @@ typename Network<T>::TapeLayout Network<T>::tape_layout(const SequenceInput<T>& 
   t.states = t.state + (S - 1) * (keep ? t.state : aligned(BH));
   t.saved = keep ? aligned(in.seq_len * BH * cell_->num_saved) : 0;
   t.layer = t.states + t.saved;
+  // One layer's gates at a time: their input part in forward, their gradients in backward. The
+  // same memory for both keeps the whole step closer to the caches.
   const bool any_dense = in.x || shape_.num_layers > 1;
-  t.gx = any_dense ? aligned(in.seq_len * BH * cell_->num_gates) : 0;
-  t.total = shape_.num_layers * t.layer + t.gx;
+  const Index slots = keep ? num_slots() : any_dense ? cell_->num_gates : 0;
+  t.total = shape_.num_layers * t.layer + aligned(in.seq_len * BH * slots);
   return t;
 }
 
@@ -302,25 +312,23 @@ void Network<T>::forward(const T* parameters, const T* packed, const SequenceInp
 // ---- backward -----------------------------------------------------------------------------
 
 template <class T>
-Index Network<T>::backward_elements(const SequenceInput<T>& in) const {
-  const Index slots = cell_->num_gates + cell_->num_split + cell_->num_params;
-  const Index width = slots * shape_.hidden_size;
-  return aligned(in.seq_len * in.batch * width) + aligned(width) +
+Index Network<T>::backward_elements() const {
+  return aligned(num_slots() * shape_.hidden_size) +
          ThreadPool::instance().size() * aligned(kernels<T>().gemm_tn_scratch());
 }
 
 template <class T>
-void Network<T>::backward(const T* parameters, const T* packed, const SequenceInput<T>& in,
-                          const T* tape, T* dh, T* dstate, T* dx, T* gradients, T* workspace) const {
+void Network<T>::backward(const T* parameters, const T* packed, const SequenceInput<T>& in, T* tape,
+                          T* dh, T* dstate, T* dx, T* gradients, T* workspace) const {
   if (in.seq_len == 0) return;
   const Kernels<T>& k = kernels<T>();
   const Index H = shape_.hidden_size, G = cell_->num_gates, S = cell_->num_states;
   const Index split = cell_->num_split, P = cell_->num_params, summed = G - split;
   const Index L = shape_.num_layers, B = in.batch, BH = B * H, steps = in.seq_len, rows = steps * B;
-  const Index panels = ceil_div(H, k.gemm_units), width = (G + split + P) * H;
+  const Index panels = ceil_div(H, k.gemm_units), width = num_slots() * H;
   const TapeLayout layout = tape_layout(in, true);
-  T* const dgates = workspace;
-  T* const sums = dgates + aligned(rows * width);
+  T* const dgates = tape + L * layout.layer;
+  T* const sums = workspace;
   T* const scratch = sums + aligned(width);
   const double operations = 2.0 * double(steps * BH) * double(G * H);
   const Sharing sharing = share_recurrence(operations, steps, B, panels);
@@ -336,9 +344,17 @@ void Network<T>::backward(const T* parameters, const T* packed, const SequenceIn
         states[s] = layer + s * layout.state;
         dstates[s] = dstate + (s * L + l) * BH;
       }
-      const RecurrentBackwardArgs<T> args{
-          steps, B, H,  packed + p.hh_t, parameters + p.params, states, layer + layout.states,
-          dh,    dstates, dgates, nullptr};
+      const RecurrentBackwardArgs<T> args{steps,
+                                          B,
+                                          H,
+                                          packed + p.hh_t,
+                                          parameters + p.params,
+                                          states,
+                                          layer + layout.states,
+                                          dh,
+                                          dstates,
+                                          dgates,
+                                          nullptr};
       if (sharing.by_rows) {
         const Range my_rows = team.share(B);
         cell_->backward(args, {0, steps}, my_rows, {0, panels});
@@ -362,12 +378,12 @@ void Network<T>::backward(const T* parameters, const T* packed, const SequenceIn
         k.gemm(GemmArgs<T>{dgates, width, packed + p.ih_t, nullptr, false, I, summed * H, to, I},
                mine, all);
         if (split > 0)
-          k.gemm(GemmArgs<T>{dgx_split, width, packed + p.ih_t_split, nullptr, true, I, split * H, to, I},
+          k.gemm(GemmArgs<T>{dgx_split, width, packed + p.ih_t_split, nullptr, true, I, split * H,
+                             to, I},
                  mine, all);
       }
       // weight_hh: rows of gates, depth time and batch, against h of the step before.
-      k.gemm_tn(GemmTnArgs<T>{dgates, width, layer, H, H, rows,
-                              gradients + p.weight_hh, H},
+      k.gemm_tn(GemmTnArgs<T>{dgates, width, layer, H, H, rows, gradients + p.weight_hh, H},
                 team.share(G * H, rows_per_thread), my_scratch);
       T* const d_ih = gradients + p.weight_ih;
       const auto input_gradient = [&](const T* dgx, Index gate, Index gates) {
@@ -397,7 +413,8 @@ void Network<T>::backward(const T* parameters, const T* packed, const SequenceIn
       }
       if (p.bias_hh >= 0) add(sums, intersect(mine, {0, G * H}), gradients + p.bias_hh);
       if (P > 0)
-        add(sums, intersect(mine, {(G + split) * H, width}), gradients + p.params - (G + split) * H);
+        add(sums, intersect(mine, {(G + split) * H, width}),
+            gradients + p.params - (G + split) * H);
       team.wait();
     }
   });
@@ -412,12 +429,13 @@ void Network<T>::decode(const T* packed, const T* h, Index rows, T* y) const {
   const T* const bias = decoder_bias_ >= 0 ? packed + decoder_bias_ : nullptr;
   const GemmArgs<T> args{h, H, packed + decoder_packed_, bias, false, O, H, y, O};
   const Index panels = ceil_div(O, k.gemm_units);
-  ThreadPool::instance().run(threads_for(2.0 * double(rows) * double(H * O)), [&](const Team& team) {
-    if (rows >= rows_per_thread * team.parts)
-      k.gemm(args, team.share(rows), {0, panels});
-    else
-      k.gemm(args, {0, rows}, team.share(panels));
-  });
+  ThreadPool::instance().run(threads_for(2.0 * double(rows) * double(H * O)),
+                             [&](const Team& team) {
+                               if (rows >= rows_per_thread * team.parts)
+                                 k.gemm(args, team.share(rows), {0, panels});
+                               else
+                                 k.gemm(args, {0, rows}, team.share(panels));
+                             });
 }
 
 template <class T>
@@ -430,14 +448,16 @@ void Network<T>::decode_backward(const T* packed, const T* h, const T* dy, Index
                                  T* gradients, T* workspace) const {
   const Kernels<T>& k = kernels<T>();
   const Index H = shape_.hidden_size, O = shape_.output_size;
-  ThreadPool::instance().run(threads_for(4.0 * double(rows) * double(H * O)), [&](const Team& team) {
-    k.gemm(GemmArgs<T>{dy, O, packed + decoder_packed_t_, nullptr, false, H, O, dh, H},
-           team.share(rows), {0, ceil_div(H, k.gemm_units)});
-    k.gemm_tn(GemmTnArgs<T>{dy, O, h, H, H, rows, gradients + decoder_weight_offset_, H}, team.share(O),
-              workspace + team.part * aligned(k.gemm_tn_scratch()));
-    if (decoder_bias_offset_ >= 0)
-      k.column_sums(dy, O, rows, team.share(O, alignment_elements), gradients + decoder_bias_offset_);
-  });
+  ThreadPool::instance().run(
+      threads_for(4.0 * double(rows) * double(H * O)), [&](const Team& team) {
+        k.gemm(GemmArgs<T>{dy, O, packed + decoder_packed_t_, nullptr, false, H, O, dh, H},
+               team.share(rows), {0, ceil_div(H, k.gemm_units)});
+        k.gemm_tn(GemmTnArgs<T>{dy, O, h, H, H, rows, gradients + decoder_weight_offset_, H},
+                  team.share(O), workspace + team.part * aligned(k.gemm_tn_scratch()));
+        if (decoder_bias_offset_ >= 0)
+          k.column_sums(dy, O, rows, team.share(O, alignment_elements),
+                        gradients + decoder_bias_offset_);
+      });
 }
 
 // Logits of a block take at most 16 MB (float) and, for a small vocabulary, stay in cache.
@@ -448,7 +468,8 @@ Index Network<T>::head_block_rows() const {
 
 template <class T>
 Index Network<T>::head_elements(Index rows) const {
-  return std::min(rows, head_block_rows()) * aligned(shape_.output_size) + decode_backward_elements();
+  return std::min(rows, head_block_rows()) * aligned(shape_.output_size) +
+         decode_backward_elements();
 }
 
 template <class T>
@@ -466,8 +487,8 @@ void Network<T>::head(const T* packed, const T* h, const Token* targets, Index r
       const Index n = std::min(block, rows - first);
       const T* const h_block = h + first * H;
       const Range mine = team.share(n);
-      k.gemm(GemmArgs<T>{h_block, H, packed + decoder_packed_, bias, false, O, H, logits, stride}, mine,
-             {0, ceil_div(O, k.gemm_units)});
+      k.gemm(GemmArgs<T>{h_block, H, packed + decoder_packed_, bias, false, O, H, logits, stride},
+             mine, {0, ceil_div(O, k.gemm_units)});
       k.cross_entropy(CrossEntropyArgs<T>{logits, stride, O, targets + first, scale,
                                           dh ? logits : nullptr, stride, losses + first},
                       mine);

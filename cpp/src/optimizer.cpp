@@ -115,8 +115,9 @@ void Optimizer<T>::step(T* parameters, const T* gradients, double learning_rate,
   prepare_(options_, num_steps_, hyper);
   T numbers[max_hyper];
   std::transform(hyper, hyper + max_hyper, numbers, [](double h) { return static_cast<T>(h); });
-  UpdateArgs<T> args{parameters, gradients, {}, static_cast<T>(gradient_scale),
-                     static_cast<T>(gradient_limit), numbers};
+  UpdateArgs<T> args{
+      parameters, gradients, {}, static_cast<T>(gradient_scale), static_cast<T>(gradient_limit),
+      numbers};
   for (std::size_t i = 0; i < slots_.size(); ++i) args.slots[i] = slots_[i].get();
   ThreadPool::instance().run(threads_for_elements(elements_), [&](const Team& team) {
     kernels<T>().update[rule_](args, team.share(elements_, 64));

@@ -9,12 +9,14 @@
 
 namespace charrnn_fast {
 
-std::array<std::uint32_t, 4> philox(std::uint64_t seed, std::uint64_t position, std::uint32_t lane) {
+std::array<std::uint32_t, 4> philox(std::uint64_t seed, std::uint64_t position,
+                                    std::uint32_t lane) {
   auto key0 = static_cast<std::uint32_t>(seed), key1 = static_cast<std::uint32_t>(seed >> 32);
   std::array<std::uint32_t, 4> c = {static_cast<std::uint32_t>(position),
                                     static_cast<std::uint32_t>(position >> 32), lane, 0};
   for (int round = 0; round < 10; ++round) {
-    const std::uint64_t p0 = std::uint64_t{0xD2511F53} * c[0], p1 = std::uint64_t{0xCD9E8D57} * c[2];
+    const std::uint64_t p0 = std::uint64_t{0xD2511F53} * c[0],
+                        p1 = std::uint64_t{0xCD9E8D57} * c[2];
     c = {static_cast<std::uint32_t>(p1 >> 32) ^ c[1] ^ key0, static_cast<std::uint32_t>(p1),
          static_cast<std::uint32_t>(p0 >> 32) ^ c[3] ^ key1, static_cast<std::uint32_t>(p0)};
     key0 += 0x9E3779B9, key1 += 0xBB67AE85;
@@ -26,7 +28,8 @@ void check(const SamplingOptions& o) {
   require(std::isfinite(o.temperature) && o.temperature >= 0, "temperature is ", o.temperature,
           ", it takes a finite number, 0 or more");
   require(o.top_k >= 0, "top_k is ", o.top_k, ", it takes 1 or more");
-  require(o.top_p > 0 && o.top_p <= 1, "top_p is ", o.top_p, ", it takes more than 0 and at most 1");
+  require(o.top_p > 0 && o.top_p <= 1, "top_p is ", o.top_p,
+          ", it takes more than 0 and at most 1");
 }
 
 namespace {
@@ -40,8 +43,9 @@ Index probability_elements(Index vocab_size) {
 template <class T>
 Token draw(const T* logits, Index n, double u, const SamplingOptions& o, T* p, Token* order) {
   for (Index i = 0; i < n; ++i)
-    require(!std::isnan(logits[i]) && logits[i] < std::numeric_limits<T>::infinity(), "logits hold ",
-            logits[i], " for token ", i, ", they take finite numbers: the weights are damaged");
+    require(!std::isnan(logits[i]) && logits[i] < std::numeric_limits<T>::infinity(),
+            "logits hold ", logits[i], " for token ", i,
+            ", they take finite numbers: the weights are damaged");
   if (o.temperature == 0) return static_cast<Token>(std::max_element(logits, logits + n) - logits);
   kernels<T>().exp_shifted(logits, n, static_cast<T>(1 / o.temperature), p);
   const bool truncated = (o.top_k > 0 && o.top_k < n) || o.top_p < 1;
@@ -80,7 +84,8 @@ Token draw(const T* logits, Index n, double u, const SamplingOptions& o, T* p, T
 template <class T>
 Index draw_elements(Index vocab_size) {
   // The order of the tokens stands behind the probabilities, in the same memory.
-  const Index tokens = (vocab_size * Index(sizeof(Token)) + Index(sizeof(T)) - 1) / Index(sizeof(T));
+  const Index tokens =
+      (vocab_size * Index(sizeof(Token)) + Index(sizeof(T)) - 1) / Index(sizeof(T));
   return probability_elements<T>(vocab_size) + tokens;
 }
 

@@ -1,5 +1,5 @@
-// One step of any cell for a whole batch, one thread per unit: the staged epilogue on the GPU, whose
-// gates a matrix product has laid out before. The math is cells.hpp, as on the CPU.
+// One step of any cell for a whole batch, one thread per unit: the staged epilogue on the GPU,
+// whose gates a matrix product has laid out before. The math is cells.hpp, as on the CPU.
 #pragma once
 
 #include "charrnn_fast/cells.hpp"
@@ -11,23 +11,23 @@ namespace cuda {
 template <class Cell, class T>
 struct PointwiseForward {
   Index batch, hidden_size;
-  const T* gates;            // [B, G*H]
-  const T* gx;               // [B, G*H] input part (of split gates only the last are read)
-  const T* params;           // [P, H]
+  const T* gates;             // [B, G*H]
+  const T* gx;                // [B, G*H] input part (of split gates only the last are read)
+  const T* params;            // [P, H]
   T* prev[Cell::num_states];  // [B, H] each
   T* next[Cell::num_states];
-  T* saved;                  // [B, num_saved*H] or null
+  T* saved;  // [B, num_saved*H] or null
 };
 
 template <class Cell, class T>
 struct PointwiseBackward {
   Index batch, hidden_size;
-  const T* saved;                    // [B, num_saved*H]
-  const T* params;                   // [P, H]
-  const T* prev[Cell::num_states];   // [B, H] each
+  const T* saved;                   // [B, num_saved*H]
+  const T* params;                  // [P, H]
+  const T* prev[Cell::num_states];  // [B, H] each
   const T* next[Cell::num_states];
-  T* dstates[Cell::num_states];      // gradients of next on entry, of prev on return
-  T* dgates;                         // [B, (G + num_split + P)*H]
+  T* dstates[Cell::num_states];  // gradients of next on entry, of prev on return
+  T* dgates;                     // [B, (G + num_split + P)*H]
 };
 
 template <int N, class T>
@@ -38,7 +38,8 @@ struct ThreadValues {
 template <class Cell, class T>
 __global__ void pointwise_forward(PointwiseForward<Cell, T> p) {
   constexpr int G = Cell::num_gates, split = Cell::num_split, summed = G - split;
-  const Index H = p.hidden_size, unit = Index(blockIdx.x) * blockDim.x + threadIdx.x, row = blockIdx.y;
+  const Index H = p.hidden_size, unit = Index(blockIdx.x) * blockDim.x + threadIdx.x,
+              row = blockIdx.y;
   if (unit >= H) return;
   ThreadValues<G, T> gates;
   ThreadValues<split, T> gx;
@@ -60,7 +61,8 @@ __global__ void pointwise_forward(PointwiseForward<Cell, T> p) {
 template <class Cell, class T>
 __global__ void pointwise_backward(PointwiseBackward<Cell, T> p) {
   constexpr int G = Cell::num_gates, split = Cell::num_split, P = Cell::num_params;
-  const Index H = p.hidden_size, unit = Index(blockIdx.x) * blockDim.x + threadIdx.x, row = blockIdx.y;
+  const Index H = p.hidden_size, unit = Index(blockIdx.x) * blockDim.x + threadIdx.x,
+              row = blockIdx.y;
   if (unit >= H) return;
   ThreadValues<Cell::num_saved, T> saved;
   ThreadValues<P, T> params, dparams;
@@ -76,8 +78,8 @@ __global__ void pointwise_backward(PointwiseBackward<Cell, T> p) {
     next.v[s] = p.next[s][row * H + unit];
     dnext.v[s] = p.dstates[s][row * H + unit];
   }
-  Cell::backward(CellBackward<T>{saved.v, params.v, masks.v, prev.v, next.v, dnext.v, dgates.v, dgx.v,
-                                 dparams.v, dprev.v});
+  Cell::backward(CellBackward<T>{saved.v, params.v, masks.v, prev.v, next.v, dnext.v, dgates.v,
+                                 dgx.v, dparams.v, dprev.v});
   T* out = p.dgates + row * (G + split + P) * H + unit;
   for (int g = 0; g < G; ++g, out += H) *out = dgates.v[g];
   for (int g = 0; g < split; ++g, out += H) *out = dgx.v[g];

@@ -6,7 +6,6 @@ Arrays are C-contiguous and of the network's dtype; tokens and targets are int32
 Wrong dtypes raise TypeError, wrong shapes and values ValueError, before any work.
 """
 
-from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -43,6 +42,8 @@ class _Network(Generic[_F]):
     def num_parameters(self) -> int: ...
     @property
     def version(self) -> int: ...  # raised by every change of a parameter
+    @property
+    def has_tape(self) -> bool: ...  # of a forward with keep, for backward
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]: ...
     def parameter(self, name: str) -> NDArray[_F]: ...  # read-only view, PyTorch's orientation
     def set_parameter(self, name: str, value: Floats) -> None: ...
@@ -117,14 +118,15 @@ class _Optimizer(Generic[_F]):
 class OptimizerFloat32(_Optimizer[np.float32]): ...
 class OptimizerFloat64(_Optimizer[np.float64]): ...
 
-def cross_entropy(
-    logits: Floats, targets: Tokens, reduction: str
-) -> tuple[float, Floats]:
+def cross_entropy(logits: Floats, targets: Tokens, reduction: str) -> tuple[float, Floats]:
     """logits [N, V], targets [N] (-1: ignored) -> loss in nats, dlogits [N, V]."""
 
 def sum_of_squares(x: Floats) -> float: ...
 def scale(x: Floats, factor: float) -> None: ...
 def clip_value(x: Floats, limit: float) -> None: ...
+def clip_factor(norm: float, limit: float) -> float:
+    """min(1, limit / (norm + 1e-6))"""
+
 def sample_tokens(
     logits: Floats,  # [B, V]
     seeds: NDArray[np.uint64],
@@ -141,6 +143,9 @@ def philox(seed: int, position: int, lane: int) -> tuple[int, int, int, int]:
 def apply_math(function: str, x: Floats) -> Floats:
     """exp, tanh or sigmoid of every element by the kernels' own code (for accuracy tests)."""
 
+def math_ulp_bound(function: str) -> float:
+    """The largest error in ulp that math.hpp states for float32."""
+
 def math_max_ulp(function: str, first: int, count: int, stride: int) -> tuple[float, float]:
     """Largest error in ulp against long double over float32 bit patterns
     first, first + stride, ... (count of them) and the argument where it occurs."""
@@ -148,5 +153,5 @@ def math_max_ulp(function: str, first: int, count: int, stride: int) -> tuple[fl
 def gemm(a: Floats, b: Floats) -> Floats:
     """[M, K] @ [K, N] by the packed GEMM (for tests and benchmarks)."""
 
-def fma_peak(dtype: Sequence[str] | str, seconds: float) -> float:
-    """FLOP/s of dependent-free FMAs on one thread, with the instruction set in use."""
+def fma_peak(dtype: str, seconds: float) -> float:
+    """FLOP/s of independent FMAs on one thread, with the instruction set in use."""

@@ -71,7 +71,9 @@ def clip_grad_value(grads: Mapping[str, Array], max_value: float) -> None:
 def _check_gradients(grads: Mapping[str, Array]) -> None:
     for name, g in grads.items():
         if not isinstance(g, np.ndarray) or g.dtype not in (np.float32, np.float64):
-            raise TypeError(f"grads[{name!r}] must be an array of float32 or float64, got {_kind(g)}")
+            raise TypeError(
+                f"grads[{name!r}] must be an array of float32 or float64, got {_kind(g)}"
+            )
         if not (g.flags.c_contiguous or g.flags.f_contiguous):
             raise ValueError(f"grads[{name!r}] must be contiguous")
         if not g.flags.writeable:

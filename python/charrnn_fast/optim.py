@@ -32,9 +32,11 @@ class Optimizer:
         make: Any = (
             _core.OptimizerFloat32 if network.dtype == np.float32 else _core.OptimizerFloat64
         )
-        self._core: Any = make(
-            rule, network._core, {name: float(value) for name, value in hyper.items()}
-        )
+        numbers = {
+            name: real(name, float(v) if v is True or v is False else v)
+            for name, v in hyper.items()
+        }
+        self._core: Any = make(rule, network._core, numbers)
 
     def step(self, grads: Mapping[str, Array]) -> None:
         """One update from the gradients by name that `RNN.backward` returns.
@@ -134,6 +136,8 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"betas must be two numbers (beta1, beta2), got {betas!r}")
         beta1, beta2 = betas
         hyper = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
         super().__init__(rnn, self._rule, lr, hyper)

@@ -359,8 +359,11 @@ class RNN:
         initial state and, by name, by the parameters, all in fresh arrays. Raises RuntimeError
         where no forward has kept what this needs.
         """
-        if self._kept_shape is None:
-            raise RuntimeError("backward belongs to the last forward(..., keep=True), and there is none")
+        if self._kept_shape is None or not self._core.has_tape:
+            raise RuntimeError(
+                "backward belongs to the last forward(..., keep=True), and there is none, or "
+                "training or evaluation has come after it"
+            )
         self._check_floats("dy", dy)
         if dy.shape != self._kept_shape:
             raise ValueError(
@@ -382,4 +385,4 @@ def _tokens(name: str, tokens: Array, lowest: int, end: int) -> NDArray[np.int32
             value = int(np.atleast_1d(tokens)[where])
             index = f"[{', '.join(map(str, where))}]" if tokens.ndim else ""
             raise ValueError(f"{name}{index} is {value}, it takes {lowest} to {end - 1}")
-    return np.ascontiguousarray(tokens, np.int32)
+    return np.require(tokens, np.int32, "C")  # keeps a single token's empty shape

@@ -15,10 +15,10 @@
 
 using namespace charrnn_fast;
 
-#define X(isa, name)                             \
-  namespace charrnn_fast::isa {                  \
-  const CellKernels<float>& peephole(float);     \
-  const CellKernels<double>& peephole(double);   \
+#define X(isa, name)                           \
+  namespace charrnn_fast::isa {                \
+  const CellKernels<float>& peephole(float);   \
+  const CellKernels<double>& peephole(double); \
   }
 TEST_ISAS(X)
 #undef X
@@ -71,7 +71,8 @@ struct Run {
     network.pack(parameters.data(), packed.get(), true);
     tape.reserve(network.tape_elements(in, keep));
     state_n.assign(state_0.size(), T(0));
-    network.forward(parameters.data(), packed.get(), in, state_0.data(), keep, tape.get(), state_n.data());
+    network.forward(parameters.data(), packed.get(), in, state_0.data(), keep, tape.get(),
+                    state_n.data());
     const T* h = network.hidden(in, keep, tape.get());
     y.assign(h, h + hidden_elements());
   }
@@ -83,7 +84,8 @@ struct Run {
     const auto wy = random_values<T>(hidden_elements(), 102);
     const auto ws = random_values<T>(static_cast<Index>(state_n.size()), 103);
     double sum = 0;
-    for (std::size_t i = 0; i < y.size(); ++i) sum += static_cast<double>(y[i]) * static_cast<double>(wy[i]);
+    for (std::size_t i = 0; i < y.size(); ++i)
+      sum += static_cast<double>(y[i]) * static_cast<double>(wy[i]);
     for (std::size_t i = 0; i < state_n.size(); ++i)
       sum += static_cast<double>(state_n[i]) * static_cast<double>(ws[i]);
     return sum;
@@ -96,22 +98,24 @@ struct Run {
     dstate = random_values<T>(static_cast<Index>(state_n.size()), 103);
     dx.assign(x.size(), T(0));
     gradients.assign(parameters.size(), T(0));
-    workspace.reserve(network.backward_elements(in));
-    network.backward(parameters.data(), packed.get(), in, tape.get(), dh.data(), dstate.data(), dx.data(),
-                     gradients.data(), workspace.get());
+    workspace.reserve(network.backward_elements());
+    network.backward(parameters.data(), packed.get(), in, tape.get(), dh.data(), dstate.data(),
+                     dx.data(), gradients.data(), workspace.get());
   }
 };
 
 template <class T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
 // Central differences with step h = 1e-5: truncation about h^2, rounding about 1e-16 / h.
 void check_gradients(const CellKernels<double>& cell, Index layers) {
   Run<double> run(cell, layers, 4, 3, 5, 9);
   run.backward();
-  const auto compare = [&](const char* name, std::vector<double>& values, const std::vector<double>& gradient) {
+  const auto compare = [&](const char* name, std::vector<double>& values,
+                           const std::vector<double>& gradient) {
     double worst = 0;
     for (std::size_t i = 0; i < values.size(); ++i) {
       const double h = 1e-5, value = values[i];
@@ -122,7 +126,8 @@ void check_gradients(const CellKernels<double>& cell, Index layers) {
       values[i] = value;
       worst = std::max(worst, std::fabs((above - below) / (2 * h) - gradient[i]));
     }
-    CHECK(worst < 1e-8, "%s of %s, %d layers: %g", name, cell.name, static_cast<int>(layers), worst);
+    CHECK(worst < 1e-8, "%s of %s, %d layers: %g", name, cell.name, static_cast<int>(layers),
+          worst);
   };
   // Between the arrays of the flat parameters lie unused elements; a change there changes nothing.
   compare("parameters", run.parameters, run.gradients);
@@ -135,7 +140,8 @@ void check_float(const CellKernels<float>& cell, const CellKernels<double>& cell
   Run<float> a(cell, 2, 6, 7, 5, 17);
   Run<double> b(cell64, 2, 6, 7, 5, 17);
   a.backward(), b.backward();
-  const auto compare = [&](const char* name, const std::vector<float>& got, const std::vector<double>& wanted) {
+  const auto compare = [&](const char* name, const std::vector<float>& got,
+                           const std::vector<double>& wanted) {
     double worst = 0, size = 0;
     for (std::size_t i = 0; i < got.size(); ++i) {
       worst = std::max(worst, std::fabs(static_cast<double>(got[i]) - wanted[i]));
@@ -195,7 +201,8 @@ void check_epilogues(const CellKernels<T>& cell) {
     const Index panels_t = (H + k.gemm_units - 1) / k.gemm_units;
     const Index slots = G + cell.num_split + cell.num_params;
     const auto w_hh = random_values<T>(G * H * H, 1), gx = random_values<T>(steps * B * G * H, 2);
-    const auto split_bias = random_values<T>(cell.num_split * H, 3), params = random_values<T>(cell.num_params * H, 4);
+    const auto split_bias = random_values<T>(cell.num_split * H, 3),
+               params = random_values<T>(cell.num_params * H, 4);
     const auto dy = random_values<T>(steps * BH, 5);
     std::vector<T> packed(static_cast<std::size_t>(panels * cell.forward_units * G * H)),
         packed_t(static_cast<std::size_t>(panels_t * k.gemm_units * G * H));
@@ -220,11 +227,30 @@ void check_epilogues(const CellKernels<T>& cell) {
         dstates[s] = r.dstates.data() + s * BH;
         state_step[s] = BH;
       }
-      const RecurrentForwardArgs<T> f{steps,   B,          H,      packed.data(), gx.data(),  nullptr,
-                                      nullptr, nullptr,    split_bias.data(), params.data(), states,
-                                      state_step, r.saved.data(), staged ? scratch.data() : nullptr};
-      const RecurrentBackwardArgs<T> b{steps,     B,       H,       packed_t.data(), params.data(), states,
-                                       r.saved.data(), dy.data(), dstates, r.dgates.data(),
+      const RecurrentForwardArgs<T> f{steps,
+                                      B,
+                                      H,
+                                      packed.data(),
+                                      gx.data(),
+                                      nullptr,
+                                      nullptr,
+                                      nullptr,
+                                      split_bias.data(),
+                                      params.data(),
+                                      states,
+                                      state_step,
+                                      r.saved.data(),
+                                      staged ? scratch.data() : nullptr};
+      const RecurrentBackwardArgs<T> b{steps,
+                                       B,
+                                       H,
+                                       packed_t.data(),
+                                       params.data(),
+                                       states,
+                                       r.saved.data(),
+                                       dy.data(),
+                                       dstates,
+                                       r.dgates.data(),
                                        staged ? scratch.data() : nullptr};
       if (by_units) {
         for (Index t = 0; t < steps; ++t)
@@ -233,7 +259,8 @@ void check_epilogues(const CellKernels<T>& cell) {
           for (Index p = 0; p < panels_t; ++p) cell.backward(b, {t, t + 1}, {0, B}, {p, p + 1});
         for (Index p = 0; p < panels_t; ++p) cell.backward_initial(b, {0, B}, {p, p + 1});
       } else {
-        for (const Range rows : {Range{0, 2}, Range{2, B}}) cell.forward(f, {0, steps}, rows, {0, panels});
+        for (const Range rows : {Range{0, 2}, Range{2, B}})
+          cell.forward(f, {0, steps}, rows, {0, panels});
         for (const Range rows : {Range{0, 3}, Range{3, B}}) {
           cell.backward(b, {0, steps}, rows, {0, panels_t});
           cell.backward_initial(b, rows, {0, panels_t});

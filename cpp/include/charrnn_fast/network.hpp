@@ -34,11 +34,11 @@ struct CellKernels;
 enum class Bias { both, single, none };
 
 struct NetworkShape {
-  std::string cell;        // "rnn_tanh", "rnn_relu", "gru", "lstm"
-  Index input_size = 0;    // I: features of a dense input, or the number of different tokens
-  Index hidden_size = 0;   // H
-  Index output_size = 0;   // O of the decoder; 0: no decoder
-  Index num_layers = 1;    // L
+  std::string cell;       // "rnn_tanh", "rnn_relu", "gru", "lstm"
+  Index input_size = 0;   // I: features of a dense input, or the number of different tokens
+  Index hidden_size = 0;  // H
+  Index output_size = 0;  // O of the decoder; 0: no decoder
+  Index num_layers = 1;   // L
   Bias bias = Bias::both;
 };
 
@@ -118,9 +118,10 @@ class Network {
   // After forward with keep, on its tape. dh [T, B, H]: gradient of hidden(), is overwritten.
   // dstate [S, L, B, H]: gradient of the last state on entry, of the initial state on return.
   // dx [T, B, I] or null. gradients: flat, added to.
-  Index backward_elements(const SequenceInput<T>& in) const;
-  void backward(const T* parameters, const T* packed, const SequenceInput<T>& in, const T* tape,
-                T* dh, T* dstate, T* dx, T* gradients, T* workspace) const;
+  // Part of the tape is written over; forward's results on it stay.
+  Index backward_elements() const;
+  void backward(const T* parameters, const T* packed, const SequenceInput<T>& in, T* tape, T* dh,
+                T* dstate, T* dx, T* gradients, T* workspace) const;
 
   // y [N, O] = h [N, H] @ decoder.weight^T + decoder.bias
   void decode(const T* packed, const T* h, Index rows, T* y) const;
@@ -144,12 +145,15 @@ class Network {
     Index hh_t, ih_t, ih_t_split;                          // packed for backward
   };
   struct TapeLayout {
-    Index state, states, saved, layer, gx, total;  // sizes; `layer` is the stride of layers
+    Index state, states, saved, layer, total;  // sizes; `layer` is the stride of layers
   };
 
   void lay_out();
+  Index num_slots() const;  // of a row of gradients of the gates, see RecurrentBackwardArgs
   Index add_parameter(std::string name, Index rows, Index cols, bool transposed);
-  Index layer_input_size(Index layer) const { return layer == 0 ? shape_.input_size : shape_.hidden_size; }
+  Index layer_input_size(Index layer) const {
+    return layer == 0 ? shape_.input_size : shape_.hidden_size;
+  }
   TapeLayout tape_layout(const SequenceInput<T>& in, bool keep) const;
   Index head_block_rows() const;
 

@@ -16,17 +16,17 @@ namespace charrnn_fast {
 struct OptimizerOptions {
   double learning_rate = 1e-3;
   double weight_decay = 0;
-  double momentum = 0, dampening = 0;  // SGD; RMSprop: momentum
-  bool nesterov = false;               // SGD
-  double alpha = 0.99;                 // RMSprop
-  bool centered = false;               // RMSprop
-  double eps = 1e-8;                   // all but SGD
-  double lr_decay = 0;                 // Adagrad
+  double momentum = 0, dampening = 0;    // SGD; RMSprop: momentum
+  bool nesterov = false;                 // SGD
+  double alpha = 0.99;                   // RMSprop
+  bool centered = false;                 // RMSprop
+  double eps = 1e-8;                     // all but SGD
+  double lr_decay = 0;                   // Adagrad
   double initial_accumulator_value = 0;  // Adagrad
-  double beta1 = 0.9, beta2 = 0.999;   // Adam, AdamW
+  double beta1 = 0.9, beta2 = 0.999;     // Adam, AdamW
 };
 
-constexpr int max_slots = 3, max_hyper = 6;
+constexpr int max_slots = 3, max_hyper = 7;
 
 // p -= lr g
 struct Sgd {
@@ -74,7 +74,10 @@ struct Rmsprop {
   static constexpr const char* name = "rmsprop";
   static constexpr int num_slots = 1 + centered + momentum;
   static constexpr const char* slot_names[max_slots] = {
-      "square_avg", centered ? "grad_avg" : momentum ? "momentum_buffer" : nullptr,
+      "square_avg",
+      centered   ? "grad_avg"
+      : momentum ? "momentum_buffer"
+                 : nullptr,
       centered && momentum ? "momentum_buffer" : nullptr};
   static bool chosen(const OptimizerOptions& o) {
     return o.centered == centered && (o.momentum != 0) == momentum;
@@ -94,7 +97,8 @@ struct Rmsprop {
       square = fma(-slots[1], slots[1], square);
     }
     V delta = g / (sqrt(square) + hyper(4));
-    if constexpr (momentum) delta = slots[num_slots - 1] = fma(hyper(5), slots[num_slots - 1], delta);
+    if constexpr (momentum)
+      delta = slots[num_slots - 1] = fma(hyper(5), slots[num_slots - 1], delta);
     p = fma(hyper(0), delta, p);
   }
 };
@@ -132,7 +136,7 @@ struct AdamRule {
     h[0] = -o.learning_rate / (1 - std::pow(o.beta1, t));
     h[1] = decoupled ? 1 - o.learning_rate * o.weight_decay : o.weight_decay;
     h[2] = 1 - o.beta1, h[3] = o.beta2, h[4] = std::sqrt(1 - std::pow(o.beta2, t));
-    h[5] = o.eps;
+    h[5] = o.eps, h[6] = 1 - o.beta2;  // in double: 1 - 0.999f is off by 1e-5
   }
 
   template <class V, class H>
@@ -142,7 +146,7 @@ struct AdamRule {
     else
       g = fma(hyper(1), p, g);
     slots[0] = fma(hyper(2), g - slots[0], slots[0]);
-    slots[1] = fma(hyper(3), slots[1], (V(1) - hyper(3)) * g * g);
+    slots[1] = fma(hyper(3), slots[1], hyper(6) * g * g);
     p = fma(hyper(0), slots[0] / (sqrt(slots[1]) / hyper(4) + hyper(5)), p);
   }
 };
@@ -153,8 +157,7 @@ template <class... R>
 struct RuleList {};
 
 // Every rule; the first of a name whose `chosen` holds serves the options given.
-using UpdateRules =
-    RuleList<Sgd, SgdMomentum, Rmsprop<false, false>, Rmsprop<false, true>, Rmsprop<true, false>,
-             Rmsprop<true, true>, Adagrad, Adam, AdamW>;
+using UpdateRules = RuleList<Sgd, SgdMomentum, Rmsprop<false, false>, Rmsprop<false, true>,
+                             Rmsprop<true, false>, Rmsprop<true, true>, Adagrad, Adam, AdamW>;
 
 }  // namespace charrnn_fast

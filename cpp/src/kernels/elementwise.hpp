@@ -135,10 +135,10 @@ void update(const UpdateArgs<T>& p, Range elements) {
     V param = V::load(p.params + j, n);
     const V gradient = clamp(V::load(p.gradients + j, n) * V(p.gradient_scale), p.gradient_limit);
     Values<V, S> slots;
-    unroll<S>([&](auto s) __attribute__((always_inline)) { slots.v[s] = V::load(p.slots[s] + j, n); });
-    Rule::update(param, gradient, slots.v, [&](int h) __attribute__((always_inline)) {
-      return V(p.hyper[h]);
-    });
+    unroll<S>([&](auto s)
+                  __attribute__((always_inline)) { slots.v[s] = V::load(p.slots[s] + j, n); });
+    Rule::update(param, gradient, slots.v,
+                 [&](int h) __attribute__((always_inline)) { return V(p.hyper[h]); });
     param.store(p.params + j, n);
     unroll<S>([&](auto s) __attribute__((always_inline)) { slots.v[s].store(p.slots[s] + j, n); });
   }

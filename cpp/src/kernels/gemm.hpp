@@ -1,5 +1,12 @@
 // The packed matrix product: one register tile, and the loops that feed it.
 
+// Asks for the cache lines of n elements at p, to be read or written soon.
+template <bool write, class T>
+CHARRNN_INLINE void prefetch(const T* p, Index n) {
+  for (Index i = 0; i < n; i += 64 / static_cast<Index>(sizeof(T)))
+    __builtin_prefetch(p + i, write, 2);
+}
+
 // A operands of a tile: element (row, k) of rows that lie anywhere, or packed [k][row].
 struct RowMajor {
   template <int MR, class T>
@@ -14,9 +21,9 @@ struct PackedRows {
   }
 };
 
-// Packed weights of G groups lie in panels: for each k, `vectors` vectors side by side. With several
-// groups they are the gates of the same units; with one group, neighbouring units, so that a tile
-// reads one stream of memory and not several a power of two apart.
+// Packed weights of G groups lie in panels: for each k, `vectors` vectors side by side. With
+// several groups they are the gates of the same units; with one group, neighbouring units, so that
+// a tile reads one stream of memory and not several a power of two apart.
 template <int G>
 struct Panel {
   static constexpr int vectors = G > 1 ? G : tile_accumulators / 6;
@@ -140,7 +147,8 @@ CHARRNN_INLINE void for_tiles(Range rows, Range panels, Index units, F&& f) {
 
 template <int G, class T>
 void pack_panels(const PackArgs<T>& p, Range panels) {
-  constexpr int lanes = Native<T>::lanes, P = Panel<G>::vectors, unit_vectors = Panel<G>::unit_vectors;
+  constexpr int lanes = Native<T>::lanes, P = Panel<G>::vectors,
+                unit_vectors = Panel<G>::unit_vectors;
   for (Index panel = panels.begin; panel < panels.end; ++panel)
     for (Index v = 0; v < P; ++v) {
       const Index group = v % G, unit = (panel * unit_vectors + v / G) * lanes;
@@ -166,8 +174,9 @@ void pack(const PackArgs<T>& p, Range panels) {
 
 // A tile of C whose columns are whole vectors is worked on in place, others in a buffer.
 template <class T, class Set>
-CHARRNN_INLINE void gemm_tile(const Set& set, const T* a, Index a_stride, Index depth, const T* b, T* c,
-                              Index c_stride, Index rows, Index cols, const T* bias, bool accumulate) {
+CHARRNN_INLINE void gemm_tile(const Set& set, const T* a, Index a_stride, Index depth, const T* b,
+                              T* c, Index c_stride, Index rows, Index cols, const T* bias,
+                              bool accumulate) {
   using V = Native<T>;
   const Index vectors = ceil_div(cols, V::lanes);
   const bool whole = cols == vectors * V::lanes;
@@ -188,7 +197,8 @@ CHARRNN_INLINE void gemm_tile(const Set& set, const T* a, Index a_stride, Index 
   if (!whole) {
     for (Index r = 0; r < rows; ++r)
       for (Index j = 0; j < cols; j += V::lanes)
-        V::load(buffer + r * out_stride + j).store(c + r * c_stride + j, min_of(V::lanes, cols - j));
+        V::load(buffer + r * out_stride + j)
+            .store(c + r * c_stride + j, min_of(V::lanes, cols - j));
   }
 }
 
@@ -200,7 +210,8 @@ void gemm(const GemmArgs<T>& g, Range rows, Range panels) {
     const Index col = at.vector * lanes;
     gemm_tile(tiles<RowMajor, T, 1>, g.a + at.row * g.a_stride, g.a_stride, g.depth,
               g.packed + col * g.depth, g.c + at.row * g.c_stride + col, g.c_stride, at.rows,
-              min_of(at.vectors * lanes, g.cols - col), g.bias ? g.bias + col : nullptr, g.accumulate);
+              min_of(at.vectors * lanes, g.cols - col), g.bias ? g.bias + col : nullptr,
+              g.accumulate);
   });
 }
 
@@ -235,9 +246,12 @@ template <class Set, class T>
 void pack_a(const T* a, Index stride, Index depth, Index rows, T* packed) {
   constexpr Index steps = 8;
   for (Index k = 0; k < depth; k += steps) {
+    for (Index next = k + steps; next < min_of(depth, k + 2 * steps); ++next)
+      prefetch<false>(a + next * stride, rows);
     T* out = packed;
     for_parts({0, rows}, Set::max_rows, [&](Index row, Index nr) {
-      pack_rows<Set::max_rows>(nr, a + k * stride + row, stride, min_of(steps, depth - k), out + k * nr);
+      pack_rows<Set::max_rows>(nr, a + k * stride + row, stride, min_of(steps, depth - k),
+                               out + k * nr);
       out += nr * depth + TnBlocks<T>::skew;
     });
   }

@@ -38,12 +38,14 @@ CHARRNN_INLINE Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 // Cells may have up to so many gates.
 constexpr int max_gates = 4;
 
+// Each uses only what stands above it.
+// clang-format off
 #include "kernels/unroll.hpp"
-// Ordered: each uses only what stands above it.
 #include "kernels/pack.hpp"
 #include "kernels/gemm.hpp"
 #include "kernels/recurrent.hpp"
 #include "kernels/elementwise.hpp"
+// clang-format on
 
 }  // namespace
 }  // namespace CHARRNN_ISA

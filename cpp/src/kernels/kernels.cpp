@@ -17,7 +17,8 @@ constexpr CellTable<C...> table_of(CellList<C...>) {
 }
 template <class... R>
 struct RuleTable {
-  void (*update[sizeof...(R)])(const UpdateArgs<T>&, Range) = {&charrnn_fast::CHARRNN_ISA::update<R, T>...};
+  void (*update[sizeof...(R)])(const UpdateArgs<T>&,
+                               Range) = {&charrnn_fast::CHARRNN_ISA::update<R, T>...};
 };
 template <class... R>
 constexpr RuleTable<R...> table_of(RuleList<R...>) {

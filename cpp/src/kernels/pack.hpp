@@ -96,8 +96,10 @@ struct Pack {
   // As in math.hpp: b where either is NaN.
   CHARRNN_INLINE friend Pack max(Pack a, Pack b) {
 #if defined(__AVX512F__)
-    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 4) return Pack((Vec)_mm512_maskz_max_ps(0xffff, a.v, b.v));
-    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 8) return Pack((Vec)_mm512_maskz_max_pd(0xff, a.v, b.v));
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 4)
+      return Pack((Vec)_mm512_maskz_max_ps(0xffff, a.v, b.v));
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 8)
+      return Pack((Vec)_mm512_maskz_max_pd(0xff, a.v, b.v));
 #endif
 #if defined(__AVX2__)
     if constexpr (sizeof(Vec) == 32 && sizeof(T) == 4) return Pack((Vec)_mm256_max_ps(a.v, b.v));
@@ -107,8 +109,10 @@ struct Pack {
   }
   CHARRNN_INLINE friend Pack min(Pack a, Pack b) {
 #if defined(__AVX512F__)
-    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 4) return Pack((Vec)_mm512_maskz_min_ps(0xffff, a.v, b.v));
-    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 8) return Pack((Vec)_mm512_maskz_min_pd(0xff, a.v, b.v));
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 4)
+      return Pack((Vec)_mm512_maskz_min_ps(0xffff, a.v, b.v));
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 8)
+      return Pack((Vec)_mm512_maskz_min_pd(0xff, a.v, b.v));
 #endif
 #if defined(__AVX2__)
     if constexpr (sizeof(Vec) == 32 && sizeof(T) == 4) return Pack((Vec)_mm256_min_ps(a.v, b.v));
@@ -131,12 +135,22 @@ struct Pack {
     return from_bits((n + Pack(F::round_magic + T(F::bias))).bits() << F::mantissa);
   }
 
+  CHARRNN_INLINE friend Pack scale(Pack x, Pack n) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 4)
+      return Pack((Vec)_mm512_maskz_scalef_ps(0xffff, x.v, n.v));
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 8)
+      return Pack((Vec)_mm512_maskz_scalef_pd(0xff, x.v, n.v));
+#endif
+    return scale_in_halves(x, n);
+  }
+
   CHARRNN_INLINE friend Pack fma(Pack a, Pack b, Pack c) { return Pack(fused(a.v, b.v, c.v)); }
   CHARRNN_INLINE friend Pack sqrt(Pack a) {
 #if defined(__AVX512F__)
-    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 4) 
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 4)
       return Pack((Vec)_mm512_maskz_sqrt_ps(0xffff, a.v));
-    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 8) 
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 8)
       return Pack((Vec)_mm512_maskz_sqrt_pd(0xff, a.v));
 #endif
 #if defined(__AVX2__)

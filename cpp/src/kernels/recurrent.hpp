@@ -17,17 +17,12 @@ struct Values {
 
 template <class V, int N, class T>
 CHARRNN_INLINE void load_each(Values<V, N>& to, const T* from, Index stride, Index count) {
-  unroll<N>([&](auto i) __attribute__((always_inline)) { to.v[i] = V::load(from + i * stride, count); });
+  unroll<N>([&](auto i)
+                __attribute__((always_inline)) { to.v[i] = V::load(from + i * stride, count); });
 }
 template <int N, class V, class T>
 CHARRNN_INLINE void store_each(const V* from, T* to, Index stride, Index count) {
   unroll<N>([&](auto i) __attribute__((always_inline)) { from[i].store(to + i * stride, count); });
-}
-
-// Asks for the cache lines of n elements at p, to be read or written soon.
-template <bool write, class T>
-CHARRNN_INLINE void prefetch(const T* p, Index n) {
-  for (Index i = 0; i < n; i += 64 / static_cast<Index>(sizeof(T))) __builtin_prefetch(p + i, write, 2);
 }
 
 template <class Cell, class T>
@@ -58,7 +53,8 @@ CHARRNN_INLINE void prefetch_forward(const RecurrentForwardArgs<T>& p, Index t, 
 
 // gates [rows][vectors][G][lanes]: where the chains of the sums begin.
 template <class Cell, class T>
-void begin_gates(const RecurrentForwardArgs<T>& p, Index t, const Place& at, T* gates, Index stride) {
+void begin_gates(const RecurrentForwardArgs<T>& p, Index t, const Place& at, T* gates,
+                 Index stride) {
   using V = Native<T>;
   constexpr int G = Cell::num_gates, summed = G - Cell::num_split;
   const Index H = p.hidden_size;
@@ -144,7 +140,8 @@ void recurrent_forward(const RecurrentForwardArgs<T>& p, Range steps, Range rows
       Index stride = at.vectors * G * V::lanes;
       if (p.scratch) {
         stride = whole_stride;
-        gates = p.scratch + (at.row - whole.row) * stride + (at.vector - whole.vector) * G * V::lanes;
+        gates =
+            p.scratch + (at.row - whole.row) * stride + (at.vector - whole.vector) * G * V::lanes;
       }
       begin_gates<Cell>(p, t, at, gates, stride);
       prefetch_forward<Cell>(p, t, at, rows.end);
@@ -172,7 +169,8 @@ CHARRNN_INLINE void prefetch_backward(const RecurrentBackwardArgs<T>& p, Index t
     for (int i = 0; i < slots; ++i) prefetch<true>(p.dgates + (step_row * slots + i) * H + unit, n);
     for (int s = 0; s < Cell::num_states; ++s)
       prefetch<false>(p.states[s] + step_row * H + unit, n);
-    if (p.dy && row + at.rows < last_row) prefetch<false>(p.dy + (step_row + at.rows) * H + unit, n);
+    if (p.dy && row + at.rows < last_row)
+      prefetch<false>(p.dy + (step_row + at.rows) * H + unit, n);
   }
 }
 
@@ -213,7 +211,8 @@ void run_cells_backward(const RecurrentBackwardArgs<T>& p, Index t, const Place&
       unroll<S>([&](auto s) __attribute__((always_inline)) {
         prev.v[s] = V::load(p.states[s] + t * BH + at, n);
         next.v[s] = V::load(p.states[s] + (t + 1) * BH + at, n);
-        dnext.v[s] = s == 0 ? V::load(dh + r * stride + u * V::lanes) : V::load(p.dstates[s] + at, n);
+        dnext.v[s] =
+            s == 0 ? V::load(dh + r * stride + u * V::lanes) : V::load(p.dstates[s] + at, n);
       });
       Cell::backward(CellBackward<V>{saved.v, params.v, masks.v, prev.v, next.v, dnext.v, dgates.v,
                                      dgx.v, dparams.v, dprev.v});
@@ -230,13 +229,13 @@ void run_cells_backward(const RecurrentBackwardArgs<T>& p, Index t, const Place&
 
 // dh(t) += dgates(t) @ W_hh, for the tile's units.
 template <class Cell, class T>
-CHARRNN_INLINE void add_recurrent(const RecurrentBackwardArgs<T>& p, Index t, const Place& at, T* dh,
-                                  Index stride) {
+CHARRNN_INLINE void add_recurrent(const RecurrentBackwardArgs<T>& p, Index t, const Place& at,
+                                  T* dh, Index stride) {
   constexpr int lanes = Native<T>::lanes;
   const Index depth = Cell::num_gates * p.hidden_size, slots = num_slots<Cell> * p.hidden_size;
-  tiles<RowMajor, T, 1>.by_size[at.rows][at.vectors](p.dgates + (t * p.batch + at.row) * slots, slots,
-                                                     depth, p.packed_hh + at.vector * lanes * depth, dh,
-                                                     stride);
+  tiles<RowMajor, T, 1>.by_size[at.rows][at.vectors](
+      p.dgates + (t * p.batch + at.row) * slots, slots, depth,
+      p.packed_hh + at.vector * lanes * depth, dh, stride);
 }
 
 template <class Cell, class T>
@@ -283,9 +282,8 @@ void recurrent_backward_initial(const RecurrentBackwardArgs<T>& p, Range rows, R
       (Cell::h_bypass ? V::load(bypass, n) : V(T(0))).store(dh);
     });
     add_recurrent<Cell>(p, 0, at, buffer, stride);
-    each([](const T* dh, T* out, Index n) __attribute__((always_inline)) {
-      V::load(dh).store(out, n);
-    });
+    each([](const T* dh, T* out, Index n)
+             __attribute__((always_inline)) { V::load(dh).store(out, n); });
   });
 }
 
@@ -299,7 +297,7 @@ constexpr CellKernels<T> cell_kernels() {
           Cell::num_saved,
           Cell::num_params,
           Cell::num_masks,
-          Panel<Cell::num_gates>::unit_vectors* Native<T>::lanes,
+          Panel<Cell::num_gates>::unit_vectors * Native<T>::lanes,
           &recurrent_forward<Cell, T>,
           &recurrent_backward<Cell, T>,
           &recurrent_backward_initial<Cell, T>};

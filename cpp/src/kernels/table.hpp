@@ -28,11 +28,11 @@ struct Range {
 // product (one group), `forward_units` of the cell in a recurrent one.
 template <class T>
 struct PackArgs {
-  const T* weights;          // element (group * units + unit, k)
-  Index row_stride;          //   at (group * units + unit) * row_stride
-  Index depth_stride;        //   + k * depth_stride
+  const T* weights;    // element (group * units + unit, k)
+  Index row_stride;    //   at (group * units + unit) * row_stride
+  Index depth_stride;  //   + k * depth_stride
   Index groups, units, depth;
-  T* packed;                 // panels * (units of a panel) * groups * depth elements
+  T* packed;  // panels * (units of a panel) * groups * depth elements
 };
 
 // C [M, N] = A [M, K] @ packed [K, N] + (accumulate ? C : bias)
@@ -68,17 +68,17 @@ struct GemmTnArgs {
 template <class T>
 struct RecurrentForwardArgs {
   Index seq_len, batch, hidden_size;
-  const T* packed_hh;     // G groups, H units, depth H
-  const T* gx;            // [T, B, G*H] input part with its bias; or null, then:
-  const Token* tokens;    // [T, B] rows of
-  const T* table;         // [V, G*H] (weight_ih transposed), and
-  const T* input_bias;    // [G*H] or null
-  const T* split_bias;    // [num_split*H] bias of the recurrent part of split gates, or null
-  const T* params;        // [P, H]
-  T* const* states;       // [S] pointers to [T+1, B, H]
+  const T* packed_hh;       // G groups, H units, depth H
+  const T* gx;              // [T, B, G*H] input part with its bias; or null, then:
+  const Token* tokens;      // [T, B] rows of
+  const T* table;           // [V, G*H] (weight_ih transposed), and
+  const T* input_bias;      // [G*H] or null
+  const T* split_bias;      // [num_split*H] bias of the recurrent part of split gates, or null
+  const T* params;          // [P, H]
+  T* const* states;         // [S] pointers to [T+1, B, H]
   const Index* state_step;  // [S] elements from step to step: B*H, or 0 (not for states[0])
-  T* saved;               // [T, B, num_saved*H] or null: keep nothing
-  T* scratch;             // staged epilogue: [rows, panels * G * lanes] of this call's rows; or null: fused
+  T* saved;                 // [T, B, num_saved*H] or null: keep nothing
+  T* scratch;  // staged epilogue: [rows, panels * G * lanes] of this call's rows; or null: fused
 };
 
 // dgates rows hold G*H gradients of the gates, then num_split*H of the input parts of split
@@ -86,15 +86,15 @@ struct RecurrentForwardArgs {
 template <class T>
 struct RecurrentBackwardArgs {
   Index seq_len, batch, hidden_size;
-  const T* packed_hh;          // 1 group, H units, depth G*H (weight_hh transposed)
-  const T* params;             // [P, H]
-  const T* const* states;      // [S] pointers to [T+1, B, H]
-  const T* saved;              // [T, B, num_saved*H]
-  const T* dy;                 // [T, B, H] gradients of h from above, or null: zeros
-  T* const* dstates;           // [S] pointers to [B, H]: gradients of the last state on entry
-                               // (kept from step to step), of the initial state at the end
-  T* dgates;                   // [T, B, (G + num_split + P)*H]
-  T* scratch;                  // staged epilogue: [rows, panels * gemm_units], or null: fused
+  const T* packed_hh;      // 1 group, H units, depth G*H (weight_hh transposed)
+  const T* params;         // [P, H]
+  const T* const* states;  // [S] pointers to [T+1, B, H]
+  const T* saved;          // [T, B, num_saved*H]
+  const T* dy;             // [T, B, H] gradients of h from above, or null: zeros
+  T* const* dstates;       // [S] pointers to [B, H]: gradients of the last state on entry
+                           // (kept from step to step), of the initial state at the end
+  T* dgates;               // [T, B, (G + num_split + P)*H]
+  T* scratch;              // staged epilogue: [rows, panels * gemm_units], or null: fused
 };
 
 template <class T>
@@ -123,9 +123,9 @@ struct CrossEntropyArgs {
   Index vocab_size;
   const Token* targets;
   T scale;
-  T* dlogits;      // may be the logits themselves; or null: losses alone
+  T* dlogits;  // may be the logits themselves; or null: losses alone
   Index dstride;
-  T* losses;       // [rows]
+  T* losses;  // [rows]
 };
 
 template <class T>

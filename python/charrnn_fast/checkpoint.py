@@ -1,0 +1,149 @@
+"""Checkpoints: one safetensors file of tensors, a configuration and a checksum over both.
+
+The header's metadata has one entry, ``charrnn_fast``: a JSON object of the format's number, the
+configuration, and the SHA-256 of the configuration (JSON, keys sorted) followed by each tensor
+in the order of their names: name, dtype and shape, then the data as they lie in the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from ._checks import StrPath
+
+_KEY = "charrnn_fast"
+_FORMAT = 1
+_HEADER_LIMIT = 100_000_000  # bytes; safetensors allows no more
+
+Tensors = Mapping[str, NDArray[Any]]
+Config = dict[str, Any]
+
+
+class CheckpointError(ValueError):
+    """A file is no checkpoint of this package, or it is damaged."""
+
+
+def write(path: StrPath, tensors: Tensors, config: Config) -> None:
+    """Replaces the file at path by a checkpoint of tensors and a configuration (JSON values).
+
+    The new file takes the old one's place in one step, after its data have reached the disk:
+    whoever reads sees the old checkpoint or the new one, whole, even after a crash. Raises
+    OSError, and leaves the old file as it was, where writing fails.
+    """
+    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    header = {"format": _FORMAT, "sha256": _digest(arrays, config), "config": config}
+    # One entry only: safetensors writes several in an order that changes from run to run.
+    data = safetensors.numpy.save(arrays, {_KEY: json.dumps(header, allow_nan=False)})
+    target = os.path.realpath(path)
+    folder = os.path.dirname(target)
+    temporary = os.path.join(folder, f".charrnn_fast-{secrets.token_hex(8)}.tmp")
+    try:
+        # Mode "x" creates the file with the permissions that the umask leaves.
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+        raise
+    _sync_folder(folder)
+
+
+def read(path: StrPath) -> tuple[dict[str, NDArray[Any]], Config]:
+    """The tensors (read-only) and the configuration of a checkpoint, its checksum verified.
+
+    Raises CheckpointError where the file is foreign, cut off or changed, and OSError where it
+    cannot be read.
+    """
+    with open(path, "rb") as file:
+        data = file.read()
+    header = _header(path, data)
+    if header.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{os.fspath(path)} is of the checkpoint format {header.get('format')!r}, this version "
+            f"of charrnn_fast reads {_FORMAT}; a newer version may read it"
+        )
+    try:
+        tensors = safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{os.fspath(path)} is damaged: {error}") from error
+    config = header.get("config")
+    if not isinstance(config, dict) or header.get("sha256") != _digest(tensors, config):
+        raise CheckpointError(f"{os.fspath(path)} is damaged: its checksum does not fit its data")
+    return tensors, config
+
+
+def check_writable(path: StrPath) -> None:
+    """Raises OSError if a checkpoint cannot, or should not, be written to path.
+
+    A file that is there is only replaced if it is a checkpoint (or empty). Nothing is changed.
+    """
+    target = os.path.realpath(path)
+    folder = os.path.dirname(target)
+    if os.path.isdir(target):
+        raise IsADirectoryError(errno.EISDIR, "this is a folder, not a file", os.fspath(path))
+    if not os.path.exists(folder):
+        raise FileNotFoundError(errno.ENOENT, "its folder does not exist", os.fspath(path))
+    if not os.path.isdir(folder):
+        raise NotADirectoryError(errno.ENOTDIR, "its folder is a file", os.fspath(path))
+    if os.path.exists(target) and os.path.getsize(target):
+        with open(target, "rb") as file:
+            start = file.read(8)
+            start += file.read(min(int.from_bytes(start, "little"), _HEADER_LIMIT))
+        try:
+            _header(path, start)
+        except CheckpointError:
+            raise FileExistsError(
+                errno.EEXIST, "this file is no checkpoint; it is not overwritten", os.fspath(path)
+            ) from None
+    # The permissions alone do not tell: the file system may be read-only, or the user root.
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def _header(path: StrPath, data: bytes) -> Config:
+    """Our entry of the metadata in a safetensors file: eight bytes of length, then JSON."""
+    size = int.from_bytes(data[:8], "little")
+    try:
+        header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_KEY])
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{os.fspath(path)} is no charrnn_fast checkpoint, or its beginning is damaged "
+            f"({len(data)} bytes)"
+        ) from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{os.fspath(path)} is damaged: its header is no JSON object")
+    return header
+
+
+def _digest(tensors: Tensors, config: Config) -> str:
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.data)
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: str) -> None:
+    if os.name == "nt":  # Windows cannot open folders, and needs no fsync for a rename
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

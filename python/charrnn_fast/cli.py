@@ -1,0 +1,412 @@
+"""The command ``charrnn-fast``: train, sample, eval and info."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from . import checkpoint, demo
+from ._core import get_num_threads, set_num_threads
+from .corpus import Corpus
+from .model import CharLM
+from .trainer import Evaluation, Trainer
+from .vocabulary import Vocabulary
+
+_USER_ERROR = 2
+_FAILED = 1
+_INTERRUPTED = 130  # as a shell reports SIGINT
+_BROKEN_PIPE = 141  # and SIGPIPE
+
+# Options of `train` that shape the model and its training. They have no defaults in the parser,
+# so that --resume can tell what was asked for from what was left open.
+_MODEL_DEFAULTS: dict[str, Any] = {"cell": "lstm", "hidden_size": 128, "num_layers": 2, "seed": 0}
+_TRAINER_DEFAULTS: dict[str, Any] = {
+    "batch_size": 50,
+    "seq_len": 50,
+    "optimizer": "adam",
+    "learning_rate": 2e-3,
+}
+_EPOCHS = 20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status.
+
+    0: done; 1: the training diverged, or the demonstration missed its bound; 2: the arguments or
+    the files were wrong, told in one line; 130: interrupted.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model may draw what a terminal cannot show
+    try:
+        options = _parser().parse_args(argv)
+        if options.threads is not None:
+            set_num_threads(options.threads)
+        run: Callable[[argparse.Namespace], int] = options.run
+        status = run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read the output has gone; what is left in the buffer must not fail at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except FloatingPointError as error:
+        return _complain(str(error), _FAILED)
+    except OSError as error:
+        name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        return _complain(f"{name}{error.strerror or error}", _USER_ERROR)
+    except MemoryError:
+        return _complain("out of memory; try a smaller model or batch size", _USER_ERROR)
+    except ValueError as error:
+        return _complain(str(error), _USER_ERROR)
+
+
+def _train(options: argparse.Namespace) -> int:
+    _check_paths(options)
+    vocabulary = Vocabulary.from_bytes() if options.bytes else None
+    if options.resume:
+        vocabulary = _stored_model(options).vocabulary
+    if options.demo:
+        corpus = Corpus.from_text(demo.text(), vocabulary)
+    else:
+        corpus = Corpus.from_files(*options.text, vocabulary=vocabulary)
+    trainer = _resumed(options, corpus) if options.resume else _new(options, corpus)
+
+    steps = options.steps
+    if steps is None and options.epochs is None and options.demo:
+        steps = demo.STEPS
+    if steps is None:
+        steps = (options.epochs or _EPOCHS) * trainer.steps_per_epoch
+    _describe(trainer, corpus, steps)
+    if trainer.num_steps >= steps:
+        print(f"nothing left to train: {trainer.num_steps:,} steps are done")
+        return 0
+    try:
+        trainer.fit(steps=steps - trainer.num_steps)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted after step {trainer.num_steps:,}")
+        if options.output and os.path.exists(options.output):
+            print(f"to go on from {options.output}: the same command with --resume")
+        return _INTERRUPTED
+    return _conclude(options, trainer)
+
+
+def _conclude(options: argparse.Namespace, trainer: Trainer) -> int:
+    """Says what came of the training, and what to do with it."""
+    model = trainer.model
+    loss = trainer.history[-1].validation_loss
+    print(f"\nheld-out loss: {_losses(loss, model.vocabulary)}")
+    if options.demo:
+        print(f"\n{model.sample(400, prime='def ', temperature=0.7, seed=1)}\n")
+    if options.output:
+        size = os.path.getsize(options.output)
+        print(f"saved to {options.output} ({_bytes(size)})")
+        print(f"next: charrnn-fast sample {shlex.quote(options.output)}")
+    elif options.demo:
+        print("next: charrnn-fast train your-text.txt -o your-model.safetensors")
+    if not _is_plain_demo(options):
+        return 0
+    if loss < demo.BOUND:
+        print(f"the demonstration worked: {loss:.3f} is below its bound of {demo.BOUND}")
+        return 0
+    return _complain(
+        f"the demonstration failed: its held-out loss must be below {demo.BOUND} nats per "
+        f"character, and is {loss:.4f}",
+        _FAILED,
+    )
+
+
+def _sample(options: argparse.Namespace) -> int:
+    model = CharLM.load(options.model)
+    pieces = model.stream(
+        options.length,
+        options.prime,
+        options.temperature,
+        options.top_k,
+        options.top_p,
+        options.seed,
+    )
+    if options.seed is None:
+        print(f"seed {model.last_seed}", file=sys.stderr)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    model = CharLM.load(options.model)
+    corpus = Corpus.from_files(*options.text, vocabulary=model.vocabulary)
+    loss = model._evaluate(corpus._ids)
+    print(f"{_losses(loss, model.vocabulary)} over {len(corpus):,} {model.vocabulary.kind}")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    tensors, config = checkpoint.read(options.model)
+    model = CharLM._from_checkpoint(options.model, tensors, config)
+    print(f"file        {options.model}, {_bytes(os.path.getsize(options.model))}")
+    print(f"model       {_model_line(model)}")
+    print(f"vocabulary  {_vocabulary_line(model.vocabulary)}")
+    if "training" not in config:
+        print("training    none stored: the model alone")
+        return 0
+    training = config["training"]
+    print(f"training    {_training_line(training['settings'])}")
+    print(f"trained     {len(tensors['losses']):,} steps")
+    if training["history"]:
+        last = Evaluation(*training["history"][-1])
+        print(
+            f"losses      at step {last.step:,} (epoch {last.epoch:.2f}): training "
+            f"{last.train_loss:.4f}, held out {_losses(last.validation_loss, model.vocabulary)}"
+        )
+    return 0
+
+
+def _check_paths(options: argparse.Namespace) -> None:
+    """Refuses, before any work, paths with which the training could not end well."""
+    if options.demo and options.text:
+        raise ValueError("--demo brings its own text; leave out either --demo or the files")
+    if not options.demo and not options.text:
+        raise ValueError("no text to train on: name one or more files, or use --demo")
+    if options.output is None:
+        if options.resume:
+            raise ValueError("--resume goes on with the file that -o names; -o is missing")
+        if not options.demo:
+            raise ValueError("-o is missing: the file that the model is saved to")
+        return
+    for text in options.text:
+        if os.path.exists(options.output) and os.path.samefile(options.output, text):
+            raise ValueError(f"{options.output} is a text to train on; -o would overwrite it")
+    if options.resume and not os.path.exists(options.output):
+        raise ValueError(f"{options.output} does not exist: nothing to resume")
+    checkpoint.check_writable(options.output)
+
+
+def _new(options: argparse.Namespace, corpus: Corpus) -> Trainer:
+    model = CharLM(corpus.vocabulary, **_chosen(options, _MODEL_DEFAULTS))
+    return Trainer(
+        model,
+        corpus,
+        **_chosen(options, _TRAINER_DEFAULTS),
+        checkpoint_path=options.output,
+        checkpoint_every=options.checkpoint_every,
+    )
+
+
+def _stored_model(options: argparse.Namespace) -> CharLM:
+    """The model to go on with; options that ask for another one are refused."""
+    model = CharLM.load(options.output)
+    for name in _MODEL_DEFAULTS:
+        asked, stored = getattr(options, name), model._config[name]
+        if asked not in (None, stored):
+            raise ValueError(
+                f"{_flag(name)} is {asked}, but {options.output} was trained with {stored}"
+            )
+    if options.bytes and model.vocabulary.kind != "bytes":
+        raise ValueError(f"--bytes is given, but {options.output} was trained on characters")
+    return model
+
+
+def _resumed(options: argparse.Namespace, corpus: Corpus) -> Trainer:
+    names = (*_TRAINER_DEFAULTS, "checkpoint_every")
+    changes = {name: getattr(options, name) for name in names}
+    return Trainer.resume(
+        options.output,
+        corpus,
+        checkpoint_path=options.output,
+        **{name: value for name, value in changes.items() if value is not None},
+    )
+
+
+def _chosen(options: argparse.Namespace, defaults: dict[str, Any]) -> dict[str, Any]:
+    given = {name: getattr(options, name) for name in defaults}
+    return {name: defaults[name] if value is None else value for name, value in given.items()}
+
+
+def _is_plain_demo(options: argparse.Namespace) -> bool:
+    """Whether the demonstration runs as it is, so that its bound holds."""
+    shaping = (*_MODEL_DEFAULTS, *_TRAINER_DEFAULTS, "epochs", "steps")
+    return options.demo and not options.bytes and all(getattr(options, n) is None for n in shaping)
+
+
+def _describe(trainer: Trainer, corpus: Corpus, steps: int) -> None:
+    """What is trained, on what and for how long, before it begins."""
+    print(
+        f"text        {len(corpus):,} {corpus.vocabulary.kind}: {len(corpus.train):,} to train on, "
+        f"the last {len(corpus.validation):,} held out"
+    )
+    print(f"vocabulary  {_vocabulary_line(corpus.vocabulary)}")
+    print(f"model       {_model_line(trainer.model)}")
+    print(f"training    {_training_line(trainer._settings())}")
+    epochs = steps / trainer.steps_per_epoch
+    print(
+        f"length      {steps:,} steps, {epochs:.4g} epochs, on {get_num_threads()} threads"
+        + (f"; {trainer.num_steps:,} steps are done" if trainer.num_steps else ""),
+        flush=True,
+    )
+
+
+def _model_line(model: CharLM) -> str:
+    config = model._config
+    layers = f"{config['num_layers']} layer{'s' * (config['num_layers'] > 1)}"
+    return (
+        f"{config['cell']}, {layers} of {config['hidden_size']}, {config['dtype']}: "
+        f"{model.num_parameters:,} parameters"
+    )
+
+
+def _vocabulary_line(vocabulary: Vocabulary) -> str:
+    if vocabulary.kind == "bytes":
+        return "the 256 bytes"
+    return f"{len(vocabulary)} characters: {vocabulary._shown()}"
+
+
+def _training_line(settings: dict[str, Any]) -> str:
+    return (
+        f"{settings['optimizer'] or 'optimizer object'}, learning rate "
+        f"{settings['learning_rate']:.3g}; batch size "
+        f"{settings['batch_size']}, sequence length {settings['seq_len']}"
+    )
+
+
+def _losses(nats: float, vocabulary: Vocabulary) -> str:
+    return f"{nats:.4f} nats per {vocabulary._unit} ({nats / math.log(2):.4f} bits)"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} GB"
+
+
+def _complain(message: str, status: int) -> int:
+    # One line, whatever a file's name or a message holds.
+    print(f"charrnn-fast: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(_USER_ERROR, f"charrnn-fast: error: {message} (see {self.prog} --help)\n")
+
+
+def _at_least(minimum: int) -> Callable[[str], int]:
+    def integer(text: str) -> int:
+        if (value := int(text)) < minimum:
+            raise argparse.ArgumentTypeError(f"must be >= {minimum}, got {value}")
+        return value
+
+    return integer
+
+
+def _above(minimum: float) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        if not (value := float(text)) > minimum:
+            raise argparse.ArgumentTypeError(f"must be above {minimum:g}, got {value}")
+        return value
+
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="charrnn-fast",
+        description="Character-level language models with recurrent networks, fast on a CPU.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> _Parser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(run=run)
+        sub.add_argument("--threads", type=_at_least(1), metavar="N", help="default: all cores")
+        return sub
+
+    train = command("train", _train, "Train a model on text files.")
+    train.add_argument(
+        "text", nargs="*", metavar="TEXT", help="UTF-8 files, read one after another"
+    )
+    train.add_argument("-o", "--output", metavar="FILE", help="where the model is saved")
+    train.add_argument(
+        "--demo",
+        action="store_true",
+        help="train on the source of Python's standard library for about a minute",
+    )
+    train.add_argument("--cell", choices=("rnn", "gru", "lstm"), help="default: lstm")
+    for flag, name, about in (
+        ("--hidden-size", "H", "units in each layer (default: 128)"),
+        ("--num-layers", "L", "layers (default: 2)"),
+        ("--batch-size", "B", "pieces of the text that are read side by side (default: 50)"),
+        ("--seq-len", "T", "characters between two updates (default: 50)"),
+    ):
+        train.add_argument(flag, type=_at_least(1), metavar=name, help=about)
+    length = train.add_mutually_exclusive_group()
+    length.add_argument(
+        "--epochs", type=_at_least(1), metavar="N", help=f"passes in all (default: {_EPOCHS})"
+    )
+    length.add_argument("--steps", type=_at_least(1), metavar="N", help="updates in all")
+    train.add_argument(
+        "--optimizer",
+        choices=("sgd", "rmsprop", "adagrad", "adam", "adamw"),
+        help="default: adam",
+    )
+    train.add_argument("--learning-rate", type=_above(0), metavar="LR", help="default: 0.002")
+    train.add_argument(
+        "--seed", type=_at_least(0), metavar="N", help="of the initial weights (default: 0)"
+    )
+    train.add_argument(
+        "--bytes", action="store_true", help="model the 256 bytes instead of the characters"
+    )
+    train.add_argument(
+        "--checkpoint-every",
+        type=_at_least(1),
+        metavar="STEPS",
+        help="save this often, too (default: after each epoch)",
+    )
+    train.add_argument(
+        "--resume", action="store_true", help="go on with the training that -o FILE holds"
+    )
+
+    sample = command("sample", _sample, "Write text with a trained model.")
+    sample.add_argument("model", metavar="FILE")
+    sample.add_argument(
+        "--length", type=_at_least(0), default=500, metavar="N", help="characters (default: 500)"
+    )
+    sample.add_argument("--prime", default="", metavar="TEXT", help="how the text begins")
+    sample.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="below 1 safer, above 1 wilder, 0 the most probable (default: 1)",
+    )
+    sample.add_argument(
+        "--top-k", type=_at_least(1), metavar="K", help="draw from the K most probable only"
+    )
+    sample.add_argument(
+        "--top-p", type=float, metavar="P", help="draw from the most probable with P together"
+    )
+    sample.add_argument(
+        "--seed", type=_at_least(0), metavar="N", help="default: a fresh one, told on stderr"
+    )
+
+    evaluate = command("eval", _eval, "Measure a trained model's loss on text files.")
+    evaluate.add_argument("model", metavar="FILE")
+    evaluate.add_argument("text", nargs="+", metavar="TEXT", help="UTF-8 files")
+
+    info = command("info", _info, "Tell what a checkpoint holds.")
+    info.add_argument("model", metavar="FILE")
+    return parser

@@ -1,0 +1,214 @@
+"""A text of any size as an array of ids, split into a training and a validation part."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._checks import StrPath
+from .vocabulary import Vocabulary, _distinct_code_points
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+_BLOCK = 1 << 22  # bytes read at a time
+
+
+class Corpus:
+    """The ids of a text: the first 90 % to train on, the last 10 % to validate with.
+
+    ids [N] are of the smallest unsigned integer type that holds the vocabulary. `train` and
+    `validation` are read-only views of them.
+    """
+
+    vocabulary: Vocabulary
+    train: NDArray[Any]
+    validation: NDArray[Any]
+
+    def __init__(self, ids: NDArray[Any], vocabulary: Vocabulary) -> None:
+        """ids [N], N >= 1, all below ``len(vocabulary)``; use `from_text` or `from_files`."""
+        ids = ids.view()
+        ids.flags.writeable = False
+        self.vocabulary = vocabulary
+        self._ids = ids
+        split = len(ids) * 9 // 10
+        self.train, self.validation = ids[:split], ids[split:]
+
+    @classmethod
+    def from_text(cls, text: str, vocabulary: Vocabulary | None = None) -> Corpus:
+        """The corpus of a text in memory; vocabulary None: the text's own characters."""
+        if vocabulary is None:
+            vocabulary = Vocabulary.from_text(text)
+        ids = vocabulary.encode(text)
+        if not ids.size:
+            raise ValueError("text is empty; a corpus needs at least one character")
+        return cls(ids.astype(_id_dtype(vocabulary)), vocabulary)
+
+    @classmethod
+    def from_files(cls, *paths: StrPath, vocabulary: Vocabulary | None = None) -> Corpus:
+        """The corpus of one or more files, one after the other; it may exceed the memory.
+
+        vocabulary None: the characters of the files, which takes one more pass over them. The
+        files must be strict UTF-8 unless the vocabulary is `Vocabulary.from_bytes()`. Ids are kept
+        in a temporary file (in the folder that TMPDIR names, one to four bytes for a character)
+        that vanishes with the corpus; with the byte vocabulary a single file is mapped itself, and
+        must not be shortened while the corpus is in use.
+
+        Raises ValueError with file and byte offset at invalid UTF-8, with file and position at a
+        character that a given vocabulary lacks.
+        """
+        if not paths:
+            raise TypeError("from_files takes at least one path, got none")
+        files = [os.fspath(path) for path in paths]
+        if not sum(_size(path) for path in files):
+            raise ValueError(f"the text is empty: {', '.join(files)}")
+        if vocabulary is None:
+            blocks = _read(files, "finding the characters of")
+            vocabulary = Vocabulary(_distinct_code_points(block.text for block in blocks))
+        if vocabulary.kind == "bytes" and len(files) == 1:
+            return cls(np.asarray(np.memmap(files[0], np.uint8, "r")), vocabulary)
+        dtype = _id_dtype(vocabulary)
+        # Written first and mapped afterwards: a full disk is then an error, not a crash.
+        with tempfile.TemporaryFile(prefix="charrnn_fast-") as spool:
+            if vocabulary.kind == "bytes":
+                for path in files:
+                    with open(path, "rb") as file:
+                        shutil.copyfileobj(file, spool)
+            else:
+                for block in _read(files, "reading"):
+                    ids = vocabulary._encode(block.text, block.path, block.position)
+                    spool.write(ids.astype(dtype).data)
+            spool.flush()
+            return cls(np.asarray(np.memmap(spool, dtype, "r")), vocabulary)
+
+    def __len__(self) -> int:
+        """N, the number of characters (or bytes) of the whole text."""
+        return len(self._ids)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Corpus of {len(self):,} {self.vocabulary.kind}, {len(self.vocabulary)} distinct: "
+            f"{len(self.train):,} to train, {len(self.validation):,} to validate>"
+        )
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """Tells corpora apart without reading all of a large one: up to 1024 spread blocks."""
+        digest = hashlib.sha256(f"{len(self)} {self._ids.dtype}".encode())
+        block = 1 << 16
+        for start in range(0, len(self), max(block, len(self) // 1024)):
+            digest.update(self._ids[start : start + block].data)
+        return digest.hexdigest()
+
+
+class _Chunks:
+    """The chunks of one epoch for stateful truncated backpropagation through time.
+
+    Stream b of B reads the b-th of B contiguous pieces of the ids; chunk i holds the steps i T to
+    (i + 1) T - 1 of every stream, and the targets are the ids that follow. A hidden state carried
+    from chunk to chunk has thus read its stream from the start. What is left after the last whole
+    chunk of a piece is not used.
+    """
+
+    def __init__(self, ids: NDArray[Any], batch_size: int, seq_len: int, unit: str) -> None:
+        piece = (len(ids) - 1) // batch_size
+        if piece < seq_len:
+            raise ValueError(
+                f"the text is too short: its training part has {len(ids)} {unit}s, and one chunk "
+                f"of batch_size={batch_size} streams by seq_len={seq_len} takes "
+                f"{batch_size * seq_len + 1}; use a smaller batch_size or seq_len, or more text"
+            )
+        self._inputs = ids[: batch_size * piece].reshape(batch_size, piece).T
+        self._targets = ids[1 : batch_size * piece + 1].reshape(batch_size, piece).T
+        self._buffers = np.empty((2, seq_len, batch_size), np.int32)
+        self._count = piece // seq_len
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """inputs and targets [T, B], valid until the next call."""
+        if not 0 <= index < self._count:
+            raise IndexError(f"chunk {index} of {self._count}")
+        inputs, targets = self._buffers
+        steps = slice(index * len(inputs), (index + 1) * len(inputs))
+        inputs[...] = self._inputs[steps]
+        targets[...] = self._targets[steps]
+        return inputs, targets
+
+
+def _size(path: str) -> int:
+    """Bytes of a regular file; pipes and devices, which cannot be read twice, are refused."""
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "a text file is needed, but this is a folder", path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is no regular file; save the text to a file first")
+    return status.st_size
+
+
+def _id_dtype(vocabulary: Vocabulary) -> np.dtype[Any]:
+    return np.min_scalar_type(len(vocabulary) - 1)
+
+
+class _Block(NamedTuple):
+    """A part of a file's text and the position of its first character in that file."""
+
+    path: str
+    position: int
+    text: str
+
+
+def _read(paths: Sequence[str], activity: str) -> Iterator[_Block]:
+    """The texts of files in blocks, strictly decoded; a bar on a terminal if it takes long."""
+    for path in paths:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        position = size = 0
+        with (
+            open(path, "rb") as file,
+            _bar(os.path.getsize(path), f"{activity} {path}") as bar,
+        ):
+            while True:
+                data = file.read(_BLOCK)
+                pending = len(decoder.getstate()[0])
+                try:
+                    text = decoder.decode(data, final=not data)
+                except UnicodeDecodeError as error:
+                    raise ValueError(
+                        f"{path}: invalid UTF-8 at byte {size - pending + error.start} "
+                        f"(0x{error.object[error.start]:02x}: {error.reason}); convert the file "
+                        f"to UTF-8, or use the byte vocabulary"
+                    ) from None
+                if text:
+                    yield _Block(path, position, text)
+                if not data:
+                    break
+                position += len(text)
+                size += len(data)
+                bar.update(len(data))
+
+
+def _bar(total: int, description: str) -> tqdm[Any]:
+    from tqdm import tqdm  # slow to import
+
+    return tqdm(
+        total=total,
+        desc=description,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        delay=1,  # seconds: nothing is shown for a file that is read at once
+        leave=False,
+        disable=None,  # unless on a terminal
+    )

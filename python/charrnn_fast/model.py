@@ -1,0 +1,267 @@
+"""A character-level language model: a vocabulary and a recurrent network over its ids."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import checkpoint
+from ._checks import StrPath, integer
+from .rnn import RNN
+from .sampler import _draw, _Sampling
+from .vocabulary import Vocabulary, _StreamDecoder
+
+_EVALUATION_BLOCK = 1024  # steps: bounds the memory, and lets an interrupt through
+_SAMPLE_BLOCK = 1024  # characters, likewise
+_STREAM_BLOCK = 16  # characters: short enough to look like typing with any model
+
+
+class CharLM:
+    """Predicts the next character (or byte) of a text from all that came before.
+
+    The network's inputs are ids of the vocabulary and its outputs the logits of the next id. The
+    names are the field's: cell "rnn", "gru" or "lstm"; see `RNN` for every keyword. `rnn` is the
+    network, for whoever wants to go below the text.
+    """
+
+    vocabulary: Vocabulary
+    rnn: RNN
+    last_seed: int | None
+    """The seed of the last text drawn without one, to draw it again; None before that."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        hidden_size: int = 128,
+        num_layers: int = 2,
+        cell: str = "lstm",
+        seed: int = 0,
+        dtype: str = "float32",
+        *,
+        nonlinearity: str = "tanh",
+        bias: bool | str = True,
+        forget_bias: float | None = 1.0,
+    ) -> None:
+        """Weights are drawn from `seed`.
+
+        forget_bias is the initial bias of an LSTM's forget gate (Gers et al., 2000; Jozefowicz et
+        al., 2015), None leaves it as drawn. Raises ValueError for fewer than two symbols.
+        """
+        if not isinstance(vocabulary, Vocabulary):
+            raise TypeError(f"vocabulary must be a Vocabulary, got {type(vocabulary).__name__}")
+        size = len(vocabulary)
+        if size < 2:
+            raise ValueError(
+                f"vocabulary has one {vocabulary._unit} only, {vocabulary._shown()}: nothing is "
+                f"left to predict; a language model takes two or more"
+            )
+        self.vocabulary = vocabulary
+        self.rnn = RNN(
+            size,
+            hidden_size,
+            size,
+            cell=cell,
+            num_layers=num_layers,
+            nonlinearity=nonlinearity,
+            bias=bias,
+            dtype=dtype,
+            seed=seed,
+            forget_bias=forget_bias,
+        )
+        # What a checkpoint needs to build the same network.
+        self._config: dict[str, Any] = {
+            "hidden_size": self.rnn.hidden_size,
+            "num_layers": self.rnn.num_layers,
+            "cell": self.rnn.cell,
+            "seed": int(seed),
+            "dtype": self.rnn.dtype.name,
+            "nonlinearity": self.rnn.nonlinearity,
+            "bias": self.rnn.bias,
+            "forget_bias": None if forget_bias is None else float(forget_bias),
+        }
+        self.last_seed = None
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of weights and biases of the network."""
+        return int(self.rnn._core.num_parameters)
+
+    def __repr__(self) -> str:
+        config = self._config
+        return (
+            f"<CharLM: {config['cell']}, {config['num_layers']} x {config['hidden_size']}, "
+            f"{len(self.vocabulary)} {self.vocabulary.kind}, {self.num_parameters:,} parameters>"
+        )
+
+    def evaluate(self, text: str) -> float:
+        """The mean loss in nats per character (or byte) over text: one stream, zero state first.
+
+        The first character is given, all others are predicted: the mean of -ln p(next | before)
+        over ``len(text) - 1`` characters. Raises ValueError for fewer than two, and for a
+        character that the vocabulary lacks.
+        """
+        return self._evaluate(self.vocabulary.encode(text))
+
+    @overload
+    def sample(
+        self,
+        length: int,
+        prime: str = "",
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        *,
+        seeds: None = None,
+    ) -> str: ...
+
+    @overload
+    def sample(
+        self,
+        length: int,
+        prime: str = "",
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        *,
+        seeds: Sequence[int],
+    ) -> list[str]: ...
+
+    def sample(
+        self,
+        length: int,
+        prime: str = "",
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+    ) -> str | list[str]:
+        """prime and a continuation of `length` characters (or bytes) drawn from the model.
+
+        temperature divides the logits: below 1 more likely text, above 1 more varied, 0 always the
+        most probable character. top_k draws from that many of the most probable characters, top_p
+        from the fewest that have this much probability together (Holtzman et al., 2020); None from
+        all. An empty prime stands for a newline (the first symbol, where there is none) that the
+        model reads and that is not returned.
+
+        seed in 0 to 2**64 - 1; None takes a fresh one and keeps it in `last_seed`. With seeds, one
+        text for each, computed together: the same texts as one by one, in less time.
+        """
+        if seeds is not None and seed is not None:
+            raise ValueError("give seed or seeds, not both")
+        keys = [self._seed(seed)] if seeds is None else [_checked_seed(key) for key in seeds]
+        ids, start = self._prime(prime)
+        sampling = _Sampling(temperature, top_k, top_p)
+        length = integer("length", length, 0)
+        if not keys:
+            return []
+        blocks = _draw(self.rnn, start, length, keys, sampling, _SAMPLE_BLOCK)
+        drawn = np.concatenate([np.empty((0, len(keys)), np.int32), *blocks])
+        texts = [self.vocabulary.decode(np.concatenate([ids, stream])) for stream in drawn.T]
+        return texts[0] if seeds is None else texts
+
+    def stream(
+        self,
+        length: int,
+        prime: str = "",
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """The text of `sample` with the same arguments, in pieces as they are drawn."""
+        key = self._seed(seed)
+        ids, start = self._prime(prime)
+        sampling = _Sampling(temperature, top_k, top_p)
+        length = integer("length", length, 0)
+        blocks = _draw(self.rnn, start, length, [key], sampling, _STREAM_BLOCK)
+        # The arguments are checked at the call, which a generator would put off.
+        return self._pieces(ids, blocks)
+
+    def save(self, path: StrPath) -> None:
+        """Writes a checkpoint (a safetensors file); the file at path is replaced in one step."""
+        checkpoint.write(path, *self._checkpoint())
+
+    @classmethod
+    def load(cls, path: StrPath) -> CharLM:
+        """The model of a checkpoint, written by `save` or by `Trainer`.
+
+        Raises `CheckpointError` where the file is foreign, cut off or changed.
+        """
+        return cls._from_checkpoint(path, *checkpoint.read(path))
+
+    @classmethod
+    def _from_checkpoint(
+        cls, path: StrPath, tensors: checkpoint.Tensors, config: checkpoint.Config
+    ) -> CharLM:
+        try:
+            vocabulary = Vocabulary(tensors["vocabulary"], config["vocabulary"])
+            model = cls(vocabulary, **config["model"])
+            names = model.rnn.parameters()
+            model.rnn.load_parameters({name: tensors[_tensor_name(name)] for name in names})
+        except (KeyError, TypeError, ValueError) as error:
+            raise checkpoint.CheckpointError(
+                f"{os.fspath(path)} does not hold the model that it describes: {error!r}"
+            ) from error
+        return model
+
+    def _checkpoint(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Tensors and configuration, what `_from_checkpoint` takes."""
+        tensors = {_tensor_name(name): p for name, p in self.rnn.parameters().items()}
+        tensors["vocabulary"] = self.vocabulary._symbols.astype(np.int32)
+        return tensors, {"model": self._config, "vocabulary": self.vocabulary.kind}
+
+    def _evaluate(self, ids: NDArray[Any]) -> float:
+        """As `evaluate`, for ids [N] of any integer type."""
+        if len(ids) < 2:
+            raise ValueError(
+                f"text has {len(ids)} {self.vocabulary._unit}(s); to evaluate takes two or more: "
+                f"the first is given, the others are predicted"
+            )
+        network: Any = self.rnn._core
+        state = self.rnn.zero_state(1)
+        total = 0.0
+        for start in range(0, len(ids) - 1, _EVALUATION_BLOCK):
+            block = ids[start : start + _EVALUATION_BLOCK + 1].astype(np.int32)[:, None]
+            loss, _ = network.evaluate(block[:-1], block[1:], state)
+            total += loss
+        return total / (len(ids) - 1)
+
+    def _seed(self, seed: int | None) -> int:
+        if seed is not None:
+            return _checked_seed(seed)
+        self.last_seed = secrets.randbits(64)
+        return self.last_seed
+
+    def _prime(self, prime: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The ids of prime, and the ids (one at least) that the network reads before it draws."""
+        ids = self.vocabulary._encode(prime, "prime", 0)
+        newline = max(self.vocabulary._id(ord("\n")), 0)
+        return ids, ids if ids.size else np.array([newline], np.int32)
+
+    def _pieces(
+        self, prime: NDArray[np.int32], blocks: Iterator[NDArray[np.int32]]
+    ) -> Iterator[str]:
+        decoder = _StreamDecoder(self.vocabulary)
+        for ids in chain([prime], (block[:, 0] for block in blocks)):
+            if piece := decoder.decode(ids):
+                yield piece
+        if rest := decoder.decode([], final=True):
+            yield rest
+
+
+def _tensor_name(parameter: str) -> str:
+    """The name of a parameter in a checkpoint."""
+    return parameter if parameter.startswith("decoder.") else f"rnn.{parameter}"
+
+
+def _checked_seed(seed: int) -> int:
+    return integer("seed", seed, 0, (1 << 64) - 1)

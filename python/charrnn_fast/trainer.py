@@ -1,0 +1,536 @@
+"""Training a language model on a corpus: stateful truncated backpropagation through time."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from textwrap import indent
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import checkpoint, optim
+from ._checks import StrPath, integer, real
+from .corpus import Corpus, _Chunks
+from .model import CharLM, _tensor_name
+from .rnn import _tokens
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+_OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
+    "sgd": optim.SGD,
+    "rmsprop": optim.RMSprop,
+    "adagrad": optim.Adagrad,
+    "adam": optim.Adam,
+    "adamw": optim.AdamW,
+}
+_STATES = ("h", "c")  # names of a cell's states, in the kernels' order
+
+
+class Evaluation(NamedTuple):
+    """One entry of `Trainer.history`; losses in nats per character (or byte)."""
+
+    step: int  # updates done
+    epoch: float  # passes over the training part done
+    train_loss: float  # mean over the updates since the entry before
+    validation_loss: float  # over the validation part, in one stream from the zero state
+    learning_rate: float  # of the update that comes next
+
+
+class Trainer:
+    """Trains a model on chunks of [seq_len, batch_size] characters.
+
+    The training part is cut into batch_size contiguous pieces, read side by side; the hidden state
+    is carried from chunk to chunk and starts at zero at each epoch, the gradient stays within a
+    chunk (Williams and Peng, 1990; Mikolov et al., 2010).
+
+    `losses` holds the loss of every update of `fit`, in nats per character (or byte); `history` an
+    `Evaluation` for each look at the validation part.
+    """
+
+    model: CharLM
+    corpus: Corpus | None
+    optimizer: optim.Optimizer
+    losses: list[float]
+    history: list[Evaluation]
+
+    def __init__(
+        self,
+        model: CharLM,
+        corpus: Corpus | None = None,
+        batch_size: int = 50,
+        seq_len: int = 50,
+        optimizer: str | optim.Optimizer = "adam",
+        learning_rate: float | None = None,
+        clip_norm: float | None = 5.0,
+        clip_value: float | None = None,
+        *,
+        reduction: str = "mean",
+        lr_decay: float = 0.97,
+        lr_decay_after: int = 10,
+        evaluate_every: int | None = None,
+        sample_length: int = 200,
+        checkpoint_path: StrPath | None = None,
+        checkpoint_every: int | None = None,
+    ) -> None:
+        """corpus None permits `step` only; batch_size and seq_len are those of `fit`.
+
+        optimizer: sgd, rmsprop, adagrad, adam or adamw, or an object of `charrnn_fast.optim` made
+        for ``model.rnn``; with an object, whose settings a checkpoint does not hold, `resume` is
+        refused. learning_rate None: 2e-3, or the object's own. After lr_decay_after epochs, and
+        after each one from then on, it is multiplied by lr_decay. clip_norm bounds the gradient's
+        norm, then clip_value its elements; None: no bound. reduction: the loss is the "mean" over
+        a chunk's characters or their "sum".
+
+        `fit` evaluates at each epoch's end, at its own end and, if given, every evaluate_every
+        steps, and shows sample_length characters drawn from the model. It writes a checkpoint to
+        checkpoint_path at each evaluation and every checkpoint_every steps.
+
+        Raises ValueError where the corpus has another vocabulary than the model or is too short
+        for one chunk, and OSError where checkpoint_path cannot be written.
+        """
+        self.model = model
+        self.corpus = corpus
+        self._batch_size = integer("batch_size", batch_size, 1)
+        self._seq_len = integer("seq_len", seq_len, 1)
+        self._clip_norm = _bound("clip_norm", clip_norm)
+        self._clip_value = _bound("clip_value", clip_value)
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+        self._reduction = reduction
+        self._lr_decay = real("lr_decay", lr_decay, above=0)
+        self._lr_decay_after = integer("lr_decay_after", lr_decay_after, 1)
+        self._evaluate_every = _steps("evaluate_every", evaluate_every)
+        self._sample_length = integer("sample_length", sample_length, 0)
+        self._checkpoint_path = checkpoint_path
+        self._checkpoint_every = _steps("checkpoint_every", checkpoint_every)
+        self._chunks = None if corpus is None else self._cut(corpus)
+        if checkpoint_path is not None:
+            checkpoint.check_writable(checkpoint_path)
+        self.optimizer = _make_optimizer(optimizer, model, learning_rate)
+        self._optimizer_name = optimizer if isinstance(optimizer, str) else None
+        self.losses = []
+        self.history = []
+        self._state: NDArray[Any] | None = None
+        self._saved_step: int | None = None
+
+    @classmethod
+    def resume(cls, path: StrPath, corpus: Corpus | None = None, **changes: Any) -> Trainer:
+        """The trainer of a checkpoint; `fit` goes on as if it had never stopped, bit for bit.
+
+        changes: keywords of the constructor that replace those of the checkpoint. Paths are not
+        stored: give checkpoint_path to go on saving.
+
+        Raises `CheckpointError` where the file is damaged, and ValueError where it holds no
+        training, where the corpus is not the one it was trained on, and for another batch_size,
+        seq_len or optimizer, with which its position and state would have no meaning.
+        """
+        name = os.fspath(path)
+        tensors, config = checkpoint.read(path)
+        model = CharLM._from_checkpoint(path, tensors, config)
+        if "training" not in config:
+            raise ValueError(
+                f"{name} holds a model without its training; to begin one from its weights, use "
+                f"Trainer(CharLM.load({name!r}), corpus)"
+            )
+        training = config["training"]
+        settings = training["settings"]
+        if settings["optimizer"] is None:
+            raise ValueError(
+                f"{name} was trained with an optimizer object, whose settings it does not hold; "
+                f"name the optimizer, as in Trainer(..., optimizer='adam'), to resume later"
+            )
+        for key in ("batch_size", "seq_len", "optimizer"):
+            if changes.get(key, settings[key]) != settings[key]:
+                raise ValueError(
+                    f"{key} is {changes[key]!r}, but {name} was trained with {settings[key]!r}"
+                )
+        trainer = cls(model, corpus, **{**settings, **changes})
+        if corpus is not None and training["corpus"] not in (None, _identity(corpus)):
+            raise ValueError(
+                f"the corpus of {len(corpus)} {corpus.vocabulary._unit}s is not the text that "
+                f"{name} was trained on ({training['corpus']['length']}); to train its weights on "
+                f"another text, use Trainer(CharLM.load({name!r}), corpus)"
+            )
+        trainer._restore(tensors, training)
+        return trainer
+
+    @property
+    def num_steps(self) -> int:
+        """The number of updates that `fit` has done."""
+        return len(self.losses)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The updates in one pass over the training part; 0 without a corpus."""
+        return 0 if self._chunks is None else len(self._chunks)
+
+    @property
+    def epoch(self) -> float:
+        """The passes over the training part that `fit` has done."""
+        return self.num_steps / self.steps_per_epoch if self.steps_per_epoch else 0.0
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next update: the optimizer's, decayed by the epochs done."""
+        decays = max(0, int(self.epoch) - self._lr_decay_after + 1)
+        return self.optimizer.lr * self._lr_decay**decays
+
+    def reset(self) -> None:
+        """Sets the hidden state that is carried from update to update to zero."""
+        self._state = None
+
+    def step(self, inputs: ArrayLike, targets: ArrayLike) -> float:
+        """One update by hand on ids [T, B]; returns the loss before it, in nats.
+
+        Targets of -1 are ignored. The hidden state is carried from call to call, and starts at
+        zero: at first, after `reset`, and where B changes. Raises FloatingPointError, with weights
+        and state as they were, where the loss or the gradient is not finite.
+        """
+        x, y = self._tokens("inputs", inputs, 0), self._tokens("targets", targets, -1)
+        if x.shape != y.shape:
+            raise ValueError(
+                f"targets must have the shape of inputs, {list(x.shape)}, got {list(y.shape)}"
+            )
+        return self._update(x, y)
+
+    def fit(
+        self, *, epochs: int | None = None, steps: int | None = None, progress: bool = True
+    ) -> None:
+        """Trains for so many more epochs or steps (updates), from where it stands.
+
+        progress: a bar on a terminal (a line every ten seconds elsewhere), the evaluations, and
+        texts drawn from the model.
+
+        The first Ctrl-C takes effect after the update at hand: a checkpoint is written, then
+        KeyboardInterrupt raised. Raises FloatingPointError where the loss, the gradient or a
+        weight is no longer finite; the last checkpoint stays as it is.
+        """
+        corpus, chunks = self.corpus, self._chunks
+        if corpus is None or chunks is None:
+            raise ValueError("corpus is None, which permits step() only; fit() needs a corpus")
+        if (epochs is None) == (steps is None):
+            raise ValueError(f"give either epochs or steps, got epochs={epochs}, steps={steps}")
+        if epochs is not None:
+            steps = integer("epochs", epochs, 0) * len(chunks)
+        last = self.num_steps + integer("steps", steps, 0)
+        symbols = self._batch_size * self._seq_len
+        total = (last - self.num_steps) * symbols
+        with (
+            _Reporter(total, corpus.vocabulary._unit, progress) as reporter,
+            _deferred_interrupt() as interrupted,
+        ):
+            while self.num_steps < last:
+                index = self.num_steps % len(chunks)
+                if index == 0:
+                    self.reset()
+                loss = self._update(*chunks[index])
+                self.losses.append(loss if self._reduction == "mean" else loss / symbols)
+                reporter.advance(symbols, self.losses)
+                stop = interrupted()
+                ends = index + 1 == len(chunks) or self.num_steps == last
+                if ends or self._due(self._evaluate_every):
+                    self._evaluate(corpus, reporter)
+                    self._save()
+                elif stop or self._due(self._checkpoint_every):
+                    self._save()
+                if stop:
+                    raise KeyboardInterrupt
+
+    def save(self, path: StrPath) -> None:
+        """Writes a checkpoint: the model, the optimizer, the carried state and the position.
+
+        Raises FloatingPointError, and leaves a file at path as it is, where a weight is not
+        finite.
+        """
+        tensors, config = self.model._checkpoint()
+        for name, tensor in tensors.items():
+            if not np.isfinite(tensor).all():
+                raise FloatingPointError(
+                    f"{name} is no longer finite after step {self.num_steps}; no checkpoint is "
+                    f"written{self._last_checkpoint()}"
+                )
+        optimizer: Any = self.optimizer._core
+        for slot in optimizer.slot_names:
+            for name in self.model.rnn.parameters():
+                tensors[_slot_name(slot, name)] = optimizer.slot(slot, name)
+        if self._state is not None:
+            tensors |= {f"state.{name}": s for name, s in zip(_STATES, self._state, strict=False)}
+        tensors["losses"] = np.array(self.losses, np.float64)
+        config["training"] = {
+            "settings": self._settings(),
+            "optimizer_steps": optimizer.num_steps,
+            "history": self.history,
+            "corpus": None if self.corpus is None else _identity(self.corpus),
+        }
+        checkpoint.write(path, tensors, config)
+
+    def _cut(self, corpus: Corpus) -> _Chunks:
+        ours, theirs = self.model.vocabulary, corpus.vocabulary
+        if ours != theirs:
+            raise ValueError(
+                f"the corpus has another vocabulary, {theirs!r}, than the model, {ours!r}; read "
+                f"the corpus with vocabulary=model.vocabulary"
+            )
+        chunks = _Chunks(corpus.train, self._batch_size, self._seq_len, ours._unit)
+        if len(corpus.validation) < 2:
+            raise ValueError(
+                f"the text is too short: its validation part, the last 10 % of {len(corpus)} "
+                f"{ours._unit}s, must have two or more"
+            )
+        return chunks
+
+    def _tokens(self, name: str, ids: ArrayLike, lowest: int) -> NDArray[np.int32]:
+        array = np.asarray(ids)
+        if array.ndim != 2 or not array.size:
+            raise ValueError(f"{name} must have the shape [T, B], got {list(array.shape)}")
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
+        return _tokens(name, array, lowest, len(self.model.vocabulary))
+
+    def _update(self, inputs: NDArray[np.int32], targets: NDArray[np.int32]) -> float:
+        batch = inputs.shape[1]
+        if self._state is None or self._state.shape[2] != batch:
+            self._state = self.model.rnn.zero_state(batch)
+        network: Any = self.model.rnn._core
+        loss, norm = network.train_step(
+            inputs,
+            targets,
+            self._state,
+            self.optimizer._core,
+            self.learning_rate,
+            self._clip_norm,
+            self._clip_value,
+            self._reduction,
+        )
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise FloatingPointError(
+                f"training has diverged: at step {self.num_steps + 1} the loss is {loss} and the "
+                f"norm of the gradient {norm}; the weights are those before this step"
+                f"{self._last_checkpoint()}. Try a smaller learning_rate"
+            )
+        return float(loss)
+
+    def _evaluate(self, corpus: Corpus, reporter: _Reporter) -> None:
+        """Adds an entry to the history, and shows it with a text drawn from the model."""
+        with reporter.paused():
+            loss = self.model._evaluate(corpus.validation)
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"training has diverged: after step {self.num_steps} the validation loss is "
+                    f"{loss}{self._last_checkpoint()}. Try a smaller learning_rate"
+                )
+            since = self.history[-1].step if self.history else 0
+            self.history.append(
+                Evaluation(
+                    step=self.num_steps,
+                    epoch=self.epoch,
+                    train_loss=float(np.mean(self.losses[since:])),
+                    validation_loss=loss,
+                    learning_rate=self.learning_rate,
+                )
+            )
+            if reporter.enabled:
+                text = self.model.sample(self._sample_length, seed=self.num_steps)
+                reporter.show(self.history[-1], text)
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.num_steps % every == 0
+
+    def _save(self) -> None:
+        if self._checkpoint_path is not None:
+            self.save(self._checkpoint_path)
+            self._saved_step = self.num_steps
+
+    def _last_checkpoint(self) -> str:
+        if self._checkpoint_path is None or self._saved_step is None:
+            return ""
+        return f"; {os.fspath(self._checkpoint_path)} holds step {self._saved_step}"
+
+    def _settings(self) -> dict[str, Any]:
+        """The keywords that make a trainer like this one, as JSON values."""
+        return {
+            "batch_size": self._batch_size,
+            "seq_len": self._seq_len,
+            "optimizer": self._optimizer_name,
+            "learning_rate": self.optimizer.lr,
+            "clip_norm": self._clip_norm if math.isfinite(self._clip_norm) else None,
+            "clip_value": self._clip_value if math.isfinite(self._clip_value) else None,
+            "reduction": self._reduction,
+            "lr_decay": self._lr_decay,
+            "lr_decay_after": self._lr_decay_after,
+            "evaluate_every": self._evaluate_every,
+            "sample_length": self._sample_length,
+            "checkpoint_every": self._checkpoint_every,
+        }
+
+    def _restore(self, tensors: checkpoint.Tensors, training: dict[str, Any]) -> None:
+        optimizer: Any = self.optimizer._core
+        optimizer.num_steps = training["optimizer_steps"]
+        for slot in optimizer.slot_names:
+            for name in self.model.rnn.parameters():
+                optimizer.set_slot(slot, name, tensors[_slot_name(slot, name)])
+        states = [tensors[f"state.{name}"] for name in _STATES if f"state.{name}" in tensors]
+        self._state = np.stack(states) if states else None
+        self.losses = tensors["losses"].tolist()
+        self.history = [Evaluation(*entry) for entry in training["history"]]
+
+
+class _Reporter:
+    """Shows how a training goes: a bar on a terminal, elsewhere a line now and then."""
+
+    def __init__(self, total: int, unit: str, enabled: bool) -> None:
+        """total: the symbols to train on; unit: what one is called."""
+        self.enabled = enabled
+        self._total, self._unit = total, unit
+        self._bar = _bar(total, unit) if enabled and sys.stderr.isatty() else None
+        self._period = 10.0 if self._bar is None else 0.1  # seconds
+        self._done = 0  # symbols
+        self._seconds = 0.0  # of training, without evaluations
+        self._evaluated = (0, 0.0)  # both, at the last evaluation
+        self._resumed = self._shown = time.perf_counter()
+
+    def __enter__(self) -> _Reporter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, symbols: int, losses: Sequence[float]) -> None:
+        self._done += symbols
+        now = time.perf_counter()
+        if not self.enabled or now - self._shown < self._period:
+            return
+        self._shown = now
+        loss = float(np.mean(losses[-100:]))
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            self._bar.update(self._done - self._bar.n)
+            return
+        rate = self._done / (self._seconds + now - self._resumed)
+        self._print(
+            f"{self._done / self._total:4.0%}  loss {loss:.3f} nats/{self._unit}  "
+            f"{rate:,.0f} {self._unit}s/s  {(self._total - self._done) / rate:,.0f} s left"
+        )
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What runs inside is not training: the speed that is shown leaves it out."""
+        self._seconds += time.perf_counter() - self._resumed
+        yield
+        self._resumed = time.perf_counter()
+
+    def show(self, evaluation: Evaluation, text: str) -> None:
+        """Prints an evaluation and the text drawn with it; call it while paused."""
+        done, seconds = self._evaluated
+        rate = (self._done - done) / (self._seconds - seconds)
+        self._evaluated = (self._done, self._seconds)
+        nats = evaluation.validation_loss
+        self._print(
+            f"step {evaluation.step:,}  epoch {evaluation.epoch:.2f}  "
+            f"training {evaluation.train_loss:.4f}  validation {nats:.4f} nats/{self._unit} "
+            f"({nats / math.log(2):.3f} bits)  {rate:,.0f} {self._unit}s/s"
+        )
+        if text:
+            self._print(indent(_visible(text), "    | ", lambda line: True))
+
+    def _print(self, text: str) -> None:
+        """Prints above the bar, whatever characters the output can show."""
+        encoding = sys.stdout.encoding or "utf-8"
+        line = text.encode(encoding, "replace").decode(encoding)
+        if self._bar is None:
+            print(line)
+        else:
+            self._bar.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C only makes the function it yields return True; a second one interrupts as ever.
+
+    Leaves alone a handler that the program has set, and threads, which get no signals.
+    """
+    received = False
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield lambda: False
+        return
+    signal.signal(signal.SIGINT, receive)
+    try:
+        yield lambda: received
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _bar(total: int, unit: str) -> tqdm[Any]:
+    from tqdm import tqdm  # slow to import, and only wanted on a terminal
+
+    return tqdm(total=total, unit=unit[:4], unit_scale=True, leave=False)
+
+
+def _visible(text: str) -> str:
+    """A drawn text without control characters, which a terminal would obey."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
+
+
+def _make_optimizer(
+    optimizer: str | optim.Optimizer, model: CharLM, learning_rate: float | None
+) -> optim.Optimizer:
+    if isinstance(optimizer, str):
+        if optimizer not in _OPTIMIZERS:
+            raise ValueError(
+                f"optimizer must be one of {', '.join(_OPTIMIZERS)}, got {optimizer!r}"
+            )
+        lr = 2e-3 if learning_rate is None else real("learning_rate", learning_rate, above=0)
+        return _OPTIMIZERS[optimizer](model.rnn, lr=lr)
+    if not isinstance(optimizer, optim.Optimizer):
+        raise TypeError(f"optimizer must be a name or of charrnn_fast.optim, got {optimizer!r}")
+    if optimizer._rnn is not model.rnn:
+        raise ValueError("optimizer was made for another network than model.rnn")
+    if learning_rate is not None:
+        optimizer.lr = real("learning_rate", learning_rate, above=0)
+    return optimizer
+
+
+def _bound(name: str, value: float | None) -> float:
+    return math.inf if value is None else real(name, value, above=0)
+
+
+def _steps(name: str, value: int | None) -> int | None:
+    return None if value is None else integer(name, value, 1)
+
+
+def _identity(corpus: Corpus) -> dict[str, Any]:
+    """Tells whether a training is continued on the text it was begun on."""
+    return {"length": len(corpus), "fingerprint": corpus._fingerprint}
+
+
+def _slot_name(slot: str, parameter: str) -> str:
+    """The name of an optimizer's tensor in a checkpoint."""
+    return f"optimizer.{slot}.{_tensor_name(parameter)}"

@@ -1,0 +1,201 @@
+"""The symbols of a text, characters or bytes, and their ids: the tokens of a language model."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+Kind = Literal["characters", "bytes"]
+
+_UNICODE_SIZE = 0x110000  # code points
+
+
+class _Codec(NamedTuple):
+    """How a text becomes an array with one element per symbol, and back."""
+
+    dtype: np.dtype[Any]
+    encoding: str
+    encode_errors: str
+    decode_errors: str
+
+
+_CODECS: dict[Kind, _Codec] = {
+    # surrogatepass: a str may hold lone surrogates, and a round trip must not change it.
+    "characters": _Codec(np.dtype("<u4"), "utf-32-le", "surrogatepass", "surrogatepass"),
+    "bytes": _Codec(np.dtype("u1"), "utf-8", "strict", "replace"),
+}
+
+
+class Vocabulary:
+    """Distinct symbols with the ids 0 to ``len(vocabulary) - 1``; immutable.
+
+    Made by `from_text` (characters) or `from_bytes` (the 256 bytes of UTF-8). Two vocabularies are
+    equal if they give every symbol the same id.
+    """
+
+    kind: Kind
+
+    def __init__(self, symbols: ArrayLike, kind: Kind = "characters") -> None:
+        """symbols [V]: distinct code points, or the bytes 0 to 255; an index is an id."""
+        if kind not in _CODECS:
+            raise ValueError(f"kind must be one of {', '.join(_CODECS)}, got {kind!r}")
+        values = _integers(symbols, "symbols")
+        if values.ndim != 1 or not values.size:
+            raise ValueError(f"symbols must have the shape [V], V >= 1, got {list(values.shape)}")
+        if values.min() < 0 or values.max() >= _UNICODE_SIZE:
+            raise ValueError(
+                f"symbols must lie in 0 to {_UNICODE_SIZE - 1}, got {values.min()} to "
+                f"{values.max()}"
+            )
+        if np.unique(values).size != values.size:
+            raise ValueError("symbols must be distinct")
+        if kind == "bytes" and not np.array_equal(values, np.arange(256)):
+            raise ValueError("symbols of the kind 'bytes' must be 0 to 255 in this order")
+        self.kind = kind
+        self._codec = _CODECS[kind]
+        self._symbols: NDArray[Any] = values.astype(self._codec.dtype)
+        # One element more than the largest symbol: whatever lies above it is clipped to a -1.
+        self._ids = np.full(int(values.max()) + 2, -1, np.int32)
+        self._ids[values] = np.arange(values.size, dtype=np.int32)
+
+    @classmethod
+    def from_text(cls, text: str) -> Vocabulary:
+        """The distinct characters of a text, sorted by code point."""
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a str, got {type(text).__name__}")
+        if not text:
+            raise ValueError("text is empty; a vocabulary needs at least one character")
+        return cls(_distinct_code_points([text]))
+
+    @classmethod
+    def from_bytes(cls) -> Vocabulary:
+        """The 256 bytes: any text, any language and any binary file, one symbol for each byte."""
+        return cls(np.arange(256), "bytes")
+
+    def encode(self, text: str | bytes) -> NDArray[np.int32]:
+        """The ids of a text, [N]. A byte vocabulary takes bytes too, or encodes a str as UTF-8.
+
+        Raises ValueError with the first character that is not in the vocabulary and its position.
+        """
+        return self._encode(text, "text", 0)
+
+    def decode(self, ids: ArrayLike) -> str:
+        """The text of ids [N]. Bytes that are no valid UTF-8 become U+FFFD."""
+        return self._units(ids).decode(self._codec.encoding, self._codec.decode_errors)
+
+    def one_hot(self, ids: ArrayLike, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """[..., V] for ids [...]: 1 at each id and 0 elsewhere."""
+        tokens = self._checked(ids)
+        vectors = np.zeros((*tokens.shape, len(self)), dtype)
+        np.put_along_axis(vectors, tokens[..., None], 1, axis=-1)
+        return vectors
+
+    def __len__(self) -> int:
+        """V, the number of symbols."""
+        return int(self._symbols.size)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Vocabulary):
+            return NotImplemented
+        return self.kind == other.kind and np.array_equal(self._symbols, other._symbols)
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self._symbols.tobytes()))
+
+    def __repr__(self) -> str:
+        if self.kind == "bytes":
+            return "Vocabulary.from_bytes()"
+        return f"<Vocabulary of {len(self)} characters: {self._shown()}>"
+
+    @property
+    def _unit(self) -> str:
+        """What one symbol is called in messages."""
+        return "character" if self.kind == "characters" else "byte"
+
+    def _shown(self, most: int = 100) -> str:
+        """The first symbols, as a quoted string on one line."""
+        shown = repr(self.decode(np.arange(min(len(self), most))))
+        return shown if len(self) <= most else f"{shown} and {len(self) - most} more"
+
+    def _id(self, symbol: int) -> int:
+        """The id of a code point or byte, -1 if it is unknown."""
+        return int(self._ids[min(symbol, self._ids.size - 1)])
+
+    def _encode(self, text: str | bytes, source: str, offset: int) -> NDArray[np.int32]:
+        """As `encode`; errors speak of `source`, where `text` begins at position `offset`."""
+        if isinstance(text, bytes) and self.kind == "bytes":
+            data = text
+        elif isinstance(text, str):
+            try:
+                data = text.encode(self._codec.encoding, self._codec.encode_errors)
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"{source} has {_described(ord(text[error.start]))} at position "
+                    f"{offset + error.start}, a lone surrogate, which has no UTF-8 bytes"
+                ) from None
+        else:
+            takes = "a str" if self.kind == "characters" else "a str or bytes"
+            raise TypeError(f"{source} must be {takes}, got {type(text).__name__}")
+        symbols = np.frombuffer(data, self._codec.dtype)
+        ids: NDArray[np.int32] = self._ids.take(symbols, mode="clip")
+        if ids.size and ids.min() < 0:
+            at = int(np.argmin(ids))
+            raise ValueError(
+                f"{source} has {_described(int(symbols[at]))} at position {offset + at}, which is "
+                f"not among the vocabulary's {len(self)} {self.kind} ({self._shown()})"
+            )
+        return ids
+
+    def _units(self, ids: ArrayLike) -> bytes:
+        """The bytes of ids [N] in the codec's encoding."""
+        tokens = self._checked(ids)
+        if tokens.ndim != 1:
+            raise ValueError(f"ids must have the shape [N], got {list(tokens.shape)}")
+        data: bytes = self._symbols[tokens].tobytes()
+        return data
+
+    def _checked(self, ids: ArrayLike) -> NDArray[Any]:
+        tokens = _integers(ids, "ids")
+        if tokens.size and (tokens.min() < 0 or tokens.max() >= len(self)):
+            wrong = tokens[(tokens < 0) | (tokens >= len(self))].flat[0]
+            raise ValueError(f"ids must lie in 0 to {len(self) - 1}, got {wrong}")
+        return tokens
+
+
+class _StreamDecoder:
+    """Decodes ids that arrive piece by piece; a character of several bytes is never split."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        codec = vocabulary._codec
+        self._vocabulary = vocabulary
+        self._decoder = codecs.getincrementaldecoder(codec.encoding)(codec.decode_errors)
+
+    def decode(self, ids: ArrayLike, *, final: bool = False) -> str:
+        """The text that ids [N] complete; the pieces join to what `Vocabulary.decode` gives."""
+        return self._decoder.decode(self._vocabulary._units(ids), final)
+
+
+def _distinct_code_points(texts: Iterable[str]) -> NDArray[np.int64]:
+    """[V], ascending: the characters that occur in any of the texts."""
+    codec = _CODECS["characters"]
+    seen = np.zeros(_UNICODE_SIZE, np.bool_)
+    for text in texts:
+        seen[np.frombuffer(text.encode(codec.encoding, codec.encode_errors), codec.dtype)] = True
+    return np.flatnonzero(seen)
+
+
+def _integers(values: ArrayLike, name: str) -> NDArray[Any]:
+    array = np.asarray(values)
+    if array.size == 0:
+        return array.astype(np.int32)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
+    return array
+
+
+def _described(symbol: int) -> str:
+    return f"the character {chr(symbol)!r} (U+{symbol:04X})"

@@ -1,0 +1,60 @@
+"""What holds for the whole suite."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+# The verdict depends on the code alone: the same examples in every run. `thorough` looks for more.
+settings.register_profile("default", deadline=None, derandomize=True, max_examples=150)
+settings.register_profile("quick", settings.get_profile("default"), max_examples=20)
+settings.register_profile("thorough", deadline=None, max_examples=2000)
+settings.load_profile("default")
+
+
+# Temporary files and matplotlib's cache stay in the checkout. A pytest that a test starts makes
+# folders of its own beside this one's.
+_FILES = Path(__file__).parents[1] / "build" / "tests"
+_FILES.mkdir(parents=True, exist_ok=True)
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_FILES))
+os.environ.setdefault("MPLCONFIGDIR", str(_FILES / "matplotlib"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+    parser.addoption("--no-skips", action="store_true", help="fail if any test is skipped")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes minutes; only run with --slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes; run it with --slow"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("--no-skips") and exitstatus == 0 and "skipped" in reporter.stats:
+        reporter.write_line("\nfailed: --no-skips was given and tests were skipped", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts the number of threads back."""
+    import charrnn_fast as cf
+
+    before = cf.get_num_threads()
+    yield
+    cf.set_num_threads(before)

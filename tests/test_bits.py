@@ -1,0 +1,303 @@
+"""Same bits: over threads, company in the batch, steps, one-hot vectors, and the way of sampling.
+
+Nothing here has a tolerance: float arithmetic is exact about what it computes, and the kernels
+compute every output by one chain of operations, however the work is shared out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import charrnn_fast as cf
+from cases import BIASES, UNITS, Array, Case, parts, rows, run
+from tolerances import assert_same_bits
+
+THREADS = (2, 3, 7)
+
+
+def _assert_same(found: dict[str, Array], expected: dict[str, Array], what: str) -> None:
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert_same_bits(f"{name} {what}", found[name], value)
+
+
+# streams to share out, hidden units to share out, both uneven, and work too small to share
+SHAPES = [
+    {"seq_len": 11, "batch": 50, "hidden_size": 48},
+    {"seq_len": 7, "batch": 1, "hidden_size": 300},
+    {"seq_len": 5, "batch": 13, "hidden_size": 129},
+    {"seq_len": 3, "batch": 2, "hidden_size": 5},
+]
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
+@pytest.mark.parametrize("unit", UNITS)
+def test_threads(unit: str, tokens: bool, dtype: str) -> None:
+    for shape in SHAPES:
+        case = Case(unit, 2, dtype=dtype, input_size=37, output_size=41, tokens=tokens)
+        case = case.but(**shape)
+        cf.set_num_threads(1)
+        expected = run(case.network(), case)
+        for threads in THREADS:
+            cf.set_num_threads(threads)
+            assert cf.get_num_threads() == threads
+            _assert_same(run(case.network(), case), expected, f"on {threads} threads")
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads_in_losses_clipping_and_updates() -> None:
+    case = Case("lstm", input_size=64, hidden_size=192, output_size=300, batch=40)
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((500, 300)).astype("float32")
+    targets = rng.integers(-1, 300, 500)
+
+    def results() -> dict[str, Array]:
+        net = case.network()
+        loss, dlogits = cf.cross_entropy(logits, targets)
+        net.forward(case.x())
+        _, _, grads = net.backward(case.dy())
+        norm = cf.clip_grad_norm(grads, 0.5)
+        for optimizer in (cf.optim.Adam(net), cf.optim.SGD(net, momentum=0.9)):
+            optimizer.step(grads)
+        numbers = {"loss": np.array(loss), "norm": np.array(norm), "dlogits": dlogits}
+        return numbers | {f"d {n}": g for n, g in grads.items()} | net.parameters()
+
+    cf.set_num_threads(1)
+    expected = results()
+    for threads in THREADS:
+        cf.set_num_threads(threads)
+        _assert_same(results(), expected, f"on {threads} threads")
+
+
+def _slice(results: dict[str, Array], row: int) -> dict[str, Array]:
+    """What belongs to one row of the batch: y, dx and all states; not the parameters' gradients."""
+    return {
+        name: np.ascontiguousarray(value[:, row : row + 1])
+        for name, value in results.items()
+        if "weight" not in name and "bias" not in name
+    }
+
+
+def _run(net: cf.RNN, case: Case, chosen: Any) -> dict[str, Array]:
+    """Forward and backward of some rows of a case's batch."""
+    y, state = net.forward(np.ascontiguousarray(case.x()[:, chosen]), rows(case.state(), chosen))
+    dy, dlast = np.ascontiguousarray(case.dy()[:, chosen]), rows(case.dstate(), chosen)
+    dx, dstate, _ = net.backward(dy, dlast)
+    results = dict(zip(("y", "h_n", "c_n"), (y, *parts(state)), strict=False))
+    results |= dict(zip(("dh_0", "dc_0"), parts(dstate), strict=False))
+    return results if dx is None else {**results, "dx": dx}
+
+
+@pytest.mark.parametrize("hidden_size", [3, 33])
+@pytest.mark.parametrize("unit", UNITS)
+def test_every_row_at_every_position_of_every_batch(unit: str, hidden_size: int) -> None:
+    """A row's outputs, states and gradients do not depend on which rows share its batch."""
+    case = Case(unit, 2, seq_len=3, batch=64, input_size=5, hidden_size=hidden_size, output_size=6)
+    net = case.network()
+    alone = [_run(net, case, [row]) for row in range(case.batch)]
+    for batch in (*range(1, 18), 50, 64):
+        for shift in range(batch):
+            chosen = np.roll(np.arange(batch), shift)
+            together = _run(net, case, chosen)
+            for position, row in enumerate(chosen):
+                found = _slice(together, position)
+                _assert_same(found, alone[row], f"of row {row} at {position} of {batch}")
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("unit", UNITS)
+def test_sharing_out_units_equals_sharing_out_streams(unit: str) -> None:
+    """One wide row shares out its hidden units, fifty share out the rows; row 17 is the same."""
+    case = Case(unit, 2, seq_len=4, batch=50, input_size=60, hidden_size=256, output_size=60)
+    net = case.network()
+    cf.set_num_threads(1)
+    expected = _run(net, case, [17])
+    for threads in (1, *THREADS):
+        cf.set_num_threads(threads)
+        _assert_same(_run(net, case, [17]), expected, f"alone on {threads} threads")
+        together = _slice(_run(net, case, np.arange(50)), 17)
+        _assert_same(together, expected, f"among 50 on {threads} threads")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("unit", UNITS)
+def test_step_equals_forward(unit: str, bias: bool | str, dtype: str) -> None:
+    for hidden_size, output_size, tokens, batch in (
+        (1, None, False, 1),
+        (17, 9, True, 1),
+        (33, 16, False, 5),
+        (100, 65, True, 7),
+    ):
+        case = Case(unit, 2, bias, dtype, 6, batch, 9, hidden_size, output_size, tokens)
+        net, x = case.network(), case.x()
+        y, state = net.forward(x)
+        for t in range(case.seq_len):
+            assert_same_bits(f"y at {t}", net.step(x[t]), y[t])
+        for found, expected in zip(parts(net.state), parts(state), strict=True):
+            assert_same_bits("state", found, expected)
+
+        net.reset()
+        for t in range(case.seq_len):
+            assert_same_bits(f"y of row 0 at {t}", net.step(x[t, 0]), y[t, 0])
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_split_sequence_equals_the_whole(unit: str) -> None:
+    case = Case(unit, 3, seq_len=10, hidden_size=19, output_size=7)
+    net, x = case.network(), case.x()
+    whole, last = net.forward(x, case.state())
+    for cut in range(11):
+        head, middle = net.forward(x[:cut], case.state())
+        tail, end = net.forward(x[cut:], middle)
+        assert_same_bits(f"y cut at {cut}", np.concatenate((head, tail)), whole)
+        for found, expected in zip(parts(end), parts(last), strict=True):
+            assert_same_bits(f"state cut at {cut}", found, expected)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_tokens_equal_one_hot_vectors(unit: str) -> None:
+    for input_size, hidden_size in ((4, 3), (65, 33), (130, 17)):
+        case = Case(unit, 2, seq_len=9, batch=6, input_size=input_size, hidden_size=hidden_size)
+        case = case.but(output_size=4, tokens=True)
+        net = case.network()
+        by_token = run(net, case)
+        one_hot = np.eye(input_size, dtype="float32")[case.x()]
+        y, state = net.forward(one_hot, case.state())
+        dx, dstate, grads = net.backward(case.dy(), case.dstate())
+        found = dict(zip(("h_n", "c_n"), parts(state), strict=False), y=y)
+        found |= dict(zip(("dh_0", "dc_0"), parts(dstate), strict=False))
+        found |= {f"d {name}": grad for name, grad in grads.items()}
+        assert dx is not None
+        _assert_same({name: found[name] for name in by_token}, by_token, "of one-hot vectors")
+
+
+def test_integer_types_of_tokens_do_not_matter() -> None:
+    case = Case("gru", tokens=True)
+    net = case.network()
+    expected, _ = net.forward(case.x())
+    for dtype in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"):
+        found, _ = net.forward(case.x().astype(dtype))
+        assert_same_bits(f"y of {dtype}", found, expected)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_repeated_runs_and_fresh_networks_agree(unit: str) -> None:
+    """Nothing of an earlier, larger run is left in any workspace."""
+    case = Case(unit, 2, seq_len=6, batch=4, hidden_size=15, output_size=5)
+    net = case.network()
+    expected = run(net, case)
+    run(net, case.but(seq_len=20, batch=33, seed=1))
+    net.step(case.x()[0])
+    _assert_same(run(net, case), expected, "after a larger run")
+    _assert_same(run(case.network(), case), expected, "of a second network")
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.0},
+    {"temperature": 0.5},
+    {"top_k": 3},
+    {"top_p": 0.6},
+    {"temperature": 1.3, "top_k": 8, "top_p": 0.9},
+]
+
+
+def _options(chosen: dict[str, Any]) -> tuple[float, int, float]:
+    """In the order in which the compiled functions take them: all tokens unless told otherwise."""
+    return chosen.get("temperature", 1.0), chosen.get("top_k", 0), chosen.get("top_p", 1.0)
+
+
+def _writer(unit: str) -> tuple[cf.RNN, Array, Array]:
+    """A network that writes, the first tokens of five streams and their seeds."""
+    case = Case(unit, 2, tokens=True, batch=5, input_size=23, hidden_size=17, output_size=23)
+    net = case.network()
+    sharper = {name: np.array(value) for name, value in net.parameters().items()}
+    sharper["decoder.weight"] *= 8  # else all characters are about equally likely
+    net.load_parameters(sharper)
+    return net, case.x()[0].astype("int32"), np.array([0, 1, 2**32, 2**63, 2**64 - 1], "uint64")
+
+
+@pytest.mark.parametrize("chosen", OPTIONS, ids=str)
+@pytest.mark.parametrize("unit", UNITS)
+def test_sampling_in_one_call_equals_sampling_by_step(unit: str, chosen: dict[str, Any]) -> None:
+    from charrnn_fast import _core
+
+    net, tokens, seeds = _writer(unit)
+    state = net.zero_state(len(tokens))
+    fused = net._core.sample(40, tokens, state, seeds, 3, *_options(chosen))
+    for n in range(40):
+        tokens = _core.sample_tokens(net.step(tokens), seeds, 3 + n, *_options(chosen))
+        assert tokens.tolist() == fused[n].tolist(), f"character {n}"
+    for part, expected in zip(parts(net.state), state, strict=True):
+        assert_same_bits("state", part, expected)
+    if chosen.get("temperature") != 0:
+        assert len({tuple(stream) for stream in fused.T}) == len(seeds)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_stream_depends_on_its_seed_alone(unit: str) -> None:
+    net, tokens, seeds = _writer(unit)
+
+    def write(chosen: Any, length: int = 60) -> Array:
+        state = net.zero_state(len(seeds[chosen]))
+        drawn: Array = net._core.sample(
+            length, np.ascontiguousarray(tokens[chosen]), state, seeds[chosen], 0, 1.0, 0, 1.0
+        )
+        return drawn
+
+    together = write(slice(None))
+    for row in range(len(seeds)):
+        assert write([row])[:, 0].tolist() == together[:, row].tolist()
+        assert write([row] * 33)[:, 32].tolist() == together[:, row].tolist()
+    for order in ([4, 3, 2, 1, 0], [2, 0, 2, 1]):
+        assert write(order).tolist() == together[:, order].tolist()
+    for threads in THREADS:
+        cf.set_num_threads(threads)
+        assert write(slice(None)).tolist() == together.tolist()
+    assert write(slice(None), 20).tolist() == together[:20].tolist()
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_sampling_in_pieces_equals_sampling_at_once(unit: str) -> None:
+    net, tokens, seeds = _writer(unit)
+    whole = net._core.sample(30, tokens, net.zero_state(5), seeds, 0, 1.0, 0, 1.0)
+    state, pieces = net.zero_state(5), []
+    for begin, end in ((0, 1), (1, 14), (14, 14), (14, 30)):
+        piece = net._core.sample(end - begin, tokens, state, seeds, begin, 1.0, 0, 1.0)
+        tokens = piece[-1] if len(piece) else tokens
+        pieces.append(piece)
+    assert np.concatenate(pieces).tolist() == whole.tolist()
+
+
+@pytest.mark.parametrize("rule", ["SGD", "RMSprop", "Adagrad", "Adam", "AdamW"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_fused_training_equals_training_by_hand(rule: str, reduction: str) -> None:
+    """forward, cross_entropy, backward, both clips and the optimizer's step, or one call of all."""
+    case = Case("lstm", 2, tokens=True, input_size=13, hidden_size=17, output_size=13)
+    fused, by_hand = case.network(), case.network()
+    one, other = getattr(cf.optim, rule)(fused), getattr(cf.optim, rule)(by_hand)
+    carried, state = fused.zero_state(case.batch), None
+    for update in range(4):
+        here = case.but(seed=update)
+        x, targets = here.x().astype("int32"), here.targets().astype("int32")
+        loss, norm = fused._core.train_step(
+            x, targets, carried, one._core, 0.01, 0.5, 0.02, reduction
+        )
+        y, state = by_hand.forward(x, state)
+        expected, dy = cf.cross_entropy(y, targets, reduction)
+        _, _, grads = by_hand.backward(dy)
+        expected_norm = cf.clip_grad_norm(grads, 0.5)
+        cf.clip_grad_value(grads, 0.02)
+        other.lr = 0.01
+        other.step(grads)
+        assert (loss, norm) == (expected, expected_norm), f"update {update}"
+        _assert_same(fused.parameters(), by_hand.parameters(), f"after update {update}")
+        for part, expected_part in zip(carried, parts(state), strict=True):
+            assert_same_bits("state", part, expected_part)

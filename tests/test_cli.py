@@ -1,0 +1,410 @@
+"""The command line: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import charrnn_fast as cf
+from charrnn_fast import CharLM, Trainer, demo
+from charrnn_fast.cli import main
+
+TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
+SMALL = ["--hidden-size", "8", "--num-layers", "1", "--batch-size", "6", "--seq-len", "20"]
+COMMAND = [sys.executable, "-m", "charrnn_fast"]
+
+pytestmark = pytest.mark.usefixtures("threads")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """The checkpoint of a short training."""
+    path = tmp_path / "model.safetensors"
+    assert main(["train", str(text), "-o", str(path), "--epochs", "2", *SMALL]) == 0
+    capsys.readouterr()
+    return path
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr with which a user's error ends."""
+    try:
+        status: object = main(arguments)
+    except SystemExit as stop:  # argparse leaves this way
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert error.startswith("charrnn-fast: error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+# ---- train ----
+
+
+def test_train_tells_what_it_does_and_saves(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out model.safetensors"
+    assert main(["train", str(text), "-o", str(path), "--epochs", "2", *SMALL]) == 0
+    output, error = capsys.readouterr()
+    trainer = Trainer.resume(path)
+    loss = trainer.history[-1].validation_loss
+    assert error == ""
+    for line in (
+        "text        880 characters: 792 to train on, the last 88 held out",
+        "vocabulary  28 characters: '\\n abcdefghijklmnopqrstuvwxyz'",
+        f"model       lstm, 1 layer of 8, float32: {trainer.model.num_parameters:,} parameters",
+        "training    adam, learning rate 0.002; batch size 6, sequence length 20",
+        f"length      12 steps, 2 epochs, on {cf.get_num_threads()} threads",
+        f"held-out loss: {loss:.4f} nats per character ({loss / np.log(2):.4f} bits)",
+        f"next: charrnn-fast sample '{path}'",
+    ):
+        assert f"{line}\n" in output
+    assert trainer.num_steps == 12
+
+
+def test_options_reach_the_model_and_the_training(tmp_path: Path, text: Path) -> None:
+    path = tmp_path / "model"
+    options = ["--cell", "gru", "--hidden-size", "5", "--num-layers", "3", "--seed", "9"]
+    options += ["--batch-size", "4", "--seq-len", "10", "--optimizer", "rmsprop"]
+    options += ["--learning-rate", "0.01", "--steps", "7", "--bytes", "--threads", "1"]
+    assert main(["train", str(text), "-o", str(path), *options]) == 0
+    trainer = Trainer.resume(path)
+    assert cf.get_num_threads() == 1
+    assert repr(trainer.model).startswith("<CharLM: gru, 3 x 5, 256 bytes")
+    assert trainer.model._config["seed"] == 9
+    settings = trainer._settings()
+    assert (settings["batch_size"], settings["seq_len"], settings["optimizer"]) == (
+        4,
+        10,
+        "rmsprop",
+    )
+    assert trainer.learning_rate == 0.01
+    assert trainer.num_steps == 7
+
+
+def test_several_texts_are_one_corpus(tmp_path: Path, text: Path) -> None:
+    path = tmp_path / "model"
+    assert main(["train", str(text), str(text), "-o", str(path), "--steps", "1", *SMALL]) == 0
+    assert cf.Corpus.from_text(TEXT * 2)._fingerprint in path.read_bytes().decode("latin-1")
+
+
+def test_a_resumed_training_ends_in_the_same_file(tmp_path: Path, text: Path) -> None:
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    train = ["train", str(text), "--checkpoint-every", "4"]
+    assert main([*train, "-o", str(straight), "--epochs", "3", *SMALL]) == 0
+    assert main([*train, "-o", str(stopped), "--epochs", "1", *SMALL]) == 0
+    assert main([*train, "-o", str(stopped), "--epochs", "3", "--resume"]) == 0
+    assert stopped.read_bytes() == straight.read_bytes()
+
+
+def test_nothing_is_left_to_train(
+    text: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = model.read_bytes()
+    assert main(["train", str(text), "-o", str(model), "--epochs", "2", "--resume"]) == 0
+    assert "nothing left to train: 12 steps are done" in capsys.readouterr().out
+    assert model.read_bytes() == before
+
+
+def test_divergence_is_told_and_the_checkpoint_stays(
+    text: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = model.read_bytes()
+    train = ["train", str(text), "-o", str(model), "--resume", "--epochs", "4"]
+    assert main([*train, "--learning-rate", "1e38"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("charrnn-fast: error: training has diverged: ")
+    assert error.count("\n") == 1
+    assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--hidden-size", "9"], "--hidden-size is 9, but {model} was trained with 8"),
+        (["--cell", "gru"], "--cell is gru, but {model} was trained with lstm"),
+        (["--seed", "3"], "--seed is 3, but {model} was trained with 0"),
+        (["--batch-size", "5"], "batch_size is 5, but {model} was trained with 6"),
+        (["--seq-len", "5"], "seq_len is 5, but {model} was trained with 20"),
+        (["--optimizer", "sgd"], "optimizer is 'sgd', but {model} was trained with 'adam'"),
+        (["--bytes"], "--bytes is given, but {model} was trained on characters"),
+    ],
+)
+def test_resume_refuses_to_change_the_model(
+    text: Path,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    before = model.read_bytes()
+    error = refused(["train", str(text), "-o", str(model), "--resume", *options], capsys)
+    assert message.format(model=model) in error
+    assert model.read_bytes() == before
+
+
+def test_resume_refuses_another_text(
+    tmp_path: Path, text: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT + "the")
+    error = refused(["train", str(other), "-o", str(model), "--resume"], capsys)
+    assert "883 characters is not the text" in error
+    other.write_text(TEXT + "Q")
+    error = refused(["train", str(other), "-o", str(model), "--resume"], capsys)
+    assert "other.txt has the character 'Q' (U+0051) at position 880" in error
+
+
+def test_resume_needs_a_training(
+    tmp_path: Path, text: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refused(["train", str(text), "-o", str(tmp_path / "no"), "--resume"], capsys)
+    assert "no does not exist: nothing to resume" in error
+    CharLM.load(model).save(model)
+    error = refused(["train", str(text), "-o", str(model), "--resume"], capsys)
+    assert "holds a model without its training" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: command"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["train"], "no text to train on"),
+        (["train", "{text}"], "-o is missing"),
+        (["train", "{text}", "--resume"], "-o is missing"),
+        (["train", "--demo", "{text}"], "--demo brings its own text"),
+        (["train", "{folder}/missing", "-o", "{out}"], "missing: No such file or directory"),
+        (["train", "{folder}", "-o", "{out}"], "a text file is needed, but this is a folder"),
+        (["train", "{empty}", "-o", "{out}"], "the text is empty: {empty}"),
+        (["train", "{latin}", "-o", "{out}"], "latin: invalid UTF-8 at byte 4 (0xfc"),
+        (["train", "{same}", "-o", "{out}"], "vocabulary has one character only"),
+        (["train", "{short}", "-o", "{out}"], "the text is too short: its training part has 9"),
+        (["train", "{text}", "-o", "{text}"], "is a text to train on; -o would overwrite it"),
+        (["train", "{text}", "-o", "{short}"], "no checkpoint; it is not overwritten"),
+        (["train", "{text}", "-o", "{folder}"], "this is a folder, not a file"),
+        (["train", "{text}", "-o", "{folder}/a/b"], "its folder does not exist"),
+        (["train", "{text}", "-o", "{text}/b"], "its folder is a file"),
+        (["train", "{text}", "-o", "{out}", "--hidden-size", "0"], "must be >= 1, got 0"),
+        (["train", "{text}", "-o", "{out}", "--hidden-size", "x"], "--hidden-size: invalid"),
+        (["train", "{text}", "-o", "{out}", "--epochs", "1", "--steps", "1"], "not allowed with"),
+        (["train", "{text}", "-o", "{out}", "--cell", "tcn"], "invalid choice: 'tcn'"),
+        (["train", "{text}", "-o", "{out}", "--learning-rate", "-1"], "must be above 0, got -1.0"),
+        (["sample", "{folder}/missing"], "missing: No such file or directory"),
+        (["sample", "{text}"], "text.txt is no charrnn_fast checkpoint"),
+        (["sample", "{empty}"], "empty is no charrnn_fast checkpoint"),
+        (["sample", "{cut}"], "cut is damaged"),
+        (["sample", "{model}", "--prime", "Quick"], "prime has the character 'Q' (U+0051)"),
+        (["sample", "{model}", "--temperature", "-1"], "temperature must be"),
+        (["sample", "{model}", "--top-p", "2"], "top_p must be"),
+        (["sample", "{model}", "--top-k", "0"], "must be >= 1, got 0"),
+        (["sample", "{model}", "--length", "-1"], "must be >= 0, got -1"),
+        (["eval", "{model}"], "required: TEXT"),
+        (["eval", "{model}", "{latin}"], "latin: invalid UTF-8 at byte 4"),
+        (["eval", "{model}", "{short}"], "short has the character '0'"),
+        (["info", "{text}"], "text.txt is no charrnn_fast checkpoint"),
+        (["info", "{cut}"], "cut is damaged"),
+    ],
+)
+def test_errors_are_one_clear_line(
+    tmp_path: Path,
+    text: Path,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    contents = {
+        "empty": b"",
+        "latin": "Grü".encode() + b"\xfc",
+        "same": b"aaaaaaaa" * 99,
+        "short": b"0123456789",
+        "cut": model.read_bytes()[:-100],
+    }
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    names = {name: tmp_path / name for name in contents}
+    names |= {"text": text, "model": model, "folder": tmp_path, "out": tmp_path / "out"}
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    error = refused([a.format(**names) for a in arguments], capsys)
+    assert message.format(**names) in error
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+# ---- sample, eval, info ----
+
+
+def test_sample_writes_what_the_model_draws(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--length", "90", "--prime", "the ", "--temperature", "0.7", "--seed", "5"]
+    assert main(["sample", str(model), *options, "--top-k", "9", "--top-p", "0.9"]) == 0
+    output, error = capsys.readouterr()
+    assert output == CharLM.load(model).sample(90, "the ", 0.7, 9, 0.9, seed=5) + "\n"
+    assert error == ""
+
+
+def test_sample_tells_the_seed_it_took(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(model), "--length", "50"]) == 0
+    output, error = capsys.readouterr()
+    name, seed = error.split()
+    assert name == "seed"
+    assert main(["sample", str(model), "--length", "50", "--seed", seed]) == 0
+    assert capsys.readouterr().out == output
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX pipes")
+def test_sample_ends_quietly_when_nobody_reads(model: Path) -> None:
+    command = [*COMMAND, "sample", str(model), "--length", "10000000", "--seed", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert len(process.stdout.read(100)) == 100
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 141
+
+
+def test_eval_measures_the_whole_text(
+    text: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", str(model), str(text), str(text)]) == 0
+    loss = CharLM.load(model).evaluate(TEXT * 2)
+    bits = loss / np.log(2)
+    expected = f"{loss:.4f} nats per character ({bits:.4f} bits) over 1,760 characters\n"
+    assert capsys.readouterr() == (expected, "")
+
+
+def test_info_tells_what_a_checkpoint_holds(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", str(model)]) == 0
+    output = capsys.readouterr().out
+    trainer = Trainer.resume(model)
+    assert f"lstm, 1 layer of 8, float32: {trainer.model.num_parameters:,} parameters" in output
+    assert "28 characters" in output
+    assert "adam, learning rate 0.002; batch size 6, sequence length 20" in output
+    assert "12 steps" in output
+    assert f"held out {trainer.history[-1].validation_loss:.4f} nats per character" in output
+    trainer.model.save(model)
+    assert main(["info", str(model)]) == 0
+    assert "none stored: the model alone" in capsys.readouterr().out
+
+
+# ---- demo, help, terminal ----
+
+
+def test_the_demonstrations_text_is_real_and_everywhere_the_same() -> None:
+    text = demo.text()
+    assert len(text) == demo.SIZE
+    assert text.isascii()
+    assert text == demo.text()
+    assert "def " in text[int(0.9 * demo.SIZE) :]
+    validation = set(text[demo.SIZE * 9 // 10 :])
+    assert validation <= set(text[: demo.SIZE * 9 // 10])
+
+
+def test_the_demonstration_needs_the_librarys_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    assert "train on a text file of your own" in refused(["train", "--demo"], capsys)
+
+
+def test_the_demonstration_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "SIZE", 20_000)
+    assert main(["train", "--demo", "--steps", "3", "--hidden-size", "4"]) == 0
+    output = capsys.readouterr().out
+    assert "held-out loss: " in output
+    assert "bound" not in output  # it is that of the plain demonstration
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("bound", "status"), [(100.0, 0), (0.1, 1)])
+def test_the_demonstration_fails_above_its_bound(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    bound: float,
+    status: int,
+) -> None:
+    monkeypatch.setattr(demo, "SIZE", 20_000)
+    monkeypatch.setattr(demo, "STEPS", 2)
+    monkeypatch.setattr(demo, "BOUND", bound)
+    assert main(["train", "--demo"]) == status
+    output, error = capsys.readouterr()
+    assert ("the demonstration worked" in output) == (status == 0)
+    assert ("the demonstration failed" in error) == (status == 1)
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["eval"], ["info"]])
+def test_help_is_there(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: {' '.join(['charrnn-fast', *command])}")
+
+
+def test_both_ways_to_start_are_one_program(model: Path) -> None:
+    result = subprocess.run([*COMMAND, "info", str(model)], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    script = shutil.which("charrnn-fast", path=os.path.dirname(sys.executable))
+    if script is not None:
+        again = subprocess.run([script, "info", str(model)], capture_output=True, text=True)
+        assert again.stdout == result.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX terminals")
+def test_a_terminal_gets_a_bar(tmp_path: Path, text: Path) -> None:
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    text.write_text(TEXT * 100)
+    mine, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
+    command = [*COMMAND, "train", str(text), "-o", str(tmp_path / "model"), "--epochs", "1000"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=its) as process:
+        os.close(its)
+        output = b""
+        while b"loss " not in output:  # at the process's end reading fails
+            output += os.read(mine, 1000)
+        process.terminate()
+    os.close(mine)
+    assert b"char/s" in output
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_an_interrupted_training_can_be_resumed(tmp_path: Path, text: Path) -> None:
+    path = tmp_path / "model"
+    command = [*COMMAND, "train", str(text), "-o", str(path), *SMALL, "--epochs", "1000000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step 12 "):
+                break
+        process.send_signal(signal.SIGINT)
+        output = process.stdout.read()
+        assert process.wait(60) == 130
+    steps = Trainer.resume(path).num_steps
+    assert steps >= 12
+    assert f"interrupted after step {steps:,}\n" in output
+    assert "--resume" in output

@@ -1,0 +1,595 @@
+"""`RNN` and the losses as a caller meets them: what they take, carry, refuse and leave alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import charrnn_fast as cf
+from cases import UNITS, Array, Case, parts, run
+from charrnn_fast import reference
+from tolerances import assert_close, assert_same_bits, network
+
+
+def _copies(net: cf.RNN) -> dict[str, Array]:
+    return {name: np.array(value) for name, value in net.parameters().items()}
+
+
+def _assert_unchanged(net: cf.RNN, before: dict[str, Array]) -> None:
+    for name, value in net.parameters().items():
+        assert_same_bits(name, value, before[name])
+
+
+# ---- building -----------------------------------------------------------------------------------
+
+REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"input_size": 0}, ValueError, "input_size.*>= 1, got 0"),
+    ({"input_size": 2.5}, TypeError, "input_size.*integer.*got 2.5"),
+    ({"hidden_size": -3}, ValueError, "hidden_size.*>= 1, got -3"),
+    ({"hidden_size": "8"}, TypeError, "hidden_size.*integer.*got '8'"),
+    ({"output_size": 0}, ValueError, "output_size.*>= 1, got 0"),
+    ({"num_layers": 0}, ValueError, "num_layers.*>= 1, got 0"),
+    ({"seed": -1}, ValueError, "seed.*>= 0, got -1"),
+    ({"cell": "mgu"}, ValueError, "cell.*'rnn', 'gru' or 'lstm', got 'mgu'"),
+    ({"nonlinearity": "gelu"}, ValueError, "nonlinearity.*'tanh' or 'relu', got 'gelu'"),
+    ({"cell": "lstm", "nonlinearity": "relu"}, ValueError, "nonlinearity='relu'.*'lstm'"),
+    ({"bias": "both"}, ValueError, "bias.*True, 'single' or False, got 'both'"),
+    ({"bias": None}, ValueError, "bias.*True, 'single' or False, got None"),
+    ({"dtype": "float16"}, TypeError, "dtype.*'float32' or 'float64', got float16"),
+    ({"dtype": "int32"}, TypeError, "dtype.*'float32' or 'float64', got int32"),
+    ({"dtype": "single precision"}, TypeError, "dtype.*'float32' or 'float64'"),
+    ({"cell": "lstm", "forget_bias": np.nan}, ValueError, "forget_bias.*finite.*nan"),
+    ({"dropout": 0.1}, ValueError, "dropout must be 0.0 in this version, got 0.1"),
+    ({"bidirectional": True}, ValueError, "bidirectional must be False.*got True"),
+    ({"proj_size": 3}, ValueError, "proj_size must be 0 .*got 3"),
+    ({"device": "cuda"}, ValueError, "device must be 'cpu' .*got 'cuda'"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error", "message"), REFUSED, ids=lambda v: str(v)[:40])
+def test_construction_refuses(wrong: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        cf.RNN(**{"input_size": 4, "hidden_size": 3, **wrong})
+
+
+def test_sizes_beyond_memory_are_refused_and_not_a_crash() -> None:
+    for hidden_size in (2**31, 2**40, 2**62):
+        with pytest.raises((MemoryError, ValueError, OverflowError)):
+            cf.RNN(4, hidden_size)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_initial_weights(dtype: str) -> None:
+    """Uniform in +-1/sqrt(H) and decided by the seed."""
+    net = cf.RNN(20, 25, 20, cell="lstm", num_layers=2, dtype=dtype, seed=3)
+    values = np.concatenate([value.ravel() for value in net.parameters().values()])
+    assert values.dtype == dtype
+    assert -0.2 <= values.min() < -0.199 and 0.199 < values.max() <= 0.2
+    # the mean of n uniform numbers is within four of its standard deviations
+    assert abs(values.mean()) < 4 * 0.2 / np.sqrt(3 * len(values))
+    assert len(np.unique(values)) > 0.99 * len(values)
+    same, other = (
+        cf.RNN(20, 25, 20, cell="lstm", num_layers=2, dtype=dtype, seed=s) for s in (3, 4)
+    )
+    _assert_unchanged(same, _copies(net))
+    assert (other.W_hy if other.num_layers == 1 else other.parameters()["decoder.weight"]).any()
+    assert not np.array_equal(
+        other.parameters()["decoder.weight"], net.parameters()["decoder.weight"]
+    )
+
+
+@pytest.mark.parametrize("bias", [True, "single"])
+def test_forget_bias(bias: bool | str) -> None:
+    """The forget gate's two biases add up to what was asked for, the other gates' are as drawn."""
+    drawn = cf.RNN(4, 3, cell="lstm", bias=bias, num_layers=2).parameters()
+    net = cf.RNN(4, 3, cell="lstm", bias=bias, num_layers=2, forget_bias=1.0)
+    for k in range(2):
+        biases = {
+            name: v for name, v in net.parameters().items() if f"bias_{name[5:7]}_l{k}" == name
+        }
+        assert np.sum([value[3:6] for value in biases.values()], axis=0).tolist() == [1, 1, 1]
+        for name, value in biases.items():
+            assert_same_bits(
+                name, np.delete(value, slice(3, 6)), np.delete(drawn[name], slice(3, 6))
+            )
+
+
+# ---- parameters ---------------------------------------------------------------------------------
+
+
+def test_parameters_are_read_only_and_live() -> None:
+    net = cf.RNN(4, 3, 5)
+    views = net.parameters()
+    for name, view in views.items():
+        with pytest.raises(ValueError, match="read-only"):
+            view[...] = 0
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            view.flags.writeable = True
+        assert view.base is not None, name
+    doubled = {name: 2 * value for name, value in views.items()}
+    net.load_parameters(doubled)
+    for name, view in views.items():
+        assert_same_bits(name, view, doubled[name])
+
+
+def test_a_view_outlives_its_network() -> None:
+    net = cf.RNN(64, 64)
+    view, expected = net.W_hh, np.array(net.W_hh)
+    del net
+    for _ in range(8):
+        cf.RNN(64, 64)
+    assert_same_bits("W_hh", view, expected)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_articles_names(unit: str) -> None:
+    case = Case(unit, bias="single", output_size=7)
+    net = case.network()
+    names = {
+        "W_xh": "weight_ih_l0",
+        "W_hh": "weight_hh_l0",
+        "b_h": "bias_ih_l0",
+        "W_hy": "decoder.weight",
+        "b_y": "decoder.bias",
+    }
+    for article, name in names.items():
+        view = getattr(net, article)
+        assert_same_bits(article, view, net.parameters()[name])
+        with pytest.raises(ValueError, match="read-only"):
+            view[...] = 0
+        value = np.random.default_rng(0).standard_normal(view.shape).astype("float32")
+        setattr(net, article, value)
+        assert_same_bits(name, net.parameters()[name], value)
+        with pytest.raises(ValueError, match=rf"{article} .*shape"):
+            setattr(net, article, value[:-1])
+        with pytest.raises(TypeError, match=rf"{article} .*float32.*float64"):
+            setattr(net, article, value.astype("float64"))
+        with pytest.raises(TypeError, match=rf"{article} .*array.*list"):
+            setattr(net, article, value.tolist())
+        assert_same_bits(name, net.parameters()[name], value)
+
+
+def test_the_articles_names_are_for_one_layer() -> None:
+    with pytest.raises(AttributeError, match=r"W_hh .*one-layer.*2 layers"):
+        _ = cf.RNN(4, 3, num_layers=2).W_hh
+    with pytest.raises(AttributeError, match=r"W_hy .*decoder"):
+        _ = cf.RNN(4, 3).W_hy
+    with pytest.raises(AttributeError, match=r"b_h .*bias_ih_l0"):
+        _ = cf.RNN(4, 3, bias=False).b_h
+
+
+def test_without_bias_step_is_the_articles() -> None:
+    """h = tanh(W_hh h + W_xh x); y = W_hy h, to the letter."""
+    net = cf.RNN(4, 3, 4, bias=False, dtype="float64")
+    article = reference.RNN(4, 3, 4, dtype="float64")
+    article.W_xh, article.W_hh, article.W_hy = net.W_xh, net.W_hh, net.W_hy
+    for x in Case(input_size=4, batch=1, dtype="float64").x()[:, 0]:
+        assert_close("y", net.step(x), article.step(x), network("float64", terms=7, steps=5))
+
+
+def test_loading_takes_any_layout() -> None:
+    net = cf.RNN(5, 7, 3)
+    values = _copies(cf.RNN(5, 7, 3, seed=1))
+    layouts = {
+        "transposed": {name: np.asfortranarray(value) for name, value in values.items()},
+        "strided": {name: np.repeat(value, 2, axis=-1)[..., ::2] for name, value in values.items()},
+        "backwards": {name: value[::-1].copy()[::-1] for name, value in values.items()},
+    }
+    for what, laid_out in layouts.items():
+        net.load_parameters(_copies(cf.RNN(5, 7, 3, seed=2)))
+        net.load_parameters(laid_out)
+        for name, value in net.parameters().items():
+            assert_same_bits(f"{name}, {what}", value, values[name])
+
+
+def test_loading_refuses_and_leaves_all_as_it_was() -> None:
+    net = cf.RNN(5, 7, 3)
+    before = _copies(net)
+    good = _copies(cf.RNN(5, 7, 3, seed=1))
+    last = next(reversed(good))
+    lacking = {name: value for name, value in good.items() if name != last}
+    wrong: list[tuple[dict[str, Any], type[Exception], str]] = [
+        (lacking, ValueError, f"lacks .*{last}"),
+        ({**good, "weight_ih_l1": good["weight_hh_l0"]}, ValueError, "unknown .*weight_ih_l1"),
+        ({**good, last: good[last][:-1]}, ValueError, rf"{last}.*shape \(3,\), got \(2,\)"),
+        ({**good, last: good[last].astype("float64")}, TypeError, f"{last}.*float32, got float64"),
+        ({**good, last: good[last].tolist()}, TypeError, f"{last}.*array, got list"),
+    ]
+    for given, error, message in wrong:
+        with pytest.raises(error, match=message):
+            net.load_parameters(given)
+        _assert_unchanged(net, before)
+
+
+def test_loading_from_its_own_views_changes_nothing() -> None:
+    net = cf.RNN(5, 7, 3)
+    before = _copies(net)
+    net.load_parameters(net.parameters())
+    _assert_unchanged(net, before)
+
+
+# ---- one step -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_step_carries_its_state_until_reset(unit: str) -> None:
+    case = Case(unit, 2, output_size=7)
+    net, x = case.network(), case.x()[0]
+    assert net.state is None
+    first = net.step(x)
+    assert first.shape == (3, 7)
+    assert not np.array_equal(net.step(x), first)
+    net.reset()
+    assert net.state is None
+    assert_same_bits("y", net.step(x), first)
+
+
+def test_step_takes_one_vector_or_token_and_batches_of_them() -> None:
+    dense, tokens = Case().network(), Case(tokens=True, output_size=7).network()
+    assert dense.step(np.zeros(4, "float32")).shape == (6,)
+    dense.reset()
+    assert dense.step(np.zeros((2, 4), "float32")).shape == (2, 6)
+    single: tuple[Any, ...] = (3, np.int64(3), np.array(3), np.array(3, "uint8"))
+    for token in single:
+        tokens.reset()
+        assert tokens.step(token).shape == (7,)
+    tokens.reset()
+    assert tokens.step(np.array([3, 1])).shape == (2, 7)
+
+
+def test_step_refuses_and_keeps_its_state() -> None:
+    net = Case(tokens=True, output_size=7).network()
+    net.step(np.array([1, 2]))
+    before = np.array(net.state)
+    wrong: list[tuple[Any, type[Exception], str]] = [
+        (np.array([1, 2, 3]), ValueError, r"x .*batch of 3.*2.*reset"),
+        (np.array([1, 4]), ValueError, r"x\[1\] is 4, it takes 0 to 3"),
+        (np.array([-1, 2]), ValueError, r"x\[0\] is -1, it takes 0 to 3"),
+        (np.zeros((2, 5), "float32"), ValueError, r"x must have shape \[B, 4\], got \(2, 5\)"),
+        (np.zeros((2, 4), "float64"), TypeError, "x .*float32.*float64"),
+        (np.zeros((2, 4), "complex64"), TypeError, "x .*float32.*complex64"),
+        (np.zeros((2, 2, 4), "float32"), ValueError, r"x must have shape \[B, 4\]"),
+        (np.zeros((2, 8), "float32")[:, ::2], ValueError, "x must be C-contiguous"),
+        ([1, 2], TypeError, "x must be .*array.*list"),
+        (None, TypeError, "x must be .*array.*NoneType"),
+        (True, TypeError, "x must be .*array.*bool"),
+        (np.zeros((0, 4), "float32"), ValueError, "batch of 1 or more, got 0"),
+    ]
+    for x, error, message in wrong:
+        with pytest.raises(error, match=message):
+            net.step(x)
+        assert_same_bits("state", np.array(net.state), before)
+
+
+# ---- sequences ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_forward_leaves_the_carried_state_alone(unit: str) -> None:
+    case = Case(unit)
+    net = case.network()
+    net.step(case.x()[0])
+    before = [np.array(s) for s in parts(net.state)]
+    run(net, case)
+    for found, expected in zip(parts(net.state), before, strict=True):
+        assert_same_bits("state", found, expected)
+
+
+@pytest.mark.parametrize("output_size", [None, 7])
+@pytest.mark.parametrize("unit", UNITS)
+def test_no_steps_at_all(unit: str, output_size: int | None) -> None:
+    """T = 0: y is empty, the state passes through forwards and its gradient backwards."""
+    for tokens in (False, True):
+        case = Case(unit, 2, seq_len=0, tokens=tokens, output_size=output_size)
+        net = case.network()
+        y, state = net.forward(case.x(), case.state())
+        assert y.shape == (0, 3, output_size or 6)
+        dx, dstate, grads = net.backward(case.dy(), case.dstate())
+        assert dx is None if tokens else dx is not None and dx.shape == (0, 3, 4)
+        for found, given in ((state, case.state()), (dstate, case.dstate())):
+            for a, b in zip(parts(found), parts(given), strict=True):
+                assert_same_bits("state", a, b)
+        assert not any(grad.any() for grad in grads.values())
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_results_are_the_callers_own(unit: str) -> None:
+    """No result is overwritten by a later call, and inputs are only read."""
+    case = Case(unit, 2, output_size=7)
+    net = case.network()
+    x, state, dy, dstate = case.x(), case.state(), case.dy(), case.dstate()
+    y, last = net.forward(x, state)
+    dx, dfirst, grads = net.backward(dy, dstate)
+    results = [y, *parts(last), dx, *parts(dfirst), *grads.values()]
+    kept = [np.array(result) for result in results]
+    other = case.but(seed=9)
+    run(net, other)
+    for result, expected in zip(results, kept, strict=True):
+        assert_same_bits("result", np.asarray(result), expected)
+        assert result is not None and result.flags.writeable
+    given = (x, *parts(state), dy, *parts(dstate))
+    for a, b in zip(
+        given, (case.x(), *parts(case.state()), case.dy(), *parts(case.dstate())), strict=True
+    ):
+        assert_same_bits("input", a, b)
+
+
+def test_forward_refuses() -> None:
+    net = Case(tokens=True).network()
+    h = np.zeros((1, 3, 6), "float32")
+    x = np.zeros((5, 3, 4), "float32")
+    wrong: list[tuple[Any, Any, type[Exception], str]] = [
+        (x.astype("float64"), None, TypeError, "x .*float32.*float64"),
+        (x.astype("float16"), None, TypeError, "x .*float32.*float16"),
+        (x.tolist(), None, TypeError, "x .*array.*list"),
+        (x[..., :3].copy(), None, ValueError, r"x must have shape \[T, B, 4\], got \(5, 3, 3\)"),
+        (x[:, 0].copy(), None, ValueError, r"x must have shape \[T, B, 4\], got \(5, 4\)"),
+        (x[:, ::2], None, ValueError, "x must be C-contiguous.*ascontiguousarray"),
+        (x.transpose(1, 0, 2), None, ValueError, "x must be C-contiguous"),
+        (x[:, :0].copy(), None, ValueError, "x .*batch of 1 or more, got 0"),
+        (np.array([[0, 1], [2, 4]]), None, ValueError, r"x\[1, 1\] is 4, it takes 0 to 3"),
+        (np.array([[0, -1]]), None, ValueError, r"x\[0, 1\] is -1, it takes 0 to 3"),
+        (np.array([[2**32]]), None, ValueError, r"x\[0, 0\] is 4294967296, it takes 0 to 3"),
+        (np.array([[2**64 - 1]], "uint64"), None, ValueError, "is 18446744073709551615"),
+        (np.array([0, 1]), None, ValueError, r"x of tokens must have shape \[T, B\], got \(2,\)"),
+        (np.array([["a"]]), None, TypeError, "x .*float32"),
+        (np.array([[None]]), None, TypeError, "x .*float32.*object"),
+        (x, h[:, :2].copy(), ValueError, r"state must have shape .*\(1, 3, 6\), got \(1, 2, 6\)"),
+        (x, h.astype("float64"), TypeError, "state .*float32.*float64"),
+        (x, h[..., ::-1], ValueError, "state must be C-contiguous"),
+        (x, (h, h), TypeError, "state .*tuple"),
+        (x, 0.0, TypeError, "state .*float"),
+    ]
+    for given, state, error, message in wrong:
+        with pytest.raises(error, match=message):
+            net.forward(given, state)
+    with pytest.raises(ValueError, match="lengths must be None in this version, got"):
+        net.forward(x, lengths=[5, 4, 3])  # type: ignore[arg-type]
+    lstm = Case("lstm").network()
+    with pytest.raises(TypeError, match=r"state must be a tuple \(h, c\), got ndarray"):
+        lstm.forward(x, h)
+    with pytest.raises(ValueError, match=r"state\[1\] \(c\) must have shape .*got \(2, 3, 6\)"):
+        lstm.forward(x, (h, np.zeros((2, 3, 6), "float32")))
+
+
+def test_backward_without_forward() -> None:
+    case = Case()
+    net = case.network()
+    with pytest.raises(RuntimeError, match="backward belongs to the last forward"):
+        net.backward(case.dy())
+    net.step(case.x()[0])
+    with pytest.raises(RuntimeError, match="backward belongs to the last forward"):
+        net.backward(case.dy())
+    net.forward(case.x(), keep=False)
+    with pytest.raises(RuntimeError, match="backward belongs to the last forward"):
+        net.backward(case.dy())
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_backward_belongs_to_the_last_forward(unit: str) -> None:
+    """Steps, samples and refused calls in between change nothing; what needs its memory ends it."""
+    case = Case(unit, 2, tokens=True, output_size=4)
+    net = case.network()
+    expected = run(net, case)
+    tokens, zero = case.x().astype("int32"), net.zero_state(3)
+
+    net.forward(case.x(), case.state())
+    net.step(tokens[0])
+    net._core.sample(9, tokens[0], zero, np.zeros(3, "uint64"), 0, 1.0, 0, 1.0)
+    with pytest.raises(ValueError, match="is 9, it takes"):
+        net.forward(np.full((5, 3), 9))
+    _, _, grads = net.backward(case.dy(), case.dstate())
+    for name, grad in grads.items():
+        assert_same_bits(f"d {name}", grad, expected[f"d {name}"])
+
+    optimizer = cf.optim.SGD(net)._core
+    calls: tuple[Callable[[], Any], ...] = (
+        lambda: net._core.evaluate(tokens, tokens, zero),
+        lambda: net._core.train_step(tokens, tokens, zero, optimizer, 0.1, 1.0, 1.0, "mean"),
+    )
+    for call in calls:
+        net.forward(case.x(), case.state())
+        call()
+        with pytest.raises(RuntimeError, match="backward belongs to the last forward"):
+            net.backward(case.dy())
+
+
+def test_backward_refuses_and_may_be_repeated() -> None:
+    case = Case("lstm", output_size=7)
+    net = case.network()
+    expected = run(net, case)
+    dy, (dh, dc) = case.dy(), case.dstate()
+    wrong: list[tuple[Any, Any, type[Exception], str]] = [
+        (dy[:4].copy(), None, ValueError, r"dy .*\(5, 3, 7\), got \(4, 3, 7\)"),
+        (dy.astype("float64"), None, TypeError, "dy .*float32.*float64"),
+        (dy.tolist(), None, TypeError, "dy .*array.*list"),
+        (dy[::-1], None, ValueError, "dy must be C-contiguous"),
+        (dy, dh, TypeError, r"dstate must be a tuple \(h, c\)"),
+        (
+            dy,
+            (dh, dc[:, :2].copy()),
+            ValueError,
+            r"dstate\[1\] \(c\) .*\(1, 3, 6\), got \(1, 2, 6\)",
+        ),
+    ]
+    for given, dstate, error, message in wrong:
+        with pytest.raises(error, match=message):
+            net.backward(given, dstate)
+    for _ in range(2):
+        _, _, grads = net.backward(dy, case.dstate())
+        for name, grad in grads.items():
+            assert_same_bits(f"d {name}", grad, expected[f"d {name}"])
+
+
+# ---- NaN ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_nan_stays_in_its_row(unit: str) -> None:
+    case = Case(unit, 2, seq_len=4, batch=5, hidden_size=17, output_size=7)
+    net, x = case.network(), case.x()
+    expected, _ = net.forward(x)
+    damaged = x.copy()
+    damaged[1, 2, 0] = np.nan
+    y, _ = net.forward(damaged)
+    assert np.isnan(y[1:, 2]).all()
+    for row in (0, 1, 3, 4):
+        assert_same_bits(f"y of row {row}", y[:, row], expected[:, row])
+    assert_same_bits("y before", y[0], expected[0])
+
+
+@pytest.mark.parametrize("what", ["weights", "lr"])
+def test_an_update_that_is_not_finite_changes_nothing(what: str) -> None:
+    """The fused update refuses to spread NaN: the parameters and the state stay as they were."""
+    case = Case("lstm", tokens=True, input_size=5, output_size=5)
+    net = case.network()
+    optimizer = cf.optim.Adam(net)
+    if what == "weights":
+        damaged = _copies(net)
+        damaged["weight_hh_l0"][3, 2] = np.nan
+        net.load_parameters(damaged)
+    else:
+        damaged = _copies(net)
+        damaged["decoder.weight"] *= np.float32(3e38)
+        net.load_parameters(damaged)
+    before, state = _copies(net), net.zero_state(3)
+    x = case.x().astype("int32")
+    loss, norm = net._core.train_step(x, x, state, optimizer._core, 1e-3, np.inf, np.inf, "mean")
+    assert not (np.isfinite(loss) and np.isfinite(norm))
+    _assert_unchanged(net, before)
+    assert not state.any()
+    assert optimizer._core.num_steps == 0
+
+
+# ---- losses and clipping ------------------------------------------------------------------------
+
+
+def test_cross_entropy_takes_any_number_of_axes() -> None:
+    logits, targets = Case(output_size=7).dy(), Case(output_size=7).targets()
+    loss, dlogits = cf.cross_entropy(logits, targets)
+    flat_loss, flat = cf.cross_entropy(logits.reshape(-1, 7), targets.reshape(-1))
+    assert loss == flat_loss
+    assert_same_bits("dlogits", dlogits, flat.reshape(logits.shape))
+    one, gradient = cf.cross_entropy(logits[0, 0], np.array(3))
+    assert gradient.shape == (7,)
+    assert one == cf.cross_entropy(logits[0, :1], np.array([3]))[0]
+
+
+def test_cross_entropy_where_nothing_counts() -> None:
+    """No targets, or all -1: a loss and gradients of zero, by either reduction."""
+    for reduction in ("mean", "sum"):
+        loss, dlogits = cf.cross_entropy(np.ones((2, 3), "float32"), np.full(2, -1), reduction)
+        assert loss == 0.0 and not dlogits.any()
+        loss, dlogits = cf.cross_entropy(np.ones((0, 3)), np.zeros(0, "int64"), reduction)
+        assert loss == 0.0 and dlogits.shape == (0, 3)
+
+
+def test_cross_entropy_is_stable() -> None:
+    for dtype in ("float32", "float64"):
+        largest = float(np.finfo(dtype).max)
+        logits = np.array([[largest, 0, -largest], [-largest] * 3, [1e4, 1e4, 0]], dtype)
+        loss, dlogits = cf.cross_entropy(logits[2:], np.array([1]), "sum")
+        assert_close("loss", loss, np.log(2), network(dtype, terms=3, steps=1))
+        loss, dlogits = cf.cross_entropy(logits[:1], np.array([0]), "sum")
+        assert loss == 0.0 and not dlogits.any()
+        loss, dlogits = cf.cross_entropy(logits[1:2], np.array([0]), "sum")
+        assert_close("loss", loss, np.log(3), network(dtype, terms=3, steps=1))
+        assert np.isfinite(dlogits).all()
+
+
+def test_cross_entropy_shows_nan() -> None:
+    logits = np.zeros((2, 3), "float32")
+    logits[1, 2] = np.nan
+    loss, _ = cf.cross_entropy(logits, np.array([0, 1]))
+    assert np.isnan(loss)
+
+
+def test_cross_entropy_refuses() -> None:
+    logits, targets = np.zeros((5, 2, 7), "float32"), np.zeros((5, 2), "int64")
+    wrong: list[tuple[Any, Any, str, type[Exception], str]] = [
+        (logits, targets, "none", ValueError, "reduction .*'mean' or 'sum', got 'none'"),
+        (logits.tolist(), targets, "mean", TypeError, "logits .*float32 or float64, got list"),
+        (logits.astype("float16"), targets, "mean", TypeError, "logits .*float16"),
+        (logits, targets.astype("float32"), "mean", TypeError, "targets .*integers.*float32"),
+        (logits, targets.tolist(), "mean", TypeError, "targets .*integers.*list"),
+        (logits, targets[:4].copy(), "mean", ValueError, r"\(5, 2, 7\) and \(4, 2\)"),
+        (logits, logits.astype(int), "mean", ValueError, r"\(5, 2, 7\) and \(5, 2, 7\)"),
+        (logits[..., :0].copy(), targets, "mean", ValueError, r"\[\.\.\., V\]"),
+        (logits[:, ::-1], targets, "mean", ValueError, "logits must be C-contiguous"),
+        (logits, targets[:, ::-1], "mean", ValueError, "targets must be C-contiguous"),
+        (logits, targets + 7, "mean", ValueError, r"targets\[0, 0\] is 7, it takes -1 to 6"),
+        (logits, targets - 2, "mean", ValueError, r"targets\[0, 0\] is -2, it takes -1 to 6"),
+    ]
+    for x, y, reduction, error, message in wrong:
+        with pytest.raises(error, match=message):
+            cf.cross_entropy(x, y, reduction)
+
+
+def test_clipping_in_place() -> None:
+    grads = {"a": np.array([3.0, 0.0], "float32"), "b": np.array([[4.0]], "float32")}
+    a, b = grads["a"], grads["b"]
+    assert cf.clip_grad_norm(grads, 10.0) == 5.0
+    assert a.tolist() == [3, 0] and b.tolist() == [[4]]
+    assert cf.clip_grad_norm(grads, 1.0) == 5.0
+    assert grads["a"] is a and a.tolist() == pytest.approx([0.6, 0], rel=1e-6)
+    cf.clip_grad_value(grads, 0.7)
+    assert grads["b"] is b and b.tolist() == [[np.float32(0.7)]]
+    assert cf.clip_grad_norm({}, 1.0) == 0.0
+
+
+def test_clipping_shows_what_is_not_finite() -> None:
+    """A norm that is NaN or infinite is returned, so that a caller can stop."""
+    assert np.isnan(cf.clip_grad_norm({"a": np.array([1, np.nan], "float32")}, 1.0))
+    assert np.isinf(cf.clip_grad_norm({"a": np.array([1, np.inf], "float32")}, 1.0))
+    values = np.array([np.nan, np.inf, -np.inf, 2], "float32")
+    cf.clip_grad_value({"a": values}, 1.0)
+    assert np.isnan(values[0]) and values[1:].tolist() == [1, -1, 1]
+
+
+def test_clipping_refuses_and_leaves_all_as_it_was() -> None:
+    good = np.full(3, 9, "float32")
+    frozen = good.copy()
+    frozen.flags.writeable = False
+    for limit, error, message in (
+        (0.0, ValueError, "max_.* above 0, got 0"),
+        (-1.0, ValueError, "max_.* above 0, got -1"),
+        (np.nan, ValueError, "max_.*got nan"),
+        ("5", TypeError, "max_.*number.*'5'"),
+        (None, TypeError, "max_.*number.*None"),
+    ):
+        for clip in (cf.clip_grad_norm, cf.clip_grad_value):
+            with pytest.raises(error, match=message):
+                clip({"good": good}, limit)  # type: ignore[arg-type]
+    for bad, error, message in (
+        (good.tolist(), TypeError, r"grads\['bad'\] .*list"),
+        (good.astype("float16"), TypeError, r"grads\['bad'\] .*float16"),
+        (good.repeat(2)[::2], ValueError, r"grads\['bad'\] .*contiguous"),
+        (frozen, ValueError, r"grads\['bad'\] .*writ"),
+    ):
+        for clip in (cf.clip_grad_norm, cf.clip_grad_value):
+            with pytest.raises(error, match=message):
+                clip({"good": good, "bad": bad}, 1.0)  # type: ignore[dict-item]
+    assert good.tolist() == [9, 9, 9]
+
+
+# ---- threads, build -----------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("threads")
+def test_number_of_threads() -> None:
+    for n in (1, 2, 5):
+        cf.set_num_threads(n)
+        assert cf.get_num_threads() == n
+    for wrong, error in ((0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError)):
+        with pytest.raises(error):
+            cf.set_num_threads(wrong)  # type: ignore[arg-type]
+        assert cf.get_num_threads() == 5
+
+
+def test_build_info() -> None:
+    info = cf.build_info()
+    assert info["version"] == cf.__version__
+    assert {"compiler", "isa", "threads", "cuda"} <= info.keys()

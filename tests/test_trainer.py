@@ -1,0 +1,504 @@
+"""Trainer: what each update reads, when it evaluates and saves, and how it ends badly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import charrnn_fast as cf
+from charrnn_fast import CharLM, Corpus, Trainer, Vocabulary, checkpoint
+from charrnn_fast.checkpoint import CheckpointError
+
+TEXT = "the quick brown fox jumps over the lazy dog\n" * 20  # 880 characters, 792 to train
+OPTIMIZERS = ("sgd", "rmsprop", "adagrad", "adam", "adamw")
+
+
+@pytest.fixture
+def corpus() -> Corpus:
+    return Corpus.from_text(TEXT)
+
+
+def make(corpus: Corpus, cell: str = "lstm", seed: int = 1, **options: Any) -> Trainer:
+    """Six chunks an epoch."""
+    model = CharLM(corpus.vocabulary, 8, 2, cell, seed=seed, dtype="float64")
+    return Trainer(model, corpus, **{"batch_size": 6, "seq_len": 20, **options})
+
+
+def weights(trainer: Trainer) -> dict[str, bytes]:
+    return {name: w.tobytes() for name, w in trainer.model.rnn.parameters().items()}
+
+
+def poison(model: CharLM) -> None:
+    parameters = {name: np.array(w) for name, w in model.rnn.parameters().items()}
+    parameters["weight_hh_l0"][0, 0] = np.nan
+    model.rnn.load_parameters(parameters)
+
+
+# ---- Learning ----
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_a_repeated_sentence_is_learnt(corpus: Corpus, cell: str) -> None:
+    trainer = make(corpus, cell, learning_rate=0.03)
+    trainer.fit(epochs=40, progress=False)
+    assert trainer.history[0].validation_loss > 2
+    assert trainer.history[-1].validation_loss < 0.5
+    assert trainer.history[-1].train_loss < 0.5
+
+
+def test_fit_is_steps_over_the_streams(corpus: Corpus) -> None:
+    """The state is carried from chunk to chunk and starts at zero at each epoch."""
+    trainer, by_hand = make(corpus), make(corpus)
+    trainer.fit(epochs=2, progress=False)
+    piece = (792 - 1) // 6
+    ids = corpus.train.astype(np.int32)
+    losses = []
+    for _ in range(2):
+        by_hand.reset()
+        for start in range(0, piece - 19, 20):
+            rows = [slice(b * piece + start, b * piece + start + 21) for b in range(6)]
+            chunk = np.stack([ids[row] for row in rows], axis=1)
+            losses.append(by_hand.step(chunk[:-1], chunk[1:]))
+    assert trainer.steps_per_epoch == 6
+    assert trainer.losses == losses
+    assert weights(trainer) == weights(by_hand)
+
+
+def test_step_carries_its_state(corpus: Corpus) -> None:
+    model = CharLM(corpus.vocabulary, 8, seed=1)
+    trainer = Trainer(model, learning_rate=1e-30)  # so small that the weights stay
+    x, y = corpus.train[:12].reshape(6, 2), corpus.train[1:13].reshape(6, 2)
+    first = trainer.step(x, y)
+    second = trainer.step(x, y)
+    assert first != second
+    trainer.reset()
+    assert trainer.step(x, y) == first
+    trainer.step(x[:, :1], y[:, :1])  # another batch: the state starts anew
+    assert trainer.step(x, y) == first
+    assert trainer.step(x, y) == second
+
+
+def test_ignored_targets_do_not_count(corpus: Corpus) -> None:
+    x = corpus.train[:12].reshape(6, 2)
+    y = np.full((6, 2), -1)
+    y[2, 1] = 3
+    mean = Trainer(CharLM(corpus.vocabulary, 8, seed=1)).step(x, y)
+    total = Trainer(CharLM(corpus.vocabulary, 8, seed=1), reduction="sum").step(x, y)
+    assert mean == total > 0
+
+
+def test_summed_losses_are_recorded_per_character(corpus: Corpus) -> None:
+    mean, total = make(corpus), make(corpus, reduction="sum")
+    mean.fit(steps=1, progress=False)
+    total.fit(steps=1, progress=False)
+    assert total.losses[0] == pytest.approx(mean.losses[0], rel=1e-12)
+    assert total.step([[0]], [[1]]) > 0
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_optimizers_by_name_and_by_object_agree(corpus: Corpus, optimizer: str) -> None:
+    by_name = make(corpus, optimizer=optimizer, learning_rate=0.01)
+    model = CharLM(corpus.vocabulary, 8, 2, seed=1, dtype="float64")
+    kind = {"sgd": "SGD", "rmsprop": "RMSprop", "adagrad": "Adagrad", "adam": "Adam"}
+    made = getattr(cf.optim, kind.get(optimizer, "AdamW"))(model.rnn, lr=0.01)
+    by_object = Trainer(model, corpus, batch_size=6, seq_len=20, optimizer=made)
+    for trainer in (by_name, by_object):
+        before = weights(trainer)
+        trainer.fit(steps=3, progress=False)
+        assert weights(trainer) != before
+    assert weights(by_name) == weights(by_object)
+
+
+def test_the_learning_rate_decays_after_epochs(corpus: Corpus) -> None:
+    trainer = make(corpus, lr_decay=0.5, lr_decay_after=2, learning_rate=0.008)
+    rates = []
+    for _ in range(4):
+        rates.append(trainer.learning_rate)
+        trainer.fit(epochs=1, progress=False)
+    assert rates == [0.008, 0.008, 0.004, 0.002]
+    assert make(corpus).learning_rate == 2e-3
+
+
+def test_the_learning_rate_reaches_the_update(corpus: Corpus) -> None:
+    """Decayed to nothing, an update changes nothing."""
+    trainer = make(corpus, lr_decay=1e-300, lr_decay_after=1)
+    trainer.fit(epochs=1, progress=False)
+    before = weights(trainer)
+    trainer.fit(epochs=1, progress=False)
+    assert weights(trainer) == before
+
+
+def test_clipping_bounds_the_update(corpus: Corpus) -> None:
+    """One step of plain SGD at learning rate 1 moves the weights by the clipped gradient."""
+    moves = {}
+    clips: dict[str, dict[str, Any]] = {
+        "none": {"clip_norm": None},
+        "norm": {"clip_norm": 0.01},
+        "value": {"clip_norm": None, "clip_value": 0.001},
+    }
+    for name, clip in clips.items():
+        trainer = make(corpus, optimizer="sgd", learning_rate=1.0, **clip)
+        before = {k: np.array(w) for k, w in trainer.model.rnn.parameters().items()}
+        trainer.fit(steps=1, progress=False)
+        after = trainer.model.rnn.parameters()
+        moves[name] = np.concatenate([(after[k] - before[k]).ravel() for k in before])
+    assert np.linalg.norm(moves["none"]) > 0.02
+    assert np.linalg.norm(moves["norm"]) == pytest.approx(0.01, rel=1e-3)
+    assert np.abs(moves["value"]).max() == pytest.approx(0.001, rel=1e-9)
+
+
+# ---- Evaluation, history, progress ----
+
+
+def test_history_has_an_entry_for_each_evaluation(corpus: Corpus) -> None:
+    trainer = make(corpus, evaluate_every=4)
+    trainer.fit(steps=15, progress=False)
+    assert [entry.step for entry in trainer.history] == [4, 6, 8, 12, 15]
+    assert [entry.epoch for entry in trainer.history] == [4 / 6, 1, 8 / 6, 2, 2.5]
+    assert trainer.num_steps == len(trainer.losses) == 15
+    assert trainer.epoch == 2.5
+    last = trainer.history[-1]
+    assert last.train_loss == pytest.approx(np.mean(trainer.losses[12:]))
+    validation = corpus.vocabulary.decode(corpus.validation)
+    assert last.validation_loss == trainer.model.evaluate(validation)
+
+
+def test_progress_shows_losses_and_a_sample(
+    corpus: Corpus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make(corpus, sample_length=30)
+    trainer.fit(epochs=1)
+    output = capsys.readouterr().out
+    loss = trainer.history[-1].validation_loss
+    assert f"step 6  epoch 1.00  training {trainer.history[-1].train_loss:.4f}" in output
+    assert f"validation {loss:.4f} nats/character ({loss / np.log(2):.3f} bits)" in output
+    sample = trainer.model.sample(30, seed=6)
+    assert "".join(f"    | {line}\n" for line in sample.splitlines()) in output
+    trainer.fit(epochs=1, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_samples_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = Corpus.from_text("\x1b[2J\x07\ud800é\r\n" * 60)
+    make(corpus, batch_size=2, sample_length=100).fit(steps=1)
+    assert set("\x1b\x07\r\ud800").isdisjoint(capsys.readouterr().out)
+
+
+# ---- Checkpoints ----
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_a_resumed_training_is_the_same_training(
+    corpus: Corpus, tmp_path: Path, cell: str, optimizer: str
+) -> None:
+    options: dict[str, Any] = {
+        "cell": cell,
+        "optimizer": optimizer,
+        "lr_decay_after": 1,
+        "checkpoint_every": 1,
+    }
+    straight = make(corpus, **options)
+    straight.fit(steps=15, progress=False)
+    path = tmp_path / "model"
+    stopped = make(corpus, checkpoint_path=path, **options)
+    stopped.fit(steps=8, progress=False)  # in the middle of the second epoch
+    resumed = Trainer.resume(path, Corpus.from_text(TEXT), checkpoint_path=path)
+    assert resumed.num_steps == 8
+    assert resumed.history == stopped.history
+    assert resumed.learning_rate == stopped.learning_rate
+    resumed.fit(steps=7, progress=False)
+    assert resumed.losses == straight.losses
+    assert weights(resumed) == weights(straight)
+    assert resumed.history[-1] == straight.history[-1]._replace(
+        train_loss=resumed.history[-1].train_loss
+    )
+
+
+def test_stopping_and_resuming_at_evaluations_gives_the_same_file(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    make(corpus, checkpoint_path=tmp_path / "straight").fit(epochs=3, progress=False)
+    make(corpus, checkpoint_path=tmp_path / "stopped").fit(epochs=1, progress=False)
+    path = tmp_path / "stopped"
+    Trainer.resume(path, corpus, checkpoint_path=path).fit(epochs=2, progress=False)
+    assert path.read_bytes() == (tmp_path / "straight").read_bytes()
+
+
+def test_a_checkpoint_is_a_model_too(corpus: Corpus, tmp_path: Path) -> None:
+    trainer = make(corpus, checkpoint_path=tmp_path / "model")
+    trainer.fit(steps=3, progress=False)
+    loaded = CharLM.load(tmp_path / "model")
+    assert loaded.sample(50, seed=1) == trainer.model.sample(50, seed=1)
+
+
+def test_checkpoints_are_written_when_asked(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+    write = checkpoint.write
+
+    def record(path: Path, tensors: Any, config: Any) -> None:
+        saved.append(len(tensors["losses"]))
+        write(path, tensors, config)
+
+    monkeypatch.setattr(checkpoint, "write", record)
+    make(corpus, checkpoint_path=tmp_path / "a").fit(steps=14, progress=False)
+    assert saved == [6, 12, 14]
+    saved.clear()
+    make(corpus, checkpoint_path=tmp_path / "b", checkpoint_every=4).fit(steps=13, progress=False)
+    assert saved == [4, 6, 8, 12, 13]
+
+
+def test_resuming_something_else_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    make(corpus, checkpoint_path=path).fit(steps=3, progress=False)
+    refusals: list[tuple[Corpus, dict[str, Any], str]] = [
+        (corpus, {"batch_size": 5}, "batch_size is 5, but .*model was trained with 6"),
+        (corpus, {"seq_len": 5}, "seq_len is 5, but .*model was trained with 20"),
+        (corpus, {"optimizer": "sgd"}, "optimizer is 'sgd', but .* with 'adam'"),
+        (Corpus.from_text("abc" * 300), {}, "another vocabulary, <.*3 characters.* 28 characters"),
+        (Corpus.from_text(TEXT + "the"), {}, r"883 characters is not the text .* \(880\)"),
+        (Corpus.from_text(TEXT[1:] + "t"), {}, "is not the text"),
+    ]
+    for text, changes, message in refusals:
+        with pytest.raises(ValueError, match=message):
+            Trainer.resume(path, text, **changes)
+    assert Trainer.resume(path, corpus, learning_rate=0.5).learning_rate == 0.5
+
+
+def test_a_model_alone_cannot_be_resumed(corpus: Corpus, tmp_path: Path) -> None:
+    make(corpus).model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="holds a model without its training"):
+        Trainer.resume(tmp_path / "model", corpus)
+
+
+def test_an_optimizer_object_cannot_be_resumed(corpus: Corpus, tmp_path: Path) -> None:
+    model = CharLM(corpus.vocabulary, 8)
+    optimizer = cf.optim.SGD(model.rnn, lr=0.1, momentum=0.9)
+    trainer = Trainer(model, corpus, 6, 20, optimizer)
+    trainer.fit(steps=1, progress=False)
+    trainer.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="trained with an optimizer object"):
+        Trainer.resume(tmp_path / "model", corpus)
+
+
+def test_a_damaged_checkpoint_cannot_be_resumed(corpus: Corpus, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    make(corpus, checkpoint_path=path).fit(steps=1, progress=False)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="damaged"):
+        Trainer.resume(path, corpus)
+
+
+def test_training_by_hand_is_saved_with_its_state(corpus: Corpus, tmp_path: Path) -> None:
+    x, y = corpus.train[:12].reshape(6, 2), corpus.train[1:13].reshape(6, 2)
+    trainer = Trainer(CharLM(corpus.vocabulary, 8, seed=1))
+    trainer.step(x, y)
+    trainer.save(tmp_path / "model")
+    resumed = Trainer.resume(tmp_path / "model")
+    assert [resumed.step(x, y) for _ in range(3)] == [trainer.step(x, y) for _ in range(3)]
+    assert weights(resumed) == weights(trainer)
+
+
+# ---- How a training ends badly ----
+
+
+def test_nan_stops_the_training_and_the_last_checkpoint_stays(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    path = tmp_path / "model"
+    trainer = make(corpus, checkpoint_path=path)
+    trainer.fit(steps=3, progress=False)
+    good = path.read_bytes()
+    poison(trainer.model)
+    before = weights(trainer)
+    with pytest.raises(FloatingPointError, match=r"diverged: at step 4 .*nan.*model holds step 3"):
+        trainer.fit(steps=5, progress=False)
+    assert weights(trainer) == before
+    assert trainer.num_steps == 3
+    assert path.read_bytes() == good
+    with pytest.raises(FloatingPointError, match=r"rnn.weight_hh_l0 is no longer finite"):
+        trainer.save(path)
+    assert path.read_bytes() == good
+    Trainer.resume(path, corpus).fit(steps=5, progress=False)
+
+
+def test_a_last_update_to_nan_is_not_saved(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The update itself was finite, its result is not: only the evaluation after it can tell."""
+    path = tmp_path / "model"
+    trainer = make(corpus, checkpoint_path=path)
+    trainer.fit(steps=3, progress=False)
+    good = path.read_bytes()
+    update = trainer._update
+
+    def update_to_nan(*chunk: Any) -> float:
+        loss = update(*chunk)
+        poison(trainer.model)
+        return loss
+
+    monkeypatch.setattr(trainer, "_update", update_to_nan)
+    with pytest.raises(FloatingPointError, match="after step 4 the validation loss is nan"):
+        trainer.fit(steps=1, progress=False)
+    assert path.read_bytes() == good
+
+
+def test_a_step_by_hand_stops_at_nan(corpus: Corpus) -> None:
+    trainer = Trainer(CharLM(corpus.vocabulary, 8))
+    poison(trainer.model)
+    with pytest.raises(FloatingPointError, match="the loss is nan"):
+        trainer.step([[0]], [[1]])
+
+
+INTERRUPTED = """
+import sys, threading, _thread
+from charrnn_fast import CharLM, Corpus, Trainer
+corpus = Corpus.from_text({text!r})
+model = CharLM(corpus.vocabulary, 8, 2, seed=1, dtype="float64")
+trainer = Trainer(model, corpus, 6, 20, checkpoint_path={path!r})
+trainer.fit(steps=2, progress=False)
+print("ready", flush=True)
+try:
+    trainer.fit(steps=10**9, progress=False)
+except KeyboardInterrupt:
+    print(trainer.num_steps, flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_an_interrupt_saves_and_leaves(corpus: Corpus, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    program = INTERRUPTED.format(text=TEXT, path=str(path))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        process.send_signal(signal.SIGINT)
+        steps = int(process.stdout.readline())
+        assert process.wait(60) == 0
+    resumed = Trainer.resume(path, corpus)
+    assert resumed.num_steps == steps > 2
+    straight = make(corpus)
+    straight.fit(steps=steps, progress=False)
+    assert weights(resumed) == weights(straight)
+
+
+def test_fit_puts_the_interrupt_handler_back(corpus: Corpus) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    trainer = make(corpus)
+    trainer.fit(steps=1, progress=False)
+    poison(trainer.model)
+    with pytest.raises(FloatingPointError):
+        trainer.fit(steps=1, progress=False)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+# ---- Refusals ----
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"batch_size": 0}, ValueError, "batch_size must be >= 1, got 0"),
+        ({"seq_len": 2.0}, TypeError, "seq_len must be an integer >= 1, got 2.0"),
+        ({"batch_size": 100}, ValueError, "too short: .*792 characters.*batch_size=100.*2001"),
+        ({"optimizer": "adamax"}, ValueError, "optimizer must be one of sgd,.* got 'adamax'"),
+        ({"optimizer": 3}, TypeError, "optimizer must be a name"),
+        ({"learning_rate": 0.0}, ValueError, "learning_rate must be finite, above 0, got 0.0"),
+        ({"learning_rate": float("nan")}, ValueError, "learning_rate must be finite"),
+        ({"clip_norm": -1}, ValueError, "clip_norm must be finite, above 0, got -1"),
+        ({"clip_value": 0}, ValueError, "clip_value must be finite, above 0, got 0"),
+        ({"reduction": "none"}, ValueError, "reduction must be 'mean' or 'sum', got 'none'"),
+        ({"lr_decay": 0}, ValueError, "lr_decay must be finite, above 0, got 0"),
+        ({"lr_decay_after": 0}, ValueError, "lr_decay_after must be >= 1, got 0"),
+        ({"evaluate_every": 0}, ValueError, "evaluate_every must be >= 1, got 0"),
+        ({"checkpoint_every": 0}, ValueError, "checkpoint_every must be >= 1, got 0"),
+        ({"sample_length": -1}, ValueError, "sample_length must be >= 0, got -1"),
+    ],
+)
+def test_bad_settings_are_refused(
+    corpus: Corpus, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        make(corpus, **options)
+
+
+def test_texts_that_do_not_fit_are_refused(corpus: Corpus) -> None:
+    model = CharLM(Vocabulary.from_text("ab"), 4)
+    with pytest.raises(ValueError, match=r"another vocabulary, <.*28 characters.*2 characters"):
+        Trainer(model, corpus)
+    tiny = Corpus.from_text("ab" * 5, model.vocabulary)
+    with pytest.raises(ValueError, match="validation part, the last 10 % of 10 characters"):
+        Trainer(model, tiny, batch_size=1, seq_len=2)
+
+
+def test_an_unwritable_path_is_found_before_training(corpus: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a checkpoint")
+    for path, error in (
+        (tmp_path, IsADirectoryError),
+        (tmp_path / "missing" / "model", FileNotFoundError),
+        (tmp_path / "file" / "model", NotADirectoryError),
+        (tmp_path / "file", FileExistsError),
+    ):
+        with pytest.raises(error):
+            make(corpus, checkpoint_path=path)
+    assert (tmp_path / "file").read_text() == "not a checkpoint"
+
+
+def test_fit_takes_epochs_or_steps(corpus: Corpus) -> None:
+    trainer = make(corpus)
+    with pytest.raises(ValueError, match="either epochs or steps"):
+        trainer.fit()
+    with pytest.raises(ValueError, match="either epochs or steps"):
+        trainer.fit(epochs=1, steps=1)
+    with pytest.raises(ValueError, match="steps must be >= 0, got -1"):
+        trainer.fit(steps=-1)
+    with pytest.raises(TypeError, match="epochs must be an integer"):
+        trainer.fit(epochs=0.5)  # type: ignore[arg-type]
+    trainer.fit(steps=0, progress=False)
+    assert trainer.num_steps == 0
+    with pytest.raises(ValueError, match="corpus is None"):
+        Trainer(trainer.model).fit(epochs=1)
+
+
+def test_another_networks_optimizer_is_refused(corpus: Corpus) -> None:
+    other = CharLM(corpus.vocabulary, 8)
+    with pytest.raises(ValueError, match="another network"):
+        make(corpus, optimizer=cf.optim.Adam(other.rnn, lr=1e-3))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "error", "message"),
+    [
+        ([0, 1], [1, 2], ValueError, r"inputs must have the shape \[T, B\], got \[2\]"),
+        ([[0]], [[0.5]], TypeError, "targets must be integers, got dtype float64"),
+        ([[0], [1]], [[0]], ValueError, r"targets must have the shape of inputs, \[2, 1\]"),
+        ([[-1]], [[0]], ValueError, r"inputs\[0, 0\] is -1, it takes 0 to 27"),
+        ([[28]], [[0]], ValueError, r"inputs\[0, 0\] is 28, it takes 0 to 27"),
+        ([[0]], [[28]], ValueError, r"targets\[0, 0\] is 28, it takes -1 to 27"),
+        ([[0]], [[-2]], ValueError, r"targets\[0, 0\] is -2, it takes -1 to 27"),
+        ([[2**32]], [[0]], ValueError, "is 4294967296, it takes 0 to 27"),
+        (np.zeros((0, 1), int), np.zeros((0, 1), int), ValueError, r"\[T, B\], got \[0, 1\]"),
+    ],
+)
+def test_bad_tokens_change_nothing(
+    corpus: Corpus, inputs: Any, targets: Any, error: type[Exception], message: str
+) -> None:
+    trainer = Trainer(CharLM(corpus.vocabulary, 8, dtype="float64"))
+    before = weights(trainer)
+    with pytest.raises(error, match=message):
+        trainer.step(inputs, targets)
+    assert weights(trainer) == before

@@ -1,0 +1,87 @@
+"""Every tolerance of the suite, derived from the dtype and the length of the sums.
+
+The model. An operation in floating point errs by up to eps/2 of its result, in a direction that is
+as good as random, so n roundings in a row leave about sqrt(n) of them (Higham and Mary, A New
+Approach to Probabilistic Rounding Error Analysis, 2019). The tests draw inputs, weights and
+incoming gradients of at most 1 in size: partial sums are of order 1, and an error is measured
+against the largest element of the array or 1, whichever is larger (a small element of a gradient
+is a difference of large ones; measured against itself it has no digits to lose).
+
+One step of one layer is a sum of `terms` products and a few functions good to some ulp. Each of
+the `steps` that a value runs through, in time and in depth, adds such an error and passes on the
+earlier ones about as they are: weights are uniform in +-1/sqrt(H), so that the step's Jacobian
+neither shrinks nor stretches much.
+
+The bounds have no other factor. The suite at its worst reaches a third of `network`; a mistake in a
+formula exceeds it by far (`test_a_wrong_weight_exceeds_the_tolerance`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+FUNCTION_ULPS = 4.0  # tanh, exp and a few products behind each sum
+
+
+def eps(dtype: DTypeLike) -> float:
+    return float(np.finfo(dtype).eps)
+
+
+def network(dtype: DTypeLike, *, terms: int, steps: int) -> float:
+    """Error of outputs, states and gradients: sums of `terms` products, `steps` in a row."""
+    return eps(dtype) * (math.sqrt(terms) + FUNCTION_ULPS) * math.sqrt(1 + steps)
+
+
+def elementwise(dtype: DTypeLike, *, operations: int) -> float:
+    """Error of a chain of `operations` on single elements (an optimizer's updates)."""
+    return eps(dtype) * math.sqrt(1 + operations)
+
+
+def losses(dtype: DTypeLike, *, classes: int, rows: int, largest: float) -> float:
+    """Error of a cross-entropy per row, and of its gradient.
+
+    e^x carries the rounding of the logit x, which is at most `largest` in size, as that many eps.
+    Rows are summed in float64; alike, they err in one direction: their number itself counts.
+    """
+    row = eps(dtype) * (math.sqrt(classes) + FUNCTION_ULPS + largest)
+    return row + eps("float64") * rows / 2
+
+
+def finite_difference(dtype: DTypeLike) -> float:
+    """Error of a central difference (f(p + h) - f(p - h)) / 2h at `finite_difference_step`.
+
+    Rounding leaves eps |f| / h, truncation h^2 |f'''| / 6: with f of 30 nats, as in the tests, they
+    are about equal at h = cbrt(eps), and then both are some 30 eps^(2/3): 1e-9 in float64.
+    """
+    return 30 * math.pow(eps(dtype), 2 / 3)
+
+
+def finite_difference_step(dtype: DTypeLike) -> float:
+    return float(np.cbrt(eps(dtype)))
+
+
+def error(actual: Any, expected: Any) -> float:
+    """The largest difference, relative to the largest element expected (or 1); inf for any NaN."""
+    a, e = np.asarray(actual, "float64"), np.asarray(expected, "float64")
+    if a.shape != e.shape:
+        raise ValueError(f"shapes differ: {a.shape} and {e.shape}")
+    if not a.size:
+        return 0.0
+    difference = np.abs(a - e).max() / max(1.0, np.abs(e).max())
+    return float(difference) if np.isfinite(difference) else float("inf")
+
+
+def assert_close(name: str, actual: Any, expected: Any, tolerance: float) -> None:
+    found = error(actual, expected)
+    assert found <= tolerance, f"{name} is off by {found:.3g}, allowed is {tolerance:.3g}"
+
+
+def assert_same_bits(name: str, actual: NDArray[Any], expected: NDArray[Any]) -> None:
+    assert actual.dtype == expected.dtype, f"{name}: {actual.dtype} and {expected.dtype}"
+    assert actual.shape == expected.shape, f"{name}: {actual.shape} and {expected.shape}"
+    same = actual.tobytes() == expected.tobytes()
+    assert same, f"{name}: {(actual != expected).sum()} of {actual.size} elements differ"
