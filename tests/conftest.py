@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ _FILES = Path(__file__).parents[1] / "build" / "tests"
 _FILES.mkdir(parents=True, exist_ok=True)
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_FILES))
 os.environ.setdefault("MPLCONFIGDIR", str(_FILES / "matplotlib"))
+
+
+# A shell without job control starts what it puts in the background with Ctrl-C ignored, and the
+# programs that tests start and interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
