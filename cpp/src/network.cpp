@@ -19,9 +19,9 @@ Index aligned(Index n) {
 }
 Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
-// A thread is worth waking for this many floating-point operations (some 4 microseconds), and a
+// A thread is worth calling for this many floating-point operations (some 10 microseconds), and a
 // barrier per step for this many of each thread between two of them (some 2).
-constexpr double operations_per_thread = 200e3, operations_per_barrier = 100e3;
+constexpr double operations_per_thread = 1e6, operations_per_barrier = 100e3;
 // Streams are shared out where each thread gets a tile's worth of rows, else units are.
 constexpr Index rows_per_thread = 6;
 
@@ -382,26 +382,41 @@ void Network<T>::backward(const T* parameters, const T* packed, const SequenceIn
                              to, I},
                  mine, all);
       }
-      // weight_hh: rows of gates, depth time and batch, against h of the step before.
-      k.gemm_tn(GemmTnArgs<T>{dgates, width, layer, H, H, rows, gradients + p.weight_hh, H},
-                team.share(G * H, rows_per_thread), my_scratch);
+      // Weight gradients: rows of gates, depth time and batch, against the layer's input and
+      // against h of the step before.
       T* const d_ih = gradients + p.weight_ih;
-      const auto input_gradient = [&](const T* dgx, Index gate, Index gates) {
+      T* const d_hh = gradients + p.weight_hh;
+      const T* const x = l > 0 ? layer - layout.layer + BH : nullptr;
+      const auto to_hh = [&](Index gate) {
+        return GemmTnProduct<T>{layer, H, H, d_hh + gate * H * H, H};
+      };
+      const auto to_ih = [&](Index gate) {
+        return GemmTnProduct<T>{x, I, I, d_ih + gate * H * I, I};
+      };
+      const auto products = [&](const T* a, Index gates, GemmTnProduct<T> first,
+                                GemmTnProduct<T> second, int count) {
+        k.gemm_tn(GemmTnArgs<T>{a, width, rows, {first, second}, count},
+                  team.share(gates * H, rows_per_thread), my_scratch);
+      };
+      // The gradient of layer 0's input weights, which are stored [I, G*H].
+      const auto first_layer = [&](const T* dgx, Index gate, Index gates) {
         const Index n = gates * H;
-        if (gather) {
+        if (gather)
           k.scatter_add(dgx, width, in.tokens, rows, team.share(n, alignment_elements),
                         d_ih + gate * H, G * H);
-        } else if (l == 0) {  // stored [I, G*H]
-          k.gemm_tn(GemmTnArgs<T>{in.x, I, dgx, width, n, rows, d_ih + gate * H, G * H},
+        else
+          k.gemm_tn(GemmTnArgs<T>{in.x, I, rows, {{dgx, width, n, d_ih + gate * H, G * H}, {}}, 1},
                     team.share(I), my_scratch);
-        } else {
-          const T* const x = layer - layout.layer + BH;
-          k.gemm_tn(GemmTnArgs<T>{dgx, width, x, I, I, rows, d_ih + gate * H * I, I},
-                    team.share(n, rows_per_thread), my_scratch);
-        }
       };
-      input_gradient(dgates, 0, summed);
-      if (split > 0) input_gradient(dgx_split, summed, split);
+      products(dgates, summed, to_hh(0), to_ih(0), l > 0 ? 2 : 1);
+      if (l == 0) first_layer(dgates, 0, summed);
+      if (split > 0) {
+        products(dgates + summed * H, split, to_hh(summed), {}, 1);
+        if (l > 0)
+          products(dgx_split, split, to_ih(summed), {}, 1);
+        else
+          first_layer(dgx_split, summed, split);
+      }
 
       // Biases and the cell's own parameters: each slot's column sums, in its owner's hands.
       const Range mine = team.share(width, alignment_elements);
@@ -452,8 +467,9 @@ void Network<T>::decode_backward(const T* packed, const T* h, const T* dy, Index
       threads_for(4.0 * double(rows) * double(H * O)), [&](const Team& team) {
         k.gemm(GemmArgs<T>{dy, O, packed + decoder_packed_t_, nullptr, false, H, O, dh, H},
                team.share(rows), {0, ceil_div(H, k.gemm_units)});
-        k.gemm_tn(GemmTnArgs<T>{dy, O, h, H, H, rows, gradients + decoder_weight_offset_, H},
-                  team.share(O), workspace + team.part * aligned(k.gemm_tn_scratch()));
+        k.gemm_tn(
+            GemmTnArgs<T>{dy, O, rows, {{h, H, H, gradients + decoder_weight_offset_, H}, {}}, 1},
+            team.share(O), workspace + team.part * aligned(k.gemm_tn_scratch()));
         if (decoder_bias_offset_ >= 0)
           k.column_sums(dy, O, rows, team.share(O, alignment_elements),
                         gradients + decoder_bias_offset_);
@@ -498,7 +514,8 @@ void Network<T>::head(const T* packed, const T* h, const Token* targets, Index r
              mine, {0, ceil_div(H, k.gemm_units)});
       team.wait();
       k.gemm_tn(
-          GemmTnArgs<T>{logits, stride, h_block, H, H, n, gradients + decoder_weight_offset_, H},
+          GemmTnArgs<T>{
+              logits, stride, n, {{h_block, H, H, gradients + decoder_weight_offset_, H}, {}}, 1},
           team.share(O), scratch + team.part * aligned(k.gemm_tn_scratch()));
       if (decoder_bias_offset_ >= 0)
         k.column_sums(logits, stride, n, team.share(O, alignment_elements),

@@ -1,6 +1,7 @@
 #include "thread_pool.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
@@ -20,9 +21,10 @@
 namespace charrnn_fast {
 namespace {
 
-// About 100 microseconds: longer than the gaps between the kernels of one call, shorter than
-// anything a person or a scheduler minds.
-constexpr int spin_rounds = 2000;
+// Longer than the gaps between the kernels of one call and between calls in a loop; shorter than
+// anything a person or a scheduler minds. Waking a sleeper takes about half of it.
+constexpr auto spin_time = std::chrono::microseconds(100);
+constexpr int spins_per_look = 64;  // at the clock
 
 void relax() {
 #if defined(__x86_64__)
@@ -79,10 +81,13 @@ std::mutex the_pool_mutex;
 }  // namespace
 
 void wait_for_change(std::atomic<std::uint32_t>& value, std::uint32_t old) {
-  for (int i = 0; i < spin_rounds; ++i) {
-    if (value.load(std::memory_order_acquire) != old) return;
-    relax();
-  }
+  const auto start = std::chrono::steady_clock::now();
+  do {
+    for (int i = 0; i < spins_per_look; ++i) {
+      if (value.load(std::memory_order_acquire) != old) return;
+      relax();
+    }
+  } while (std::chrono::steady_clock::now() - start < spin_time);
   while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }
 

@@ -136,7 +136,9 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        if not isinstance(betas, (tuple, list)):
+            raise TypeError(f"betas must be two numbers (beta1, beta2), got {betas!r}")
+        if len(betas) != 2:
             raise ValueError(f"betas must be two numbers (beta1, beta2), got {betas!r}")
         beta1, beta2 = betas
         hyper = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}

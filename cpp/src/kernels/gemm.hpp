@@ -156,6 +156,10 @@ void pack_panels(const PackArgs<T>& p, Range panels) {
       const T* w = p.weights + (group * p.units + unit) * p.row_stride;
       T* out = p.packed + (panel * p.depth * P + v) * lanes;
       for (Index k = 0; k < p.depth; ++k, w += p.depth_stride, out += P * lanes) {
+        if (p.row_stride == 1) {
+          Native<T>::load(w, n).store(out);
+          continue;
+        }
         Index i = 0;
         for (; i < n; ++i) out[i] = w[i * p.row_stride];
         for (; i < lanes; ++i) out[i] = T(0);
@@ -257,37 +261,74 @@ void pack_a(const T* a, Index stride, Index depth, Index rows, T* packed) {
   }
 }
 
+// Some neighbouring columns of one product, and their place in the packed block of B.
+template <class T>
+struct TnPiece {
+  const GemmTnProduct<T>* product;
+  Index col, cols;
+  T* packed;
+};
+
+template <class T>
+void pack_b(const TnPiece<T>& piece, Index k0, Index depth) {
+  using V = Native<T>;
+  constexpr Index P = Panel<1>::vectors;
+  const GemmTnProduct<T>& g = *piece.product;
+  for (Index k = 0; k < depth; ++k) {
+    const T* b = g.b + (k0 + k) * g.b_stride + piece.col;
+    for (Index v = 0; v * V::lanes < piece.cols; ++v)
+      V::load(b + v * V::lanes, piece.cols - v * V::lanes)
+          .store(piece.packed + ((v / P * depth + k) * P + v % P) * V::lanes);
+  }
+}
+
+// One block of C: rows whose A is packed, columns of the piece.
+template <class T>
+void gemm_tn_block(const TnPiece<T>& piece, const T* packed_a, Index depth, Range rows) {
+  using Set = Tiles<PackedRows, T, 1>;
+  constexpr Index panel_cols = Panel<1>::vectors * Native<T>::lanes;
+  const GemmTnProduct<T>& g = *piece.product;
+  const Index most_rows = min_of(rows.end - rows.begin, Set::max_rows);
+  const Index most = Set::panels_for(static_cast<int>(most_rows));
+  for_parts({0, ceil_div(piece.cols, panel_cols)}, most, [&](Index panel, Index np) {
+    const T* a = packed_a;
+    const Index col = panel * panel_cols;
+    for_parts(rows, Set::max_rows, [&](Index row, Index nr) {
+      gemm_tile(tiles<PackedRows, T, 1>, a, 0, depth, piece.packed + col * depth,
+                g.c + row * g.c_stride + piece.col + col, g.c_stride, nr,
+                min_of(np * panel_cols, piece.cols - col), static_cast<const T*>(nullptr), true);
+      a += nr * depth + TnBlocks<T>::skew;
+    });
+  });
+}
+
 template <class T>
 void gemm_tn(const GemmTnArgs<T>& g, Range rows, T* scratch) {
   using Set = Tiles<PackedRows, T, 1>;
   using Blocks = TnBlocks<T>;
-  using V = Native<T>;
-  constexpr Index P = Panel<1>::vectors;
-  T* const packed_b = scratch;
+  constexpr Index panel_cols = Panel<1>::vectors * Native<T>::lanes;
   T* const packed_a = scratch + Blocks::depth * Blocks::cols;
-  for (Index col0 = 0; col0 < g.cols; col0 += Blocks::cols) {
-    const Index nc = min_of(Blocks::cols, g.cols - col0);
+  if (rows.begin == rows.end) return;
+  int product = 0;
+  Index col = 0;
+  while (product < g.num_products) {
+    // As many columns as a block of B takes, of one product or of the end of one and the next.
+    TnPiece<T> pieces[2];
+    int count = 0;
+    for (Index used = 0; product < g.num_products && count < 2 && used < Blocks::cols;) {
+      const Index cols = min_of(g.products[product].cols - col, Blocks::cols - used);
+      pieces[count++] = {&g.products[product], col, cols, scratch + used * Blocks::depth};
+      used += ceil_div(cols, panel_cols) * panel_cols;
+      col += cols;
+      if (col == g.products[product].cols) ++product, col = 0;
+    }
     for (Index k0 = 0; k0 < g.depth; k0 += Blocks::depth) {
       const Index depth = min_of(Blocks::depth, g.depth - k0);
-      for (Index k = 0; k < depth; ++k) {
-        const T* b = g.b + (k0 + k) * g.b_stride + col0;
-        for (Index v = 0; v * V::lanes < nc; ++v)
-          V::load(b + v * V::lanes, nc - v * V::lanes)
-              .store(packed_b + ((v / P * depth + k) * P + v % P) * V::lanes);
-      }
-      for_parts(rows, Blocks::rows, [&](Index row0, Index nrows) {
-        pack_a<Set>(g.a + k0 * g.a_stride + row0, g.a_stride, depth, nrows, packed_a);
-        const Index most = Set::panels_for(static_cast<int>(min_of(nrows, Set::max_rows)));
-        for_parts({0, ceil_div(nc, P * V::lanes)}, most, [&](Index panel, Index np) {
-          const T* a = packed_a;
-          const Index col = panel * P * V::lanes;
-          for_parts({row0, row0 + nrows}, Set::max_rows, [&](Index row, Index nr) {
-            gemm_tile(tiles<PackedRows, T, 1>, a, 0, depth, packed_b + col * depth,
-                      g.c + row * g.c_stride + col0 + col, g.c_stride, nr,
-                      min_of(np * P * V::lanes, nc - col), static_cast<const T*>(nullptr), true);
-            a += nr * depth + Blocks::skew;
-          });
-        });
+      for (int i = 0; i < count; ++i) pack_b(pieces[i], k0, depth);
+      for_parts(rows, Blocks::rows, [&](Index row, Index nrows) {
+        pack_a<Set>(g.a + k0 * g.a_stride + row, g.a_stride, depth, nrows, packed_a);
+        for (int i = 0; i < count; ++i)
+          gemm_tn_block(pieces[i], packed_a, depth, {row, row + nrows});
       });
     }
   }

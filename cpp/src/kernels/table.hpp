@@ -48,16 +48,22 @@ struct GemmArgs {
   Index c_stride;
 };
 
-// C [M, N] += A [K, M]^T @ B [K, N]: the gradient of a weight matrix.
+// C [M, N] += A [K, M]^T @ B [K, N]: the gradient of a weight matrix; for several B of the same A
+// (a layer's input and its h), so that A is packed once for them.
+template <class T>
+struct GemmTnProduct {
+  const T* b;
+  Index b_stride, cols;
+  T* c;
+  Index c_stride;
+};
+
 template <class T>
 struct GemmTnArgs {
   const T* a;
-  Index a_stride;
-  const T* b;
-  Index b_stride;
-  Index cols, depth;
-  T* c;
-  Index c_stride;
+  Index a_stride, depth;
+  GemmTnProduct<T> products[2];
+  int num_products;
 };
 
 // ---- recurrence ---------------------------------------------------------------------------
