@@ -59,9 +59,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """Puts the number of threads back."""
+    """Shares out work of any size, so that small cases run on all threads; puts both back."""
     import charrnn_fast as cf
+    from charrnn_fast import _core
 
     before = cf.get_num_threads()
+    _core.set_sharing_limits(0, 0)
     yield
+    _core.set_sharing_limits(1e6, 1e5)
     cf.set_num_threads(before)

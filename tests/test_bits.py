@@ -13,6 +13,7 @@ import pytest
 
 import charrnn_fast as cf
 from cases import BIASES, UNITS, Array, Case, parts, rows, run
+from charrnn_fast import _core
 from tolerances import assert_same_bits
 
 THREADS = (2, 3, 7)
@@ -46,7 +47,9 @@ def test_threads(unit: str, tokens: bool, dtype: str) -> None:
         for threads in THREADS:
             cf.set_num_threads(threads)
             assert cf.get_num_threads() == threads
+            before = _core.pool_teams()
             _assert_same(run(case.network(), case), expected, f"on {threads} threads")
+            assert _core.pool_teams() > before, "the work was not shared"
 
 
 @pytest.mark.usefixtures("threads")
@@ -226,8 +229,6 @@ def _writer(unit: str) -> tuple[cf.RNN, Array, Array]:
 @pytest.mark.parametrize("chosen", OPTIONS, ids=str)
 @pytest.mark.parametrize("unit", UNITS)
 def test_sampling_in_one_call_equals_sampling_by_step(unit: str, chosen: dict[str, Any]) -> None:
-    from charrnn_fast import _core
-
     net, tokens, seeds = _writer(unit)
     state = net.zero_state(len(tokens))
     fused = net._core.sample(40, tokens, state, seeds, 3, *_options(chosen))

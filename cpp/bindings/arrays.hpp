@@ -84,24 +84,39 @@ py::array parameter_view(const Parameter& p, T* flat, const py::handle& base, bo
   return view;
 }
 
-// Copies an array of any strides, in PyTorch's orientation, into its place in flat memory.
+// An array of one or two dimensions and any strides (in bytes), to be read without the GIL.
 template <class T>
-void copy_parameter(const Parameter& p, const py::object& object, T* flat) {
+struct StridedView {
+  const char* data;
+  Index row_stride, col_stride;
+};
+
+template <class T>
+void check_parameter(const Parameter& p, const py::object& object) {
   if (!py::isinstance<py::array_t<T>>(object))
     throw py::type_error(p.name + " takes an array of " +
                          py::str(py::dtype::of<T>()).cast<std::string>());
-  const auto array = py::reinterpret_borrow<py::array>(object);
+  const Shape shape = shape_of(py::reinterpret_borrow<py::array>(object));
   const Shape wanted = p.cols > 0 ? Shape{p.rows, p.cols} : Shape{p.rows};
-  if (shape_of(array) != wanted)
-    throw py::value_error(p.name + " has shape " + text(shape_of(array)) + ", it takes " +
-                          text(wanted));
-  const auto* from = static_cast<const char*>(array.data());
+  if (shape != wanted)
+    throw py::value_error(p.name + " has shape " + text(shape) + ", it takes " + text(wanted));
+}
+
+template <class T>
+StridedView<T> view_of(const py::object& object) {
+  const auto array = py::reinterpret_borrow<py::array>(object);
+  return {static_cast<const char*>(array.data()), array.strides(0),
+          array.ndim() > 1 ? array.strides(1) : 0};
+}
+
+// Copies a parameter's array, in PyTorch's orientation, into its place in flat memory.
+template <class T>
+void copy_parameter(const Parameter& p, const StridedView<T>& from, T* flat) {
   const Index cols = p.cols > 0 ? p.cols : 1;
-  const Index row_stride = array.strides(0), col_stride = p.cols > 0 ? array.strides(1) : 0;
   for (Index r = 0; r < p.rows; ++r)
     for (Index c = 0; c < cols; ++c)
       flat[p.offset + (p.transposed ? c * p.rows + r : r * cols + c)] =
-          *reinterpret_cast<const T*>(from + r * row_stride + c * col_stride);
+          *reinterpret_cast<const T*>(from.data + r * from.row_stride + c * from.col_stride);
 }
 
 template <class T>

@@ -1,10 +1,12 @@
 #include "arrays.hpp"
+#include "charrnn_fast/threads.hpp"
 #include "dispatch.hpp"
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled kernels of charrnn_fast. Private; see the package.";
   // An unusable CHARRNN_ISA or CHARRNN_NUM_THREADS is reported at import, not at first use.
   charrnn_fast::isa_in_use();
+  charrnn_fast::get_num_threads();
   charrnn_fast::bindings::register_threads(m);
   charrnn_fast::bindings::register_models(m);
   charrnn_fast::bindings::register_optimizers(m);

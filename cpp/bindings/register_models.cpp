@@ -62,12 +62,19 @@ py::tuple forward(Model<T>& model, const py::object& x, const py::object& state,
 }
 
 template <class T>
+typename Model<T>::Kept kept_now(Model<T>& model) {
+  py::gil_scoped_release release;  // another thread may be computing
+  return model.kept();
+}
+
+template <class T>
 py::tuple backward(Model<T>& model, const py::object& dy, const py::object& dstate) {
-  if (model.kept_seq_len() < 0)
+  const auto kept = kept_now(model);
+  if (kept.id == 0)
     throw py::value_error(
         "backward belongs to the last forward, and there is none to go back from");
   const Network<T>& network = model.network();
-  const Index steps = model.kept_seq_len(), batch = model.kept_batch();
+  const Index steps = kept.seq_len, batch = kept.batch;
   const T* dy_data = input<T>(dy, "dy", {steps, batch, model.output_size()});
   const Shape states = state_shape(model, batch);
   const T* dstate_n = dstate.is_none() ? nullptr : input<T>(dstate, "dstate", states);
@@ -78,7 +85,7 @@ py::tuple backward(Model<T>& model, const py::object& dy, const py::object& dsta
     std::fill_n(dstate_0.mutable_data(), dstate_0.size(), T(0));
   py::object dx = py::none();
   T* dx_data = nullptr;
-  if (!model.kept_tokens()) {
+  if (!kept.tokens) {
     auto array = new_array<T>({steps, batch, network.shape().input_size});
     dx_data = array.mutable_data();
     dx = array;
@@ -87,7 +94,7 @@ py::tuple backward(Model<T>& model, const py::object& dy, const py::object& dsta
   {
     T *ps = dstate_0.mutable_data(), *pg = flat.mutable_data();
     py::gil_scoped_release release;
-    model.backward(dy_data, ps, dx_data, pg);
+    model.backward(kept, dy_data, ps, dx_data, pg);
   }
   py::dict gradients;
   for (const Parameter& p : network.parameters())
@@ -158,7 +165,7 @@ void register_model(py::module_& m, const char* name) {
                                return n;
                              })
       .def_property_readonly("version", &M::version)
-      .def_property_readonly("has_tape", [](const M& self) { return self.kept_seq_len() >= 0; })
+      .def_property_readonly("has_tape", [](M& self) { return kept_now(self).id != 0; })
       .def("parameter_shapes",
            [](const M& self) {
              py::dict shapes;
@@ -179,8 +186,10 @@ void register_model(py::module_& m, const char* name) {
           "set_parameter",
           [](M& self, const std::string& parameter, const py::object& value) {
             const Parameter& p = find_parameter(self.network(), parameter);
-            copy_parameter(p, value, const_cast<T*>(self.parameters()));
-            self.change_parameters();
+            check_parameter<T>(p, value);
+            const auto view = view_of<T>(value);
+            py::gil_scoped_release release;
+            self.change_parameters([&](T* flat) { copy_parameter(p, view, flat); });
           },
           py::arg("name"), py::arg("value"))
       .def("forward", &forward<T>, py::arg("x"), py::arg("state"), py::arg("keep"))

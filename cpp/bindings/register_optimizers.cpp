@@ -12,7 +12,8 @@ template <class T>
 struct BoundOptimizer {
   std::shared_ptr<Model<T>> model;
   Optimizer<T> optimizer;
-  AlignedBuffer<T> gradients;
+  AlignedBuffer<T> gradients{};
+  ForkSafeMutex mutex{};  // of `gradients`
 
   Index slot_index(const std::string& name) const {
     const auto& names = optimizer.slot_names();
@@ -53,14 +54,19 @@ void step(BoundOptimizer<T>& self, const py::dict& gradients, double learning_ra
   if (gradients.size() != network.parameters().size())
     throw py::value_error("gradients has " + std::to_string(gradients.size()) +
                           " arrays, it takes " + std::to_string(network.parameters().size()));
-  self.gradients.reserve(network.parameter_elements());
-  std::fill_n(self.gradients.get(), network.parameter_elements(), T(0));
+  std::vector<StridedView<T>> views;
   for (const Parameter& p : network.parameters()) {
     if (!gradients.contains(p.name)) throw py::value_error("gradients has no '" + p.name + "'");
-    copy_parameter(p, py::reinterpret_borrow<py::object>(gradients[py::str(p.name)]),
-                   self.gradients.get());
+    const auto gradient = py::reinterpret_borrow<py::object>(gradients[py::str(p.name)]);
+    check_parameter<T>(p, gradient);
+    views.push_back(view_of<T>(gradient));
   }
   py::gil_scoped_release release;
+  std::lock_guard<ForkSafeMutex> lock(self.mutex);
+  self.gradients.reserve(network.parameter_elements());
+  std::fill_n(self.gradients.get(), network.parameter_elements(), T(0));
+  for (std::size_t i = 0; i < views.size(); ++i)
+    copy_parameter(network.parameters()[i], views[i], self.gradients.get());
   self.model->update(self.optimizer, self.gradients.get(), learning_rate);
 }
 
@@ -99,7 +105,7 @@ void register_optimizer(py::module_& m, const char* name, const char* model_name
                        const std::map<std::string, double>& hyper) {
              Optimizer<T> optimizer(rule, options_from(hyper),
                                     network->network().parameter_elements());
-             return std::make_unique<O>(O{std::move(network), std::move(optimizer), {}});
+             return std::make_unique<O>(O{std::move(network), std::move(optimizer)});
            }),
            py::arg("rule"), py::arg("network"), py::arg("hyper"))
       .def_property(
@@ -128,8 +134,9 @@ void register_optimizer(py::module_& m, const char* name, const char* model_name
           "set_slot",
           [](O& self, const std::string& slot, const std::string& parameter,
              const py::object& value) {
-            copy_parameter(find_parameter(self.model->network(), parameter), value,
-                           self.optimizer.slot(self.slot_index(slot)));
+            const Parameter& p = find_parameter(self.model->network(), parameter);
+            check_parameter<T>(p, value);
+            copy_parameter(p, view_of<T>(value), self.optimizer.slot(self.slot_index(slot)));
           },
           py::arg("slot"), py::arg("name"), py::arg("value"))
       .def("step", &step<T>, py::arg("gradients"), py::arg("learning_rate"));

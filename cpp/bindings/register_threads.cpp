@@ -51,6 +51,13 @@ void register_threads(py::module_& m) {
   m.def("available_isas", &runnable_isas);
   m.def("get_num_threads", &get_num_threads);
   m.def("set_num_threads", &set_num_threads, py::arg("n"));
+  m.def(
+      "set_sharing_limits",
+      [](double operations_per_thread, double operations_per_barrier) {
+        sharing_limits() = {operations_per_thread, operations_per_barrier};
+      },
+      py::arg("operations_per_thread"), py::arg("operations_per_barrier"));
+  m.def("pool_teams", [] { return ThreadPool::instance().teams(); });
   m.def("pool_self_test", &pool_self_test, py::arg("rounds"),
         py::call_guard<py::gil_scoped_release>());
 }

@@ -26,8 +26,9 @@ double cross_entropy(const T* logits, const Token* targets, Index rows, Index cl
   constexpr Index classes_per_thread = 1 << 14;
   const int threads = static_cast<int>(
       std::min<Index>(ThreadPool::instance().size(), 1 + rows * classes / classes_per_thread));
-  ThreadPool::instance().run(
-      threads, [&](const Team& team) { kernels<T>().cross_entropy(args, team.share(rows)); });
+  const Kernels<T>& k = kernels<T>();
+  ThreadPool::instance().run(threads,
+                             [&](const Team& team) { k.cross_entropy(args, team.share(rows)); });
   double sum = 0;
   for (const T loss : losses) sum += static_cast<double>(loss);
   return sum * factor;

@@ -4,9 +4,20 @@
 #include <cmath>
 #include <cstring>
 
+#include "charrnn_fast/threads.hpp"
 #include "errors.hpp"
+#include "thread_pool.hpp"
 
 namespace charrnn_fast {
+
+void ForkSafeMutex::lock() {
+  if (generation_ != fork_generation()) {
+    generation_ = fork_generation();
+    mutex_.release();  // who holds it does not exist here
+    mutex_ = std::make_unique<std::mutex>();
+  }
+  mutex_->lock();
+}
 
 template <class T>
 Model<T>::Model(const NetworkShape& shape) : Model(Network<T>(shape)) {}
@@ -15,12 +26,6 @@ template <class T>
 Model<T>::Model(Network<T> network) : network_(std::move(network)) {
   parameters_.reserve(network_.parameter_elements());
   std::fill_n(parameters_.get(), network_.parameter_elements(), T(0));
-}
-
-template <class T>
-T* Model<T>::change_parameters() {
-  ++version_;
-  return parameters_.get();
 }
 
 template <class T>
@@ -65,10 +70,10 @@ void Model<T>::run_forward(const SequenceInput<T>& in, const T* state_0, bool ke
 template <class T>
 void Model<T>::forward(const SequenceInput<T>& in, const T* state_0, bool keep, T* y, T* state_n) {
   if (in.tokens) network_.check_tokens("x", in.tokens, in.seq_len, in.batch);
-  std::lock_guard<std::mutex> lock(mutex_);
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
   const Index rows = in.seq_len * in.batch;
   // The tape of a kept forward is overwritten; backward would read the new one.
-  kept_ = {-1, 0, nullptr, nullptr};
+  kept_id_ = 0;
   run_forward(in, state_0, keep, state_n);
   const T* const h = network_.hidden(in, keep, tape_.get());
   if (network_.shape().output_size > 0)
@@ -88,32 +93,50 @@ void Model<T>::forward(const SequenceInput<T>& in, const T* state_0, bool keep, 
     std::copy_n(in.x, n, x_.get());
     kept.x = x_.get();
   }
-  kept_ = kept;
+  kept_input_ = kept;
+  kept_id_ = ++num_kept_;
+  kept_version_ = version_;
 }
 
 template <class T>
-void Model<T>::backward(const T* dy, T* dstate, T* dx, T* gradients) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  const SequenceInput<T>& in = kept_;
+typename Model<T>::Kept Model<T>::kept_now() const {
+  if (kept_id_ == 0 || kept_version_ != version_) return {0, 0, 0, false};
+  return {kept_id_, kept_input_.seq_len, kept_input_.batch, kept_input_.tokens != nullptr};
+}
+
+template <class T>
+typename Model<T>::Kept Model<T>::kept() {
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
+  return kept_now();
+}
+
+template <class T>
+void Model<T>::backward(const Kept& expected, const T* dy, T* dstate, T* dx, T* gradients) {
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
+  require(expected.id != 0 && expected.id == kept_now().id,
+          "backward belongs to the last forward, which another call has replaced");
+  const SequenceInput<T>& in = kept_input_;
+  const int threads = get_num_threads();
   const Index rows = in.seq_len * in.batch, H = network_.shape().hidden_size;
   const T* const weights = packed(true);
   std::fill_n(gradients, network_.parameter_elements(), T(0));
   dh_.reserve(std::max<Index>(1, rows * H));
-  const Index decoder = network_.shape().output_size > 0 ? network_.decode_backward_elements() : 0;
-  workspace_.reserve(std::max(decoder, network_.backward_elements()));
+  const Index decoder =
+      network_.shape().output_size > 0 ? network_.decode_backward_elements(threads) : 0;
+  workspace_.reserve(std::max(decoder, network_.backward_elements(threads)));
   if (network_.shape().output_size > 0)
     network_.decode_backward(weights, network_.hidden(in, true, tape_.get()), dy, rows, dh_.get(),
-                             gradients, workspace_.get());
+                             gradients, threads, workspace_.get());
   else
     std::copy_n(dy, rows * H, dh_.get());
   network_.backward(parameters_.get(), weights, in, tape_.get(), dh_.get(), dstate, dx, gradients,
-                    workspace_.get());
+                    threads, workspace_.get());
 }
 
 template <class T>
 void Model<T>::step(const SequenceInput<T>& in, T* state, T* y) {
   if (in.tokens) network_.check_tokens("x", in.tokens, 1, in.batch);
-  std::lock_guard<std::mutex> lock(mutex_);
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
   // A tape of its own: step may be called between forward and backward.
   const T* const weights = packed(false);
   workspace_.reserve(network_.tape_elements(in, false));
@@ -134,10 +157,11 @@ typename Model<T>::TrainResult Model<T>::train_step(const SequenceInput<T>& in,
   check_targets(targets, in.seq_len, in.batch);
   require(optimizer.elements() == network_.parameter_elements(),
           "optimizer was made for another network");
-  std::lock_guard<std::mutex> lock(mutex_);
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
   const Index rows = in.seq_len * in.batch, H = network_.shape().hidden_size;
   const Index elements = network_.parameter_elements();
-  kept_ = {-1, 0, nullptr, nullptr};
+  const int threads = get_num_threads();
+  kept_id_ = 0;
   state_.reserve(state_elements(in.batch) * 2);
   T* const state_n = state_.get();
   T* const dstate = state_n + state_elements(in.batch);
@@ -150,17 +174,18 @@ typename Model<T>::TrainResult Model<T>::train_step(const SequenceInput<T>& in,
   losses_.reserve(std::max<Index>(1, rows));
   dh_.reserve(std::max<Index>(1, rows * H));
   gradients_.reserve(elements);
-  workspace_.reserve(std::max(network_.head_elements(rows), network_.backward_elements()));
+  workspace_.reserve(
+      std::max(network_.head_elements(rows, threads), network_.backward_elements(threads)));
   std::fill_n(gradients_.get(), elements, T(0));
   network_.head(packed_.get(), network_.hidden(in, true, tape_.get()), targets, rows,
-                static_cast<T>(scale), losses_.get(), dh_.get(), gradients_.get(),
+                static_cast<T>(scale), losses_.get(), dh_.get(), gradients_.get(), threads,
                 workspace_.get());
   double loss = 0;
   for (Index i = 0; i < rows; ++i) loss += static_cast<double>(losses_.get()[i]);
   loss *= scale;
   std::fill_n(dstate, state_elements(in.batch), T(0));
   network_.backward(parameters_.get(), packed_.get(), in, tape_.get(), dh_.get(), dstate, nullptr,
-                    gradients_.get(), workspace_.get());
+                    gradients_.get(), threads, workspace_.get());
 
   // Array by array, as clip_grad_norm sums a dict of gradients.
   double squares = 0;
@@ -168,7 +193,8 @@ typename Model<T>::TrainResult Model<T>::train_step(const SequenceInput<T>& in,
     squares += sum_of_squares(gradients_.get() + p.offset, p.elements());
   const double norm = std::sqrt(squares);
   if (!std::isfinite(loss) || !std::isfinite(norm)) return {loss, norm};
-  optimizer.step(change_parameters(), gradients_.get(), options.learning_rate,
+  ++version_;
+  optimizer.step(parameters_.get(), gradients_.get(), options.learning_rate,
                  clip_factor(norm, options.clip_norm), options.clip_value);
   std::copy_n(state_n, state_elements(in.batch), state);
   return {loss, norm};
@@ -179,14 +205,15 @@ typename Model<T>::Evaluation Model<T>::evaluate(const SequenceInput<T>& in, con
                                                  T* state) {
   if (in.tokens) network_.check_tokens("inputs", in.tokens, in.seq_len, in.batch);
   check_targets(targets, in.seq_len, in.batch);
-  std::lock_guard<std::mutex> lock(mutex_);
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
   const Index rows = in.seq_len * in.batch;
-  kept_ = {-1, 0, nullptr, nullptr};
+  const int threads = get_num_threads();
+  kept_id_ = 0;
   run_forward(in, state, false, state);
   losses_.reserve(std::max<Index>(1, rows));
-  workspace_.reserve(network_.head_elements(rows));
+  workspace_.reserve(network_.head_elements(rows, threads));
   network_.head(packed_.get(), network_.hidden(in, false, tape_.get()), targets, rows, T(1),
-                losses_.get(), nullptr, nullptr, workspace_.get());
+                losses_.get(), nullptr, nullptr, threads, workspace_.get());
   Evaluation result{0, 0};
   for (Index i = 0; i < rows; ++i) {
     result.loss_sum += static_cast<double>(losses_.get()[i]);
@@ -205,7 +232,7 @@ void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
           shape.output_size, " and input_size is ", shape.input_size, ", they must be equal");
   check(options);
   network_.check_tokens("tokens", first, 1, batch);
-  std::lock_guard<std::mutex> lock(mutex_);
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
   const T* const weights = packed(false);
   const Index V = shape.output_size;
   SequenceInput<T> in{1, batch, first, nullptr};
@@ -224,8 +251,11 @@ void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
 
 template <class T>
 void Model<T>::update(Optimizer<T>& optimizer, const T* gradients, double learning_rate) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  optimizer.step(change_parameters(), gradients, learning_rate);
+  require(optimizer.elements() == network_.parameter_elements(),
+          "optimizer was made for another network");
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
+  ++version_;
+  optimizer.step(parameters_.get(), gradients, learning_rate);
 }
 
 template class Model<float>;

@@ -1,5 +1,5 @@
-// Layers, their order, their memory and the sharing of their work among threads. No arithmetic on
-// arrays beyond copies: that is the kernels'.
+// Layers, their order, their memory and the sharing of their work among threads. Arithmetic on
+// arrays is the kernels', but for adding up biases.
 #include "charrnn_fast/network.hpp"
 
 #include <algorithm>
@@ -19,15 +19,13 @@ Index aligned(Index n) {
 }
 Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
-// A thread is worth calling for this many floating-point operations (some 10 microseconds), and a
-// barrier per step for this many of each thread between two of them (some 2).
-constexpr double operations_per_thread = 1e6, operations_per_barrier = 100e3;
 // Streams are shared out where each thread gets a tile's worth of rows, else units are.
 constexpr Index rows_per_thread = 6;
 
 int threads_for(double operations) {
   const int most = ThreadPool::instance().size();
-  return static_cast<int>(std::clamp(operations / operations_per_thread, 1.0, double(most)));
+  return static_cast<int>(
+      std::clamp(operations / sharing_limits().operations_per_thread, 1.0, double(most)));
 }
 
 struct Sharing {
@@ -39,8 +37,8 @@ Sharing share_recurrence(double operations, Index seq_len, Index batch, Index pa
   int threads = threads_for(operations);
   if (batch >= rows_per_thread * threads) return {threads, true};
   const double per_step = operations / static_cast<double>(std::max<Index>(1, seq_len));
-  threads = static_cast<int>(
-      std::clamp(per_step / operations_per_barrier, 1.0, double(std::min<Index>(threads, panels))));
+  threads = static_cast<int>(std::clamp(per_step / sharing_limits().operations_per_barrier, 1.0,
+                                        double(std::min<Index>(threads, panels))));
   return {threads, threads == 1};
 }
 
@@ -82,6 +80,17 @@ Network<T>::Network(const NetworkShape& shape, const CellKernels<T>& cell)
   require(shape.input_size >= 1, "input_size is ", shape.input_size, ", it takes 1 or more");
   require(shape.hidden_size >= 1, "hidden_size is ", shape.hidden_size, ", it takes 1 or more");
   require(shape.num_layers >= 1, "num_layers is ", shape.num_layers, ", it takes 1 or more");
+  require(cell.num_states <= max_states, "cell ", cell.name, " has ", cell.num_states,
+          " states, a network takes up to ", max_states);
+  // Far beyond any memory, and products of sizes stay far from overflow.
+  constexpr double most_elements = 1e13;
+  const double H = static_cast<double>(shape.hidden_size);
+  const double gates = cell.num_gates + cell.num_split + cell.num_params;
+  const double widest = H + static_cast<double>(std::max(shape.input_size, shape.output_size));
+  require(gates * H * widest * static_cast<double>(shape.num_layers) < most_elements, "input_size ",
+          shape.input_size, ", hidden_size ", shape.hidden_size, ", output_size ",
+          shape.output_size, " and num_layers ", shape.num_layers,
+          " make an impossibly large network");
   require(shape.output_size >= 0, "output_size is ", shape.output_size, ", it takes 0 or more");
   lay_out();
 }
@@ -253,8 +262,8 @@ void Network<T>::forward(const T* parameters, const T* packed, const SequenceInp
     for (Index l = 0; l < L; ++l) {
       const Layer& p = layers_[static_cast<std::size_t>(l)];
       T* const layer = tape + l * layout.layer;
-      T* states[8];
-      Index state_step[8];
+      T* states[max_states];
+      Index state_step[max_states];
       const Range my_rows = team.share(B);
       for (Index s = 0; s < S; ++s) {
         const bool sequence = keep || s == 0;
@@ -312,14 +321,15 @@ void Network<T>::forward(const T* parameters, const T* packed, const SequenceInp
 // ---- backward -----------------------------------------------------------------------------
 
 template <class T>
-Index Network<T>::backward_elements() const {
+Index Network<T>::backward_elements(int max_threads) const {
   return aligned(num_slots() * shape_.hidden_size) +
-         ThreadPool::instance().size() * aligned(kernels<T>().gemm_tn_scratch());
+         max_threads * aligned(kernels<T>().gemm_tn_scratch());
 }
 
 template <class T>
 void Network<T>::backward(const T* parameters, const T* packed, const SequenceInput<T>& in, T* tape,
-                          T* dh, T* dstate, T* dx, T* gradients, T* workspace) const {
+                          T* dh, T* dstate, T* dx, T* gradients, int max_threads,
+                          T* workspace) const {
   if (in.seq_len == 0) return;
   const Kernels<T>& k = kernels<T>();
   const Index H = shape_.hidden_size, G = cell_->num_gates, S = cell_->num_states;
@@ -333,13 +343,13 @@ void Network<T>::backward(const T* parameters, const T* packed, const SequenceIn
   const double operations = 2.0 * double(steps * BH) * double(G * H);
   const Sharing sharing = share_recurrence(operations, steps, B, panels);
 
-  ThreadPool::instance().run(sharing.threads, [&](const Team& team) {
+  ThreadPool::instance().run(std::min(sharing.threads, max_threads), [&](const Team& team) {
     T* const my_scratch = scratch + team.part * aligned(k.gemm_tn_scratch());
     for (Index l = L - 1; l >= 0; --l) {
       const Layer& p = layers_[static_cast<std::size_t>(l)];
       const T* const layer = tape + l * layout.layer;
-      const T* states[8];
-      T* dstates[8];
+      const T* states[max_states];
+      T* dstates[max_states];
       for (Index s = 0; s < S; ++s) {
         states[s] = layer + s * layout.state;
         dstates[s] = dstate + (s * L + l) * BH;
@@ -454,17 +464,18 @@ void Network<T>::decode(const T* packed, const T* h, Index rows, T* y) const {
 }
 
 template <class T>
-Index Network<T>::decode_backward_elements() const {
-  return ThreadPool::instance().size() * aligned(kernels<T>().gemm_tn_scratch());
+Index Network<T>::decode_backward_elements(int max_threads) const {
+  return max_threads * aligned(kernels<T>().gemm_tn_scratch());
 }
 
 template <class T>
 void Network<T>::decode_backward(const T* packed, const T* h, const T* dy, Index rows, T* dh,
-                                 T* gradients, T* workspace) const {
+                                 T* gradients, int max_threads, T* workspace) const {
   const Kernels<T>& k = kernels<T>();
   const Index H = shape_.hidden_size, O = shape_.output_size;
   ThreadPool::instance().run(
-      threads_for(4.0 * double(rows) * double(H * O)), [&](const Team& team) {
+      std::min(max_threads, threads_for(4.0 * double(rows) * double(H * O))),
+      [&](const Team& team) {
         k.gemm(GemmArgs<T>{dy, O, packed + decoder_packed_t_, nullptr, false, H, O, dh, H},
                team.share(rows), {0, ceil_div(H, k.gemm_units)});
         k.gemm_tn(
@@ -483,14 +494,14 @@ Index Network<T>::head_block_rows() const {
 }
 
 template <class T>
-Index Network<T>::head_elements(Index rows) const {
+Index Network<T>::head_elements(Index rows, int max_threads) const {
   return std::min(rows, head_block_rows()) * aligned(shape_.output_size) +
-         decode_backward_elements();
+         decode_backward_elements(max_threads);
 }
 
 template <class T>
 void Network<T>::head(const T* packed, const T* h, const Token* targets, Index rows, T scale,
-                      T* losses, T* dh, T* gradients, T* workspace) const {
+                      T* losses, T* dh, T* gradients, int max_threads, T* workspace) const {
   const Kernels<T>& k = kernels<T>();
   const Index H = shape_.hidden_size, O = shape_.output_size, stride = aligned(O);
   const Index block = head_block_rows();
@@ -498,7 +509,7 @@ void Network<T>::head(const T* packed, const T* h, const Token* targets, Index r
   T* const scratch = workspace + std::min(rows, block) * stride;
   const T* const bias = decoder_bias_ >= 0 ? packed + decoder_bias_ : nullptr;
   const double operations = (dh ? 6.0 : 2.0) * double(rows) * double(H * O);
-  ThreadPool::instance().run(threads_for(operations), [&](const Team& team) {
+  ThreadPool::instance().run(std::min(max_threads, threads_for(operations)), [&](const Team& team) {
     for (Index first = 0; first < rows; first += block) {
       const Index n = std::min(block, rows - first);
       const T* const h_block = h + first * H;

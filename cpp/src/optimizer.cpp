@@ -39,7 +39,7 @@ void check(const OptimizerOptions& o) {
   constexpr double inf = std::numeric_limits<double>::infinity();
   in("weight_decay", o.weight_decay, 0, inf, "0 or more");
   in("momentum", o.momentum, 0, inf, "0 or more");
-  in("alpha", o.alpha, 0, inf, "0 or more");
+  in("alpha", o.alpha, 0, 1, "a number from 0 to below 1");
   in("eps", o.eps, 0, inf, "0 or more");
   in("lr_decay", o.lr_decay, 0, inf, "0 or more");
   in("initial_accumulator_value", o.initial_accumulator_value, 0, inf, "0 or more");
@@ -89,8 +89,7 @@ Optimizer<T>::Optimizer(const std::string& rule, const OptimizerOptions& options
   std::string known;
   for (std::size_t i = 0; i < rules().size(); ++i) {
     const Rule& r = rules()[i];
-    if (known.find(r.name) == std::string::npos || r.name == "adam")
-      known += (known.empty() ? "" : ", ") + r.name;
+    if (i == 0 || rules()[i - 1].name != r.name) known += (known.empty() ? "" : ", ") + r.name;
     if (rule_ < 0 && r.name == rule && r.chosen(options)) {
       rule_ = static_cast<int>(i);
       prepare_ = r.prepare;
@@ -119,8 +118,9 @@ void Optimizer<T>::step(T* parameters, const T* gradients, double learning_rate,
       parameters, gradients, {}, static_cast<T>(gradient_scale), static_cast<T>(gradient_limit),
       numbers};
   for (std::size_t i = 0; i < slots_.size(); ++i) args.slots[i] = slots_[i].get();
+  const Kernels<T>& k = kernels<T>();
   ThreadPool::instance().run(threads_for_elements(elements_), [&](const Team& team) {
-    kernels<T>().update[rule_](args, team.share(elements_, 64));
+    k.update[rule_](args, team.share(elements_, 64));
   });
 }
 

@@ -4,17 +4,19 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <exception>
 #include <fstream>
 #include <limits>
 #include <mutex>
 #include <string>
-#include <system_error>
 
 #include "charrnn_fast/threads.hpp"
 #include "errors.hpp"
 
-#if defined(__linux__)
+#if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
+#endif
+#if defined(__linux__)
 #include <sched.h>
 #endif
 
@@ -64,8 +66,7 @@ int default_num_threads() {
     char* end = nullptr;
     const long n = std::strtol(text, &end, 10);
     if (*end == 0 && n >= 1 && n <= 4096) return static_cast<int>(n);
-    throw std::invalid_argument(std::string("CHARRNN_NUM_THREADS is '") + text +
-                                "', it takes a whole number from 1 to 4096");
+    fail("CHARRNN_NUM_THREADS is '", text, "', it takes a whole number from 1 to 4096");
   }
   double n = std::max(1u, std::thread::hardware_concurrency());
 #if defined(__linux__)
@@ -75,19 +76,24 @@ int default_num_threads() {
   return std::max(1, static_cast<int>(n));
 }
 
+std::atomic<int> the_fork_generation{0};
 std::atomic<ThreadPool*> the_pool{nullptr};
 std::mutex the_pool_mutex;
 
 }  // namespace
 
 void wait_for_change(std::atomic<std::uint32_t>& value, std::uint32_t old) {
-  const auto start = std::chrono::steady_clock::now();
-  do {
+  const auto changed = [&] {
     for (int i = 0; i < spins_per_look; ++i) {
-      if (value.load(std::memory_order_acquire) != old) return;
+      if (value.load(std::memory_order_acquire) != old) return true;
       relax();
     }
-  } while (std::chrono::steady_clock::now() - start < spin_time);
+    return false;
+  };
+  if (changed()) return;
+  const auto start = std::chrono::steady_clock::now();
+  while (std::chrono::steady_clock::now() - start < spin_time)
+    if (changed()) return;
   while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }
 
@@ -120,7 +126,7 @@ ThreadPool& ThreadPool::instance() {
   std::lock_guard<std::mutex> lock(the_pool_mutex);
   pool = the_pool.load(std::memory_order_acquire);
   if (!pool) {
-#if defined(__linux__)
+#if defined(__unix__) || defined(__APPLE__)
     static std::once_flag once;
     std::call_once(once, [] {
       // The parent's threads do not exist in the child: it gets a pool of the same size.
@@ -134,6 +140,7 @@ ThreadPool& ThreadPool::instance() {
           [] { the_pool_mutex.unlock(); },
           [] {
             the_pool_mutex.unlock();
+            the_fork_generation.fetch_add(1);
             the_pool.store(size_at_fork ? new ThreadPool(size_at_fork) : nullptr);
           });
     });
@@ -147,13 +154,14 @@ ThreadPool& ThreadPool::instance() {
 // Threads start at the first work for them. Where the system refuses one, fewer must do.
 void ThreadPool::start_workers(int n) {
   for (int i = static_cast<int>(workers_.size()) + 1; i < n; ++i) {
-    auto worker = std::make_unique<Worker>();
     try {
+      workers_.reserve(workers_.size() + 1);
+      auto worker = std::make_unique<Worker>();
       worker->thread = std::thread([this, w = worker.get()] { work(*w); });
-    } catch (const std::system_error&) {
+      workers_.push_back(std::move(worker));
+    } catch (const std::exception&) {
       return;
     }
-    workers_.push_back(std::move(worker));
   }
 }
 
@@ -197,6 +205,7 @@ void ThreadPool::run_erased(int parts, Call call, void* context) {
     return call(context, Team{0, 1, nullptr});
   start_workers(parts);
   parts = std::min(parts, static_cast<int>(workers_.size()) + 1);
+  teams_.fetch_add(parts > 1, std::memory_order_relaxed);
   Barrier barrier(parts);
   for (int i = 1; i < parts; ++i) {
     Worker& worker = *workers_[static_cast<std::size_t>(i - 1)];
@@ -216,6 +225,13 @@ void ThreadPool::run_erased(int parts, Call call, void* context) {
   }
   busy_.store(false, std::memory_order_release);
 }
+
+SharingLimits& sharing_limits() {
+  static SharingLimits limits;
+  return limits;
+}
+
+int fork_generation() { return the_fork_generation.load(std::memory_order_relaxed); }
 
 int get_num_threads() { return ThreadPool::instance().size(); }
 void set_num_threads(int n) { ThreadPool::instance().resize(n); }

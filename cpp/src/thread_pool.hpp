@@ -19,6 +19,17 @@
 
 namespace charrnn_fast {
 
+// From how much work on more threads are called: floating-point operations for each thread, and for
+// each thread between two barriers. Tests set both to 0, so that small cases run on all threads.
+struct SharingLimits {
+  // Some 10 microseconds of work, and some 2.
+  double operations_per_thread = 1e6, operations_per_barrier = 100e3;
+};
+SharingLimits& sharing_limits();
+
+// Raised in a forked child: what the parent's other threads had locked stays locked there.
+int fork_generation();
+
 // Waits until value != old: spins, then sleeps.
 void wait_for_change(std::atomic<std::uint32_t>& value, std::uint32_t old);
 
@@ -55,8 +66,12 @@ class ThreadPool {
   static ThreadPool& instance();
 
   int size() const { return size_.load(std::memory_order_relaxed); }
+  // Throws std::invalid_argument while another thread is in run().
   void resize(int n);
+  // How often run() had a team of more than one, for tests.
+  std::uint64_t teams() const { return teams_.load(std::memory_order_relaxed); }
 
+  // f must not throw.
   template <class F>
   void run(int parts, F&& f) {
     using Function = std::remove_reference_t<F>;
@@ -77,6 +92,7 @@ class ThreadPool {
 
   std::atomic<int> size_;
   std::atomic<bool> busy_{false};
+  std::atomic<std::uint64_t> teams_{0};
   std::vector<std::unique_ptr<Worker>> workers_;
 };
 

@@ -22,7 +22,15 @@ def build_info() -> dict[str, Any]: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...
 def available_isas() -> list[str]: ...
-def pool_self_test(rounds: int) -> int: ...
+def pool_self_test(rounds: int) -> int:
+    """Rounds of barriers on all threads; returns the sum of the team's size over them."""
+
+def pool_teams() -> int:
+    """How often work was shared by more than one thread."""
+
+def set_sharing_limits(operations_per_thread: float, operations_per_barrier: float) -> None:
+    """From how much work on more threads are called (1e6, 1e5); 0, 0: always. For tests."""
+
 
 class _Network(Generic[_F]):
     """A stack of recurrent layers and, if output_size > 0, a linear decoder."""

@@ -12,6 +12,7 @@
 #include "check.hpp"
 #include "dispatch.hpp"
 #include "test_isas.hpp"  // TEST_ISAS(X): X(namespace, "name") of each instruction set built
+#include "thread_pool.hpp"
 
 using namespace charrnn_fast;
 
@@ -98,9 +99,9 @@ struct Run {
     dstate = random_values<T>(static_cast<Index>(state_n.size()), 103);
     dx.assign(x.size(), T(0));
     gradients.assign(parameters.size(), T(0));
-    workspace.reserve(network.backward_elements());
+    workspace.reserve(network.backward_elements(get_num_threads()));
     network.backward(parameters.data(), packed.get(), in, tape.get(), dh.data(), dstate.data(),
-                     dx.data(), gradients.data(), workspace.get());
+                     dx.data(), gradients.data(), get_num_threads(), workspace.get());
   }
 };
 
@@ -164,7 +165,10 @@ void check_bits(const CellKernels<T>& cell) {
     for (const int threads : {2, 3, 7}) {
       set_num_threads(threads);
       Run<T> many(cell, 2, 5, 13, 3, H);
+      const auto teams_before = ThreadPool::instance().teams();
       many.backward();
+      CHECK(ThreadPool::instance().teams() > teams_before, "%d threads did not share the work",
+            threads);
       CHECK(same_bits(one.y, many.y) && same_bits(one.gradients, many.gradients) &&
                 same_bits(one.dx, many.dx) && same_bits(one.dstate, many.dstate),
             "%s, H %d, %d threads", cell.name, static_cast<int>(H), threads);
@@ -219,9 +223,9 @@ void check_epilogues(const CellKernels<T>& cell) {
       r.dgates.assign(static_cast<std::size_t>(steps * BH * slots), T(0));
       r.dstates = random_values<T>(S * BH, 7);
       std::vector<T> scratch(static_cast<std::size_t>(B * panels_t * G * k.gemm_units));
-      T* states[8];
-      T* dstates[8];
-      Index state_step[8];
+      T* states[max_states];
+      T* dstates[max_states];
+      Index state_step[max_states];
       for (Index s = 0; s < S; ++s) {
         states[s] = r.states.data() + s * (steps + 1) * BH;
         dstates[s] = r.dstates.data() + s * BH;
@@ -289,6 +293,8 @@ void check_all() {
 }  // namespace
 
 int main() {
+  // Small cases shall run on all threads too.
+  sharing_limits() = {0, 0};
   std::printf("instruction set %s\n", isa_in_use().c_str());
   set_num_threads(1);
   for (const Index layers : {1, 2, 3}) check_gradients(peephole<double>(), layers);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <limits>
+#include <memory>
 #include <mutex>
 
 #include "charrnn_fast/network.hpp"
@@ -20,6 +21,17 @@ struct TrainOptions {
   bool mean = true;  // of the losses over the targets that are not -1; else their sum
 };
 
+// A mutex that a forked child finds unlocked, whatever the parent's other threads were doing.
+class ForkSafeMutex {
+ public:
+  void lock();
+  void unlock() { mutex_->unlock(); }
+
+ private:
+  std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();
+  int generation_ = 0;
+};
+
 template <class T>
 class Model {
  public:
@@ -28,8 +40,13 @@ class Model {
 
   const Network<T>& network() const { return network_; }
   const T* parameters() const { return parameters_.get(); }
-  // For writing: counts as a change of the parameters.
-  T* change_parameters();
+  // Calls write(parameters) and counts it as a change of them.
+  template <class F>
+  void change_parameters(F&& write) {
+    std::lock_guard<ForkSafeMutex> lock(mutex_);
+    write(parameters_.get());
+    ++version_;
+  }
   // Raised by every change.
   Index version() const { return version_; }
 
@@ -39,13 +56,17 @@ class Model {
 
   // y [T, B, O]; state_0 or null; state_n. keep: for a backward to follow.
   void forward(const SequenceInput<T>& in, const T* state_0, bool keep, T* y, T* state_n);
-  // The shape of the last forward with keep; seq_len -1 where there is none.
-  Index kept_seq_len() const { return kept_.seq_len; }
-  Index kept_batch() const { return kept_.batch; }
-  bool kept_tokens() const { return kept_.tokens != nullptr; }
-  // For the last forward with keep: dstate as in Network::backward, dx or null, gradients are
-  // overwritten.
-  void backward(const T* dy, T* dstate, T* dx, T* gradients);
+  // What backward would go back from: the last forward with keep, if nothing has come after it that
+  // makes its gradients meaningless (another pass over a sequence, a change of the parameters).
+  struct Kept {
+    Index id;  // 0: there is none
+    Index seq_len, batch;
+    bool tokens;
+  };
+  Kept kept();
+  // dstate as in Network::backward, dx or null, gradients are overwritten. Throws
+  // std::invalid_argument where `expected` is not what kept() gives now.
+  void backward(const Kept& expected, const T* dy, T* dstate, T* dx, T* gradients);
 
   // One step: in.seq_len 1, y [B, O], state [S, L, B, H] in place.
   void step(const SequenceInput<T>& in, T* state, T* y);
@@ -75,14 +96,16 @@ class Model {
  private:
   const T* packed(bool for_backward);
   void run_forward(const SequenceInput<T>& in, const T* state_0, bool keep, T* state_n);
+  Kept kept_now() const;
   void check_targets(const Token* targets, Index seq_len, Index batch) const;
 
   Network<T> network_;
   AlignedBuffer<T> parameters_, packed_, tape_, workspace_, gradients_, dh_, state_, losses_, x_;
   AlignedBuffer<Token> tokens_;
   Index version_ = 1, packed_version_ = 0, packed_backward_version_ = 0;
-  SequenceInput<T> kept_{-1, 0, nullptr, nullptr};
-  std::mutex mutex_;
+  SequenceInput<T> kept_input_{};
+  Index kept_id_ = 0, kept_version_ = 0, num_kept_ = 0;
+  ForkSafeMutex mutex_;
 };
 
 extern template class Model<float>;

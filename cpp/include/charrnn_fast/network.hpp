@@ -3,7 +3,8 @@
 //
 // A Network is an immutable description: it owns no arrays, and its functions may be called from
 // several threads at once. The caller owns all memory and asks for sizes first; no call allocates.
-// Buffers must be aligned to 64 bytes (AlignedBuffer does that).
+// Buffers aligned to 64 bytes are fastest (AlignedBuffer does that). Where a call takes
+// max_threads, it uses no more, and its workspace is of the size asked for with the same number.
 //
 // Dimension letters: T seq_len, B batch, I input_size, H hidden_size, L num_layers, G gates of
 // the cell, S its states, O output_size (V, the vocabulary, in a language model). Arrays are
@@ -29,6 +30,8 @@ namespace charrnn_fast {
 
 template <class T>
 struct CellKernels;
+
+constexpr int max_states = 4;  // of a cell
 
 // PyTorch's two bias vectors per layer, one (added to the input part), or none.
 enum class Bias { both, single, none };
@@ -119,26 +122,26 @@ class Network {
   // dstate [S, L, B, H]: gradient of the last state on entry, of the initial state on return.
   // dx [T, B, I] or null. gradients: flat, added to.
   // Part of the tape is written over; forward's results on it stay.
-  Index backward_elements() const;
+  Index backward_elements(int max_threads) const;
   void backward(const T* parameters, const T* packed, const SequenceInput<T>& in, T* tape, T* dh,
-                T* dstate, T* dx, T* gradients, T* workspace) const;
+                T* dstate, T* dx, T* gradients, int max_threads, T* workspace) const;
 
   // y [N, O] = h [N, H] @ decoder.weight^T + decoder.bias
   void decode(const T* packed, const T* h, Index rows, T* y) const;
   // dh [N, H] = dy [N, O] @ decoder.weight; gradients of the decoder are added to.
-  Index decode_backward_elements() const;
+  Index decode_backward_elements(int max_threads) const;
   void decode_backward(const T* packed, const T* h, const T* dy, Index rows, T* dh, T* gradients,
-                       T* workspace) const;
+                       int max_threads, T* workspace) const;
 
   // Decoder, softmax cross-entropy and their backward, in blocks of rows, so that logits never
   // stand in memory at once. targets [N], -1 ignored; losses [N] nats; dh and gradients null: the
   // losses alone. scale: of the gradients, 1 for the sum, 1 / count for the mean.
-  Index head_elements(Index rows) const;
+  Index head_elements(Index rows, int max_threads) const;
   void head(const T* packed, const T* h, const Token* targets, Index rows, T scale, T* losses,
-            T* dh, T* gradients, T* workspace) const;
+            T* dh, T* gradients, int max_threads, T* workspace) const;
 
  private:
-  // Where one layer's arrays lie; -1: not there.
+  // Where one layer's arrays lie; -1: it has no such bias.
   struct Layer {
     Index weight_ih, weight_hh, bias_ih, bias_hh, params;  // in the parameters and gradients
     Index hh, ih, input_bias, split_bias;                  // packed for forward

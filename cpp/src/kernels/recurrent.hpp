@@ -129,6 +129,7 @@ void recurrent_forward(const RecurrentForwardArgs<T>& p, Range steps, Range rows
   using V = Native<T>;
   constexpr int G = Cell::num_gates;
   static_assert(G <= max_gates);
+  static_assert(Cell::num_masks == 0, "the kernels do not carry masks yet");
   using Set = Tiles<RowMajor, T, G>;
   const Index H = p.hidden_size;
   const Place whole = whole_place<G, T>(rows, panels, H);
