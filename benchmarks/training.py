@@ -7,8 +7,8 @@ backward, clipping by norm, Adam) on consecutive chunks of the text, hidden stat
 losses over the first chunks are compared before anything is timed. Then blocks of steps alternate,
 A B A B, so that a machine whose speed drifts treats both alike; the ratio is the median over the
 pairs. FLOP counts multiply-adds of matrix products as two, backward as twice forward; the peak is
-measured in the same run with fused multiply-adds that touch no memory. Without PyTorch, the
-package's side runs alone.
+measured in the same run, on as many threads, with fused multiply-adds that touch no memory.
+Without PyTorch, the package's side runs alone.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,28 @@ def time_block(step: Callable[[], float], count: int) -> float:
     return (time.perf_counter() - start) / count
 
 
+def fma_peak(threads: int) -> float:
+    """FLOP/s of so many threads at once."""
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(lambda _: _core.fma_peak("float32", 0.2), range(threads)))
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def parse_case(text: str) -> Case:
+    cell, *numbers = text.split(",")
+    if cell not in GATES or len(numbers) != 4 or not all(n.isdecimal() for n in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like lstm,50,50,128,2")
+    batch, seq_len, hidden, layers = map(int, numbers)
+    return cell, batch, seq_len, hidden, layers
+
+
 def measure(
     case: tuple[str, int, int, int, int], threads: int, ids: Any, blocks: int
 ) -> dict[str, Any]:
@@ -132,7 +156,7 @@ def measure(
                 raise SystemExit(f"{case}: at step {n} the losses differ, {a} and {b}")
     # Blocks of about 0.3 s of each side.
     counts = [max(1, round(0.3 / time_block(side, 3))) for side in sides]
-    peak = _core.fma_peak("float32", 0.1) * threads
+    peak = fma_peak(threads)
     times = [[time_block(s, n) for s, n in zip(sides, counts, strict=True)] for _ in range(blocks)]
     ours = statistics.median(t[0] for t in times)
     hh = GATES[cell] * hidden * hidden
@@ -161,20 +185,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("text", nargs="?", type=Path, help="default: Python's standard library")
-    parser.add_argument("--cases", nargs="*", help="as lstm,50,50,128,2: cell, B, T, H, L")
+    parser.add_argument(
+        "--cases",
+        nargs="*",
+        type=parse_case,
+        default=CASES,
+        help="as lstm,50,50,128,2: cell, B, T, H, L",
+    )
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--blocks", type=int, default=15)
     parser.add_argument("--json", type=Path, help="write the rows and the machine's facts there")
     args = parser.parse_args()
+    if args.text and not args.text.is_file():
+        parser.error(f"{args.text} is no file")
     text = args.text.read_text(encoding="utf-8") if args.text else demo.text()
     ids = cf.Vocabulary.from_text(text).encode(text)
-    cases = CASES
-    if args.cases:
-        split = [c.split(",") for c in args.cases]
-        cases = [(c[0], int(c[1]), int(c[2]), int(c[3]), int(c[4])) for c in split]
     machine = {
         **cf.build_info(),
-        "machine": platform.processor() or platform.machine(),
+        "processor": processor(),
+        "processors": os.cpu_count(),
         "numpy": np.__version__,
         "torch": None if torch is None else torch.__version__,
     }
@@ -182,7 +211,7 @@ def main() -> None:
     print("| cell, B, T, H, L | threads | ms | share of peak | chars/s | PyTorch ms | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     rows = []
-    for case in cases:
+    for case in args.cases:
         for threads in args.threads:
             row = measure(case, threads, ids, args.blocks)
             rows.append(row)

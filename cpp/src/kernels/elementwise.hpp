@@ -84,23 +84,24 @@ void exp_shifted(const T* x, Index n, T inverse_temperature, T* out) {
     math::exp((V::load(x + j, n - j) - most) * factor).store(out + j, n - j);
 }
 
-// Blocks of 1024 elements are summed in T, the blocks in double: an error of a few ulp of T at
-// any length.
+// In double, where the square of a float is exact and cannot overflow, in 16 interleaved sums.
 template <class T>
 double sum_of_squares(const T* x, Index n) {
-  using V = Native<T>;
-  constexpr Index block = 1024;
-  double total = 0;
-  for (Index begin = 0; begin < n; begin += block) {
-    const Index end = min_of(begin + block, n);
-    V sums = V(T(0));
-    for (Index j = begin; j < end; j += V::lanes) {
-      const V v = V::load(x + j, end - j);
-      sums = fma(v, v, sums);
+  constexpr int width = 16;
+  double sums[width] = {};
+  Index j = 0;
+  for (; j + width <= n; j += width)
+    for (int i = 0; i < width; ++i) {
+      const double v = static_cast<double>(x[j + i]);
+      sums[i] += v * v;
     }
-    total += static_cast<double>(sums.sum());
+  for (int i = 0; j + i < n; ++i) {
+    const double v = static_cast<double>(x[j + i]);
+    sums[i] += v * v;
   }
-  return total;
+  for (int half = width / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+  return sums[0];
 }
 
 template <class T, class F>

@@ -1,0 +1,125 @@
+#include "measure.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "charrnn_fast/math.hpp"
+#include "charrnn_fast/network.hpp"
+#include "dispatch.hpp"
+#include "errors.hpp"
+#include "thread_pool.hpp"
+
+namespace charrnn_fast {
+namespace {
+
+struct Function {
+  const char* name;
+  double bound;
+  long double (*exact)(long double);
+};
+
+const Function functions[] = {
+    {"exp", MathUlpBounds::exp, [](long double x) { return std::exp(x); }},
+    {"sigmoid", MathUlpBounds::sigmoid,
+     [](long double x) {
+       return x < 0 ? std::exp(x) / (1 + std::exp(x)) : 1 / (1 + std::exp(-x));
+     }},
+    {"tanh", MathUlpBounds::tanh, [](long double x) { return std::tanh(x); }},
+};
+
+const Function& find(const std::string& name) {
+  for (const Function& f : functions)
+    if (f.name == name) return f;
+  fail("function is '", name, "', it takes 'exp', 'sigmoid' or 'tanh'");
+}
+
+// |got - expected| in units in the last place of expected, among the subnormals of their step.
+double ulp_error(float got, long double expected) {
+  if (std::isnan(expected)) return std::isnan(got) ? 0 : std::numeric_limits<double>::infinity();
+  // Beyond the largest float plus half a step, infinity is the rounded value.
+  if (expected >= 0x1.ffffffp127L && std::isinf(got) && got > 0) return 0;
+  if (std::isinf(expected) || !std::isfinite(got))
+    return got == expected ? 0 : std::numeric_limits<double>::infinity();
+  int exponent;
+  std::frexp(expected, &exponent);
+  const long double ulp = std::ldexp(1.0L, std::max(exponent, -125) - 24);
+  return static_cast<double>(std::fabs(static_cast<long double>(got) - expected) / ulp);
+}
+
+}  // namespace
+
+template <class T>
+void apply_math(const std::string& function, const T* x, Index n, T* out) {
+  const std::string name = find(function).name;
+  const Kernels<T>& k = kernels<T>();
+  (name == "exp" ? k.exp : name == "sigmoid" ? k.sigmoid : k.tanh)(x, out, n);
+}
+
+double math_ulp_bound(const std::string& function) { return find(function).bound; }
+
+std::pair<double, double> math_max_ulp(const std::string& function, std::uint64_t first,
+                                       std::uint64_t count, std::uint64_t stride) {
+  const Function& f = find(function);
+  double worst = 0, at = 0;
+  constexpr Index block = 4096;
+  float x[block], y[block];
+  for (std::uint64_t done = 0; done < count; done += block) {
+    const Index n = static_cast<Index>(std::min<std::uint64_t>(block, count - done));
+    for (Index i = 0; i < n; ++i) {
+      const auto bits =
+          static_cast<std::uint32_t>(first + (done + static_cast<std::uint64_t>(i)) * stride);
+      std::memcpy(&x[i], &bits, sizeof bits);
+    }
+    apply_math(function, x, n, y);
+    for (Index i = 0; i < n; ++i) {
+      const double error = ulp_error(y[i], f.exact(x[i]));
+      if (error > worst) worst = error, at = static_cast<double>(x[i]);
+    }
+  }
+  return {worst, at};
+}
+
+template <class T>
+void multiply(const T* a, const T* b, Index rows, Index cols, Index depth, T* c) {
+  const Kernels<T>& k = kernels<T>();
+  const Index panels = (cols + k.gemm_units - 1) / k.gemm_units;
+  AlignedBuffer<T> packed;
+  packed.reserve(std::max<Index>(1, panels * k.gemm_units * depth));
+  const PackArgs<T> pack{b, 1, cols, 1, cols, depth, packed.get()};
+  const GemmArgs<T> args{a, depth, packed.get(), nullptr, false, cols, depth, c, cols};
+  ThreadPool::instance().run(ThreadPool::instance().size(), [&](const Team& team) {
+    k.pack(pack, team.share(panels));
+    team.wait();
+    k.gemm(args, team.share(rows), {0, panels});
+  });
+}
+
+template <class T>
+double fma_peak(double seconds) {
+  using Clock = std::chrono::steady_clock;
+  const Kernels<T>& k = kernels<T>();
+  constexpr Index iterations = 200000;  // some milliseconds
+  const auto begin = Clock::now();
+  double best = 0;
+  volatile T sink;
+  do {
+    const auto start = Clock::now();
+    sink = k.fma_loop(iterations);
+    const double elapsed = std::chrono::duration<double>(Clock::now() - start).count();
+    best = std::max(best, double(iterations) * k.fma_loop_flops / elapsed);
+  } while (std::chrono::duration<double>(Clock::now() - begin).count() < seconds);
+  (void)sink;
+  return best;
+}
+
+template void apply_math(const std::string&, const float*, Index, float*);
+template void apply_math(const std::string&, const double*, Index, double*);
+template void multiply(const float*, const float*, Index, Index, Index, float*);
+template void multiply(const double*, const double*, Index, Index, Index, double*);
+template double fma_peak<float>(double);
+template double fma_peak<double>(double);
+
+}  // namespace charrnn_fast
