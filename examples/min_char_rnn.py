@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
@@ -128,6 +129,22 @@ def train(tokens: Array, size: int, updates: Sequence[Update], iterations: int) 
     return [Curve(*curve) for curve in zip(losses, smoothed, seconds.tolist(), strict=True)]
 
 
+def unfit(path: Path) -> str | None:
+    """Why a picture cannot be written to path, found out before the training."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    endings = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.is_dir():
+        return f"{path} is a folder"
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    if path.suffix[1:].lower() not in ("", *endings):  # matplotlib makes "" a .png
+        return f"pictures end in {', '.join(endings)}, got {path}"
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        return f"{path} cannot be written"
+    return None
+
+
 def draw(curves: list[Curve], path: Path) -> None:
     from matplotlib.figure import Figure
 
@@ -165,12 +182,16 @@ def main(argv: Sequence[str] | None = None) -> list[Curve]:
         parser.error(
             "the picture takes matplotlib: pip install 'charrnn_fast[plot]', or give --no-plot"
         )
+    if not given.no_plot and (complaint := unfit(given.plot)):
+        parser.error(f"--plot: {complaint}")
     try:
         text = demo.text() if given.text is None else given.text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         parser.error(f"TEXT cannot be read: {error}")
     if len(text) < SEQ_LEN + 2:
         parser.error(f"TEXT must have {SEQ_LEN + 2} characters or more, got {len(text)}")
+    if len(set(text)) < 2:
+        parser.error(f"TEXT must have two different characters or more, got {text[0]!r} only")
     vocabulary = cf.Vocabulary.from_text(text)
     size = len(vocabulary)
     print(f"data has {len(text)} characters, {size} unique.")

@@ -87,10 +87,19 @@ def test_min_char_rnn_refuses(
     example = _example("min_char_rnn")
     short = tmp_path / "short.txt"
     short.write_text("abc", encoding="utf-8")
+    same = tmp_path / "same.txt"
+    same.write_text("a" * 100, encoding="utf-8")
     for arguments, message in (
         (["--iterations", "0"], "--iterations must be 1 or more, got 0"),
         ([str(short), "--no-plot"], "TEXT must have 27 characters or more, got 3"),
+        ([str(same), "--no-plot"], "TEXT must have two different characters or more"),
         ([str(tmp_path / "missing.txt"), "--no-plot"], "missing.txt"),
+        (
+            ["--plot", str(tmp_path / "no" / "a.png")],
+            f"--plot: there is no folder {tmp_path / 'no'}",
+        ),
+        (["--plot", str(tmp_path)], f"--plot: {tmp_path} is a folder"),
+        (["--plot", str(tmp_path / "a.txt")], "--plot: pictures end in "),
     ):
         with pytest.raises(SystemExit):
             example.main(arguments)

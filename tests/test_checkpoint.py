@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,47 @@ def test_a_killed_process_leaves_a_whole_file(path: Path) -> None:
         read, config = checkpoint.read(path)
         assert config == CONFIG
         assert read.keys() in (tensors().keys(), {"weight"})
+
+
+def test_errors_name_the_path_that_was_given(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "a temporary file")
+
+    calls: dict[str, Callable[[], None]] = {
+        "os.replace": lambda: checkpoint.write(path, {}, CONFIG),
+        "os.fsync": lambda: checkpoint.write(path, {}, CONFIG),
+        "tempfile.TemporaryFile": lambda: checkpoint.check_writable(path),
+    }
+    for name, call in calls.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(name, fail)
+            with pytest.raises(OSError, match="No space left on device") as raised:
+                call()
+        assert raised.value.errno == 28
+        assert raised.value.filename == str(path)
+    for bad in (tmp_path, tmp_path / "no" / "model", path / "model"):
+        with pytest.raises(OSError, match="fold") as raised:
+            checkpoint.write(bad, {}, CONFIG)
+        assert raised.value.filename == str(bad)
+
+
+def test_a_file_that_is_no_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
+    file = tmp_path / "thesis.txt"
+    file.write_text("years of work")
+    with pytest.raises(FileExistsError, match="no checkpoint; it is not overwritten"):
+        checkpoint.write(file, tensors(), CONFIG)
+    assert file.read_text() == "years of work"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_does_not_replace_a_checkpoint(path: Path, value: float) -> None:
+    before = path.read_bytes()
+    bad = {**tensors(), "wide": np.array([1, value])}
+    with pytest.raises(FloatingPointError, match="wide is no longer finite; no checkpoint is wri"):
+        checkpoint.write(path, bad, CONFIG)
+    assert path.read_bytes() == before
 
 
 def test_values_that_json_lacks_are_refused(path: Path) -> None:

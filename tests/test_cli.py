@@ -14,10 +14,11 @@ import pytest
 
 import charrnn_fast as cf
 from charrnn_fast import CharLM, Trainer, demo
-from charrnn_fast.cli import main
+from charrnn_fast.cli import _with_flags, main
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
 SMALL = ["--hidden-size", "8", "--num-layers", "1", "--batch-size", "6", "--seq-len", "20"]
+HUGE = str(10**30)
 COMMAND = [sys.executable, "-m", "charrnn_fast"]
 
 pytestmark = pytest.mark.usefixtures("threads")
@@ -68,7 +69,8 @@ def test_train_tells_what_it_does_and_saves(
         "text        880 characters: 792 to train on, the last 88 held out",
         "vocabulary  28 characters: '\\n abcdefghijklmnopqrstuvwxyz'",
         f"model       lstm, 1 layer of 8, float32: {trainer.model.num_parameters:,} parameters",
-        "training    adam, learning rate 0.002; batch size 6, sequence length 20",
+        "training    adam, learning rate 0.002 (x0.97 per epoch from epoch 10), gradient norm "
+        "clipped to 5; batch size 6, sequence length 20",
         f"length      12 steps, 2 epochs, on {cf.get_num_threads()} threads",
         f"held-out loss: {loss:.4f} nats per character ({loss / np.log(2):.4f} bits)",
         f"next: charrnn-fast sample '{path}'",
@@ -82,6 +84,7 @@ def test_options_reach_the_model_and_the_training(tmp_path: Path, text: Path) ->
     options = ["--cell", "gru", "--hidden-size", "5", "--num-layers", "3", "--seed", "9"]
     options += ["--batch-size", "4", "--seq-len", "10", "--optimizer", "rmsprop"]
     options += ["--learning-rate", "0.01", "--steps", "7", "--bytes", "--threads", "1"]
+    options += ["--lr-decay", "0.5", "--lr-decay-after", "3", "--clip-norm", "2"]
     assert main(["train", str(text), "-o", str(path), *options]) == 0
     trainer = Trainer.resume(path)
     assert cf.get_num_threads() == 1
@@ -93,8 +96,45 @@ def test_options_reach_the_model_and_the_training(tmp_path: Path, text: Path) ->
         10,
         "rmsprop",
     )
+    assert (settings["lr_decay"], settings["lr_decay_after"], settings["clip_norm"]) == (0.5, 3, 2)
     assert trainer.learning_rate == 0.01
     assert trainer.num_steps == 7
+
+
+def test_a_seed_of_64_bits_and_no_clipping(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, seed = tmp_path / "model", 2**64 - 1
+    options = ["--seed", str(seed), "--clip-norm", "inf", "--lr-decay", "1", "--steps", "1"]
+    assert main(["train", str(text), "-o", str(path), *options, *SMALL]) == 0
+    trainer = Trainer.resume(path)
+    assert trainer.model._config["seed"] == seed
+    assert trainer._settings()["clip_norm"] is None
+    assert "training    adam, learning rate 0.002, no clipping; batch" in capsys.readouterr().out
+
+
+def test_overwriting_is_asked_for(text: Path, model: Path) -> None:
+    assert main(["train", str(text), "-o", str(model), "--overwrite", "--steps", "1", *SMALL]) == 0
+    assert Trainer.resume(model).num_steps == 1
+
+
+def test_worse_than_guessing_is_told(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", str(text), "-o", str(tmp_path / "model"), "--steps", "6", *SMALL]
+    assert main([*train, "--optimizer", "sgd", "--learning-rate", "50"]) == 0
+    assert capsys.readouterr().err == (
+        "charrnn-fast: warning: the held-out loss is above ln 28 = 3.3322, that of uniform "
+        "guessing; try a smaller --learning-rate\n"
+    )
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="needs a folder that nobody can write to")
+def test_an_unwritable_path_is_the_one_that_was_given(
+    text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refused(["train", str(text), "-o", "/proc/x"], capsys)
+    assert error.startswith("charrnn-fast: error: /proc/x: ")
 
 
 def test_several_texts_are_one_corpus(tmp_path: Path, text: Path) -> None:
@@ -139,8 +179,8 @@ def test_divergence_is_told_and_the_checkpoint_stays(
         (["--hidden-size", "9"], "--hidden-size is 9, but {model} was trained with 8"),
         (["--cell", "gru"], "--cell is gru, but {model} was trained with lstm"),
         (["--seed", "3"], "--seed is 3, but {model} was trained with 0"),
-        (["--batch-size", "5"], "batch_size is 5, but {model} was trained with 6"),
-        (["--seq-len", "5"], "seq_len is 5, but {model} was trained with 20"),
+        (["--batch-size", "5"], "--batch-size is 5, but {model} was trained with 6"),
+        (["--seq-len", "5"], "--seq-len is 5, but {model} was trained with 20"),
         (["--optimizer", "sgd"], "optimizer is 'sgd', but {model} was trained with 'adam'"),
         (["--bytes"], "--bytes is given, but {model} was trained on characters"),
     ],
@@ -204,14 +244,59 @@ def test_resume_needs_a_training(
         (["train", "{text}", "-o", "{out}", "--hidden-size", "x"], "--hidden-size: invalid"),
         (["train", "{text}", "-o", "{out}", "--epochs", "1", "--steps", "1"], "not allowed with"),
         (["train", "{text}", "-o", "{out}", "--cell", "tcn"], "invalid choice: 'tcn'"),
-        (["train", "{text}", "-o", "{out}", "--learning-rate", "-1"], "must be above 0, got -1.0"),
+        (
+            ["train", "{text}", "-o", "{out}", "--learning-rate", "-1"],
+            "--learning-rate: must be finite, above 0",
+        ),
+        (["train", "{text}", "-o", "{model}"], "{model} exists: --resume goes on with it, --over"),
+        (["train", "{text}", "-o", "{model}", "--resume", "--overwrite"], "not allowed with"),
+        (["train", "{text}", "-o", "{out}", "--threads", HUGE], "--threads: must be in 1 to 4096"),
+        (["train", "{text}", "-o", "{out}", "--threads", "4097"], "--threads: must be in 1 to"),
+        (["train", "{text}", "-o", "{out}", "--hidden-size", HUGE], "--hidden-size: must be in"),
+        (["train", "{text}", "-o", "{out}", "--hidden-size", "2147483647"], "weights, at most 2**"),
+        (["train", "{text}", "-o", "{out}", "--num-layers", "10001"], "--num-layers must be in 1"),
+        (
+            ["train", "{text}", "-o", "{out}", "--batch-size", "999"],
+            "smaller --batch-size or --seq",
+        ),
+        (
+            ["train", "{text}", "-o", "{out}", "--steps", HUGE],
+            "--steps: must be in 1 to 2147483647",
+        ),
+        (
+            ["train", "{text}", "-o", "{out}", "--seed", "9" * 20],
+            "--seed: must be in 0 to 18446744",
+        ),
+        (["train", "{text}", "-o", "{out}", "--seed", "9" * 5000], "--seed: invalid integer value"),
+        (
+            ["train", "{text}", "-o", "{out}", "--lr-decay", "0"],
+            "--lr-decay: must be finite, above",
+        ),
+        (
+            ["train", "{text}", "-o", "{out}", "--lr-decay-after", "0"],
+            "--lr-decay-after: must be >=",
+        ),
+        (
+            ["train", "{text}", "-o", "{out}", "--clip-norm", "-1"],
+            "--clip-norm: must be finite, abo",
+        ),
+        (
+            ["train", "{text}", "-o", "{out}", "--learning-rate", "1e999"],
+            "--learning-rate: must be",
+        ),
+        (
+            ["sample", "{model}", "--top-k", HUGE],
+            "--top-k: must be in 1 to 2147483647, got 1000000",
+        ),
+        (["sample", "{model}", "--length", HUGE], "--length: must be in 0 to 2147483647"),
+        (["sample", "{model}", "--temperature", "nan"], "--temperature: must be finite"),
         (["sample", "{folder}/missing"], "missing: No such file or directory"),
         (["sample", "{text}"], "text.txt is no charrnn_fast checkpoint"),
         (["sample", "{empty}"], "empty is no charrnn_fast checkpoint"),
         (["sample", "{cut}"], "cut is damaged"),
         (["sample", "{model}", "--prime", "Quick"], "prime has the character 'Q' (U+0051)"),
-        (["sample", "{model}", "--temperature", "-1"], "temperature must be"),
-        (["sample", "{model}", "--top-p", "2"], "top_p must be"),
+        (["sample", "{model}", "--temperature", "-1"], "--temperature: must be finite, at least 0"),
+        (["sample", "{model}", "--top-p", "2"], "--top-p: must be finite, above 0, at"),
         (["sample", "{model}", "--top-k", "0"], "must be >= 1, got 0"),
         (["sample", "{model}", "--length", "-1"], "must be >= 0, got -1"),
         (["eval", "{model}"], "required: TEXT"),
@@ -298,7 +383,7 @@ def test_info_tells_what_a_checkpoint_holds(
     trainer = Trainer.resume(model)
     assert f"lstm, 1 layer of 8, float32: {trainer.model.num_parameters:,} parameters" in output
     assert "28 characters" in output
-    assert "adam, learning rate 0.002; batch size 6, sequence length 20" in output
+    assert "training    adam, learning rate 0.002 (x0.97 per epoch from epoch 10), " in output
     assert "12 steps" in output
     assert f"held out {trainer.history[-1].validation_loss:.4f} nats per character" in output
     trainer.model.save(model)
@@ -360,6 +445,38 @@ def test_help_is_there(command: list[str], capsys: pytest.CaptureFixture[str]) -
         main([*command, "--help"])
     assert stop.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: {' '.join(['charrnn-fast', *command])}")
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ("CHARRNN_NUM_THREADS", "CHARRNN_NUM_THREADS is 'foo', it takes a whole number"),
+        ("CHARRNN_ISA", "CHARRNN_ISA is 'foo', this machine runs: "),
+    ],
+)
+def test_a_bad_environment_is_one_clear_line(model: Path, variable: str, message: str) -> None:
+    environment = {**os.environ, variable: "foo"}
+    command = [*COMMAND, "info", str(model)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"charrnn-fast: error: {message}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"charrnn-fast {cf.__version__}\n"
+
+
+def test_flags_do_not_change_paths() -> None:
+    message = (
+        "runs/seq_len/seq_len.txt and top_k.safetensors: seq_len is 5, a smaller learning_rate."
+    )
+    assert _with_flags(message) == (
+        "runs/seq_len/seq_len.txt and top_k.safetensors: --seq-len is 5, a smaller --learning-rate."
+    )
 
 
 def test_both_ways_to_start_are_one_program(model: Path) -> None:

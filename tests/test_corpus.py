@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,6 +52,36 @@ def test_files_are_read_one_after_another(tmp_path: Path) -> None:
     again = Corpus.from_files(*map(str, paths), vocabulary=corpus.vocabulary)
     np.testing.assert_array_equal(again._ids, corpus._ids)
     assert again._fingerprint == corpus._fingerprint == Corpus.from_text(whole)._fingerprint
+
+
+@pytest.mark.parametrize("size", [200, 300, 70_000])
+def test_ids_widen_and_are_sorted_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Characters turn up in no order, new ones in every block."""
+    monkeypatch.setattr(charrnn_fast.corpus, "_BLOCK", 501)
+    characters = [chr(i) for i in range(0x20000) if not 0xD800 <= i < 0xE000][:size]
+    rng = np.random.default_rng(size)
+    text = "".join(rng.permutation(characters)) + "".join(rng.choice(characters, 3 * size))
+    corpus = Corpus.from_files(write(tmp_path / "text", text))
+    expected = Corpus.from_text(text)
+    assert corpus.vocabulary == expected.vocabulary
+    assert corpus._ids.dtype == expected._ids.dtype
+    np.testing.assert_array_equal(corpus._ids, expected._ids)
+
+
+@pytest.mark.usefixtures("block")
+def test_each_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [write(tmp_path / str(i), "some text") for i in range(2)]
+    opened = []
+
+    def record(path: Any, *arguments: Any) -> Any:
+        opened.append(path)
+        return open(path, *arguments)
+
+    monkeypatch.setattr(charrnn_fast.corpus, "open", record, raising=False)
+    Corpus.from_files(*paths)
+    assert opened == [str(path) for path in paths]
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(2, "u1"), (256, "u1"), (257, "u2"), (65537, "u4")])
@@ -127,6 +158,16 @@ def test_empty_texts_are_refused(tmp_path: Path) -> None:
     for vocabulary in (None, Vocabulary.from_text("ab"), Vocabulary.from_bytes()):
         with pytest.raises(ValueError, match="text is empty"):
             Corpus.from_text("", vocabulary)
+
+
+def test_a_vocabulary_of_another_type_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "text", "abc")
+    for wrong in ("ab", ["a", "b"]):
+        message = f"vocabulary must be a Vocabulary or None, got {type(wrong).__name__}"
+        with pytest.raises(TypeError, match=message):
+            Corpus.from_text("abc", wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=message):
+            Corpus.from_files(path, vocabulary=wrong)  # type: ignore[arg-type]
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +62,21 @@ def test_wrong_arguments_are_refused(vocabulary: Vocabulary) -> None:
         CharLM(TEXT)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="cell"):
         CharLM(vocabulary, cell="transformer")
+    with pytest.raises(TypeError, match="dtype must be 'float32' or 'float64', got None"):
+        CharLM(vocabulary, dtype=None)  # type: ignore[arg-type]
+
+
+def test_keywords_kept_free_take_their_defaults(vocabulary: Vocabulary) -> None:
+    CharLM(vocabulary, 4, dropout=0.0, bidirectional=False, proj_size=0, device="cpu")
+    others: dict[str, Any] = {
+        "dropout": 0.1,
+        "bidirectional": True,
+        "proj_size": 3,
+        "device": "gpu",
+    }
+    for name, value in others.items():
+        with pytest.raises(ValueError, match=f"{name} must be .* in this version, got {value!r}"):
+            CharLM(vocabulary, 4, **{name: value})
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
@@ -158,3 +174,22 @@ def test_saving_to_an_unwritable_path_is_an_os_error(
         CharLM(vocabulary, 4, 1).save(tmp_path / "file" / "model")
     with pytest.raises(FileNotFoundError):
         CharLM(vocabulary, 4, 1).save(tmp_path / "missing" / "model")
+    with pytest.raises(IsADirectoryError) as raised:
+        CharLM(vocabulary, 4, 1).save(tmp_path)
+    assert raised.value.filename == str(tmp_path)
+
+
+def test_saving_keeps_what_is_good(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    model, path, text = CharLM(vocabulary, 4, 1), tmp_path / "model", tmp_path / "text"
+    text.write_text(TEXT)
+    with pytest.raises(FileExistsError, match="no checkpoint; it is not overwritten"):
+        model.save(text)
+    assert text.read_text() == TEXT
+    model.save(path)
+    before = path.read_bytes()
+    weights = {name: np.array(w) for name, w in model.rnn.parameters().items()}
+    weights["weight_hh_l0"][0, 0] = np.nan
+    model.rnn.load_parameters(weights)
+    with pytest.raises(FloatingPointError, match=r"rnn.weight_hh_l0 is no longer finite"):
+        model.save(path)
+    assert path.read_bytes() == before

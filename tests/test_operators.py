@@ -31,8 +31,21 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"hidden_size": -3}, ValueError, "hidden_size.*>= 1, got -3"),
     ({"hidden_size": "8"}, TypeError, "hidden_size.*integer.*got '8'"),
     ({"output_size": 0}, ValueError, "output_size.*>= 1, got 0"),
-    ({"num_layers": 0}, ValueError, "num_layers.*>= 1, got 0"),
-    ({"seed": -1}, ValueError, "seed.*>= 0, got -1"),
+    ({"num_layers": 0}, ValueError, "num_layers.*in 1 to 10000, got 0"),
+    ({"seed": -1}, ValueError, "seed.*in 0 to 18446744073709551615, got -1"),
+    ({"seed": 2**64}, ValueError, "seed.*in 0 to 18446744073709551615, got 18446744073709551616"),
+    ({"input_size": 10**30}, ValueError, "input_size.*in 1 to 2147483647, got 10000000000"),
+    ({"hidden_size": 2**31}, ValueError, "hidden_size.*in 1 to 2147483647, got 2147483648"),
+    ({"output_size": 10**400}, ValueError, "output_size.*2147483647, got an integer of 1329 bit"),
+    ({"num_layers": 10**30}, ValueError, "num_layers.*in 1 to 10000, got 10000000000"),
+    (
+        {"input_size": 2**31 - 1, "hidden_size": 2**31 - 1},
+        ValueError,
+        r"RNN\(2147483647, 2147483647, .* would have 9.22e\+18 weights, at most 2\*\*40 are taken",
+    ),
+    ({"cell": "lstm", "forget_bias": 10**400}, ValueError, "forget_bias must be finite, got inf"),
+    ({"dtype": None}, TypeError, "dtype.*'float32' or 'float64', got None"),
+    ({"dtype": ">f4"}, TypeError, "dtype.*'float32' or 'float64', got >f4"),
     ({"cell": "mgu"}, ValueError, "cell.*'rnn', 'gru' or 'lstm', got 'mgu'"),
     ({"nonlinearity": "gelu"}, ValueError, "nonlinearity.*'tanh' or 'relu', got 'gelu'"),
     ({"cell": "lstm", "nonlinearity": "relu"}, ValueError, "nonlinearity='relu'.*'lstm'"),
@@ -59,6 +72,26 @@ def test_sizes_beyond_memory_are_refused_and_not_a_crash() -> None:
     for hidden_size in (2**31, 2**40, 2**62):
         with pytest.raises((MemoryError, ValueError, OverflowError)):
             cf.RNN(4, hidden_size)
+
+
+def test_what_exceeds_the_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("charrnn_fast._core.NetworkFloat32", fail)
+    with pytest.raises(MemoryError, match=r"RNN\(4, 3, 5, .* has 36 weights, which exceed the mem"):
+        cf.RNN(4, 3, 5)
+
+
+def test_the_largest_seed() -> None:
+    assert cf.RNN(4, 3, seed=2**64 - 1).W_hh.any()
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_weights_are_counted_before_they_are_made(cell: str) -> None:
+    for output_size in (None, 7):
+        net = cf.RNN(5, 4, output_size, cell=cell, num_layers=3, bias=False)
+        assert net._count_weights() == sum(p.size for p in net.parameters().values())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -197,6 +230,7 @@ def test_loading_refuses_and_leaves_all_as_it_was() -> None:
         ({**good, last: good[last][:-1]}, ValueError, rf"{last}.*shape \(3,\), got \(2,\)"),
         ({**good, last: good[last].astype("float64")}, TypeError, f"{last}.*float32, got float64"),
         ({**good, last: good[last].tolist()}, TypeError, f"{last}.*array, got list"),
+        (None, TypeError, "parameters must be a mapping of arrays by name, got NoneType"),  # type: ignore[list-item]
     ]
     for given, error, message in wrong:
         with pytest.raises(error, match=message):
@@ -256,6 +290,8 @@ def test_step_refuses_and_keeps_its_state() -> None:
         ([1, 2], TypeError, "x must be .*array.*list"),
         (None, TypeError, "x must be .*array.*NoneType"),
         (True, TypeError, "x must be .*array.*bool"),
+        (2**70, ValueError, "x is 1180591620717411303424, it takes 0 to 3"),
+        (-(2**70), ValueError, "x is -1180591620717411303424, it takes 0 to 3"),
         (np.zeros((0, 4), "float32"), ValueError, "batch of 1 or more, got 0"),
     ]
     for x, error, message in wrong:
@@ -324,6 +360,9 @@ def test_forward_refuses() -> None:
     wrong: list[tuple[Any, Any, type[Exception], str]] = [
         (x.astype("float64"), None, TypeError, "x .*float32.*float64"),
         (x.astype("float16"), None, TypeError, "x .*float32.*float16"),
+        (x.astype("float16"), None, TypeError, r"by x.astype\('float32'\)$"),
+        (x.astype("float64"), None, TypeError, "or build the network with dtype='float64'$"),
+        (x.astype(">f4"), None, TypeError, "got >f4: .*; its byte order is not this machine's$"),
         (x.tolist(), None, TypeError, "x .*array.*list"),
         (x[..., :3].copy(), None, ValueError, r"x must have shape \[T, B, 4\], got \(5, 3, 3\)"),
         (x[:, 0].copy(), None, ValueError, r"x must have shape \[T, B, 4\], got \(5, 4\)"),
@@ -351,6 +390,10 @@ def test_forward_refuses() -> None:
     lstm = Case("lstm").network()
     with pytest.raises(TypeError, match=r"state must be a tuple \(h, c\), got ndarray"):
         lstm.forward(x, h)
+    with pytest.raises(
+        ValueError, match=r"\(c\) must be .* numpy.ascontiguousarray\(state\[1\]\)$"
+    ):
+        lstm.forward(x, (h, h[..., ::-1]))
     with pytest.raises(ValueError, match=r"state\[1\] \(c\) must have shape .*got \(2, 3, 6\)"):
         lstm.forward(x, (h, np.zeros((2, 3, 6), "float32")))
 
@@ -397,6 +440,29 @@ def test_backward_belongs_to_the_last_forward(unit: str) -> None:
             net.backward(case.dy())
 
 
+def test_backward_needs_the_parameters_of_its_forward() -> None:
+    case = Case(output_size=7)
+    net = case.network()
+    _, _, grads = _forward_and_backward(net, case)
+    same = _copies(net)
+    changes: tuple[Callable[[], Any], ...] = (
+        lambda: cf.optim.SGD(net, lr=0.1).step(grads),
+        lambda: net.load_parameters(same),
+        lambda: setattr(net, "W_hh", same["weight_hh_l0"]),
+    )
+    for change in changes:
+        net.forward(case.x(), case.state())
+        change()
+        with pytest.raises(RuntimeError, match="a change of the parameters has come after it"):
+            net.backward(case.dy())
+        _forward_and_backward(net, case)
+
+
+def _forward_and_backward(net: cf.RNN, case: Case) -> Any:
+    net.forward(case.x(), case.state())
+    return net.backward(case.dy())
+
+
 def test_backward_refuses_and_may_be_repeated() -> None:
     case = Case("lstm", output_size=7)
     net = case.network()
@@ -441,20 +507,19 @@ def test_nan_stays_in_its_row(unit: str) -> None:
     assert_same_bits("y before", y[0], expected[0])
 
 
-@pytest.mark.parametrize("what", ["weights", "lr"])
+@pytest.mark.parametrize("what", ["nan", "overflow"])
 def test_an_update_that_is_not_finite_changes_nothing(what: str) -> None:
     """The fused update refuses to spread NaN: the parameters and the state stay as they were."""
     case = Case("lstm", tokens=True, input_size=5, output_size=5)
     net = case.network()
     optimizer = cf.optim.Adam(net)
-    if what == "weights":
-        damaged = _copies(net)
+    damaged = _copies(net)
+    if what == "nan":
         damaged["weight_hh_l0"][3, 2] = np.nan
-        net.load_parameters(damaged)
     else:
-        damaged = _copies(net)
-        damaged["decoder.weight"] *= np.float32(3e38)
-        net.load_parameters(damaged)
+        damaged["decoder.bias"][::2] = 3e38  # the loss of the other tokens is beyond float32
+        damaged["decoder.bias"][1::2] = -3e38
+    net.load_parameters(damaged)
     before, state = _copies(net), net.zero_state(3)
     x = case.x().astype("int32")
     loss, norm = net._core.train_step(x, x, state, optimizer._core, 1e-3, np.inf, np.inf, "mean")
@@ -540,6 +605,13 @@ def test_clipping_in_place() -> None:
     assert cf.clip_grad_norm({}, 1.0) == 0.0
 
 
+def test_an_infinite_bound_only_measures() -> None:
+    for values in ([3.0, 4.0], [1.0, np.inf]):
+        grad = np.array(values, "float32")
+        assert cf.clip_grad_norm({"a": grad}, np.inf) == np.linalg.norm(values)
+        assert grad.tolist() == values
+
+
 def test_clipping_shows_what_is_not_finite() -> None:
     """A norm that is NaN or infinite is returned, so that a caller can stop."""
     assert np.isnan(cf.clip_grad_norm({"a": np.array([1, np.nan], "float32")}, 1.0))
@@ -573,6 +645,10 @@ def test_clipping_refuses_and_leaves_all_as_it_was() -> None:
             with pytest.raises(error, match=message):
                 clip({"good": good, "bad": bad}, 1.0)  # type: ignore[dict-item]
     assert good.tolist() == [9, 9, 9]
+    for no_mapping in ([good], None):
+        for clip in (cf.clip_grad_norm, cf.clip_grad_value):
+            with pytest.raises(TypeError, match=r"grads must be a mapping.*, got (list|NoneType)"):
+                clip(no_mapping, 5)  # type: ignore[arg-type]
 
 
 # ---- threads, build -----------------------------------------------------------------------------
@@ -583,8 +659,9 @@ def test_number_of_threads() -> None:
     for n in (1, 2, 5):
         cf.set_num_threads(n)
         assert cf.get_num_threads() == n
-    for wrong, error in ((0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError)):
-        with pytest.raises(error):
+    wrongs = [(n, ValueError) for n in (0, -1, 4097, 10**30)]
+    for wrong, error in (*wrongs, (1.5, TypeError), ("2", TypeError)):
+        with pytest.raises(error, match=r"^n must be .*in 1 to 4096, got "):
             cf.set_num_threads(wrong)  # type: ignore[arg-type]
         assert cf.get_num_threads() == 5
 
@@ -593,3 +670,12 @@ def test_build_info() -> None:
     info = cf.build_info()
     assert info["version"] == cf.__version__
     assert {"compiler", "isa", "threads", "cuda"} <= info.keys()
+
+
+def test_the_packages_names() -> None:
+    """They are imported when first used."""
+    assert {*cf.__all__, "__version__"} <= set(dir(cf))
+    for name in cf.__all__:
+        assert getattr(cf, name) is not None
+    with pytest.raises(AttributeError, match="module 'charrnn_fast' has no attribute 'LSTM'"):
+        _ = cf.LSTM

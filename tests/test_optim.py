@@ -165,6 +165,8 @@ def test_a_step_refuses_and_changes_nothing(rule: str) -> None:
         ({**good, "weight_ih_l9": good[last]}, ValueError, "grads .*weight_ih_l9"),
         ({**good, last: good[last][:-1]}, ValueError, rf"grads\['{last}'\] .*\(3,\), got \(2,\)"),
         ({**good, last: good[last].astype("float64")}, TypeError, rf"{last}.*float32, got float64"),
+        (None, TypeError, "grads must be a mapping of arrays by name, got NoneType"),
+        (list(good.values()), TypeError, "grads must be a mapping of arrays by name, got list"),
         ({**good, last: None}, TypeError, rf"grads\['{last}'\] .*array, got NoneType"),
     ]
     for grads, error, message in wrong:
@@ -193,6 +195,7 @@ REFUSED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("SGD", {"weight_decay": np.nan}, ValueError, "weight_decay .*nan"),
     ("SGD", {"nesterov": True}, ValueError, "nesterov .*momentum"),
     ("SGD", {"nesterov": True, "momentum": 0.9, "dampening": 0.1}, ValueError, "nesterov .*damp"),
+    ("RMSprop", {"alpha": 1.0}, ValueError, "alpha must be finite, below 1, got 1"),
     ("RMSprop", {"alpha": -0.1}, ValueError, "alpha .*-0.1"),
     ("RMSprop", {"eps": -1e-8}, ValueError, "eps .*-1e-08"),
     ("RMSprop", {"momentum": np.inf}, ValueError, "momentum .*inf"),

@@ -97,6 +97,12 @@ def test_greedy_takes_the_most_probable(model: CharLM) -> None:
         assert vocabulary.decode([int(np.argmax(logits[-1, 0]))]) == expected
 
 
+def test_more_than_all_characters_are_all(model: CharLM) -> None:
+    expected = model.sample(50, seed=2)
+    for top_k in (len(model.vocabulary), len(model.vocabulary) + 1, 2**31 - 1):
+        assert model.sample(50, seed=2, top_k=top_k) == expected
+
+
 def test_without_a_prime_a_newline_is_read(model: CharLM) -> None:
     assert model.sample(30, prime="\n", seed=1) == "\n" + model.sample(30, seed=1)
     other = make(vocabulary=Vocabulary.from_text("helo"))
@@ -156,6 +162,8 @@ def test_draws_follow_the_softmax() -> None:
         ({"temperature": float("inf")}, ValueError, "temperature must be finite"),
         ({"temperature": "hot"}, TypeError, "temperature must be a number"),
         ({"top_k": 0}, ValueError, "top_k must be >= 1, got 0"),
+        ({"top_k": 10**30}, ValueError, "top_k must be in 1 to 2147483647, got 1000000000"),
+        ({"length": 10**30}, ValueError, "length must be in 0 to 2147483647, got 1000000000"),
         ({"top_p": 0.0}, ValueError, "top_p must be finite, above 0, at most 1, got 0.0"),
         ({"top_p": 1.01}, ValueError, "top_p must be finite, above 0, at most 1, got 1.01"),
         ({"seed": -1}, ValueError, "seed must be in 0 to 18446744073709551615, got -1"),
@@ -179,5 +187,7 @@ def test_bad_arguments_are_refused_at_the_call(
 def test_seed_and_seeds_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="seed or seeds"):
         make().sample(10, seed=1, seeds=[1])  # type: ignore[call-overload]
-    with pytest.raises(ValueError, match="seed must be in"):
+    with pytest.raises(ValueError, match=r"seeds\[1\] must be in 0 to"):
         make().sample(10, seeds=[1, -1])
+    with pytest.raises(TypeError, match="seeds must be a sequence of integers, got 3"):
+        make().sample(5, seeds=3)  # type: ignore[call-overload]

@@ -413,6 +413,7 @@ def test_fit_puts_the_interrupt_handler_back(corpus: Corpus) -> None:
     ("options", "error", "message"),
     [
         ({"batch_size": 0}, ValueError, "batch_size must be >= 1, got 0"),
+        ({"batch_size": 10**30}, ValueError, "batch_size must be in 1 to 2147483647, got 10000"),
         ({"seq_len": 2.0}, TypeError, "seq_len must be an integer >= 1, got 2.0"),
         ({"batch_size": 100}, ValueError, "too short: .*792 characters.*batch_size=100.*2001"),
         ({"optimizer": "adamax"}, ValueError, "optimizer must be one of sgd,.* got 'adamax'"),
@@ -434,6 +435,32 @@ def test_bad_settings_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         make(corpus, **options)
+
+
+def test_arguments_of_another_type_are_refused(corpus: Corpus) -> None:
+    model = CharLM(corpus.vocabulary, 4)
+    wrong: list[tuple[Any, Any, str]] = [
+        (None, corpus, "model must be a CharLM, got NoneType"),
+        (model.rnn, corpus, "model must be a CharLM, got RNN"),
+        (model, "text", "corpus must be a Corpus or None, got str"),
+    ]
+    for first, second, message in wrong:
+        with pytest.raises(TypeError, match=message):
+            Trainer(first, second)
+    trainer = make(corpus)
+    bad: Any = "x"
+    trainer.optimizer.lr = bad
+    before = weights(trainer)
+    with pytest.raises(TypeError, match=r"optimizer.lr must be a number .*, got 'x'"):
+        trainer.fit(steps=1, progress=False)
+    with pytest.raises(TypeError, match=r"optimizer.lr must be a number .*, got 'x'"):
+        trainer.step([[0]], [[1]])
+    assert weights(trainer) == before
+
+
+def test_an_infinite_bound_is_none(corpus: Corpus) -> None:
+    settings = make(corpus, clip_norm=np.inf, clip_value=np.inf)._settings()
+    assert settings["clip_norm"] is settings["clip_value"] is None
 
 
 def test_texts_that_do_not_fit_are_refused(corpus: Corpus) -> None:
@@ -464,7 +491,7 @@ def test_fit_takes_epochs_or_steps(corpus: Corpus) -> None:
         trainer.fit()
     with pytest.raises(ValueError, match="either epochs or steps"):
         trainer.fit(epochs=1, steps=1)
-    with pytest.raises(ValueError, match="steps must be >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"steps must be in 0 to .*, got -1"):
         trainer.fit(steps=-1)
     with pytest.raises(TypeError, match="epochs must be an integer"):
         trainer.fit(epochs=0.5)  # type: ignore[arg-type]

@@ -6,17 +6,20 @@ same math in NumPy. Command line: ``charrnn-fast --help``.
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from . import optim, reference
-from ._core import get_num_threads, set_num_threads
-from .checkpoint import CheckpointError
-from .corpus import Corpus
-from .losses import clip_grad_norm, clip_grad_value, cross_entropy
-from .model import CharLM
-from .rnn import RNN
-from .trainer import Trainer
-from .vocabulary import Vocabulary
+if TYPE_CHECKING:
+    from . import optim, reference
+    from .checkpoint import CheckpointError
+    from .corpus import Corpus
+    from .losses import clip_grad_norm, clip_grad_value, cross_entropy
+    from .model import CharLM
+    from .rnn import RNN
+    from .trainer import Trainer
+    from .vocabulary import Vocabulary
+
+    __version__: str
 
 __all__ = [
     "RNN",
@@ -35,6 +38,38 @@ __all__ = [
     "set_num_threads",
 ]
 
+_MODULES = {
+    "RNN": "rnn",
+    "CharLM": "model",
+    "CheckpointError": "checkpoint",
+    "Corpus": "corpus",
+    "Trainer": "trainer",
+    "Vocabulary": "vocabulary",
+    "clip_grad_norm": "losses",
+    "clip_grad_value": "losses",
+    "cross_entropy": "losses",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first used: `reference` then needs nothing compiled, and the command line can
+    # say in one line what keeps the kernels from loading.
+    value: Any
+    if name == "__version__":
+        value = build_info()["version"]
+    elif name in ("optim", "reference"):
+        value = import_module(f".{name}", __name__)
+    elif name in _MODULES:
+        value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
+
 
 def build_info() -> dict[str, Any]:
     """Version, compiler, instruction set in use and those this machine runs, threads, CUDA."""
@@ -43,4 +78,19 @@ def build_info() -> dict[str, Any]:
     return build_info()
 
 
-__version__: str = build_info()["version"]
+def get_num_threads() -> int:
+    """The number of threads that the kernels use: at first one for each core it may run on."""
+    from ._core import get_num_threads
+
+    return get_num_threads()
+
+
+def set_num_threads(n: int) -> None:
+    """Sets the number of threads that the kernels use, 1 to 4096; results do not depend on it.
+
+    The environment variable CHARRNN_NUM_THREADS sets it from outside.
+    """
+    from ._checks import integer
+    from ._core import set_num_threads
+
+    set_num_threads(integer("n", n, 1, 4096))

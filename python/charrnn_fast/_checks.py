@@ -9,16 +9,27 @@ from typing import SupportsFloat
 
 StrPath = str | os.PathLike[str]
 
+LARGEST = 2**31 - 1  # what the kernels count with
+LARGEST_SEED = 2**64 - 1
 
-def integer(name: str, value: object, minimum: int, maximum: int | None = None) -> int:
+
+def instance(name: str, value: object, kind: type | tuple[type, ...], takes: str) -> None:
+    """TypeError unless value is of a kind; takes says which."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {takes}, got {type(value).__name__}")
+
+
+def integer(name: str, value: object, minimum: int, maximum: int = LARGEST) -> int:
     """value as an int; TypeError for anything that is no integer, ValueError out of range."""
-    takes = f">= {minimum}" if maximum is None else f"in {minimum} to {maximum}"
+    takes = f">= {minimum}" if maximum == LARGEST else f"in {minimum} to {maximum}"
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name} must be an integer {takes}, got {value!r}") from None
-    if number < minimum or (maximum is not None and number > maximum):
-        raise ValueError(f"{name} must be {takes}, got {number}")
+    if number < minimum:
+        raise ValueError(f"{name} must be {takes}, got {shown(number)}")
+    if number > maximum:
+        raise ValueError(f"{name} must be in {minimum} to {maximum}, got {shown(number)}")
     return number
 
 
@@ -35,7 +46,17 @@ def real(
     takes = ", ".join(["finite", *(f"{word} {x:g}" for x, word in limits if math.isfinite(x))])
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):
         raise TypeError(f"{name} must be a number ({takes}), got {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond the largest float
+        number = math.inf
     if not (math.isfinite(number) and above < number and least <= number <= most):
         raise ValueError(f"{name} must be {takes}, got {number}")
     return number
+
+
+def shown(number: int) -> str:
+    """number for a message; Python refuses to write out thousands of digits."""
+    return (
+        str(number) if number.bit_length() <= 1024 else f"an integer of {number.bit_length()} bits"
+    )

@@ -31,7 +31,6 @@ def pool_teams() -> int:
 def set_sharing_limits(operations_per_thread: float, operations_per_barrier: float) -> None:
     """From how much work on more threads are called (1e6, 1e5); 0, 0: always. For tests."""
 
-
 class _Network(Generic[_F]):
     """A stack of recurrent layers and, if output_size > 0, a linear decoder."""
 

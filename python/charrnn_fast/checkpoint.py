@@ -40,14 +40,17 @@ def write(path: StrPath, tensors: Tensors, config: Config) -> None:
 
     The new file takes the old one's place in one step, after its data have reached the disk:
     whoever reads sees the old checkpoint or the new one, whole, even after a crash. Raises
-    OSError, and leaves the old file as it was, where writing fails.
+    OSError where writing fails or the old file is no checkpoint, and FloatingPointError where a
+    tensor is not finite, and leaves the old file as it was.
     """
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise FloatingPointError(f"{name} is no longer finite; no checkpoint is written")
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     header = {"format": _FORMAT, "sha256": _digest(arrays, config), "config": config}
     # One entry only: safetensors writes several in an order that changes from run to run.
     data = safetensors.numpy.save(arrays, {_KEY: json.dumps(header, allow_nan=False)})
-    target = os.path.realpath(path)
-    folder = os.path.dirname(target)
+    target, folder = _replaceable(path)
     temporary = os.path.join(folder, f".charrnn_fast-{secrets.token_hex(8)}.tmp")
     try:
         # Mode "x" creates the file with the permissions that the umask leaves.
@@ -56,11 +59,13 @@ def write(path: StrPath, tensors: Tensors, config: Config) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
+        _sync_folder(folder)
+    except BaseException as error:
         if os.path.lexists(temporary):
             os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise _of_path(error, path) from error
         raise
-    _sync_folder(folder)
 
 
 def read(path: StrPath) -> tuple[dict[str, NDArray[Any]], Config]:
@@ -92,6 +97,17 @@ def check_writable(path: StrPath) -> None:
 
     A file that is there is only replaced if it is a checkpoint (or empty). Nothing is changed.
     """
+    _, folder = _replaceable(path)
+    # The permissions alone do not tell: the file system may be read-only, or the user root.
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _of_path(error, path) from error
+
+
+def _replaceable(path: StrPath) -> tuple[str, str]:
+    """The file that path leads to, and its folder; OSError where it is not to be replaced."""
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
     if os.path.isdir(target):
@@ -110,9 +126,12 @@ def check_writable(path: StrPath) -> None:
             raise FileExistsError(
                 errno.EEXIST, "this file is no checkpoint; it is not overwritten", os.fspath(path)
             ) from None
-    # The permissions alone do not tell: the file system may be read-only, or the user root.
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    return target, folder
+
+
+def _of_path(error: OSError, path: StrPath) -> OSError:
+    """The error of a temporary file, as that of the path that was given."""
+    return type(error)(error.errno, error.strerror, os.fspath(path))
 
 
 def _header(path: StrPath, data: bytes) -> Config:

@@ -6,17 +6,20 @@ import argparse
 import io
 import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from . import checkpoint, demo
-from ._core import get_num_threads, set_num_threads
+from . import build_info, checkpoint, demo, get_num_threads, set_num_threads
+from ._checks import LARGEST, LARGEST_SEED, integer, real
 from .corpus import Corpus
 from .model import CharLM
 from .trainer import Evaluation, Trainer
 from .vocabulary import Vocabulary
+
+_T = TypeVar("_T")
 
 _USER_ERROR = 2
 _FAILED = 1
@@ -31,6 +34,9 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "seq_len": 50,
     "optimizer": "adam",
     "learning_rate": 2e-3,
+    "lr_decay": 0.97,
+    "lr_decay_after": 10,
+    "clip_norm": 5.0,
 }
 _EPOCHS = 20
 
@@ -44,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may draw what a terminal cannot show
     try:
+        get_num_threads()  # complains of a CHARRNN_NUM_THREADS that is no number
         options = _parser().parse_args(argv)
         if options.threads is not None:
             set_num_threads(options.threads)
@@ -58,14 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except FloatingPointError as error:
-        return _complain(str(error), _FAILED)
+        return _complain(_with_flags(str(error)), _FAILED)
     except OSError as error:
         name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         return _complain(f"{name}{error.strerror or error}", _USER_ERROR)
     except MemoryError:
         return _complain("out of memory; try a smaller model or batch size", _USER_ERROR)
-    except ValueError as error:
-        return _complain(str(error), _USER_ERROR)
+    except (ValueError, OverflowError) as error:
+        return _complain(_with_flags(str(error)), _USER_ERROR)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -111,6 +118,13 @@ def _conclude(options: argparse.Namespace, trainer: Trainer) -> int:
         print(f"next: charrnn-fast sample {shlex.quote(options.output)}")
     elif options.demo:
         print("next: charrnn-fast train your-text.txt -o your-model.safetensors")
+    uniform = math.log(len(model.vocabulary))
+    if loss > uniform:
+        print(
+            f"charrnn-fast: warning: the held-out loss is above ln {len(model.vocabulary)} = "
+            f"{uniform:.4f}, that of uniform guessing; try a smaller --learning-rate",
+            file=sys.stderr,
+        )
     if not _is_plain_demo(options):
         return 0
     if loss < demo.BOUND:
@@ -188,6 +202,12 @@ def _check_paths(options: argparse.Namespace) -> None:
     if options.resume and not os.path.exists(options.output):
         raise ValueError(f"{options.output} does not exist: nothing to resume")
     checkpoint.check_writable(options.output)
+    if options.resume or options.overwrite or not os.path.exists(options.output):
+        return
+    if os.path.getsize(options.output):
+        raise ValueError(
+            f"{options.output} exists: --resume goes on with it, --overwrite starts anew"
+        )
 
 
 def _new(options: argparse.Namespace, corpus: Corpus) -> Trainer:
@@ -270,10 +290,14 @@ def _vocabulary_line(vocabulary: Vocabulary) -> str:
 
 
 def _training_line(settings: dict[str, Any]) -> str:
+    decay, clip_norm = settings["lr_decay"], settings["clip_norm"]
+    rate = f"learning rate {settings['learning_rate']:.3g}"
+    if decay != 1:
+        rate += f" (x{decay:.6g} per epoch from epoch {settings['lr_decay_after']})"
     return (
-        f"{settings['optimizer'] or 'optimizer object'}, learning rate "
-        f"{settings['learning_rate']:.3g}; batch size "
-        f"{settings['batch_size']}, sequence length {settings['seq_len']}"
+        f"{settings['optimizer'] or 'optimizer object'}, {rate}, "
+        f"{'no clipping' if clip_norm is None else f'gradient norm clipped to {clip_norm:.6g}'}; "
+        f"batch size {settings['batch_size']}, sequence length {settings['seq_len']}"
     )
 
 
@@ -299,27 +323,47 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def _with_flags(message: str) -> str:
+    """A message about arguments, as one about options; names within a path stay."""
+    names = "|".join(
+        n for n in (*_MODEL_DEFAULTS, *_TRAINER_DEFAULTS, "top_k", "top_p") if "_" in n
+    )
+    return re.sub(rf"(?<![\w/.-])({names})(?![\w/-]|\.\w)", lambda m: _flag(m[0]), message)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(_USER_ERROR, f"charrnn-fast: error: {message} (see {self.prog} --help)\n")
 
 
-def _at_least(minimum: int) -> Callable[[str], int]:
-    def integer(text: str) -> int:
-        if (value := int(text)) < minimum:
-            raise argparse.ArgumentTypeError(f"must be >= {minimum}, got {value}")
-        return value
+def _integer(minimum: int, maximum: int = LARGEST) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        value = int(text)
+        return _checked(lambda: integer("", value, minimum, maximum))
 
-    return integer
+    convert.__name__ = "integer"  # argparse: "invalid integer value"
+    return convert
 
 
-def _above(minimum: float) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        if not (value := float(text)) > minimum:
-            raise argparse.ArgumentTypeError(f"must be above {minimum:g}, got {value}")
-        return value
+def _number(**bounds: float) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        value = float(text)
+        return _checked(lambda: real("", value, **bounds))
 
-    return number
+    convert.__name__ = "number"
+    return convert
+
+
+def _norm(text: str) -> float:
+    return math.inf if text == "inf" else _number(above=0)(text)
+
+
+def _checked(check: Callable[[], _T]) -> _T:
+    """What a check returns; argparse puts the option's name before its message."""
+    try:
+        return check()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).strip()) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -327,12 +371,16 @@ def _parser() -> argparse.ArgumentParser:
         prog="charrnn-fast",
         description="Character-level language models with recurrent networks, fast on a CPU.",
     )
+    version = f"charrnn-fast {build_info()['version']}"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> _Parser:
         sub = commands.add_parser(name, help=about, description=about)
         sub.set_defaults(run=run)
-        sub.add_argument("--threads", type=_at_least(1), metavar="N", help="default: all cores")
+        sub.add_argument(
+            "--threads", type=_integer(1, 4096), metavar="N", help="default: all cores"
+        )
         return sub
 
     train = command("train", _train, "Train a model on text files.")
@@ -352,55 +400,88 @@ def _parser() -> argparse.ArgumentParser:
         ("--batch-size", "B", "pieces of the text that are read side by side (default: 50)"),
         ("--seq-len", "T", "characters between two updates (default: 50)"),
     ):
-        train.add_argument(flag, type=_at_least(1), metavar=name, help=about)
+        train.add_argument(flag, type=_integer(1), metavar=name, help=about)
     length = train.add_mutually_exclusive_group()
     length.add_argument(
-        "--epochs", type=_at_least(1), metavar="N", help=f"passes in all (default: {_EPOCHS})"
+        "--epochs", type=_integer(1), metavar="N", help=f"passes in all (default: {_EPOCHS})"
     )
-    length.add_argument("--steps", type=_at_least(1), metavar="N", help="updates in all")
+    length.add_argument("--steps", type=_integer(1), metavar="N", help="updates in all")
     train.add_argument(
         "--optimizer",
         choices=("sgd", "rmsprop", "adagrad", "adam", "adamw"),
         help="default: adam",
     )
-    train.add_argument("--learning-rate", type=_above(0), metavar="LR", help="default: 0.002")
     train.add_argument(
-        "--seed", type=_at_least(0), metavar="N", help="of the initial weights (default: 0)"
+        "--learning-rate", type=_number(above=0), metavar="LR", help="default: 0.002"
+    )
+    train.add_argument(
+        "--lr-decay",
+        type=_number(above=0),
+        metavar="X",
+        help="factor of the learning rate after each epoch (default: 0.97; 1: none)",
+    )
+    train.add_argument(
+        "--lr-decay-after",
+        type=_integer(1),
+        metavar="N",
+        help="epochs before it first applies (default: 10)",
+    )
+    train.add_argument(
+        "--clip-norm",
+        type=_norm,
+        metavar="X",
+        help="bound of the gradient's norm (default: 5; inf: none)",
+    )
+    train.add_argument(
+        "--seed",
+        type=_integer(0, LARGEST_SEED),
+        metavar="N",
+        help="of the initial weights (default: 0)",
     )
     train.add_argument(
         "--bytes", action="store_true", help="model the 256 bytes instead of the characters"
     )
     train.add_argument(
         "--checkpoint-every",
-        type=_at_least(1),
+        type=_integer(1),
         metavar="STEPS",
         help="save this often, too (default: after each epoch)",
     )
-    train.add_argument(
+    existing = train.add_mutually_exclusive_group()
+    existing.add_argument(
         "--resume", action="store_true", help="go on with the training that -o FILE holds"
+    )
+    existing.add_argument(
+        "--overwrite", action="store_true", help="start anew where -o FILE holds a model"
     )
 
     sample = command("sample", _sample, "Write text with a trained model.")
     sample.add_argument("model", metavar="FILE")
     sample.add_argument(
-        "--length", type=_at_least(0), default=500, metavar="N", help="characters (default: 500)"
+        "--length", type=_integer(0), default=500, metavar="N", help="characters (default: 500)"
     )
     sample.add_argument("--prime", default="", metavar="TEXT", help="how the text begins")
     sample.add_argument(
         "--temperature",
-        type=float,
+        type=_number(least=0),
         default=1.0,
         metavar="T",
         help="below 1 safer, above 1 wilder, 0 the most probable (default: 1)",
     )
     sample.add_argument(
-        "--top-k", type=_at_least(1), metavar="K", help="draw from the K most probable only"
+        "--top-k", type=_integer(1), metavar="K", help="draw from the K most probable only"
     )
     sample.add_argument(
-        "--top-p", type=float, metavar="P", help="draw from the most probable with P together"
+        "--top-p",
+        type=_number(above=0, most=1),
+        metavar="P",
+        help="draw from the most probable with P together",
     )
     sample.add_argument(
-        "--seed", type=_at_least(0), metavar="N", help="default: a fresh one, told on stderr"
+        "--seed",
+        type=_integer(0, LARGEST_SEED),
+        metavar="N",
+        help="default: a fresh one, told on stderr",
     )
 
     evaluate = command("eval", _eval, "Measure a trained model's loss on text files.")

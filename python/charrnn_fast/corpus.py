@@ -11,12 +11,12 @@ import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._checks import StrPath
+from ._checks import StrPath, instance
 from .vocabulary import Vocabulary, _distinct_code_points
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Corpus:
     @classmethod
     def from_text(cls, text: str, vocabulary: Vocabulary | None = None) -> Corpus:
         """The corpus of a text in memory; vocabulary None: the text's own characters."""
+        _check_vocabulary(vocabulary)
         if vocabulary is None:
             vocabulary = Vocabulary.from_text(text)
         ids = vocabulary.encode(text)
@@ -59,38 +60,37 @@ class Corpus:
     def from_files(cls, *paths: StrPath, vocabulary: Vocabulary | None = None) -> Corpus:
         """The corpus of one or more files, one after the other; it may exceed the memory.
 
-        vocabulary None: the characters of the files, which takes one more pass over them. The
-        files must be strict UTF-8 unless the vocabulary is `Vocabulary.from_bytes()`. Ids are kept
-        in a temporary file (in the folder that TMPDIR names, one to four bytes for a character)
-        that vanishes with the corpus; with the byte vocabulary a single file is mapped itself, and
-        must not be shortened while the corpus is in use.
+        vocabulary None: the characters of the files. Each file is read once. The files must be
+        strict UTF-8 unless the vocabulary is `Vocabulary.from_bytes()`. Ids are kept in a temporary
+        file (in the folder that TMPDIR names, one to four bytes for a character) that vanishes with
+        the corpus; with the byte vocabulary a single file is mapped itself, and must not be
+        shortened while the corpus is in use.
 
         Raises ValueError with file and byte offset at invalid UTF-8, with file and position at a
         character that a given vocabulary lacks.
         """
         if not paths:
             raise TypeError("from_files takes at least one path, got none")
+        _check_vocabulary(vocabulary)
         files = [os.fspath(path) for path in paths]
         if not sum(_size(path) for path in files):
             raise ValueError(f"the text is empty: {', '.join(files)}")
-        if vocabulary is None:
-            blocks = _read(files, "finding the characters of")
-            vocabulary = Vocabulary(_distinct_code_points(block.text for block in blocks))
-        if vocabulary.kind == "bytes" and len(files) == 1:
+        if vocabulary is not None and vocabulary.kind == "bytes" and len(files) == 1:
             return cls(np.asarray(np.memmap(files[0], np.uint8, "r")), vocabulary)
-        dtype = _id_dtype(vocabulary)
         # Written first and mapped afterwards: a full disk is then an error, not a crash.
         with tempfile.TemporaryFile(prefix="charrnn_fast-") as spool:
-            if vocabulary.kind == "bytes":
+            if vocabulary is None:
+                vocabulary = _spool_and_find(files, spool)
+            elif vocabulary.kind == "bytes":
                 for path in files:
                     with open(path, "rb") as file:
                         shutil.copyfileobj(file, spool)
             else:
                 for block in _read(files, "reading"):
                     ids = vocabulary._encode(block.text, block.path, block.position)
-                    spool.write(ids.astype(dtype).data)
+                    spool.write(ids.astype(_id_dtype(vocabulary)).data)
             spool.flush()
-            return cls(np.asarray(np.memmap(spool, dtype, "r")), vocabulary)
+            return cls(np.asarray(np.memmap(spool, _id_dtype(vocabulary), "r")), vocabulary)
 
     def __len__(self) -> int:
         """N, the number of characters (or bytes) of the whole text."""
@@ -110,6 +110,10 @@ class Corpus:
         for start in range(0, len(self), max(block, len(self) // 1024)):
             digest.update(self._ids[start : start + block].data)
         return digest.hexdigest()
+
+
+def _check_vocabulary(vocabulary: object) -> None:
+    instance("vocabulary", vocabulary, (Vocabulary, type(None)), "a Vocabulary or None")
 
 
 class _Chunks:
@@ -149,7 +153,7 @@ class _Chunks:
 
 
 def _size(path: str) -> int:
-    """Bytes of a regular file; pipes and devices, which cannot be read twice, are refused."""
+    """Bytes of a regular file; pipes and devices, whose size cannot be told, are refused."""
     status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, "a text file is needed, but this is a folder", path)
@@ -160,6 +164,40 @@ def _size(path: str) -> int:
 
 def _id_dtype(vocabulary: Vocabulary) -> np.dtype[Any]:
     return np.min_scalar_type(len(vocabulary) - 1)
+
+
+def _spool_and_find(files: Sequence[str], spool: IO[bytes]) -> Vocabulary:
+    """Writes the ids of files, and finds their vocabulary, in one pass.
+
+    Ids are given as characters turn up, and put into the vocabulary's order at the end.
+    """
+    found = np.empty(0, np.int64)  # [V] code points; an index is an id
+    vocabulary, dtype = None, np.dtype(np.uint8)
+    for block in _read(files, "reading"):
+        new = np.setdiff1d(_distinct_code_points([block.text]), found)
+        if vocabulary is None or new.size:
+            found = np.concatenate([found, new])
+            vocabulary = Vocabulary(found)
+            if _id_dtype(vocabulary) != dtype:
+                narrow, dtype = dtype, _id_dtype(vocabulary)
+                _translate(spool, narrow, np.arange(len(found), dtype=dtype))
+        ids = vocabulary._encode(block.text, block.path, block.position)
+        spool.write(ids.astype(dtype).data)
+    rank = np.argsort(np.argsort(found))
+    _translate(spool, dtype, rank.astype(dtype))
+    return Vocabulary(np.sort(found))
+
+
+def _translate(spool: IO[bytes], dtype: np.dtype[Any], table: NDArray[Any]) -> None:
+    """Replaces each id by its entry in table, whose type may be wider, in place."""
+    count = spool.tell() // dtype.itemsize
+    # From the end, so that wider ids are written over those only that have been read.
+    for start in reversed(range(0, count, _BLOCK)):
+        spool.seek(start * dtype.itemsize)
+        ids = np.frombuffer(spool.read(_BLOCK * dtype.itemsize), dtype)
+        spool.seek(start * table.itemsize)
+        spool.write(table[ids].data)
+    spool.seek(count * table.itemsize)
 
 
 class _Block(NamedTuple):

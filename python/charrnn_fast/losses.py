@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from ._checks import real
+from ._checks import instance, real
 from .rnn import _tokens
 
 Array = NDArray[Any]
@@ -48,11 +48,15 @@ def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
     """Scales all gradients in place so that their common norm is at most max_norm.
 
     The norm is that of all arrays as one vector; the factor is min(1, max_norm / (norm + 1e-6)),
-    as in PyTorch. Returns the norm before clipping, in double precision.
+    as in PyTorch; with max_norm infinite nothing is scaled. Returns the norm before clipping, in
+    double precision.
     """
-    max_norm = real("max_norm", max_norm, above=0)
+    if max_norm != math.inf:
+        max_norm = real("max_norm", max_norm, above=0)
     _check_gradients(grads)
     norm = math.sqrt(sum(_core.sum_of_squares(g) for g in grads.values()))
+    if max_norm == math.inf:
+        return norm
     factor = _core.clip_factor(norm, max_norm)
     if not factor >= 1:  # also where the norm is NaN, so that it shows
         for g in grads.values():
@@ -69,6 +73,7 @@ def clip_grad_value(grads: Mapping[str, Array], max_value: float) -> None:
 
 
 def _check_gradients(grads: Mapping[str, Array]) -> None:
+    instance("grads", grads, Mapping, "a mapping of arrays by name")
     for name, g in grads.items():
         if not isinstance(g, np.ndarray) or g.dtype not in (np.float32, np.float64):
             raise TypeError(

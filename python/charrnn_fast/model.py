@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, overload
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import checkpoint
-from ._checks import StrPath, integer
+from ._checks import LARGEST_SEED, StrPath, instance, integer
 from .rnn import RNN
 from .sampler import _draw, _Sampling
 from .vocabulary import Vocabulary, _StreamDecoder
@@ -47,14 +47,18 @@ class CharLM:
         nonlinearity: str = "tanh",
         bias: bool | str = True,
         forget_bias: float | None = 1.0,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: str = "cpu",
     ) -> None:
         """Weights are drawn from `seed`.
 
         forget_bias is the initial bias of an LSTM's forget gate (Gers et al., 2000; Jozefowicz et
-        al., 2015), None leaves it as drawn. Raises ValueError for fewer than two symbols.
+        al., 2015), None leaves it as drawn. dropout, bidirectional, proj_size and device are kept
+        for later versions, as in `RNN`. Raises ValueError for fewer than two symbols.
         """
-        if not isinstance(vocabulary, Vocabulary):
-            raise TypeError(f"vocabulary must be a Vocabulary, got {type(vocabulary).__name__}")
+        instance("vocabulary", vocabulary, Vocabulary, "a Vocabulary")
         size = len(vocabulary)
         if size < 2:
             raise ValueError(
@@ -73,6 +77,10 @@ class CharLM:
             dtype=dtype,
             seed=seed,
             forget_bias=forget_bias,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            proj_size=proj_size,
+            device=device,
         )
         # What a checkpoint needs to build the same network.
         self._config: dict[str, Any] = {
@@ -157,7 +165,12 @@ class CharLM:
         """
         if seeds is not None and seed is not None:
             raise ValueError("give seed or seeds, not both")
-        keys = [self._seed(seed)] if seeds is None else [_checked_seed(key) for key in seeds]
+        if seeds is None:
+            keys = [self._seed(seed)]
+        elif isinstance(seeds, Iterable):
+            keys = [_checked_seed(key, f"seeds[{i}]") for i, key in enumerate(seeds)]
+        else:
+            raise TypeError(f"seeds must be a sequence of integers, got {seeds!r}")
         ids, start = self._prime(prime)
         sampling = _Sampling(temperature, top_k, top_p)
         length = integer("length", length, 0)
@@ -187,7 +200,11 @@ class CharLM:
         return self._pieces(ids, blocks)
 
     def save(self, path: StrPath) -> None:
-        """Writes a checkpoint (a safetensors file); the file at path is replaced in one step."""
+        """Writes a checkpoint (a safetensors file); the file at path is replaced in one step.
+
+        Raises FloatingPointError where a weight is not finite, and OSError where path cannot be
+        written or holds a file that is no checkpoint; a file there then stays as it is.
+        """
         checkpoint.write(path, *self._checkpoint())
 
     @classmethod
@@ -263,5 +280,5 @@ def _tensor_name(parameter: str) -> str:
     return parameter if parameter.startswith("decoder.") else f"rnn.{parameter}"
 
 
-def _checked_seed(seed: int) -> int:
-    return integer("seed", seed, 0, (1 << 64) - 1)
+def _checked_seed(seed: int, name: str = "seed") -> int:
+    return integer(name, seed, 0, LARGEST_SEED)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from ._checks import real
+from ._checks import instance, real
 from .rnn import RNN
 
 Array = NDArray[Any]
@@ -44,6 +44,7 @@ class Optimizer:
         Raises ValueError for missing, unknown or misshapen arrays, TypeError for another dtype;
         then nothing has changed.
         """
+        instance("grads", grads, Mapping, "a mapping of arrays by name")
         shapes: dict[str, tuple[int, ...]] = self._rnn._core.parameter_shapes()
         if grads.keys() != shapes.keys():
             raise ValueError(
@@ -90,6 +91,8 @@ class RMSprop(Optimizer):
         centered: bool = False,
         weight_decay: float = 0.0,
     ) -> None:
+        if not real("alpha", alpha) < 1:  # s would never change
+            raise ValueError(f"alpha must be finite, below 1, got {alpha}")
         hyper = {
             "alpha": alpha,
             "eps": eps,

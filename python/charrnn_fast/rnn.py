@@ -10,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from ._checks import integer, real
+from ._checks import LARGEST_SEED, instance, integer, real, shown
 
 Array = NDArray[Any]
 State = Any
 """An array [L, B, H] (rnn, gru), or a tuple (h, c) of two (lstm)."""
 
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_MOST_LAYERS = 10_000
+_MOST_PARAMETERS = 2**40  # more is a slip; less may still exceed the memory
 _BIASES = {True: "double", "double": "double", "single": "single", False: "none", "none": "none"}
 
 
@@ -66,8 +69,8 @@ class RNN:
         """
         input_size = integer("input_size", input_size, 1)
         hidden_size = integer("hidden_size", hidden_size, 1)
-        num_layers = integer("num_layers", num_layers, 1)
-        seed = integer("seed", seed, 0)
+        num_layers = integer("num_layers", num_layers, 1, _MOST_LAYERS)
+        seed = integer("seed", seed, 0, LARGEST_SEED)
         if output_size is not None:
             output_size = integer("output_size", output_size, 1)
         if cell not in ("rnn", "gru", "lstm"):
@@ -90,8 +93,9 @@ class RNN:
             self.dtype: np.dtype[Any] = np.dtype(dtype)
         except TypeError:
             raise TypeError(f"dtype must be 'float32' or 'float64', got {dtype!r}") from None
-        if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
-            raise TypeError(f"dtype must be 'float32' or 'float64', got {self.dtype}")
+        if dtype is None or self.dtype not in _FLOATS:  # NumPy takes None for float64
+            got = None if dtype is None else self.dtype
+            raise TypeError(f"dtype must be 'float32' or 'float64', got {got}")
 
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -101,16 +105,30 @@ class RNN:
         self.nonlinearity = nonlinearity
         self.bias = bias
         make: Any = _core.NetworkFloat32 if self.dtype == np.float32 else _core.NetworkFloat64
-        self._core: Any = make(
-            f"rnn_{nonlinearity}" if cell == "rnn" else cell,
-            input_size,
-            hidden_size,
-            output_size or 0,
-            num_layers,
-            _BIASES[bias],
-        )
         self._carried: Array | None = None  # the state of `step`, in the kernels' layout
-        self._initialise(seed, forget_bias)
+        weights = self._count_weights()
+        if weights > _MOST_PARAMETERS:
+            raise ValueError(f"{self!r} would have {weights:.3g} weights, at most 2**40 are taken")
+        try:
+            self._core: Any = make(
+                f"rnn_{nonlinearity}" if cell == "rnn" else cell,
+                input_size,
+                hidden_size,
+                output_size or 0,
+                num_layers,
+                _BIASES[bias],
+            )
+            self._initialise(seed, forget_bias)
+        except MemoryError:
+            raise MemoryError(
+                f"{self!r} has {weights:,} weights, which exceed the memory"
+            ) from None
+
+    def _count_weights(self) -> int:
+        """The elements of all weight matrices, known before any is made."""
+        I, H, L = self.input_size, self.hidden_size, self.num_layers  # noqa: E741
+        G = {"rnn": 1, "gru": 3, "lstm": 4}[self.cell]
+        return G * H * (I + H + (L - 1) * 2 * H) + (self.output_size or 0) * H
 
     def _initialise(self, seed: int, forget_bias: float | None) -> None:
         # Philox's raw words are the same in every version of NumPy; its distributions need not be.
@@ -148,6 +166,7 @@ class RNN:
 
         Raises ValueError for a missing, unknown or misshapen array, TypeError for another dtype.
         """
+        instance("parameters", parameters, Mapping, "a mapping of arrays by name")
         shapes: dict[str, tuple[int, ...]] = self._core.parameter_shapes()
         missing = [name for name in shapes if name not in parameters]
         unknown = [name for name in parameters if name not in shapes]
@@ -270,14 +289,19 @@ class RNN:
             raise TypeError(
                 f"{name} must be a NumPy array of {self.dtype}, got {type(value).__name__}"
             )
+        code = name.split()[0]  # of "state[0] (h)"
         if value.dtype != self.dtype:
-            raise TypeError(
+            message = (
                 f"{name} must have the network's dtype {self.dtype}, got {value.dtype}: convert it "
-                f"by {name}.astype({self.dtype.name!r}), or build the network with "
-                f"dtype={value.dtype.name!r}"
+                f"by {code}.astype({self.dtype.name!r})"
             )
+            if not value.dtype.isnative:
+                message += "; its byte order is not this machine's"
+            elif value.dtype in _FLOATS:
+                message += f", or build the network with dtype={value.dtype.name!r}"
+            raise TypeError(message)
         if not value.flags.c_contiguous:
-            raise ValueError(f"{name} must be C-contiguous: pass numpy.ascontiguousarray({name})")
+            raise ValueError(f"{name} must be C-contiguous: pass numpy.ascontiguousarray({code})")
 
     def _input(self, x: object, dims: str) -> Array:
         """x [*dims, I] of the network's dtype, or tokens [*dims] as int32; both contiguous."""
@@ -306,6 +330,8 @@ class RNN:
         zero and is carried from call to call, until `reset`; B cannot change before that.
         """
         if isinstance(x, (int, np.integer)) and not isinstance(x, bool):
+            if not 0 <= x < self.input_size:  # NumPy has no integers for some
+                raise ValueError(f"x is {shown(int(x))}, it takes 0 to {self.input_size - 1}")
             x = np.asarray(x)
         single = isinstance(x, np.ndarray) and x.ndim == (x.dtype.kind == "f")
         if single:
@@ -357,12 +383,12 @@ class RNN:
         dy [T, B, O]: gradient of a loss by y. dstate: gradient by the last state, in the form of
         a state (None: zero). Returns the gradients by x ([T, B, I]; None for tokens), by the
         initial state and, by name, by the parameters, all in fresh arrays. Raises RuntimeError
-        where no forward has kept what this needs.
+        where no forward has kept what this needs, and where a parameter has changed since.
         """
         if self._kept_shape is None or not self._core.has_tape:
             raise RuntimeError(
                 "backward belongs to the last forward(..., keep=True), and there is none, or "
-                "training or evaluation has come after it"
+                "training, evaluation or a change of the parameters has come after it"
             )
         self._check_floats("dy", dy)
         if dy.shape != self._kept_shape:

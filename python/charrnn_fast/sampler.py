@@ -65,7 +65,7 @@ def _draw(
             keys,
             position,
             float(sampling.temperature),
-            sampling.top_k or 0,
+            min(sampling.top_k or 0, rnn.output_size or rnn.hidden_size),
             1.0 if sampling.top_p is None else float(sampling.top_p),
         )
         last = np.ascontiguousarray(drawn[-1])

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import checkpoint, optim
-from ._checks import StrPath, integer, real
+from ._checks import StrPath, instance, integer, real
 from .corpus import Corpus, _Chunks
 from .model import CharLM, _tensor_name
 from .rnn import _tokens
@@ -88,8 +88,8 @@ class Trainer:
         for ``model.rnn``; with an object, whose settings a checkpoint does not hold, `resume` is
         refused. learning_rate None: 2e-3, or the object's own. After lr_decay_after epochs, and
         after each one from then on, it is multiplied by lr_decay. clip_norm bounds the gradient's
-        norm, then clip_value its elements; None: no bound. reduction: the loss is the "mean" over
-        a chunk's characters or their "sum".
+        norm, then clip_value its elements; None or inf: no bound. reduction: the loss is the
+        "mean" over a chunk's characters or their "sum".
 
         `fit` evaluates at each epoch's end, at its own end and, if given, every evaluate_every
         steps, and shows sample_length characters drawn from the model. It writes a checkpoint to
@@ -98,6 +98,8 @@ class Trainer:
         Raises ValueError where the corpus has another vocabulary than the model or is too short
         for one chunk, and OSError where checkpoint_path cannot be written.
         """
+        instance("model", model, CharLM, "a CharLM")
+        instance("corpus", corpus, (Corpus, type(None)), "a Corpus or None")
         self.model = model
         self.corpus = corpus
         self._batch_size = integer("batch_size", batch_size, 1)
@@ -183,7 +185,7 @@ class Trainer:
     def learning_rate(self) -> float:
         """The learning rate of the next update: the optimizer's, decayed by the epochs done."""
         decays = max(0, int(self.epoch) - self._lr_decay_after + 1)
-        return self.optimizer.lr * self._lr_decay**decays
+        return real("optimizer.lr", self.optimizer.lr, least=0) * self._lr_decay**decays
 
     def reset(self) -> None:
         """Sets the hidden state that is carried from update to update to zero."""
@@ -222,7 +224,7 @@ class Trainer:
             raise ValueError(f"give either epochs or steps, got epochs={epochs}, steps={steps}")
         if epochs is not None:
             steps = integer("epochs", epochs, 0) * len(chunks)
-        last = self.num_steps + integer("steps", steps, 0)
+        last = self.num_steps + integer("steps", steps, 0, 2**63 - 1)
         symbols = self._batch_size * self._seq_len
         total = (last - self.num_steps) * symbols
         with (
@@ -249,16 +251,10 @@ class Trainer:
     def save(self, path: StrPath) -> None:
         """Writes a checkpoint: the model, the optimizer, the carried state and the position.
 
-        Raises FloatingPointError, and leaves a file at path as it is, where a weight is not
-        finite.
+        Raises FloatingPointError where a weight is not finite, and OSError where path cannot be
+        written or holds a file that is no checkpoint; a file there then stays as it is.
         """
         tensors, config = self.model._checkpoint()
-        for name, tensor in tensors.items():
-            if not np.isfinite(tensor).all():
-                raise FloatingPointError(
-                    f"{name} is no longer finite after step {self.num_steps}; no checkpoint is "
-                    f"written{self._last_checkpoint()}"
-                )
         optimizer: Any = self.optimizer._core
         for slot in optimizer.slot_names:
             for name in self.model.rnn.parameters():
@@ -272,7 +268,12 @@ class Trainer:
             "history": self.history,
             "corpus": None if self.corpus is None else _identity(self.corpus),
         }
-        checkpoint.write(path, tensors, config)
+        try:
+            checkpoint.write(path, tensors, config)
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"after step {self.num_steps} {error}{self._last_checkpoint()}"
+            ) from None
 
     def _cut(self, corpus: Corpus) -> _Chunks:
         ours, theirs = self.model.vocabulary, corpus.vocabulary
@@ -519,7 +520,7 @@ def _make_optimizer(
 
 
 def _bound(name: str, value: float | None) -> float:
-    return math.inf if value is None else real(name, value, above=0)
+    return math.inf if value is None or value == math.inf else real(name, value, above=0)
 
 
 def _steps(name: str, value: int | None) -> int | None:
