@@ -58,12 +58,12 @@ def batches(ids: NDArray[Any], batch: int, seq_len: int) -> Iterator[Batch]:
     """Chunks [T, B] of B streams, each a contiguous piece of the text, over and over."""
     length = (len(ids) - 1) // batch
     pieces = ids[: batch * length + 1]
-    inputs = pieces[:-1].reshape(batch, length).T.astype(np.int32)
-    targets = pieces[1:].reshape(batch, length).T.astype(np.int32)
+    inputs = pieces[:-1].reshape(batch, length).T.astype(np.int32, order="C")
+    targets = pieces[1:].reshape(batch, length).T.astype(np.int32, order="C")
     while True:
         for t in range(0, length - seq_len + 1, seq_len):
             x, y = inputs[t : t + seq_len], targets[t : t + seq_len]
-            yield np.ascontiguousarray(x), np.ascontiguousarray(y)
+            yield x, y
 
 
 def our_step(rnn: cf.RNN, data: Iterator[Batch], batch: int) -> Callable[[], float]:

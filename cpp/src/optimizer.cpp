@@ -50,11 +50,14 @@ void check(const OptimizerOptions& o) {
           " and dampening is ", o.dampening);
 }
 
-// Enough elements to be worth a thread; also the chunks of the fixed-order sums.
+// The chunks of the fixed-order sums.
 constexpr Index chunk = 16384;
 
+// A thread is worth calling for some 10 microseconds of work.
 int threads_for_elements(Index n) {
-  return static_cast<int>(std::clamp<Index>(n / chunk, 1, ThreadPool::instance().size()));
+  constexpr Index elements_per_thread = 4 * chunk;
+  return static_cast<int>(
+      std::clamp<Index>(n / elements_per_thread, 1, ThreadPool::instance().size()));
 }
 
 }  // namespace

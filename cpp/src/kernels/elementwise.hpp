@@ -9,11 +9,15 @@ void column_sums(const T* a, Index stride, Index rows, Range cols, T* sums) {
     unroll<width>([&](auto i) __attribute__((always_inline)) {
       acc[i] = V::load(sums + j + i * V::lanes, cols.end - j - i * V::lanes);
     });
-    for (Index r = 0; r < rows; ++r)
+    for (Index r = 0; r < rows; ++r) {
+      // A column of lines, which the processor does not foresee.
+      constexpr Index ahead = 16;
+      if (r + ahead < rows) prefetch<false>(a + (r + ahead) * stride + j, width * V::lanes);
       unroll<width>([&](auto i) __attribute__((always_inline)) {
         const Index at = j + i * V::lanes;
         acc[i] = acc[i] + V::load(a + r * stride + at, cols.end - at);
       });
+    }
     unroll<width>([&](auto i) __attribute__((always_inline)) {
       acc[i].store(sums + j + i * V::lanes, cols.end - j - i * V::lanes);
     });

@@ -248,9 +248,9 @@ CHARRNN_INLINE void pack_rows(Index rows, const T* a, Index stride, Index depth,
 // cache line of A serves all the tiles that share it.
 template <class Set, class T>
 void pack_a(const T* a, Index stride, Index depth, Index rows, T* packed) {
-  constexpr Index steps = 8;
+  constexpr Index steps = 8, ahead = 4 * steps;  // far enough for memory behind the last cache
   for (Index k = 0; k < depth; k += steps) {
-    for (Index next = k + steps; next < min_of(depth, k + 2 * steps); ++next)
+    for (Index next = k + ahead; next < min_of(depth, k + ahead + steps); ++next)
       prefetch<false>(a + next * stride, rows);
     T* out = packed;
     for_parts({0, rows}, Set::max_rows, [&](Index row, Index nr) {
