@@ -88,8 +88,10 @@ void multiply(const T* a, const T* b, Index rows, Index cols, Index depth, T* c)
   const Index panels = (cols + k.gemm_units - 1) / k.gemm_units;
   AlignedBuffer<T> packed;
   packed.reserve(std::max<Index>(1, panels * k.gemm_units * depth));
-  const PackArgs<T> pack{b, 1, cols, 1, cols, depth, packed.get()};
-  const GemmArgs<T> args{a, depth, packed.get(), nullptr, false, cols, depth, c, cols};
+  const PackArgs<T> pack{b, 1, cols, 1, cols, depth, packed.get(), false};
+  const GemmArgs<T> args{a,       depth, {packed.get(), k.gemm_units, k.gemm_units * depth},
+                         nullptr, false, cols,
+                         depth,   c,     cols};
   ThreadPool::instance().run(ThreadPool::instance().size(), [&](const Team& team) {
     k.pack(pack, team.share(panels));
     team.wait();

@@ -9,12 +9,14 @@ CHARRNN_INLINE void prefetch(const T* p, Index n) {
 
 // A operands of a tile: element (row, k) of rows that lie anywhere, or packed [k][row].
 struct RowMajor {
+  static constexpr bool any_weights = true;  // else none but those of a block in full precision
   template <int MR, class T>
   CHARRNN_INLINE static T at(const T* a, Index stride, int row, Index k) {
     return a[row * stride + k];
   }
 };
 struct PackedRows {
+  static constexpr bool any_weights = false;
   template <int MR, class T>
   CHARRNN_INLINE static T at(const T* a, Index, int row, Index k) {
     return a[k * MR + row];
@@ -30,24 +32,24 @@ struct Panel {
   static constexpr int unit_vectors = vectors / G;  // vectors of units
 };
 
-// c [MR][W * lanes] += a [MR][depth] @ b, W vectors of packed weights per k from consecutive panels
-// of P vectors. The accumulators stay in registers from the first k to the last.
+// c [MR][W * lanes] += a [MR][depth] @ weights, W vectors per k from consecutive panels of P
+// vectors. The accumulators stay in registers from the first k to the last.
 template <class A, class T, int P, int MR, int W>
-__attribute__((noinline)) void tile(const T* a, Index a_stride, Index depth, const T* b, T* c,
-                                    Index c_stride) {
+__attribute__((noinline)) void tile(const T* a, Index a_stride, Index depth, Weights<T> weights,
+                                    T* c, Index c_stride) {
   using V = Native<T>;
-  const Index panel_stride = depth * P * V::lanes;
+  const T* b = weights.data;
   V acc[MR][W];
   unroll<MR>([&](auto r) __attribute__((always_inline)) {
     unroll<W>([&](auto w) __attribute__((always_inline)) {
       acc[r][w] = V::load(c + r * c_stride + w * V::lanes);
     });
   });
-  for (Index k = 0; k < depth; ++k, b += P * V::lanes) {
+  for (Index k = 0; k < depth; ++k, b += weights.depth_stride) {
     // The fewer of rows and weights are held, the others pass one by one: with 12 accumulators
     // in 16 registers, holding the more of a 6 x 2 tile would spill.
     const auto weight = [&](auto w) __attribute__((always_inline)) {
-      return V::load(b + (w / P) * panel_stride + (w % P) * V::lanes);
+      return V::load(b + (w / P) * weights.panel_stride + (w % P) * V::lanes);
     };
     const auto row = [&](auto r) __attribute__((always_inline)) {
       return V(A::template at<MR>(a, a_stride, r, k));
@@ -78,8 +80,47 @@ __attribute__((noinline)) void tile(const T* a, Index a_stride, Index depth, con
   });
 }
 
+// The same with weights as bfloat16, which a shift or a mask turns into floats: two k to a word.
+template <class T, int P, int MR, int W>
+__attribute__((noinline)) void tile_bfloat16(const T* a, Index a_stride, Index depth,
+                                             Weights<T> weights, T* c, Index c_stride) {
+  using V = Native<T>;
+  const T* b = weights.data;
+  V acc[MR][W];
+  unroll<MR>([&](auto r) __attribute__((always_inline)) {
+    unroll<W>([&](auto w) __attribute__((always_inline)) {
+      acc[r][w] = V::load(c + r * c_stride + w * V::lanes);
+    });
+  });
+  const auto word = [&](auto w) __attribute__((always_inline)) {
+    return V::load(b + (w / P) * weights.panel_stride + (w % P) * V::lanes).bits();
+  };
+  Index k = 0;
+  for (; k + 2 <= depth; k += 2, b += weights.depth_stride)
+    unroll<W>([&](auto w) __attribute__((always_inline)) {
+      const auto pair = word(w);
+      const V even = V::from_bits(pair << 16), odd = V::from_bits(pair & ~0xffff);
+      unroll<MR>([&](auto r) __attribute__((always_inline)) {
+        const T* row = a + r * a_stride + k;
+        acc[r][w] = fma(V(row[1]), odd, fma(V(row[0]), even, acc[r][w]));
+      });
+    });
+  if (k < depth)
+    unroll<W>([&](auto w) __attribute__((always_inline)) {
+      const V even = V::from_bits(word(w) << 16);
+      unroll<MR>([&](auto r) __attribute__((always_inline)) {
+        acc[r][w] = fma(V(a[r * a_stride + k]), even, acc[r][w]);
+      });
+    });
+  unroll<MR>([&](auto r) __attribute__((always_inline)) {
+    unroll<W>([&](auto w) __attribute__((always_inline)) {
+      acc[r][w].store(c + r * c_stride + w * V::lanes);
+    });
+  });
+}
+
 template <class T>
-using Tile = void (*)(const T*, Index, Index, const T*, T*, Index);
+using Tile = void (*)(const T*, Index, Index, Weights<T>, T*, Index);
 
 // The tiles for G groups: every MR x W (W a multiple of G) whose accumulators fit in the registers.
 template <class A, class T, int G>
@@ -93,14 +134,25 @@ struct Tiles {
     return by_registers < most ? by_registers : most;
   }
 
+  // [rows][vectors]; for weights as bfloat16, where the table has them
+  static constexpr bool has_bfloat16 = sizeof(T) == 4 && A::any_weights;
   Tile<T> by_size[max_rows + 1][max_vectors + 1] = {};
+  Tile<T> by_size_bfloat16[has_bfloat16 ? max_rows + 1 : 1][max_vectors + 1] = {};
 
   constexpr Tiles() { fill<1, G>(); }
+  CHARRNN_INLINE void run(Index rows, Index vectors, const T* a, Index a_stride, Index depth,
+                          const Weights<T>& weights, T* c, Index c_stride) const {
+    const Tile<T> tile =
+        has_bfloat16 && weights.bfloat16 ? by_size_bfloat16[rows][vectors] : by_size[rows][vectors];
+    tile(a, a_stride, depth, weights, c, c_stride);
+  }
   template <int MR, int W>
   constexpr void fill() {
     if constexpr (MR <= max_rows) {
       if constexpr (W <= panels_for(MR) * Panels::vectors) {
         by_size[MR][W] = &tile<A, T, Panels::vectors, MR, W>;
+        if constexpr (has_bfloat16)
+          by_size_bfloat16[MR][W] = &tile_bfloat16<T, Panels::vectors, MR, W>;
         fill<MR, W + G>();
       } else {
         fill<MR + 1, G>();
@@ -145,6 +197,53 @@ CHARRNN_INLINE void for_tiles(Range rows, Range panels, Index units, F&& f) {
   });
 }
 
+// out[k * out_stride + i] = w[i * row_stride + k * depth_stride], 0 from i = n on: one vector of
+// units at every depth.
+template <class T>
+void pack_units(const T* w, Index row_stride, Index depth_stride, Index n, Index depth, T* out,
+                Index out_stride) {
+  using V = Native<T>;
+  Index k = 0;
+  if (row_stride == 1) {
+    for (; k < depth; ++k) V::load(w + k * depth_stride, n).store(out + k * out_stride);
+  } else if (depth_stride == 1 && n == V::lanes) {
+    for (; k + V::lanes <= depth; k += V::lanes) {
+      V block[V::lanes];
+      unroll<V::lanes>([&](auto i) __attribute__((always_inline)) {
+        block[i] = V::load(w + i * row_stride + k);
+      });
+      transpose(block);
+      unroll<V::lanes>([&](auto i) __attribute__((always_inline)) {
+        block[i].store(out + (k + i) * out_stride);
+      });
+    }
+  }
+  for (; k < depth; ++k)
+    for (Index i = 0; i < V::lanes; ++i)
+      out[k * out_stride + i] = i < n ? w[i * row_stride + k * depth_stride] : T(0);
+}
+
+// x as bfloat16, rounded to nearest, ties to even.
+CHARRNN_INLINE std::uint32_t to_bfloat16(float x) {
+  std::uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  if (x != x) return bits >> 16 | 0x40;  // a NaN stays one
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+template <class T>
+void pack_units_bfloat16(const T* w, Index row_stride, Index depth_stride, Index n, Index depth,
+                         T* out, Index out_stride) {
+  for (Index k = 0; k < depth; k += 2, out += out_stride)
+    for (Index i = 0; i < Native<T>::lanes; ++i) {
+      const T* from = w + i * row_stride + k * depth_stride;
+      std::uint32_t word = 0;
+      if (i < n) word = to_bfloat16(static_cast<float>(from[0]));
+      if (i < n && k + 1 < depth) word |= to_bfloat16(static_cast<float>(from[depth_stride])) << 16;
+      __builtin_memcpy(out + i, &word, sizeof word);
+    }
+}
+
 template <int G, class T>
 void pack_panels(const PackArgs<T>& p, Range panels) {
   constexpr int lanes = Native<T>::lanes, P = Panel<G>::vectors,
@@ -153,17 +252,10 @@ void pack_panels(const PackArgs<T>& p, Range panels) {
     for (Index v = 0; v < P; ++v) {
       const Index group = v % G, unit = (panel * unit_vectors + v / G) * lanes;
       const Index n = min_of(lanes, p.units - unit);
-      const T* w = p.weights + (group * p.units + unit) * p.row_stride;
-      T* out = p.packed + (panel * p.depth * P + v) * lanes;
-      for (Index k = 0; k < p.depth; ++k, w += p.depth_stride, out += P * lanes) {
-        if (p.row_stride == 1) {
-          Native<T>::load(w, n).store(out);
-          continue;
-        }
-        Index i = 0;
-        for (; i < n; ++i) out[i] = w[i * p.row_stride];
-        for (; i < lanes; ++i) out[i] = T(0);
-      }
+      const Index steps = p.bfloat16 ? ceil_div(p.depth, 2) : p.depth;
+      const auto pack = p.bfloat16 ? &pack_units_bfloat16<T> : &pack_units<T>;
+      pack(p.weights + (group * p.units + unit) * p.row_stride, p.row_stride, p.depth_stride, n,
+           p.depth, p.packed + (panel * steps * P + v) * lanes, P * lanes);
     }
 }
 
@@ -176,11 +268,17 @@ void pack(const PackArgs<T>& p, Range panels) {
   });
 }
 
+// The weights from the given panel on.
+template <class T>
+CHARRNN_INLINE Weights<T> from_panel(const Weights<T>& w, Index panel) {
+  return {w.data + panel * w.panel_stride, w.depth_stride, w.panel_stride, w.bfloat16};
+}
+
 // A tile of C whose columns are whole vectors is worked on in place, others in a buffer.
 template <class T, class Set>
-CHARRNN_INLINE void gemm_tile(const Set& set, const T* a, Index a_stride, Index depth, const T* b,
-                              T* c, Index c_stride, Index rows, Index cols, const T* bias,
-                              bool accumulate) {
+CHARRNN_INLINE void gemm_tile(const Set& set, const T* a, Index a_stride, Index depth,
+                              const Weights<T>& weights, T* c, Index c_stride, Index rows,
+                              Index cols, const T* bias, bool accumulate) {
   using V = Native<T>;
   const Index vectors = ceil_div(cols, V::lanes);
   const bool whole = cols == vectors * V::lanes;
@@ -197,7 +295,7 @@ CHARRNN_INLINE void gemm_tile(const Set& set, const T* a, Index a_stride, Index 
         first.store(out + r * out_stride + j);
       }
   }
-  set.by_size[rows][vectors](a, a_stride, depth, b, out, out_stride);
+  set.run(rows, vectors, a, a_stride, depth, weights, out, out_stride);
   if (!whole) {
     for (Index r = 0; r < rows; ++r)
       for (Index j = 0; j < cols; j += V::lanes)
@@ -213,7 +311,7 @@ void gemm(const GemmArgs<T>& g, Range rows, Range panels) {
   for_tiles<Set, T>(rows, panels, g.cols, [&](const Place& at) {
     const Index col = at.vector * lanes;
     gemm_tile(tiles<RowMajor, T, 1>, g.a + at.row * g.a_stride, g.a_stride, g.depth,
-              g.packed + col * g.depth, g.c + at.row * g.c_stride + col, g.c_stride, at.rows,
+              from_panel(g.weights, at.panel), g.c + at.row * g.c_stride + col, g.c_stride, at.rows,
               min_of(at.vectors * lanes, g.cols - col), g.bias ? g.bias + col : nullptr,
               g.accumulate);
   });
@@ -294,7 +392,8 @@ void gemm_tn_block(const TnPiece<T>& piece, const T* packed_a, Index depth, Rang
     const T* a = packed_a;
     const Index col = panel * panel_cols;
     for_parts(rows, Set::max_rows, [&](Index row, Index nr) {
-      gemm_tile(tiles<PackedRows, T, 1>, a, 0, depth, piece.packed + col * depth,
+      gemm_tile(tiles<PackedRows, T, 1>, a, 0, depth,
+                Weights<T>{piece.packed + col * depth, panel_cols, panel_cols * depth},
                 g.c + row * g.c_stride + piece.col + col, g.c_stride, nr,
                 min_of(np * panel_cols, piece.cols - col), static_cast<const T*>(nullptr), true);
       a += nr * depth + TnBlocks<T>::skew;

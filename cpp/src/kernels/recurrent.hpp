@@ -147,8 +147,8 @@ void recurrent_forward(const RecurrentForwardArgs<T>& p, Range steps, Range rows
       begin_gates<Cell>(p, t, at, gates, stride);
       prefetch_forward<Cell>(p, t, at, rows.end);
       const T* h = p.states[0] + t * p.state_step[0] + at.row * H;
-      tiles<RowMajor, T, G>.by_size[at.rows][at.vectors * G](
-          h, H, H, p.packed_hh + at.vector * G * V::lanes * H, gates, stride);
+      tiles<RowMajor, T, G>.run(at.rows, at.vectors * G, h, H, H, from_panel(p.hh, at.panel), gates,
+                                stride);
       if (!p.scratch) run_cells_forward<Cell>(p, t, at, gates, stride);
     });
     if (p.scratch) run_cells_forward<Cell>(p, t, whole, p.scratch, whole_stride);
@@ -232,11 +232,9 @@ void run_cells_backward(const RecurrentBackwardArgs<T>& p, Index t, const Place&
 template <class Cell, class T>
 CHARRNN_INLINE void add_recurrent(const RecurrentBackwardArgs<T>& p, Index t, const Place& at,
                                   T* dh, Index stride) {
-  constexpr int lanes = Native<T>::lanes;
   const Index depth = Cell::num_gates * p.hidden_size, slots = num_slots<Cell> * p.hidden_size;
-  tiles<RowMajor, T, 1>.by_size[at.rows][at.vectors](
-      p.dgates + (t * p.batch + at.row) * slots, slots, depth,
-      p.packed_hh + at.vector * lanes * depth, dh, stride);
+  tiles<RowMajor, T, 1>.run(at.rows, at.vectors, p.dgates + (t * p.batch + at.row) * slots, slots,
+                            depth, from_panel(p.hh, at.panel), dh, stride);
 }
 
 template <class Cell, class T>
