@@ -70,6 +70,9 @@ class _Network(Generic[_F]):
     def step(self, x: Floats | Tokens, state: Floats) -> NDArray[_F]:
         """x [B, I] or tokens [B]; state [S, L, B, H] is updated in place -> y [B, O]."""
 
+    def step_plain(self, x: Floats, state: Floats, /) -> NDArray[_F] | None:
+        """`step` for x [I] or [B, I] that need no conversion; None, nothing done, for all else."""
+
     def train_step(
         self,
         inputs: Tokens,

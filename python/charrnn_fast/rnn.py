@@ -329,6 +329,10 @@ class RNN:
         x: of the network's dtype, or integer tokens: one (y [O]) or [B]. The state starts at
         zero and is carried from call to call, until `reset`; B cannot change before that.
         """
+        if self._carried is not None:
+            y: Array | None = self._core.step_plain(x, self._carried)
+            if y is not None:
+                return y
         if isinstance(x, (int, np.integer)) and not isinstance(x, bool):
             if not 0 <= x < self.input_size:  # NumPy has no integers for some
                 raise ValueError(f"x is {shown(int(x))}, it takes 0 to {self.input_size - 1}")
@@ -348,7 +352,7 @@ class RNN:
                 f"x has a batch of {len(x)}, the carried state one of {state.shape[2]}: call "
                 "reset() first to start anew"
             )
-        y: Array = self._core.step(x, state)
+        y = self._core.step(x, state)
         self._carried = state
         return y[0] if single else y
 
