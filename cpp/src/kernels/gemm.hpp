@@ -7,22 +7,6 @@ CHARRNN_INLINE void prefetch(const T* p, Index n) {
     __builtin_prefetch(p + i, write, 2);
 }
 
-// A operands of a tile: element (row, k) of rows that lie anywhere, or packed [k][row].
-struct RowMajor {
-  static constexpr bool any_weights = true;  // else none but those of a block in full precision
-  template <int MR, class T>
-  CHARRNN_INLINE static T at(const T* a, Index stride, int row, Index k) {
-    return a[row * stride + k];
-  }
-};
-struct PackedRows {
-  static constexpr bool any_weights = false;
-  template <int MR, class T>
-  CHARRNN_INLINE static T at(const T* a, Index, int row, Index k) {
-    return a[k * MR + row];
-  }
-};
-
 // Packed weights of G groups lie in panels: for each k, `vectors` vectors side by side. With
 // several groups they are the gates of the same units; with one group, neighbouring units, so that
 // a tile reads one stream of memory and not several a power of two apart.
@@ -32,24 +16,84 @@ struct Panel {
   static constexpr int unit_vectors = vectors / G;  // vectors of units
 };
 
-// c [MR][W * lanes] += a [MR][depth] @ weights, W vectors per k from consecutive panels of P
-// vectors. The accumulators stay in registers from the first k to the last.
-template <class A, class T, int P, int MR, int W>
-__attribute__((noinline)) void tile(const T* a, Index a_stride, Index depth, Weights<T> weights,
-                                    T* c, Index c_stride) {
-  using V = Native<T>;
-  const T* b = weights.data;
-  V acc[MR][W];
+// Panels of the block of B that a weight gradient's product packs: with fewer vectors a tile has
+// more rows, a power of two of them, and packing A for it takes half the moves.
+struct TnPanel {
+  static constexpr int vectors = 3, unit_vectors = 3;
+};
+
+// A operands of a tile: element (row, k) of rows that lie anywhere, or packed [k][row].
+struct RowMajor {
+  static constexpr bool any_weights = true;  // else none but those of a block in full precision
+  template <int G>
+  using Panels = Panel<G>;
+  template <int MR, class T>
+  CHARRNN_INLINE static T at(const T* a, Index stride, int row, Index k) {
+    return a[row * stride + k];
+  }
+};
+struct PackedRows {
+  static constexpr bool any_weights = false;
+  template <int G>
+  using Panels = TnPanel;
+  template <int MR, class T>
+  CHARRNN_INLINE static T at(const T* a, Index, int row, Index k) {
+    return a[k * MR + row];
+  }
+};
+
+// Where the chains of a tile's sums begin: row r, group g, vector u of units at
+// data + r * row_stride + g * group_stride + u * unit_stride. row_stride 0: all rows alike.
+template <class T>
+struct Start {
+  const T* data;
+  Index row_stride, group_stride, unit_stride;
+};
+
+// One tile: c [MR][W * lanes] = start + a [MR][depth] @ weights, W vectors per k from consecutive
+// panels for G groups. The accumulators stay in registers from the first k to the last.
+template <class T>
+struct TileArgs {
+  const T* a;
+  Index a_stride, depth;
+  Weights<T> weights;
+  Start<T> start;
+  T* c;
+  Index c_stride;
+};
+
+template <int G, int MR, int W, class V, class T>
+CHARRNN_INLINE void begin_tile(const TileArgs<T>& p, V (&acc)[MR][W]) {
   unroll<MR>([&](auto r) __attribute__((always_inline)) {
+    const T* row = p.start.data + r * p.start.row_stride;
     unroll<W>([&](auto w) __attribute__((always_inline)) {
-      acc[r][w] = V::load(c + r * c_stride + w * V::lanes);
+      acc[r][w] = V::load(row + (w % G) * p.start.group_stride + (w / G) * p.start.unit_stride);
     });
   });
-  for (Index k = 0; k < depth; ++k, b += weights.depth_stride) {
+}
+template <int MR, int W, class V, class T>
+CHARRNN_INLINE void end_tile(const TileArgs<T>& p, const V (&acc)[MR][W]) {
+  unroll<MR>([&](auto r) __attribute__((always_inline)) {
+    unroll<W>([&](auto w) __attribute__((always_inline)) {
+      acc[r][w].store(p.c + r * p.c_stride + w * V::lanes);
+    });
+  });
+}
+
+template <class A, class T, int G, int MR, int W>
+__attribute__((noinline)) void tile(const TileArgs<T>& p) {
+  using V = Native<T>;
+  constexpr int P = A::template Panels<G>::vectors;
+  const T *a = p.a, *b = p.weights.data;
+  const Index a_stride = p.a_stride, depth = p.depth;
+  const Index depth_stride = p.weights.depth_stride, panel_stride = p.weights.panel_stride;
+  V acc[MR][W];
+  begin_tile<G>(p, acc);
+  for (Index k = 0; k < depth; ++k, b += depth_stride) {
     // The fewer of rows and weights are held, the others pass one by one: with 12 accumulators
     // in 16 registers, holding the more of a 6 x 2 tile would spill.
     const auto weight = [&](auto w) __attribute__((always_inline)) {
-      return V::load(b + (w / P) * weights.panel_stride + (w % P) * V::lanes);
+      return V::load(b + (w / P) * panel_stride + (w % P) * V::lanes);
     };
     const auto row = [&](auto r) __attribute__((always_inline)) {
       return V(A::template at<MR>(a, a_stride, r, k));
@@ -73,30 +117,24 @@ __attribute__((noinline)) void tile(const T* a, Index a_stride, Index depth, Wei
       });
     }
   }
-  unroll<MR>([&](auto r) __attribute__((always_inline)) {
-    unroll<W>([&](auto w) __attribute__((always_inline)) {
-      acc[r][w].store(c + r * c_stride + w * V::lanes);
-    });
-  });
+  end_tile(p, acc);
 }
 
 // The same with weights as bfloat16, which a shift or a mask turns into floats: two k to a word.
-template <class T, int P, int MR, int W>
-__attribute__((noinline)) void tile_bfloat16(const T* a, Index a_stride, Index depth,
-                                             Weights<T> weights, T* c, Index c_stride) {
+template <class T, int G, int MR, int W>
+__attribute__((noinline)) void tile_bfloat16(const TileArgs<T>& p) {
   using V = Native<T>;
-  const T* b = weights.data;
+  constexpr int P = Panel<G>::vectors;
+  const T *a = p.a, *b = p.weights.data;
+  const Index a_stride = p.a_stride, depth = p.depth;
+  const Index depth_stride = p.weights.depth_stride, panel_stride = p.weights.panel_stride;
   V acc[MR][W];
-  unroll<MR>([&](auto r) __attribute__((always_inline)) {
-    unroll<W>([&](auto w) __attribute__((always_inline)) {
-      acc[r][w] = V::load(c + r * c_stride + w * V::lanes);
-    });
-  });
+  begin_tile<G>(p, acc);
   const auto word = [&](auto w) __attribute__((always_inline)) {
-    return V::load(b + (w / P) * weights.panel_stride + (w % P) * V::lanes).bits();
+    return V::load(b + (w / P) * panel_stride + (w % P) * V::lanes).bits();
   };
   Index k = 0;
-  for (; k + 2 <= depth; k += 2, b += weights.depth_stride)
+  for (; k + 2 <= depth; k += 2, b += depth_stride)
     unroll<W>([&](auto w) __attribute__((always_inline)) {
       const auto pair = word(w);
       const V even = V::from_bits(pair << 16), odd = V::from_bits(pair & ~0xffff);
@@ -112,20 +150,16 @@ __attribute__((noinline)) void tile_bfloat16(const T* a, Index a_stride, Index d
         acc[r][w] = fma(V(a[r * a_stride + k]), even, acc[r][w]);
       });
     });
-  unroll<MR>([&](auto r) __attribute__((always_inline)) {
-    unroll<W>([&](auto w) __attribute__((always_inline)) {
-      acc[r][w].store(c + r * c_stride + w * V::lanes);
-    });
-  });
+  end_tile(p, acc);
 }
 
 template <class T>
-using Tile = void (*)(const T*, Index, Index, Weights<T>, T*, Index);
+using Tile = void (*)(const TileArgs<T>&);
 
 // The tiles for G groups: every MR x W (W a multiple of G) whose accumulators fit in the registers.
 template <class A, class T, int G>
 struct Tiles {
-  using Panels = Panel<G>;
+  using Panels = typename A::template Panels<G>;
   static constexpr int max_rows = tile_accumulators / Panels::vectors;
   static constexpr int max_vectors = 16;  // one row: enough chains to hide the latency of an fma
   static constexpr int panels_for(int rows) {
@@ -137,22 +171,19 @@ struct Tiles {
   // [rows][vectors]; for weights as bfloat16, where the table has them
   static constexpr bool has_bfloat16 = sizeof(T) == 4 && A::any_weights;
   Tile<T> by_size[max_rows + 1][max_vectors + 1] = {};
-  Tile<T> by_size_bfloat16[has_bfloat16 ? max_rows + 1 : 1][max_vectors + 1] = {};
+  Tile<T> by_size_bfloat16[max_rows + 1][max_vectors + 1] = {};
 
   constexpr Tiles() { fill<1, G>(); }
-  CHARRNN_INLINE void run(Index rows, Index vectors, const T* a, Index a_stride, Index depth,
-                          const Weights<T>& weights, T* c, Index c_stride) const {
-    const Tile<T> tile =
-        has_bfloat16 && weights.bfloat16 ? by_size_bfloat16[rows][vectors] : by_size[rows][vectors];
-    tile(a, a_stride, depth, weights, c, c_stride);
+  CHARRNN_INLINE void run(Index rows, Index vectors, const TileArgs<T>& p) const {
+    const bool half = has_bfloat16 && p.weights.bfloat16;
+    (half ? by_size_bfloat16 : by_size)[rows][vectors](p);
   }
   template <int MR, int W>
   constexpr void fill() {
     if constexpr (MR <= max_rows) {
       if constexpr (W <= panels_for(MR) * Panels::vectors) {
-        by_size[MR][W] = &tile<A, T, Panels::vectors, MR, W>;
-        if constexpr (has_bfloat16)
-          by_size_bfloat16[MR][W] = &tile_bfloat16<T, Panels::vectors, MR, W>;
+        by_size[MR][W] = &tile<A, T, G, MR, W>;
+        if constexpr (has_bfloat16) by_size_bfloat16[MR][W] = &tile_bfloat16<T, G, MR, W>;
         fill<MR, W + G>();
       } else {
         fill<MR + 1, G>();
@@ -274,34 +305,32 @@ CHARRNN_INLINE Weights<T> from_panel(const Weights<T>& w, Index panel) {
   return {w.data + panel * w.panel_stride, w.depth_stride, w.panel_stride, w.bfloat16};
 }
 
-// A tile of C whose columns are whole vectors is worked on in place, others in a buffer.
+// Columns [0, cols) of a tile of C: in place where they are whole vectors, else in a buffer.
 template <class T, class Set>
 CHARRNN_INLINE void gemm_tile(const Set& set, const T* a, Index a_stride, Index depth,
                               const Weights<T>& weights, T* c, Index c_stride, Index rows,
                               Index cols, const T* bias, bool accumulate) {
   using V = Native<T>;
-  const Index vectors = ceil_div(cols, V::lanes);
-  const bool whole = cols == vectors * V::lanes;
+  alignas(64) static constexpr T zeros[Set::max_vectors * V::lanes] = {};
+  const Index vectors = ceil_div(cols, V::lanes), width = vectors * V::lanes;
+  const auto run = [&](const Start<T>& start, T* to, Index stride) __attribute__((always_inline)) {
+    set.run(rows, vectors, TileArgs<T>{a, a_stride, depth, weights, start, to, stride});
+  };
+  const Start<T> same{bias ? bias : zeros, 0, 0, V::lanes};
+  if (cols == width)
+    return run(accumulate ? Start<T>{c, c_stride, 0, V::lanes} : same, c, c_stride);
   alignas(64) T buffer[tile_accumulators * V::lanes];
-  T* const out = whole ? c : buffer;
-  const Index out_stride = whole ? c_stride : vectors * V::lanes;
-  if (!(whole && accumulate)) {
-    for (Index r = 0; r < rows; ++r)
-      for (Index j = 0; j < cols; j += V::lanes) {
-        const Index n = min_of(V::lanes, cols - j);
-        const V first = accumulate ? V::load(c + r * c_stride + j, n)
-                        : bias     ? V::load(bias + j, n)
-                                   : V(T(0));
-        first.store(out + r * out_stride + j);
-      }
-  }
-  set.run(rows, vectors, a, a_stride, depth, weights, out, out_stride);
-  if (!whole) {
+  const auto each = [&](auto&& f) __attribute__((always_inline)) {
     for (Index r = 0; r < rows; ++r)
       for (Index j = 0; j < cols; j += V::lanes)
-        V::load(buffer + r * out_stride + j)
-            .store(c + r * c_stride + j, min_of(V::lanes, cols - j));
-  }
+        f(buffer + r * width + j, c + r * c_stride + j, cols - j);
+  };
+  if (accumulate)
+    each([](T* to, const T* from, Index n)
+             __attribute__((always_inline)) { V::load(from, n).store(to); });
+  run(accumulate ? Start<T>{buffer, width, 0, V::lanes} : same, buffer, width);
+  each([](const T* from, T* to, Index n)
+           __attribute__((always_inline)) { V::load(from).store(to, n); });
 }
 
 template <class T>
@@ -321,7 +350,9 @@ void gemm(const GemmArgs<T>& g, Range rows, Range panels) {
 // second-level cache (256 KB), the packed rows of A beside it stay in the first level.
 template <class T>
 struct TnBlocks {
-  static constexpr Index depth = 256, cols = 256 * 4 / static_cast<Index>(sizeof(T)), rows = 96;
+  static constexpr Index panel = TnPanel::vectors * Native<T>::lanes;
+  static constexpr Index depth = 256, rows = 96;
+  static constexpr Index cols = (256 * 4 / Index(sizeof(T)) + panel - 1) / panel * panel;
   // Packed tiles of A begin this much further apart than a power of two, in different cache sets.
   static constexpr Index skew = 16;
   static constexpr Index a_elements = rows * (depth + skew);
@@ -370,7 +401,7 @@ struct TnPiece {
 template <class T>
 void pack_b(const TnPiece<T>& piece, Index k0, Index depth) {
   using V = Native<T>;
-  constexpr Index P = Panel<1>::vectors;
+  constexpr Index P = TnPanel::vectors;
   const GemmTnProduct<T>& g = *piece.product;
   for (Index k = 0; k < depth; ++k) {
     const T* b = g.b + (k0 + k) * g.b_stride + piece.col;
@@ -384,7 +415,7 @@ void pack_b(const TnPiece<T>& piece, Index k0, Index depth) {
 template <class T>
 void gemm_tn_block(const TnPiece<T>& piece, const T* packed_a, Index depth, Range rows) {
   using Set = Tiles<PackedRows, T, 1>;
-  constexpr Index panel_cols = Panel<1>::vectors * Native<T>::lanes;
+  constexpr Index panel_cols = TnPanel::vectors * Native<T>::lanes;
   const GemmTnProduct<T>& g = *piece.product;
   const Index most_rows = min_of(rows.end - rows.begin, Set::max_rows);
   const Index most = Set::panels_for(static_cast<int>(most_rows));
@@ -405,7 +436,7 @@ template <class T>
 void gemm_tn(const GemmTnArgs<T>& g, Range rows, T* scratch) {
   using Set = Tiles<PackedRows, T, 1>;
   using Blocks = TnBlocks<T>;
-  constexpr Index panel_cols = Panel<1>::vectors * Native<T>::lanes;
+  constexpr Index panel_cols = TnPanel::vectors * Native<T>::lanes;
   T* const packed_a = scratch + Blocks::depth * Blocks::cols;
   if (rows.begin == rows.end) return;
   int product = 0;
