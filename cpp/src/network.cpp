@@ -394,6 +394,9 @@ void Network<T>::backward(const T* parameters, const PackedWeights<T>& packed,
           dstates,
           dgates,
           nullptr};
+      // The sums of the slots' columns, for the biases and the cell's own parameters.
+      const Range my_sums = team.share(width, alignment_elements);
+      zero(sums + my_sums.begin, my_sums.end - my_sums.begin);
       if (sharing.by_rows) {
         const Range my_rows = team.share(B);
         cell_->backward(args, {0, steps}, my_rows, {0, panels});
@@ -434,10 +437,11 @@ void Network<T>::backward(const T* parameters, const PackedWeights<T>& packed,
       const auto to_ih = [&](Index gate) {
         return GemmTnProduct<T>{x, I, I, d_ih + gate * H * I, I};
       };
-      const auto products = [&](const T* a, Index gates, GemmTnProduct<T> first,
+      const auto products = [&](Index slot, Index n, GemmTnProduct<T> first,
                                 GemmTnProduct<T> second, int count) {
-        k.gemm_tn(GemmTnArgs<T>{a, width, rows, {first, second}, count},
-                  team.share(gates * H, rows_per_thread), my_scratch);
+        k.gemm_tn(
+            GemmTnArgs<T>{dgates + slot * H, width, rows, {first, second}, count, sums + slot * H},
+            team.share(n * H, alignment_elements), my_scratch);
       };
       // The gradient of layer 0's input weights, which are stored [I, G*H].
       const auto first_layer = [&](const T* dgx, Index gate, Index gates) {
@@ -446,30 +450,32 @@ void Network<T>::backward(const T* parameters, const PackedWeights<T>& packed,
           k.scatter_add(dgx, width, in.tokens, rows, team.share(n, alignment_elements),
                         d_ih + gate * H, G * H);
         else
-          k.gemm_tn(GemmTnArgs<T>{in.x, I, rows, {{dgx, width, n, d_ih + gate * H, G * H}, {}}, 1},
-                    team.share(I), my_scratch);
+          k.gemm_tn(
+              GemmTnArgs<T>{
+                  in.x, I, rows, {{dgx, width, n, d_ih + gate * H, G * H}, {}}, 1, nullptr},
+              team.share(I), my_scratch);
       };
-      products(dgates, summed, to_hh(0), to_ih(0), l > 0 ? 2 : 1);
+      products(0, summed, to_hh(0), to_ih(0), l > 0 ? 2 : 1);
       if (l == 0) first_layer(dgates, 0, summed);
       if (split > 0) {
-        products(dgates + summed * H, split, to_hh(summed), {}, 1);
+        products(summed, split, to_hh(summed), {}, 1);
         if (l > 0)
-          products(dgx_split, split, to_ih(summed), {}, 1);
+          products(G, split, to_ih(summed), {}, 1);
         else
           first_layer(dgx_split, summed, split);
       }
-
-      // Biases and the cell's own parameters: each slot's column sums, in its owner's hands.
-      const Range mine = team.share(width, alignment_elements);
-      zero(sums + mine.begin, mine.end - mine.begin);
-      if (p.bias_ih >= 0 || P > 0) k.column_sums(dgates, width, rows, mine, sums);
+      // Those sums that no product has made on its way.
+      const Index first_left = (l > 0 ? G + split : G) * H;
+      const Range left = team.share(width - first_left, alignment_elements);
+      k.column_sums(dgates + first_left, width, rows, left, sums + first_left);
+      team.wait();
       if (p.bias_ih >= 0) {
-        add(sums, intersect(mine, {0, summed * H}), gradients + p.bias_ih);
-        add(sums, intersect(mine, {G * H, (G + split) * H}), gradients + p.bias_ih - split * H);
+        add(sums, intersect(my_sums, {0, summed * H}), gradients + p.bias_ih);
+        add(sums, intersect(my_sums, {G * H, (G + split) * H}), gradients + p.bias_ih - split * H);
       }
-      if (p.bias_hh >= 0) add(sums, intersect(mine, {0, G * H}), gradients + p.bias_hh);
+      if (p.bias_hh >= 0) add(sums, intersect(my_sums, {0, G * H}), gradients + p.bias_hh);
       if (P > 0)
-        add(sums, intersect(mine, {(G + split) * H, width}),
+        add(sums, intersect(my_sums, {(G + split) * H, width}),
             gradients + p.params - (G + split) * H);
       team.wait();
     }
@@ -550,14 +556,15 @@ void Network<T>::decode_backward(const T* parameters, const T* h, const T* dy, I
                                  T* gradients, int max_threads, T* workspace) const {
   const Kernels<T>& k = kernels<T>();
   const Index H = shape_.hidden_size, O = shape_.output_size;
+  T* const bias_gradient = decoder_bias_ >= 0 ? gradients + decoder_bias_ : nullptr;
   ThreadPool::instance().run(
       std::min(max_threads, threads_for(4.0 * double(rows) * double(H * O))),
       [&](const Team& team) {
         decode_rows_backward(parameters, dy, O, team.share(rows), dh);
-        k.gemm_tn(GemmTnArgs<T>{dy, O, rows, {{h, H, H, gradients + decoder_weight_, H}, {}}, 1},
-                  team.share(O), workspace + team.part * aligned(k.gemm_tn_scratch()));
-        if (decoder_bias_ >= 0)
-          k.column_sums(dy, O, rows, team.share(O, alignment_elements), gradients + decoder_bias_);
+        k.gemm_tn(
+            GemmTnArgs<T>{
+                dy, O, rows, {{h, H, H, gradients + decoder_weight_, H}, {}}, 1, bias_gradient},
+            team.share(O), workspace + team.part * aligned(k.gemm_tn_scratch()));
       });
 }
 
@@ -587,6 +594,7 @@ void Network<T>::head(const T* parameters, const T* h, const Token* targets, Ind
   const Index H = shape_.hidden_size, O = shape_.output_size, stride = aligned(O);
   const Index block = head_block_rows(), panels = ceil_div(O, k.gemm_units);
   T* const logits = workspace;
+  T* const bias_gradient = gradients && decoder_bias_ >= 0 ? gradients + decoder_bias_ : nullptr;
   const double operations = (dh ? 6.0 : 2.0) * double(rows) * double(H * O);
   ThreadPool::instance().run(std::min(max_threads, threads_for(operations)), [&](const Team& team) {
     T* const scratch = workspace + std::min(rows, block) * stride + team.part * head_scratch();
@@ -609,13 +617,13 @@ void Network<T>::head(const T* parameters, const T* h, const Token* targets, Ind
       if (dh) decode_rows_backward(parameters, logits, stride, mine, dh + first * H);
       if (dh || by_columns) team.wait();
       if (!dh) continue;
-      k.gemm_tn(
-          GemmTnArgs<T>{
-              logits, stride, n, {{h_block, H, H, gradients + decoder_weight_, H}, {}}, 1},
-          team.share(O), scratch);
-      if (decoder_bias_ >= 0)
-        k.column_sums(logits, stride, n, team.share(O, alignment_elements),
-                      gradients + decoder_bias_);
+      k.gemm_tn(GemmTnArgs<T>{logits,
+                              stride,
+                              n,
+                              {{h_block, H, H, gradients + decoder_weight_, H}, {}},
+                              1,
+                              bias_gradient},
+                team.share(O), scratch);
       team.wait();
     }
   });

@@ -364,19 +364,31 @@ Index gemm_tn_scratch() {
 }
 
 // out [depth][rows] = a [depth, rows], the number of rows as a constant: copies of a known size
-// are two moves each, a loop over rows is several times as slow.
+// are a move or two each, a loop over rows is several times as slow. sums: see GemmTnArgs.
 template <int N, class T>
-CHARRNN_INLINE void pack_rows(Index rows, const T* a, Index stride, Index depth, T* out) {
+CHARRNN_INLINE void pack_rows(Index rows, const T* a, Index stride, Index depth, T* out, T* sums) {
   if constexpr (N > 1) {
-    if (rows < N) return pack_rows<N - 1>(rows, a, stride, depth, out);
+    if (rows < N) return pack_rows<N - 1>(rows, a, stride, depth, out, sums);
   }
-  for (Index k = 0; k < depth; ++k, a += stride, out += N) __builtin_memcpy(out, a, N * sizeof(T));
+  if (!sums) {
+    for (Index k = 0; k < depth; ++k, a += stride, out += N)
+      __builtin_memcpy(out, a, N * sizeof(T));
+    return;
+  }
+  T sum[N], values[N];
+  __builtin_memcpy(sum, sums, sizeof sum);
+  for (Index k = 0; k < depth; ++k, a += stride, out += N) {
+    __builtin_memcpy(values, a, sizeof values);
+    for (int i = 0; i < N; ++i) sum[i] += values[i];
+    __builtin_memcpy(out, values, sizeof values);
+  }
+  __builtin_memcpy(sums, sum, sizeof sum);
 }
 
 // packed = A [depth, rows] as tiles [k][row of the tile], some steps of k at a time, so that a
 // cache line of A serves all the tiles that share it.
 template <class Set, class T>
-void pack_a(const T* a, Index stride, Index depth, Index rows, T* packed) {
+void pack_a(const T* a, Index stride, Index depth, Index rows, T* packed, T* sums) {
   constexpr Index steps = 8, ahead = 4 * steps;  // far enough for memory behind the last cache
   for (Index k = 0; k < depth; k += steps) {
     for (Index next = k + ahead; next < min_of(depth, k + ahead + steps); ++next)
@@ -384,7 +396,7 @@ void pack_a(const T* a, Index stride, Index depth, Index rows, T* packed) {
     T* out = packed;
     for_parts({0, rows}, Set::max_rows, [&](Index row, Index nr) {
       pack_rows<Set::max_rows>(nr, a + k * stride + row, stride, min_of(steps, depth - k),
-                               out + k * nr);
+                               out + k * nr, sums ? sums + row : nullptr);
       out += nr * depth + TnBlocks<T>::skew;
     });
   }
@@ -441,6 +453,7 @@ void gemm_tn(const GemmTnArgs<T>& g, Range rows, T* scratch) {
   if (rows.begin == rows.end) return;
   int product = 0;
   Index col = 0;
+  T* sums = g.sums;
   while (product < g.num_products) {
     // As many columns as a block of B takes, of one product or of the end of one and the next.
     TnPiece<T> pieces[2];
@@ -455,11 +468,15 @@ void gemm_tn(const GemmTnArgs<T>& g, Range rows, T* scratch) {
     for (Index k0 = 0; k0 < g.depth; k0 += Blocks::depth) {
       const Index depth = min_of(Blocks::depth, g.depth - k0);
       for (int i = 0; i < count; ++i) pack_b(pieces[i], k0, depth);
-      for_parts(rows, Blocks::rows, [&](Index row, Index nrows) {
-        pack_a<Set>(g.a + k0 * g.a_stride + row, g.a_stride, depth, nrows, packed_a);
-        for (int i = 0; i < count; ++i)
-          gemm_tn_block(pieces[i], packed_a, depth, {row, row + nrows});
+      const Range tiles{0, ceil_div(rows.end - rows.begin, Set::max_rows)};
+      for_parts(tiles, Blocks::rows / Set::max_rows, [&](Index first, Index n) {
+        const Index row = rows.begin + first * Set::max_rows;
+        const Index end = min_of(row + n * Set::max_rows, rows.end);
+        pack_a<Set>(g.a + k0 * g.a_stride + row, g.a_stride, depth, end - row, packed_a,
+                    sums ? sums + row : nullptr);
+        for (int i = 0; i < count; ++i) gemm_tn_block(pieces[i], packed_a, depth, {row, end});
       });
     }
+    sums = nullptr;  // once is enough
   }
 }

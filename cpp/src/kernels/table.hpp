@@ -76,6 +76,7 @@ struct GemmTnArgs {
   Index a_stride, depth;
   GemmTnProduct<T> products[2];
   int num_products;
+  T* sums;  // [M] or null: the sums of A's columns are added to it, k ascending
 };
 
 // ---- recurrence ---------------------------------------------------------------------------
