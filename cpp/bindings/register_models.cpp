@@ -162,7 +162,7 @@ std::pair<double, Index> evaluate(Model<T>& model, const py::object& inputs,
 template <class T>
 py::array_t<Token> sample(Model<T>& model, Index length, const py::object& tokens,
                           const py::object& state, const py::object& seeds, std::uint64_t position,
-                          double temperature, Index top_k, double top_p) {
+                          double temperature, Index top_k, double top_p, bool bfloat16) {
   const py::array first = checked_array<Token>(tokens, "tokens");
   if (first.ndim() != 1 || first.shape(0) < 1)
     throw py::value_error("tokens has shape " + text(shape_of(first)) + ", it takes [B]");
@@ -175,7 +175,8 @@ py::array_t<Token> sample(Model<T>& model, Index length, const py::object& token
   Token* const drawn_data = drawn.mutable_data();
   py::gil_scoped_release release;
   model.sample(length, batch, static_cast<const Token*>(first.data()), state_data, seed_data,
-               position, SamplingOptions{temperature, top_k, top_p}, drawn_data);
+               position, SamplingOptions{temperature, top_k, top_p}, drawn_data,
+               bfloat16 ? Storage::bfloat16 : Storage::full);
   return drawn;
 }
 
@@ -234,7 +235,7 @@ void register_model(py::module_& m, const char* name) {
       .def("evaluate", &evaluate<T>, py::arg("inputs"), py::arg("targets"), py::arg("state"))
       .def("sample", &sample<T>, py::arg("length"), py::arg("tokens"), py::arg("state"),
            py::arg("seeds"), py::arg("position"), py::arg("temperature"), py::arg("top_k"),
-           py::arg("top_p"));
+           py::arg("top_p"), py::arg("bfloat16") = false);
 }
 
 }  // namespace

@@ -118,10 +118,11 @@ void Network<T>::lay_out() {
   const Index H = shape_.hidden_size, G = cell_->num_gates, split = cell_->num_split;
   const Index plain = kernels<T>().gemm_units, gates = cell_->forward_units;
   // Room for an even depth, so that the same offsets, halved, serve for bfloat16.
-  const auto weights = [&](Packing packing, Index units, Index depth, Index panel_units) {
+  const auto weights = [&](Packing packing, Index units, Index depth, Index panel_units,
+                           Index groups = 1) {
     Index& elements = packed_[static_cast<int>(packing)].weights;
-    const Index offset = elements;
-    elements += aligned(ceil_div(units, panel_units) * panel_units * (depth + depth % 2));
+    const Index offset = elements, columns = ceil_div(units, panel_units) * panel_units * groups;
+    elements += aligned(columns * (depth + depth % 2));
     return offset;
   };
   const auto biases = [&](Index n) {
@@ -144,7 +145,7 @@ void Network<T>::lay_out() {
 
     p.input_bias = p.bias_ih < 0 ? -1 : biases(G * H);
     p.split_bias = p.bias_hh >= 0 && split > 0 ? biases(split * H) : -1;
-    p.hh = weights(Packing::forward, H, G * H, gates);  // G groups, depth H: as many elements
+    p.hh = weights(Packing::forward, H, H, gates, G);
     p.hh_t = weights(Packing::backward, H, G * H, plain);
     const Packing ih = l == 0 ? Packing::forward_dense : Packing::forward;
     const Packing ih_t = l == 0 ? Packing::backward_dense : Packing::backward;

@@ -103,6 +103,7 @@ class _Network(Generic[_F]):
         temperature: float,  # 0: greedy
         top_k: int,  # 0: all
         top_p: float,  # 1: all
+        bfloat16: bool = False,  # weights stored so, all but layer 0's input; float32 only
     ) -> Tokens:
         """-> drawn tokens [length, B]."""
 

@@ -146,6 +146,7 @@ def _sample(options: argparse.Namespace) -> int:
         options.top_k,
         options.top_p,
         options.seed,
+        weight_dtype=options.weight_dtype,
     )
     if options.seed is None:
         print(f"seed {model.last_seed}", file=sys.stderr)
@@ -158,7 +159,7 @@ def _sample(options: argparse.Namespace) -> int:
 def _eval(options: argparse.Namespace) -> int:
     model = CharLM.load(options.model)
     corpus = Corpus.from_files(*options.text, vocabulary=model.vocabulary)
-    loss = model._evaluate(corpus._ids)
+    loss = model._read_as(options.weight_dtype)._evaluate(corpus._ids)
     print(f"{_losses(loss, model.vocabulary)} over {len(corpus):,} {model.vocabulary.kind}")
     return 0
 
@@ -487,6 +488,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command("eval", _eval, "Measure a trained model's loss on text files.")
     evaluate.add_argument("model", metavar="FILE")
     evaluate.add_argument("text", nargs="+", metavar="TEXT", help="UTF-8 files")
+    for reader in (sample, evaluate):
+        reader.add_argument(
+            "--weight-dtype",
+            choices=["float32", "float64", "bfloat16"],
+            help="bfloat16: weights at half the memory (default: the model's own type)",
+        )
 
     info = command("info", _info, "Tell what a checkpoint holds.")
     info.add_argument("model", metavar="FILE")
