@@ -1,0 +1,75 @@
+"""What the figures were measured on: the machine's facts, its FMA peak and its read bandwidth."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import _core
+
+
+def facts() -> dict[str, Any]:
+    """The processor, the build and the versions; the commit where this runs from a checkout."""
+    info = _core.build_info()
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "isa": info["isa"],
+        "compiler": info.get("compiler"),
+        "charrnn_fast": info["version"],
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+
+
+def fma_peak(threads: int, seconds: float) -> float:
+    """FLOP/s of so many threads at once, in registers."""
+    return _together(threads, lambda: _core.fma_peak("float32", seconds))
+
+
+def read_bandwidth(size: float, threads: int, seconds: float) -> float:
+    """Bytes/s of so many threads at once, each reading its share of `size` bytes over and over."""
+    share = max(64, int(size) // threads)
+    return _together(threads, lambda: _core.read_bandwidth(share, seconds))
+
+
+def _together(threads: int, measure: Callable[[], float]) -> float:
+    if threads == 1:
+        return measure()
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(lambda _: measure(), range(threads)))
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that holds this file, "+changes" where it has been edited."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(here.parent), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError:  # no git
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", here.name) is None:
+        return None  # installed, perhaps inside somebody else's checkout
+    commit = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return f"{commit}+changes" if commit and changed else commit
