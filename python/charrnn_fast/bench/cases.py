@@ -202,6 +202,11 @@ _QUICK: dict[str, tuple[Shape, ...]] = {
 }
 
 
+def footprint(size: int) -> str:
+    """A number of bytes, a power of two, for a reader."""
+    return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
+
+
 def parse(text: str) -> Shape:
     """lstm,50,50,128,2 (cell, B, T, H, L) or 64,512,2048 (M, K, N of a product)."""
     parts = text.split(",")

@@ -1,14 +1,15 @@
 """Head against base: two runs, row by row.
 
 Absolute times drift with the machine; what is compared is the share of the peak that was measured
-beside each row, which is a time in units of the least one possible.
+beside each row (on one thread: while the kernels had the processor), which is a time in units of
+the least one possible.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .report import table
+from .report import busy_share, table
 from .results import Row, Run
 
 
@@ -29,9 +30,9 @@ class Change:
 
 def changes(head: Run, base: Run) -> list[Change]:
     """Of the rows that both have, in the head's order."""
-    old = {row.key: row.share for row in base.rows}
+    old = {row.key: row.efficiency for row in base.rows}
     return [
-        Change(row, before.median / row.share.median, not row.share.overlaps(before))
+        Change(row, before.median / row.efficiency.median, not row.efficiency.overlaps(before))
         for row in head.rows
         if (before := old.get(row.key)) is not None
     ]
@@ -60,6 +61,10 @@ def markdown(head: Run, base: Run, name: str) -> str:
         for fact in ("processor", "isa", "compiler")
         if head.machine.get(fact) != base.machine.get(fact)
     ]
+    for what, run in (("This run", head), ("The base", base)):
+        busy = busy_share(run)
+        if busy is not None:
+            parts.append(f"{what} had {busy:.0%} of a core only: the machine was busy.")
     if different:
         parts.append(f"Not the same machine or build: {'; '.join(different)}.")
     parts.append(table(["suite", "case", "threads", "ratio", ""], lines))

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .cases import SUITES
+from .cases import SUITES, footprint
 from .results import Row, Run
+
+_STYLES = ("-", "--", "-.", ":")
 
 
 def write(run: Run, folder: Path) -> list[Path]:
@@ -39,21 +41,23 @@ def _roofline(run: Run) -> Any:
     threads = sorted(run.peaks, key=int)
     figure = Figure(figsize=(6.5 * len(threads), 5))
     suites = [suite for suite in SUITES if any(row.suite == suite for row in run.rows)]
+    roofs = ("16384", "524288", "8388608", "33554432")  # bytes; the others lie between
     for axes, n in zip(np.atleast_1d(figure.subplots(1, len(threads))), threads, strict=True):
         rows = [row for row in run.rows if row.threads == int(n)]
         x = np.geomspace(0.1, max([100.0, *(2 * row.intensity for row in rows)]), 200)
         peak = run.peaks[n]["fma"] / 1e9
-        for size, bandwidth in run.peaks[n]["read"].items():
-            axes.plot(x, np.minimum(x * bandwidth / 1e9, peak), color="0.7", linewidth=0.8)
-            at = x[0]
-            label = f"{int(size) / 2**20:g} MiB" if int(size) >= 2**20 else f"{int(size) >> 10} KiB"
-            axes.annotate(label, (at, at * bandwidth / 1e9), fontsize=6, color="0.4")
-        for suite in suites:
+        measured = {size: run.peaks[n]["read"][size] / 1e9 for size in roofs}
+        for (size, bandwidth), style in zip(measured.items(), _STYLES, strict=True):
+            label = f"reading {footprint(int(size))}: {bandwidth:.0f} GB/s"
+            roof = np.minimum(x * bandwidth, peak)
+            axes.plot(x, roof, style, color="0.5", linewidth=0.9, label=label)
+        for k, suite in enumerate(suites):
             points = [row for row in rows if row.suite == suite]
             if points:
                 axes.scatter(
                     [row.intensity for row in points],
                     [row.flops / 1e9 for row in points],
+                    color=f"C{k}",
                     label=suite,
                     s=18,
                     zorder=3,
@@ -63,9 +67,12 @@ def _roofline(run: Run) -> Any:
             yscale="log",
             xlabel="FLOP per byte of weights",
             ylabel="GFLOP/s",
-            title=f"threads: {n}; {peak:.0f} GFLOP/s of FMAs; reading by footprint",
+            title=f"threads: {n}; {peak:.0f} GFLOP/s of FMAs",
         )
-        axes.legend(fontsize=8, loc="lower right")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
+        axes.legend(fontsize=7, loc="lower right")
     return figure
 
 
@@ -90,7 +97,18 @@ def _bars(suite: str, rows: list[Row]) -> Any:
                 [ratio.q3 for _, ratio in taking] - median,
             ]
             places = [i + (k - (len(names) - 1) / 2) * height for i, _ in taking]
-            axes.barh(places, median, height, xerr=whiskers, label=name, error_kw={"lw": 0.8})
+            axes.barh(
+                places,
+                median,
+                height,
+                xerr=whiskers,
+                color=f"C{k}",
+                label=name,
+                error_kw={"lw": 0.8},
+            )
+            for place, value, whisker in zip(places, median, whiskers[1], strict=True):
+                at = (value + whisker, place)
+                axes.annotate(f" {value:.3g}", at, fontsize=7, va="center", annotation_clip=False)
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_yticks(range(len(own)), [row.case for row in own])
         axes.invert_yaxis()
@@ -99,5 +117,7 @@ def _bars(suite: str, rows: list[Row]) -> Any:
             xlabel="time over the kernels' time",
             title=f"{suite}, threads: {n}",
         )
-        axes.legend(fontsize=8)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
     return figure

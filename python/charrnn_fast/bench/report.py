@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
-from .cases import SUITES, Suite
+from .cases import SUITES, Suite, footprint
 from .peers.kernels import NAME
 from .results import Row, Run, Spread
 
@@ -26,6 +27,13 @@ def number(value: float) -> str:
     return f"{value:.2f}" if value >= 10 else f"{value:.3f}" if value >= 1 else f"{value:.3g}"
 
 
+def busy_share(run: Run) -> float | None:
+    """The part of a core that the one-thread rows had, where it was notably less than one."""
+    cores = [row.cores for row in run.rows if row.threads == 1]
+    median = statistics.median(cores) if cores else 1.0
+    return median if median < 0.9 else None
+
+
 def _machine(run: Run) -> str:
     facts = {name: value for name, value in run.machine.items() if value is not None}
     lines = [f"- {name}: {value}" for name, value in facts.items()]
@@ -39,12 +47,18 @@ def _machine(run: Run) -> str:
         )
     for threads, peaks in run.peaks.items():
         read = ", ".join(
-            f"{bandwidth / 1e9:.0f} at {_size(int(size))}"
+            f"{bandwidth / 1e9:.0f} at {footprint(int(size))}"
             for size, bandwidth in peaks["read"].items()
         )
         lines.append(
             f"- at the start, threads {threads}: {peaks['fma'] / 1e9:.0f} GFLOP/s of FMAs; "
             f"reading, GB/s: {read}"
+        )
+    busy = busy_share(run)
+    if busy is not None:
+        lines.append(
+            f"- the machine was busy with other work: on one thread, the kernels had {busy:.0%} of "
+            f"a core at the median; take times, shares and ratios as rough"
         )
     return "\n".join(lines)
 
@@ -72,10 +86,22 @@ def _suite(run: Run, suite: Suite) -> str:
         f"Times are of one {suite.unit}, in {suite.time_unit}; of the others, the ratio to the "
         f"kernels' time with its quartiles, and their time.",
         table([case, "threads", *own, *names], lines),
+        *_preparation(rows),
         *_to_loss(rows),
     ]
     notes = [f"- {row.case}, threads {row.threads}: {note}" for row in rows for note in row.notes]
     return "\n\n".join([*parts, "\n".join(notes)] if notes else parts)
+
+
+def _preparation(rows: list[Row]) -> list[str]:
+    longest: dict[str, float] = {}
+    for row in rows:
+        for name, side in row.peers.items():
+            longest[name] = max(longest.get(name, 0), side.preparation)
+    named = [f"{name} {seconds:.1f} s" for name, seconds in longest.items() if seconds >= 0.5]
+    if not named:
+        return []
+    return [f"Made ready before (compiling included), at most: {', '.join(named)}."]
 
 
 def _to_loss(rows: list[Row]) -> list[str]:
@@ -119,7 +145,3 @@ def _spread(value: Spread, scale: float) -> str:
 
 def _peak(row: Row) -> str:
     return f"{row.peak / 1e9:.0f} {'GFLOP/s' if row.limit == 'fma' else 'GB/s'}"
-
-
-def _size(size: int) -> str:
-    return f"{size // 2**20} MiB" if size >= 2**20 else f"{size // 2**10} KiB"

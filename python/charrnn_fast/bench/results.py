@@ -68,6 +68,8 @@ class Row:
 
     limit: what bounds the time from below, "fma" (FLOP/s) or "read" (bytes/s of weights); peak:
     that of the machine, measured beside the case; share: how much of it the kernels reach.
+    efficiency: on one thread, the share while they had the processor, which other programs' turns
+    on it do not lower; on more, the share.
     """
 
     suite: str
@@ -83,6 +85,7 @@ class Row:
     limit: str
     peak: float
     share: Spread
+    efficiency: Spread
     peers: dict[str, Side]
     notes: list[str] = field(default_factory=list)
     target: float | None = None  # time-to-loss: nats per character
@@ -126,7 +129,7 @@ class Run:
 
 
 def _row(data: dict[str, Any]) -> Row:
-    spreads: Any = {name: Spread(**data.pop(name)) for name in ("seconds", "share")}
+    spreads: Any = {name: Spread(**data.pop(name)) for name in ("seconds", "share", "efficiency")}
     peers = {name: _side(side) for name, side in data.pop("peers").items()}
     reached = {name: Reached(**entry) for name, entry in data.pop("reached").items()}
     return Row(**data, **spreads, peers=peers, reached=reached)

@@ -214,7 +214,7 @@ class Runner:
             for other in taking or [None]:
                 meter.measure()
                 own = ours.block()
-                meter.shares.append(meter.least_seconds / own)
+                meter.note(own, ours.cores[-1])
                 if other is not None:
                     other.ratios.append(other.block() / own)
 
@@ -235,7 +235,7 @@ class Runner:
                     reached[side.name] = Reached(
                         block * side.count, spent[side.name], loss, loss <= settings.target
                     )
-            meter.shares.append(meter.least_seconds / ours.seconds[-1])
+            meter.note(ours.seconds[-1], ours.cores[-1])
             for other in others:
                 other.ratios.append(other.seconds[-1] / ours.seconds[-1])
             if all(entry.reached for entry in reached.values()):
@@ -252,6 +252,7 @@ class _Meter:
         self.least_seconds = 0.0  # of a unit
         self.peaks: list[float] = []
         self.shares: list[float] = []
+        self.efficiencies: list[float] = []
         self.measure()
         if case.bytes_read is not None:
             by_fma = self.least_seconds
@@ -271,6 +272,11 @@ class _Meter:
         self.peaks.append(peak)
         self.least_seconds = work / peak
 
+    def note(self, seconds: float, cores: float) -> None:
+        """Takes up a block of the kernels: seconds per unit, processor time over time."""
+        self.shares.append(self.least_seconds / seconds)
+        self.efficiencies.append(self.shares[-1] / (min(cores, 1) if self._threads == 1 else 1))
+
 
 def compare(case: AnyCase, side: str, outputs: Outputs, expected: Outputs) -> None:
     """BenchError, with the place and both numbers, where a side computes something else."""
@@ -282,9 +288,10 @@ def compare(case: AnyCase, side: str, outputs: Outputs, expected: Outputs) -> No
         if theirs.shape != ours.shape:
             raise BenchError(f"{what}: {name} of {side} has shape {theirs.shape}, not {ours.shape}")
         difference = np.abs(np.asarray(theirs, np.float64) - ours)
+        difference[np.isnan(difference)] = np.inf
         largest = float(np.abs(ours).max())
-        if not difference.max() <= TOLERANCE * largest:  # nor where it is NaN
-            at = np.unravel_index(int(np.nanargmax(difference)), ours.shape)
+        if not difference.max() <= TOLERANCE * largest:  # nor where ours has a NaN
+            at = np.unravel_index(int(difference.argmax()), ours.shape)
             index = ", ".join(str(int(i)) for i in at)
             raise BenchError(
                 f"{what}: {name}[{index}] is {theirs[at]:.7g} by {side} and {ours[at]:.7g} by the "
@@ -303,6 +310,10 @@ def _row(
 ) -> Row:
     ours, *others = sides
     seconds = Spread.of(ours.seconds)
+    for side in sides:
+        cores = statistics.median(side.cores)
+        if cores > threads + 0.1:
+            notes.append(f"{side.name} kept {cores:.1f} cores busy")
     return Row(
         suite=case.suite,
         case=case.label,
@@ -317,6 +328,7 @@ def _row(
         limit=meter.limit,
         peak=statistics.median(meter.peaks),
         share=Spread.of(meter.shares),
+        efficiency=Spread.of(meter.efficiencies),
         peers={
             side.name: Side(
                 Spread.of(side.seconds),

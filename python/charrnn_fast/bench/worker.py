@@ -136,9 +136,6 @@ def _serve(connection: Connection, threads: int) -> None:
 
 def _thread_variables(threads: int) -> dict[str, str]:
     n = str(threads)
-    flags = os.environ.get("XLA_FLAGS", "")
-    if threads == 1:
-        flags += " --xla_cpu_multi_thread_eigen=false"
     return {
         **dict.fromkeys(
             (
@@ -151,7 +148,6 @@ def _thread_variables(threads: int) -> dict[str, str]:
             ),
             n,
         ),
-        "XLA_FLAGS": flags.strip(),
         "JAX_PLATFORMS": "cpu",
         "TORCHINDUCTOR_COMPILE_THREADS": "1",  # leaves no idle processes behind
     }
