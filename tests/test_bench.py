@@ -33,6 +33,14 @@ SMALL: dict[str, str] = {
     "gemm": "3,4,5",
     "time-to-loss": "rnn,4,5,8,1",
 }
+# What each peer takes part in.
+SUITES_OF = {
+    "numpy": ("train", "forward", "backward", "sample", "step", "gemm"),
+    "torch": tuple(SUITES),
+    "torch.compile": ("train", "forward"),
+    "jax": ("train", "forward", "backward", "sample", "step"),
+    "onnxruntime": ("forward", "sample", "step"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +74,7 @@ def row(suite: str = "train", case: str = "lstm,3,4,8,2", share: float = 0.5) ->
         1e11,
         near,
         near,
+        1.0,
         peers,
         ["jax: no"],
         2.0 if reached else None,
@@ -113,8 +122,11 @@ def test_a_case_is_read_as_it_is_written(shape: Shape) -> None:
 # ---- the sides ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suite", SUITES)
-@pytest.mark.parametrize("peer", MODULES)
+def test_the_peers_are_these() -> None:
+    assert list(SUITES_OF) == list(MODULES)
+
+
+@pytest.mark.parametrize(("peer", "suite"), [(p, s) for p in MODULES for s in SUITES])
 def test_peers_compute_what_the_kernels_do(
     peer: str, suite: str, worker: Worker, text: Text
 ) -> None:
@@ -133,6 +145,7 @@ def test_peers_compute_what_the_kernels_do(
             units = worker.prepare(peer, problem)
         except UnavailableError as error:
             pytest.skip(str(error))
+        assert bool(units) == (suite in SUITES_OF[peer])
         for side in units:
             try:
                 outputs = worker.check(side)
@@ -260,10 +273,8 @@ def test_markdown_has_all_there_is() -> None:
         assert part in document, document
     assert "commit" not in document
     assert "busy" not in document
-    slow = replace(row(), cores=0.5)
-    assert "busy with other work: on one thread, the kernels had 50%" in report.markdown(
-        result(slow)
-    )
+    slow = replace(row(), free=0.75)
+    assert "- the machine was busy: other programs took 25%" in report.markdown(result(slow))
 
 
 def test_head_against_base() -> None:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .. import demo
-from . import compare, report
+from . import compare, machine, report
 from .cases import SUITES, Shape, parse, select
 from .errors import BenchError
 from .problem import Text
@@ -66,8 +66,7 @@ def run(options: Options) -> int:
 def _settings(options: Options) -> Settings:
     settings = QUICK if options.quick else Settings()
     if options.threads is None:
-        cores = os.cpu_count() or 1
-        threads = tuple(n for n in settings.threads if n <= cores)
+        threads = tuple(n for n in settings.threads if n <= machine.cores())
     else:
         threads = tuple(dict.fromkeys(options.threads))
     blocks = settings.blocks if options.blocks is None else options.blocks

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .report import busy_share, table
+from .report import is_busy, table
 from .results import Row, Run
 
 
@@ -62,9 +62,8 @@ def markdown(head: Run, base: Run, name: str) -> str:
         if head.machine.get(fact) != base.machine.get(fact)
     ]
     for what, run in (("This run", head), ("The base", base)):
-        busy = busy_share(run)
-        if busy is not None:
-            parts.append(f"{what} had {busy:.0%} of a core only: the machine was busy.")
+        if is_busy(run):
+            parts.append(f"{what} was made on a busy machine.")
     if different:
         parts.append(f"Not the same machine or build: {'; '.join(different)}.")
     parts.append(table(["suite", "case", "threads", "ratio", ""], lines))

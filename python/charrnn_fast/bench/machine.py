@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +21,7 @@ def facts() -> dict[str, Any]:
     info = _core.build_info()
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cores": cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "isa": info["isa"],
         "compiler": info.get("compiler"),
@@ -31,22 +32,42 @@ def facts() -> dict[str, Any]:
     }
 
 
-def fma_peak(threads: int, seconds: float) -> float:
+def cores() -> int:
+    """That this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Peak(NamedTuple):
+    """rate: FLOP/s or bytes/s; free: the part of its cores' time that the measuring got."""
+
+    rate: float
+    free: float
+
+
+def fma_peak(threads: int, seconds: float) -> Peak:
     """FLOP/s of so many threads at once, in registers."""
     return _together(threads, lambda: _core.fma_peak("float32", seconds))
 
 
-def read_bandwidth(size: float, threads: int, seconds: float) -> float:
+def read_bandwidth(size: float, threads: int, seconds: float) -> Peak:
     """Bytes/s of so many threads at once, each reading its share of `size` bytes over and over."""
     share = max(64, int(size) // threads)
     return _together(threads, lambda: _core.read_bandwidth(share, seconds))
 
 
-def _together(threads: int, measure: Callable[[], float]) -> float:
+def _together(threads: int, measure: Callable[[], float]) -> Peak:
+    def timed(_: int = 0) -> Peak:
+        cpu, start = time.thread_time(), time.perf_counter()
+        rate = measure()
+        return Peak(rate, (time.thread_time() - cpu) / (time.perf_counter() - start))
+
     if threads == 1:
-        return measure()
+        return timed()
     with ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(lambda _: measure(), range(threads)))
+        peaks = list(pool.map(timed, range(threads)))
+    return Peak(sum(peak.rate for peak in peaks), sum(peak.free for peak in peaks) / threads)
 
 
 def _processor() -> str:

@@ -27,11 +27,13 @@ def number(value: float) -> str:
     return f"{value:.2f}" if value >= 10 else f"{value:.3f}" if value >= 1 else f"{value:.3g}"
 
 
-def busy_share(run: Run) -> float | None:
-    """The part of a core that the one-thread rows had, where it was notably less than one."""
-    cores = [row.cores for row in run.rows if row.threads == 1]
-    median = statistics.median(cores) if cores else 1.0
-    return median if median < 0.9 else None
+def is_busy(run: Run) -> bool:
+    """Whether other programs took a notable part of the cores' time during the run."""
+    return _free(run) < 0.95
+
+
+def _free(run: Run) -> float:
+    return statistics.fmean(row.free for row in run.rows) if run.rows else 1.0
 
 
 def _machine(run: Run) -> str:
@@ -54,11 +56,10 @@ def _machine(run: Run) -> str:
             f"- at the start, threads {threads}: {peaks['fma'] / 1e9:.0f} GFLOP/s of FMAs; "
             f"reading, GB/s: {read}"
         )
-    busy = busy_share(run)
-    if busy is not None:
+    if is_busy(run):
         lines.append(
-            f"- the machine was busy with other work: on one thread, the kernels had {busy:.0%} of "
-            f"a core at the median; take times, shares and ratios as rough"
+            f"- the machine was busy: other programs took {1 - _free(run):.0%} of the cores' time; "
+            f"take times, shares and ratios as rough, those on several threads above all"
         )
     return "\n".join(lines)
 

@@ -70,6 +70,7 @@ class Row:
     that of the machine, measured beside the case; share: how much of it the kernels reach.
     efficiency: on one thread, the share while they had the processor, which other programs' turns
     on it do not lower; on more, the share.
+    free: the part of the cores' time that other programs left, on average, beside the blocks.
     """
 
     suite: str
@@ -86,6 +87,7 @@ class Row:
     peak: float
     share: Spread
     efficiency: Spread
+    free: float
     peers: dict[str, Side]
     notes: list[str] = field(default_factory=list)
     target: float | None = None  # time-to-loss: nats per character

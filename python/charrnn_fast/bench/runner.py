@@ -126,9 +126,9 @@ class Runner:
     def _measure_peaks(self, threads: int) -> None:
         seconds = self._settings.start_seconds
         self.result.peaks[str(threads)] = {
-            "fma": machine.fma_peak(threads, seconds),
+            "fma": machine.fma_peak(threads, seconds).rate,
             "read": {
-                str(size): machine.read_bandwidth(size, threads, seconds / 4)
+                str(size): machine.read_bandwidth(size, threads, seconds / 4).rate
                 for size in _FOOTPRINTS
             },
         }
@@ -251,6 +251,7 @@ class _Meter:
         self.limit = "fma"
         self.least_seconds = 0.0  # of a unit
         self.peaks: list[float] = []
+        self.free: list[float] = []
         self.shares: list[float] = []
         self.efficiencies: list[float] = []
         self.measure()
@@ -261,6 +262,7 @@ class _Meter:
             if by_fma > self.least_seconds:
                 self.limit = "fma"
         self.peaks.clear()
+        self.free.clear()
 
     def measure(self) -> None:
         case = self._case
@@ -269,8 +271,9 @@ class _Meter:
         else:
             peak = machine.read_bandwidth(case.weight_bytes, self._threads, self._seconds)
             work = case.bytes_read or 0.0
-        self.peaks.append(peak)
-        self.least_seconds = work / peak
+        self.peaks.append(peak.rate)
+        self.free.append(peak.free)
+        self.least_seconds = work / peak.rate
 
     def note(self, seconds: float, cores: float) -> None:
         """Takes up a block of the kernels: seconds per unit, processor time over time."""
@@ -329,6 +332,7 @@ def _row(
         peak=statistics.median(meter.peaks),
         share=Spread.of(meter.shares),
         efficiency=Spread.of(meter.efficiencies),
+        free=statistics.fmean(meter.free),
         peers={
             side.name: Side(
                 Spread.of(side.seconds),
