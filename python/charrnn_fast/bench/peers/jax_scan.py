@@ -1,6 +1,7 @@
 """JAX: lax.scan over time under jit; the input's part of the gates is one product before the scan.
 
-Compiled for the shapes of each problem by its check, before anything is timed.
+Compiled for the shapes of each problem by its check, before anything is timed. Matrices are stored
+as JAX's own libraries do, [inputs, outputs]; given PyTorch's orientation, XLA copies at each step.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ class Jax:
         for k in range(case.num_layers):
             W_xh, W_hh = p[f"weight_ih_l{k}"], p[f"weight_hh_l{k}"]
             tokens = jax.numpy.issubdtype(x.dtype, jax.numpy.integer)
-            gx = (W_xh.T[x] if tokens else x @ W_xh.T) + p[f"bias_ih_l{k}"]
+            gx = (W_xh[x] if tokens else x @ W_xh) + p[f"bias_ih_l{k}"]
             b_hh = p[f"bias_hh_l{k}"]
 
             def step(prev: Any, gx: Any, W_hh: Any = W_hh, b_hh: Any = b_hh) -> Any:
-                following = self._cell(case.cell, gx, prev[0] @ W_hh.T + b_hh, prev)
+                following = self._cell(case.cell, gx, prev[0] @ W_hh + b_hh, prev)
                 return following, following[0]
 
             end, x = jax.lax.scan(step, states[k], gx)
@@ -68,12 +69,12 @@ class Jax:
 
     def _logits(self, problem: Problem, p: Any, x: Any, states: Any) -> tuple[Any, Any]:
         h, states = self._layers(problem, p, x, states)
-        return h @ p["decoder.weight"].T + p["decoder.bias"], states
+        return h @ p["decoder.weight"] + p["decoder.bias"], states
 
     def _start(self, problem: Problem) -> tuple[Any, Any]:
-        """The parameters and zero states, on the device."""
+        """The parameters, matrices [inputs, outputs], and zero states, on the device."""
         case, jnp = problem.network, self.jax.numpy
-        parameters = {name: jnp.asarray(value) for name, value in problem.parameters.items()}
+        parameters = {name: jnp.asarray(value.T) for name, value in problem.parameters.items()}
         count = 2 if case.cell == "lstm" else 1
         shape = (case.batch, case.hidden_size)
         states = [tuple(jnp.zeros(shape) for _ in range(count)) for _ in range(case.num_layers)]
@@ -143,7 +144,7 @@ class Jax:
             return jax.block_until_ready(compiled(vjp, dy))
 
         def check() -> Outputs:
-            return {name: np.asarray(g) for name, g in run().items()}
+            return {name: np.asarray(g).T for name, g in run().items()}
 
         return Task(check, run)
 
