@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from charrnn_fast.bench import compare as comparison
 from charrnn_fast.bench import report, runner
 from charrnn_fast.bench.cases import SUITES, Case, Product, Shape, parse, select
 from charrnn_fast.bench.errors import BenchError, UnavailableError
-from charrnn_fast.bench.peers import MODULES, kernels
+from charrnn_fast.bench.peers import MODULES, kernels, load
 from charrnn_fast.bench.problem import Text, make
 from charrnn_fast.bench.results import Reached, Row, Run, Side, Spread
 from charrnn_fast.bench.worker import Worker
@@ -156,6 +156,24 @@ def test_peers_compute_what_the_kernels_do(
             if suite == "time-to-loss" and peer == "torch":
                 assert 0 < worker.evaluate(side) < 10
         worker.clear()
+
+
+def test_a_failing_compiler_is_named(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+
+    def compiled(function: object) -> Callable[..., None]:
+        def fail(*arguments: object) -> None:
+            raise RuntimeError("no C++ compiler\nand a long trace")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    before = torch.get_num_threads()
+    problem = make(Case("forward", "rnn", 1, 2, 3, 1), text)
+    task = load("torch.compile", 1).tasks(problem)["torch.compile"]
+    torch.set_num_threads(before)
+    with pytest.raises(UnavailableError, match=r"failed: RuntimeError: no C\+\+ compiler$"):
+        task.check()
 
 
 @pytest.mark.parametrize("suite", SUITES)
