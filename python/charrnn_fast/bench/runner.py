@@ -179,7 +179,7 @@ class Runner:
             outputs = task.check()
 
             def run(count: int, task: Any = task) -> Timing:
-                return time_runs(task, count)
+                return time_runs(task, count, get_num_threads())
 
             side = _Timed(name, run, task.units, time.perf_counter() - start, task.evaluate)
             sides.append((side, outputs))

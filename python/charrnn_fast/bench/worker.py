@@ -19,7 +19,9 @@ from .errors import BenchError, UnavailableError
 from .peers import Peer, Task, load
 from .problem import Outputs, Problem
 
-_NAP, _MOST_NAPS = 0.002, 100  # seconds; at most 0.2 s of waiting for pools that never sleep
+# Seconds; longer than the system's tick, at which the time of running threads is booked. At most
+# 0.2 s of waiting for pools that never sleep.
+_NAP, _MOST_NAPS = 0.01, 20
 
 
 class Timing(NamedTuple):
@@ -27,10 +29,10 @@ class Timing(NamedTuple):
     cores: float  # processor time over seconds: how many cores the side kept busy
 
 
-def time_runs(task: Task, count: int) -> Timing:
-    """Times `count` runs of a task in this process, and returns when the process has come to rest.
+def time_runs(task: Task, count: int, threads: int) -> Timing:
+    """Times `count` runs of a task in this process, and returns when its threads have come to rest.
 
-    Thread pools wait for more work by spinning (OpenBLAS's for about 25 ms), on the core that
+    Thread pools wait for more work by spinning (OpenBLAS's for some 100 ms), on the core that
     whoever has the next turn needs.
     """
     cpu, start = time.process_time(), time.perf_counter()
@@ -38,7 +40,7 @@ def time_runs(task: Task, count: int) -> Timing:
         task.run()
     seconds = time.perf_counter() - start
     timing = Timing(seconds, (time.process_time() - cpu) / seconds)
-    for _ in range(_MOST_NAPS):
+    for _ in range(_MOST_NAPS if threads > 1 else 0):
         cpu = time.process_time()
         time.sleep(_NAP)
         if time.process_time() - cpu < 0.2 * _NAP:
@@ -124,7 +126,7 @@ def _serve(connection: Connection, threads: int) -> None:
         if command == "check":
             return tasks[arguments[0]].check()
         if command == "time":
-            return time_runs(tasks[arguments[0]], arguments[1])
+            return time_runs(tasks[arguments[0]], arguments[1], threads)
         if command == "evaluate":
             evaluate = tasks[arguments[0]].evaluate
             return evaluate() if evaluate else None
