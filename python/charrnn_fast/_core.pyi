@@ -166,3 +166,9 @@ def gemm(a: Floats, b: Floats) -> Floats:
 
 def fma_peak(dtype: str, seconds: float) -> float:
     """FLOP/s of independent FMAs on one thread, with the instruction set in use."""
+
+def read_bandwidth(bytes: int, seconds: float) -> float:
+    """Bytes per second of one thread that reads a buffer of so many bytes over and over."""
+
+def time_steps(network: _Network[_F], x: Floats, state: Floats, count: int) -> float:
+    """Seconds per step: `step` on x [B, I] called `count` times from C++; state is carried."""

@@ -182,3 +182,21 @@ T fma_loop(Index iterations) {
   unroll<peak_chains>([&](auto i) __attribute__((always_inline)) { total = total + acc[i]; });
   return total.sum();
 }
+
+// The sum of x [n], in as many chains: reading at the machine's pace.
+template <class T>
+T read_loop(const T* x, Index n) {
+  using V = Native<T>;
+  constexpr Index block = peak_chains * V::lanes;
+  V acc[peak_chains];
+  unroll<peak_chains>([&](auto i) __attribute__((always_inline)) { acc[i] = V(T(0)); });
+  Index j = 0;
+  for (; j + block <= n; j += block)
+    unroll<peak_chains>([&](auto i) __attribute__((always_inline)) {
+      acc[i] = acc[i] + V::load(x + j + i * V::lanes);
+    });
+  V total = V(T(0));
+  for (; j < n; j += V::lanes) total = total + V::load(x + j, n - j);
+  unroll<peak_chains>([&](auto i) __attribute__((always_inline)) { total = total + acc[i]; });
+  return total.sum();
+}
