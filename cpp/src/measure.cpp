@@ -104,17 +104,27 @@ std::pair<double, double> math_max_ulp(const std::string& function, std::uint64_
 template <class T>
 void multiply(const T* a, const T* b, Index rows, Index cols, Index depth, T* c) {
   const Kernels<T>& k = kernels<T>();
-  const Index panels = (cols + k.gemm_units - 1) / k.gemm_units;
+  const Index units = k.gemm_units, panels = (cols + units - 1) / units;
+  // As much of b as stays in a second-level cache is packed at a time.
+  const Index most = std::max<Index>(1, (Index(1) << 16) / std::max<Index>(1, depth * units));
+  const Index scratch = most * units * depth + 16;
+  const int threads = ThreadPool::instance().size();
   AlignedBuffer<T> packed;
-  packed.reserve(std::max<Index>(1, panels * k.gemm_units * depth));
-  const PackArgs<T> pack{b, 1, cols, 1, cols, depth, packed.get(), false};
-  const GemmArgs<T> args{a,       depth, {packed.get(), k.gemm_units, k.gemm_units * depth},
-                         nullptr, false, cols,
-                         depth,   c,     cols};
-  ThreadPool::instance().run(ThreadPool::instance().size(), [&](const Team& team) {
-    k.pack(pack, team.share(panels));
-    team.wait();
-    k.gemm(args, team.share(rows), {0, panels});
+  packed.reserve(threads * scratch);
+  ThreadPool::instance().run(threads, [&](const Team& team) {
+    const bool by_columns = panels >= team.parts;
+    const Range my_rows = by_columns ? Range{0, rows} : team.share(rows);
+    const Range mine = by_columns ? team.share(panels) : Range{0, panels};
+    T* const to = packed.get() + team.part * scratch;
+    for (Index panel = mine.begin; panel < mine.end; panel += most) {
+      const Index n = std::min(most, mine.end - panel), first = panel * units;
+      const Index width = std::min(n * units, cols - first);
+      k.pack(PackArgs<T>{b + first, 1, cols, 1, width, depth, to, false}, {0, n});
+      k.gemm(
+          GemmArgs<T>{
+              a, depth, {to, units, units * depth}, nullptr, false, width, depth, c + first, cols},
+          my_rows, {0, n});
+    }
   });
 }
 
