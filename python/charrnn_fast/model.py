@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from . import checkpoint
 from ._checks import LARGEST_SEED, StrPath, instance, integer
 from .rnn import RNN
-from .sampler import _draw, _Sampling, check_weight_dtype, rounded_to_bfloat16
+from .sampler import _draw, _Sampling, check_weight_dtype, read_as_bfloat16
 from .vocabulary import Vocabulary, _StreamDecoder
 
 _EVALUATION_BLOCK = 1024  # steps: bounds the memory, and lets an interrupt through
@@ -254,13 +254,8 @@ class CharLM:
         if weight_dtype != "bfloat16":
             return self
         copy = CharLM(self.vocabulary, **self._config)
-        # A token reads one row of layer 0's input weights, which stay as they are.
-        copy.rnn.load_parameters(
-            {
-                name: rounded_to_bfloat16(p) if p.ndim == 2 and name != "weight_ih_l0" else p
-                for name, p in self.rnn.parameters().items()
-            }
-        )
+        parameters = self.rnn.parameters().items()
+        copy.rnn.load_parameters({name: read_as_bfloat16(name, p) for name, p in parameters})
         return copy
 
     def _evaluate(self, ids: NDArray[Any]) -> float:

@@ -49,6 +49,15 @@ def check_weight_dtype(weight_dtype: str | None, rnn: RNN) -> None:
         )
 
 
+def read_as_bfloat16(name: str, parameter: NDArray[Any]) -> NDArray[Any]:
+    """The values of a parameter that sampling with bfloat16 weights computes with.
+
+    Matrices are rounded, but for layer 0's input weights, of which a token reads one row.
+    """
+    matrix = parameter.ndim == 2 and name != "weight_ih_l0"
+    return rounded_to_bfloat16(parameter) if matrix else parameter
+
+
 def rounded_to_bfloat16(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """Every element's nearest bfloat16 (8 bits of significand), ties to even, as float32."""
     bits = np.ascontiguousarray(weights).view(np.uint32)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ... import _core, optim
+from ...sampler import read_as_bfloat16
 from ..errors import BenchError
 from ..problem import (
     CHECKED_STEPS,
@@ -25,10 +26,12 @@ from . import Task
 
 NAME = "kernels"
 FROM_PYTHON = "RNN.step from Python"
+HALF = "kernels, bfloat16 weights"
 
 
 def tasks(problem: Problem) -> dict[str, Task]:
-    """The kernels' own task first; for `step` also the one that a call from Python takes."""
+    """The kernels' own task first; then, for `step`, the one that a call from Python takes, and for
+    `sample` the one with weights stored as bfloat16."""
     make: dict[str, Callable[[Problem], Task]] = {
         "train": _train,
         "time-to-loss": _train,
@@ -41,12 +44,21 @@ def tasks(problem: Problem) -> dict[str, Task]:
     made = {NAME: make[problem.case.suite](problem)}
     if problem.case.suite == "step":
         made[FROM_PYTHON] = _python_step(problem)
+    if problem.case.suite == "sample":
+        made[HALF] = _sample(problem, bfloat16=True)
     return made
 
 
 def _network(problem: Problem) -> Any:
     rnn = network_of(problem.network)
     rnn.load_parameters(problem.parameters)
+    return rnn
+
+
+def _rounded(problem: Problem) -> Any:
+    """The network whose weights are those that sampling with bfloat16 reads."""
+    rnn = network_of(problem.network)
+    rnn.load_parameters({name: read_as_bfloat16(name, p) for name, p in problem.parameters.items()})
     return rnn
 
 
@@ -95,9 +107,11 @@ def _backward(problem: Problem) -> Task:
     return Task(run, run)
 
 
-def _sample(problem: Problem) -> Task:
+def _sample(problem: Problem, bfloat16: bool = False) -> Task:
     case = problem.network
     rnn, tokens = _network(problem), problem.arrays["tokens"]
+    # Arithmetic is that of float32: with bfloat16 the draws are those of the rounded weights.
+    same = _rounded(problem) if bfloat16 else rnn
     first = np.ascontiguousarray(tokens[0])
     seeds = np.arange(case.batch, dtype=np.uint64)
     state = rnn.zero_state(case.batch)
@@ -105,14 +119,16 @@ def _sample(problem: Problem) -> Task:
     def check() -> Outputs:
         # What is timed draws the characters too. Greedy draws must be what the logits say, which
         # themselves are compared with the other sides'.
-        drawn = rnn._core.sample(8, first, rnn.zero_state(case.batch), seeds, 0, 0.0, 0, 1.0)
+        drawn = rnn._core.sample(
+            8, first, rnn.zero_state(case.batch), seeds, 0, 0.0, 0, 1.0, bfloat16
+        )
         fed = np.concatenate((first[None], drawn[:-1]))
-        if not np.array_equal(rnn.forward(fed)[0].argmax(-1), drawn):
+        if not np.array_equal(same.forward(fed)[0].argmax(-1), drawn):
             raise BenchError(f"{case.label}: sampling and forward of the kernels disagree")
         return {"logits": rnn.forward(tokens)[0]}
 
     def run() -> Array:
-        drawn: Array = rnn._core.sample(case.seq_len, first, state, seeds, 0, 1.0, 0, 1.0)
+        drawn: Array = rnn._core.sample(case.seq_len, first, state, seeds, 0, 1.0, 0, 1.0, bfloat16)
         return drawn
 
     return Task(check, run, case.seq_len * case.batch)
