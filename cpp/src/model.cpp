@@ -57,6 +57,15 @@ PackedWeights<T> Model<T>::packed_forward(const SequenceInput<T>& in, Storage st
 }
 
 template <class T>
+PackedWeights<T> Model<T>::packed_backward(const SequenceInput<T>& in, bool dense) {
+  // Rows of wide layers lie pages apart: reading those as they stand costs more than packing.
+  constexpr Index few_streams = 4, widest = 512;
+  const bool as_they_stand = in.batch <= few_streams && network_.shape().hidden_size <= widest;
+  return {as_they_stand ? nullptr : packed(Packing::backward),
+          dense ? packed(Packing::backward_dense) : nullptr};
+}
+
+template <class T>
 void Model<T>::check_targets(const Token* targets, Index seq_len, Index batch) const {
   const Index classes = network_.shape().output_size;
   require(classes > 0, "a loss takes a network with output_size");
@@ -134,8 +143,7 @@ void Model<T>::backward(const Kept& expected, const T* dy, T* dstate, T* dx, T* 
                              dh_.get(), gradients, threads, workspace_.get());
   else
     std::copy_n(dy, rows * H, dh_.get());
-  const PackedWeights<T> weights{packed(Packing::backward),
-                                 dx ? packed(Packing::backward_dense) : nullptr};
+  const PackedWeights<T> weights = packed_backward(in, dx != nullptr);
   network_.backward(parameters_.get(), weights, in, tape_.get(), dh_.get(), dstate, dx, gradients,
                     threads, workspace_.get());
 }
@@ -190,8 +198,8 @@ typename Model<T>::TrainResult Model<T>::train_step(const SequenceInput<T>& in,
   for (Index i = 0; i < rows; ++i) loss += static_cast<double>(losses_.get()[i]);
   loss *= scale;
   std::fill_n(dstate, state_elements(in.batch), T(0));
-  network_.backward(parameters_.get(), {packed(Packing::backward), nullptr}, in, tape_.get(),
-                    dh_.get(), dstate, nullptr, gradients_.get(), threads, workspace_.get());
+  network_.backward(parameters_.get(), packed_backward(in, false), in, tape_.get(), dh_.get(),
+                    dstate, nullptr, gradients_.get(), threads, workspace_.get());
 
   // Array by array, as clip_grad_norm sums a dict of gradients.
   double squares = 0;

@@ -382,19 +382,14 @@ void Network<T>::backward(const T* parameters, const PackedWeights<T>& packed,
         states[s] = layer + s * layout.state;
         dstates[s] = dstate + (s * L + l) * BH;
       }
+      // A few streams read a weight about as often as packing would: they read it as it stands.
+      const Weights<T> hh = packed.layers
+                                ? packed_weights(Packing::backward, packed.layers, packed.storage,
+                                                 p.hh_t, k.gemm_units, G * H)
+                                : Weights<T>{parameters + p.weight_hh, H, k.gemm_units};
       const RecurrentBackwardArgs<T> args{
-          steps,
-          B,
-          H,
-          packed_weights(Packing::backward, packed.layers, packed.storage, p.hh_t, k.gemm_units,
-                         G * H),
-          parameters + p.params,
-          states,
-          layer + layout.states,
-          dh,
-          dstates,
-          dgates,
-          nullptr};
+          steps, B,       H,      hh,     parameters + p.params, states, layer + layout.states,
+          dh,    dstates, dgates, nullptr};
       // The sums of the slots' columns, for the biases and the cell's own parameters.
       const Range my_sums = team.share(width, alignment_elements);
       zero(sums + my_sums.begin, my_sums.end - my_sums.begin);
@@ -418,14 +413,18 @@ void Network<T>::backward(const T* parameters, const PackedWeights<T>& packed,
       const bool gather = l == 0 && in.tokens;
       if (T* const to = l > 0 ? dh : dx) {
         const Range all{0, ceil_div(I, k.gemm_units)}, mine = team.share(rows);
-        const auto add_part = [&](const T* d, Index offset, Index depth, bool accumulate) {
-          const Weights<T> weights = packed_weights(
-              l > 0 ? Packing::backward : Packing::backward_dense,
-              l > 0 ? packed.layers : packed.dense, packed.storage, offset, k.gemm_units, depth);
+        const auto add_part = [&](const T* d, Index gate, Index offset, Index depth,
+                                  bool accumulate) {
+          const Weights<T> weights =
+              l > 0 && !packed.layers
+                  ? Weights<T>{parameters + p.weight_ih + gate * H * I, I, k.gemm_units}
+                  : packed_weights(l > 0 ? Packing::backward : Packing::backward_dense,
+                                   l > 0 ? packed.layers : packed.dense, packed.storage, offset,
+                                   k.gemm_units, depth);
           k.gemm(GemmArgs<T>{d, width, weights, nullptr, accumulate, I, depth, to, I}, mine, all);
         };
-        add_part(dgates, p.ih_t, summed * H, false);
-        if (split > 0) add_part(dgx_split, p.ih_t_split, split * H, true);
+        add_part(dgates, 0, p.ih_t, summed * H, false);
+        if (split > 0) add_part(dgx_split, summed, p.ih_t_split, split * H, true);
       }
       // Weight gradients: rows of gates, depth time and batch, against the layer's input and
       // against h of the step before.

@@ -97,6 +97,7 @@ class Model {
  private:
   const T* packed(Packing packing, Storage storage = Storage::full);
   PackedWeights<T> packed_forward(const SequenceInput<T>& in, Storage storage = Storage::full);
+  PackedWeights<T> packed_backward(const SequenceInput<T>& in, bool dense);
   void run_forward(const SequenceInput<T>& in, const T* state_0, bool keep, T* state_n);
   Kept kept_now() const;
   void check_targets(const Token* targets, Index seq_len, Index batch) const;

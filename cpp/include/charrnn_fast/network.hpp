@@ -105,7 +105,8 @@ constexpr int num_packings = 5;
 enum class Storage { full, bfloat16 };
 
 // The copies that forward or backward takes: of Packing::forward or ::backward; and, or null, of
-// Packing::forward_dense or ::backward_dense.
+// Packing::forward_dense or ::backward_dense. For backward of a few streams `layers` may be null:
+// it then reads the parameters as they stand, which takes less time than packing them.
 template <class T>
 struct PackedWeights {
   const T* layers;

@@ -88,10 +88,11 @@ void exp_shifted(const T* x, Index n, T inverse_temperature, T* out) {
     math::exp((V::load(x + j, n - j) - most) * factor).store(out + j, n - j);
 }
 
-// In double, where the square of a float is exact and cannot overflow, in 16 interleaved sums.
+// In double, where the square of a float is exact and cannot overflow, in interleaved sums: as many
+// as hide the latency of an addition.
 template <class T>
 double sum_of_squares(const T* x, Index n) {
-  constexpr int width = 16;
+  constexpr int width = 64;
   double sums[width] = {};
   Index j = 0;
   for (; j + width <= n; j += width)
