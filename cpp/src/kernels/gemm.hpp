@@ -80,6 +80,30 @@ CHARRNN_INLINE void end_tile(const TileArgs<T>& p, const V (&acc)[MR][W]) {
   });
 }
 
+// acc[r][w] += row(r) * weight(w). The fewer of rows and weights are held, the others pass one by
+// one: with 12 accumulators in 16 registers, holding the more of a 6 x 2 tile would spill.
+template <int MR, int W, class V, class Row, class Weight>
+CHARRNN_INLINE void add_products(const Row& row, const Weight& weight, V (&acc)[MR][W]) {
+  V held[MR < W ? MR : W];
+  if constexpr (MR < W) {
+    unroll<MR>([&](auto r) __attribute__((always_inline)) { held[r] = row(r); });
+    unroll<W>([&](auto w) __attribute__((always_inline)) {
+      const V passing = weight(w);
+      unroll<MR>([&](auto r) __attribute__((always_inline)) {
+        acc[r][w] = fma(held[r], passing, acc[r][w]);
+      });
+    });
+  } else {
+    unroll<W>([&](auto w) __attribute__((always_inline)) { held[w] = weight(w); });
+    unroll<MR>([&](auto r) __attribute__((always_inline)) {
+      const V passing = row(r);
+      unroll<W>([&](auto w) __attribute__((always_inline)) {
+        acc[r][w] = fma(passing, held[w], acc[r][w]);
+      });
+    });
+  }
+}
+
 template <class A, class T, int G, int MR, int W>
 __attribute__((noinline)) void tile(const TileArgs<T>& p) {
   using V = Native<T>;
@@ -90,32 +114,13 @@ __attribute__((noinline)) void tile(const TileArgs<T>& p) {
   V acc[MR][W];
   begin_tile<G>(p, acc);
   for (Index k = 0; k < depth; ++k, b += depth_stride) {
-    // The fewer of rows and weights are held, the others pass one by one: with 12 accumulators
-    // in 16 registers, holding the more of a 6 x 2 tile would spill.
     const auto weight = [&](auto w) __attribute__((always_inline)) {
       return V::load(b + (w / P) * panel_stride + (w % P) * V::lanes);
     };
     const auto row = [&](auto r) __attribute__((always_inline)) {
       return V(A::template at<MR>(a, a_stride, r, k));
     };
-    V held[MR < W ? MR : W];
-    if constexpr (MR < W) {
-      unroll<MR>([&](auto r) __attribute__((always_inline)) { held[r] = row(r); });
-      unroll<W>([&](auto w) __attribute__((always_inline)) {
-        const V passing = weight(w);
-        unroll<MR>([&](auto r) __attribute__((always_inline)) {
-          acc[r][w] = fma(held[r], passing, acc[r][w]);
-        });
-      });
-    } else {
-      unroll<W>([&](auto w) __attribute__((always_inline)) { held[w] = weight(w); });
-      unroll<MR>([&](auto r) __attribute__((always_inline)) {
-        const V passing = row(r);
-        unroll<W>([&](auto w) __attribute__((always_inline)) {
-          acc[r][w] = fma(passing, held[w], acc[r][w]);
-        });
-      });
-    }
+    add_products(row, weight, acc);
   }
   end_tile(p, acc);
 }
@@ -130,26 +135,22 @@ __attribute__((noinline)) void tile_bfloat16(const TileArgs<T>& p) {
   const Index depth_stride = p.weights.depth_stride, panel_stride = p.weights.panel_stride;
   V acc[MR][W];
   begin_tile<G>(p, acc);
-  const auto word = [&](auto w) __attribute__((always_inline)) {
-    return V::load(b + (w / P) * panel_stride + (w % P) * V::lanes).bits();
+  const auto even = [&](auto w) __attribute__((always_inline)) {
+    return V::from_bits(V::load(b + (w / P) * panel_stride + (w % P) * V::lanes).bits() << 16);
+  };
+  const auto odd = [&](auto w) __attribute__((always_inline)) {
+    return V::from_bits(V::load(b + (w / P) * panel_stride + (w % P) * V::lanes).bits() & ~0xffff);
+  };
+  const auto add = [&](const auto& weight, Index k) __attribute__((always_inline)) {
+    const auto row = [&](auto r) __attribute__((always_inline)) { return V(a[r * a_stride + k]); };
+    add_products(row, weight, acc);
   };
   Index k = 0;
-  for (; k + 2 <= depth; k += 2, b += depth_stride)
-    unroll<W>([&](auto w) __attribute__((always_inline)) {
-      const auto pair = word(w);
-      const V even = V::from_bits(pair << 16), odd = V::from_bits(pair & ~0xffff);
-      unroll<MR>([&](auto r) __attribute__((always_inline)) {
-        const T* row = a + r * a_stride + k;
-        acc[r][w] = fma(V(row[1]), odd, fma(V(row[0]), even, acc[r][w]));
-      });
-    });
-  if (k < depth)
-    unroll<W>([&](auto w) __attribute__((always_inline)) {
-      const V even = V::from_bits(word(w) << 16);
-      unroll<MR>([&](auto r) __attribute__((always_inline)) {
-        acc[r][w] = fma(V(a[r * a_stride + k]), even, acc[r][w]);
-      });
-    });
+  for (; k + 2 <= depth; k += 2, b += depth_stride) {
+    add(even, k);
+    add(odd, k + 1);
+  }
+  if (k < depth) add(even, k);
   end_tile(p, acc);
 }
 
