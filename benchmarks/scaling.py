@@ -561,6 +561,9 @@ def plot(axes: list[Axis], path: Path) -> None:
             panels[1, k].plot(x, y, "o-", markersize=3, label=label)
         for row in panels[:, k]:
             row.set(xscale="log", yscale="log", xlabel=axis.name)
+            for scale in (row.xaxis, row.yaxis):
+                scale.set_major_formatter("{x:g}")
+                scale.set_minor_formatter("")
         fits = {fit.what: fit for fit in axis.fits()}
         panels[0, k].set_title(f"time {axis.name}^{shown(fits['time'].upper)}", fontsize=9)
         panels[1, k].set_title(f"memory {axis.name}^{shown(fits['memory'].upper)}", fontsize=9)
