@@ -18,6 +18,7 @@ State = Any
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _MOST_LAYERS = 10_000
+_DRAWN_AT_ONCE = 2**16  # weights
 _MOST_PARAMETERS = 2**40  # more is a slip; less may still exceed the memory
 _BIASES = {True: "double", "double": "double", "single": "single", False: "none", "none": "none"}
 
@@ -138,11 +139,16 @@ class RNN:
         if forget_bias is not None:
             forget_bias = real("forget_bias", forget_bias)
         for name, shape in self._core.parameter_shapes().items():
-            raw = words.random_raw(math.prod(shape)).reshape(shape)
-            value = ((raw >> np.uint64(11)) * (2.0**-52) - 1.0) * bound
+            value = np.empty(shape, self.dtype)
+            flat = value.reshape(-1)
+            # In pieces: the words, and what is computed from them, take eight bytes each.
+            for start in range(0, flat.size, _DRAWN_AT_ONCE):
+                piece = flat[start : start + _DRAWN_AT_ONCE]
+                raw = words.random_raw(piece.size)
+                piece[:] = ((raw >> np.uint64(11)) * (2.0**-52) - 1.0) * bound
             if self.cell == "lstm" and forget_bias is not None and name.startswith("bias_"):
                 value[H : 2 * H] = forget_bias if name.startswith("bias_ih") else 0.0
-            self._core.set_parameter(name, value.astype(self.dtype))
+            self._core.set_parameter(name, value)
 
     def __repr__(self) -> str:
         output = "" if self.output_size is None else f", {self.output_size}"

@@ -13,6 +13,7 @@ from ._checks import integer, real
 from .rnn import RNN
 
 _PRIME_BLOCK = 1024  # steps of a prime fed at once
+_PRIME_LOGITS = 2**22  # and no more than make so many logits, which nobody reads
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,9 @@ def _draw(
     """
     network: Any = rnn._core
     state = rnn.zero_state(1)
-    for start in range(0, len(prime) - 1, _PRIME_BLOCK):
-        tokens = prime[start : min(start + _PRIME_BLOCK, len(prime) - 1), None]
+    fed = max(1, min(_PRIME_BLOCK, _PRIME_LOGITS // (rnn.output_size or 1)))
+    for start in range(0, len(prime) - 1, fed):
+        tokens = prime[start : min(start + fed, len(prime) - 1), None]
         _, state = network.forward(tokens, state, False)
     state = np.ascontiguousarray(np.repeat(state, len(seeds), axis=2))
     last = np.full(len(seeds), prime[-1], np.int32)
