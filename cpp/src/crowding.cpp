@@ -72,7 +72,7 @@ void Crowding::add(int parts, const Run& run, std::int64_t now) {
   const double fewer = one_will_do ? 1 : std::max(1.0, std::floor(threads - lost + 0.25));
   // How long fewer would take if they lost nothing; of equals, the smaller team is the better.
   const double takes = (1 - most_lost) * threads / fewer;
-  if (fewer < threads && (one_will_do || takes < 1.05)) {
+  if (fewer < threads && (one_will_do || takes < 1.02)) {
     limit_ = static_cast<int>(fewer);
     // The next trial of the full team shall cost little of the time until then.
     pause_ = std::clamp(2 * pause_, shortest_pause, longest_pause);
