@@ -19,10 +19,10 @@ CASE = Case("lstm", 2, seq_len=20, batch=16, input_size=20, hidden_size=40, outp
 pytestmark = pytest.mark.usefixtures("threads")
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 7])
-def test_no_wake_up_and_no_write_is_lost(threads: int) -> None:
-    cf.set_num_threads(threads)
-    assert _core.pool_self_test(500) == 500 * threads
+@pytest.mark.parametrize("number", [1, 2, 3, 7])
+def test_no_wake_up_and_no_write_is_lost(number: int) -> None:
+    cf.set_num_threads(number)
+    assert _core.pool_self_test(500) == 500 * number
 
 
 def _at_once(*functions: Callable[[], None]) -> None:
@@ -135,6 +135,53 @@ stop = True
 thread.join()
 print("done")
 """
+    _run(program)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_parent_and_children_train_on_after_a_fork() -> None:
+    """A fork between two updates: the pool is alive, the model half-trained. Then a fork of the
+    fork, and the workers of multiprocessing, which leave by another door than os._exit."""
+    program = """
+import multiprocessing, os, signal
+import numpy as np
+import charrnn_fast as cf
+from charrnn_fast import _core
+_core.set_sharing_limits(0, 0)
+cf.set_num_threads(3)
+tokens = np.random.default_rng(0).integers(0, 11, (9, 16, 16))
+def trained(rnn, optimizer, steps):
+    for step in steps:
+        y, _ = rnn.forward(tokens[step])
+        rnn_grads = rnn.backward(cf.cross_entropy(y, tokens[step - 1])[1])[2]
+        optimizer.step(rnn_grads)
+    return b"".join(p.tobytes() for p in rnn.parameters().values())
+def fresh(*_):
+    rnn = cf.RNN(11, 40, 11, cell="lstm")
+    return rnn, cf.optim.Adam(rnn)
+def from_scratch(*_):
+    return trained(*fresh(), range(9))
+expected = from_scratch()
+rnn, optimizer = fresh()
+trained(rnn, optimizer, range(4))
+def forked(depth):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        if depth > 1:
+            forked(depth - 1)
+        os._exit(0 if trained(rnn, optimizer, range(4, 9)) == expected else 1)
+    assert os.waitpid(child, 0)[1] == 0, f"a child at depth {depth} hung or computed otherwise"
+forked(3)
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    assert pool.map_async(from_scratch, range(4)).get(60) == [expected] * 4
+assert trained(rnn, optimizer, range(4, 9)) == expected
+print("done")
+"""
+    _run(program)
+
+
+def _run(program: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],
         capture_output=True,

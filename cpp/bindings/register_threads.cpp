@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include "arrays.hpp"
+#include "cgroup.hpp"
 #include "charrnn_fast/threads.hpp"
 #include "dispatch.hpp"
 #include "thread_pool.hpp"
@@ -57,6 +58,7 @@ void register_threads(py::module_& m) {
         sharing_limits() = {operations_per_thread, operations_per_barrier};
       },
       py::arg("operations_per_thread"), py::arg("operations_per_barrier"));
+  m.def("cgroup_quota", &cgroup_quota, py::arg("root") = "");
   m.def("pool_teams", [] { return ThreadPool::instance().teams(); });
   m.def("pool_self_test", &pool_self_test, py::arg("rounds"),
         py::call_guard<py::gil_scoped_release>());

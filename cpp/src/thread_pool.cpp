@@ -5,11 +5,10 @@
 #include <cmath>
 #include <cstdlib>
 #include <exception>
-#include <fstream>
-#include <limits>
 #include <mutex>
 #include <string>
 
+#include "cgroup.hpp"
 #include "charrnn_fast/threads.hpp"
 #include "errors.hpp"
 
@@ -46,19 +45,6 @@ cpu_set_t read_affinity() {
   return set;
 }
 const cpu_set_t initial_affinity = read_affinity();
-
-// Processors' worth of time that the control group grants; infinity where it sets no limit.
-double cgroup_quota() {
-  double quota = 0, period = 0;
-  std::string word;
-  if (std::ifstream v2("/sys/fs/cgroup/cpu.max"); v2 >> word >> period) {
-    if (word != "max") quota = std::strtod(word.c_str(), nullptr);
-  } else {
-    std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") >> quota;
-    std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_period_us") >> period;
-  }
-  return quota > 0 && period > 0 ? quota / period : std::numeric_limits<double>::infinity();
-}
 #endif
 
 int default_num_threads() {
@@ -82,7 +68,8 @@ std::mutex the_pool_mutex;
 
 }  // namespace
 
-void wait_for_change(std::atomic<std::uint32_t>& value, std::uint32_t old) {
+void wait_for_change(std::atomic<std::uint32_t>& value, std::uint32_t old,
+                     const std::int64_t* changed_at) {
   const auto changed = [&] {
     for (int i = 0; i < spins_per_look; ++i) {
       if (value.load(std::memory_order_acquire) != old) return true;
@@ -91,20 +78,27 @@ void wait_for_change(std::atomic<std::uint32_t>& value, std::uint32_t old) {
     return false;
   };
   if (changed()) return;
-  const auto start = std::chrono::steady_clock::now();
-  while (std::chrono::steady_clock::now() - start < spin_time)
-    if (changed()) return;
+  constexpr std::int64_t longest = std::chrono::nanoseconds(spin_time).count();
+  const std::int64_t start = wall_clock();
+  bool done = false;
+  std::int64_t now = start;
+  while (!done && now - start < longest) done = changed(), now = wall_clock();
+  Waits& waits = waits_of_this_thread();
+  waits.spinning += std::min(now - start, longest);
+  if (done) return;
   while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
+  if (changed_at) waits.asleep += std::max<std::int64_t>(0, *changed_at - now);
 }
 
 void Barrier::wait() {
   const std::uint32_t round = round_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == parties_) {
     arrived_.store(0, std::memory_order_relaxed);
+    if (timed_) opened_at_ = wall_clock();
     round_.store(round + 1, std::memory_order_release);
     round_.notify_all();
   } else {
-    wait_for_change(round_, round);
+    wait_for_change(round_, round, timed_ ? &opened_at_ : nullptr);
   }
 }
 
@@ -115,10 +109,12 @@ struct ThreadPool::Worker {
   Call call = nullptr;  // null with a new ticket: leave
   void* context = nullptr;
   Team team{};
+  bool measured = false;
+  Crowding::Time begin{}, end{};  // of a measured call
   std::thread thread;
 };
 
-ThreadPool::ThreadPool(int n) : size_(n) {}
+ThreadPool::ThreadPool(int n) : size_(n), crowding_(n) {}
 
 ThreadPool& ThreadPool::instance() {
   ThreadPool* pool = the_pool.load(std::memory_order_acquire);
@@ -181,6 +177,7 @@ void ThreadPool::resize(int n) {
     fail("set_num_threads was called while another thread is computing");
   stop_workers();
   size_.store(n);
+  crowding_ = Crowding(n);
   busy_.store(false, std::memory_order_release);
 }
 
@@ -193,7 +190,9 @@ void ThreadPool::work(Worker& worker) {
     wait_for_change(worker.ticket, ticket);
     ticket = worker.ticket.load(std::memory_order_acquire);
     if (!worker.call) return;
+    if (worker.measured) worker.begin = Crowding::Time::now();
     worker.call(worker.context, worker.team);
+    if (worker.measured) worker.end = Crowding::Time::now();
     worker.done.store(ticket, std::memory_order_release);
     worker.done.notify_one();
   }
@@ -203,25 +202,45 @@ void ThreadPool::run_erased(int parts, Call call, void* context) {
   parts = std::min(parts, size());
   if (parts <= 1 || busy_.exchange(true, std::memory_order_acquire))
     return call(context, Team{0, 1, nullptr});
+  bool measured = false;
+  if (sharing_limits().operations_per_thread > 0) {
+    const std::int64_t now = wall_clock();
+    parts = crowding_.limit(parts, now);
+    measured = crowding_.measures(now);
+  }
   start_workers(parts);
   parts = std::min(parts, static_cast<int>(workers_.size()) + 1);
-  teams_.fetch_add(parts > 1, std::memory_order_relaxed);
-  Barrier barrier(parts);
+  if (parts <= 1) {
+    busy_.store(false, std::memory_order_release);
+    return call(context, Team{0, 1, nullptr});
+  }
+  teams_.fetch_add(1, std::memory_order_relaxed);
+  const Crowding::Time begin = measured ? Crowding::Time::now() : Crowding::Time{};
+  Barrier barrier(parts, measured);
   for (int i = 1; i < parts; ++i) {
     Worker& worker = *workers_[static_cast<std::size_t>(i - 1)];
     worker.call = call;
     worker.context = context;
     worker.team = Team{i, parts, &barrier};
+    worker.measured = measured;
     worker.ticket.fetch_add(1, std::memory_order_release);
     worker.ticket.notify_one();
   }
   call(context, Team{0, parts, &barrier});
+  Crowding::Run run;
   for (int i = 1; i < parts; ++i) {
     Worker& worker = *workers_[static_cast<std::size_t>(i - 1)];
     const std::uint32_t ticket = worker.ticket.load(std::memory_order_relaxed);
     for (std::uint32_t done = worker.done.load(std::memory_order_acquire); done != ticket;
          done = worker.done.load(std::memory_order_acquire))
-      wait_for_change(worker.done, done);
+      wait_for_change(worker.done, done, measured ? &worker.end.wall : nullptr);
+    if (measured) run.add(begin.wall, worker.begin, worker.end);
+  }
+  if (measured) {
+    const Crowding::Time end = Crowding::Time::now();
+    run.wall = end.wall - begin.wall;
+    run.add(begin.wall, begin, end);
+    crowding_.add(parts, run, end.wall);
   }
   busy_.store(false, std::memory_order_release);
 }

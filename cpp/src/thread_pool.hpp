@@ -3,8 +3,9 @@
 // run(parts, f) calls f(team) on up to `parts` threads at once, the caller among them. Waiting
 // spins for a bounded time (work comes in bursts, and waking a sleeper costs more than a kernel),
 // then sleeps. A caller who finds the pool busy runs alone, as a team of one: since no result
-// depends on the team's size, that changes only the time. The pool is never destroyed (a thread
-// may still compute while the process exits) and is built anew in a forked child, whose parent's
+// depends on the team's size, that changes only the time. For the same reason teams shrink while
+// other programs take the processors (see Crowding). The pool is never destroyed (a thread may
+// still compute while the process exits) and is built anew in a forked child, whose parent's
 // threads do not exist there.
 #pragma once
 
@@ -15,12 +16,14 @@
 #include <type_traits>
 #include <vector>
 
+#include "crowding.hpp"
 #include "kernels/table.hpp"
 
 namespace charrnn_fast {
 
 // From how much work on more threads are called: floating-point operations for each thread, and for
-// each thread between two barriers. Tests set both to 0, so that small cases run on all threads.
+// each thread between two barriers. Tests set both to 0, so that small cases run on all threads,
+// crowded or not.
 struct SharingLimits {
   // Some 10 microseconds of work, and some 2.
   double operations_per_thread = 1e6, operations_per_barrier = 100e3;
@@ -30,16 +33,21 @@ SharingLimits& sharing_limits();
 // Raised in a forked child: what the parent's other threads had locked stays locked there.
 int fork_generation();
 
-// Waits until value != old: spins, then sleeps.
-void wait_for_change(std::atomic<std::uint32_t>& value, std::uint32_t old);
+// Waits until value != old: spins, then sleeps. changed_at: where the thread that changes it has
+// left the time, on the wall clock; or null.
+void wait_for_change(std::atomic<std::uint32_t>& value, std::uint32_t old,
+                     const std::int64_t* changed_at = nullptr);
 
 class Barrier {
  public:
-  explicit Barrier(int parties) : parties_(parties) {}
+  // timed: waits tell how long they slept with a reason, see Crowding.
+  Barrier(int parties, bool timed) : parties_(parties), timed_(timed) {}
   void wait();
 
  private:
   const int parties_;
+  const bool timed_;
+  std::int64_t opened_at_ = 0;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<std::uint32_t> round_{0};
 };
@@ -92,6 +100,7 @@ class ThreadPool {
 
   std::atomic<int> size_;
   std::atomic<bool> busy_{false};
+  Crowding crowding_;  // whoever has busy_ set has it
   std::atomic<std::uint64_t> teams_{0};
   std::vector<std::unique_ptr<Worker>> workers_;
 };

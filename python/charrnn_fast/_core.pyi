@@ -31,6 +31,9 @@ def pool_teams() -> int:
 def set_sharing_limits(operations_per_thread: float, operations_per_barrier: float) -> None:
     """From how much work on more threads are called (1e6, 1e5); 0, 0: always. For tests."""
 
+def cgroup_quota(root: str = "") -> float:
+    """Processors' worth of time that the control groups grant, inf where they set no limit."""
+
 class _Network(Generic[_F]):
     """A stack of recurrent layers and, if output_size > 0, a linear decoder."""
 

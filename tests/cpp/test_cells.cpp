@@ -2,17 +2,16 @@
 // path: layers, SIMD kernels, threads; and the two epilogues of every cell against each other.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <string>
 #include <vector>
 
 #include "charrnn_fast/network.hpp"
-#include "charrnn_fast/sampling.hpp"
 #include "charrnn_fast/threads.hpp"
 #include "check.hpp"
 #include "dispatch.hpp"
 #include "test_isas.hpp"  // TEST_ISAS(X): X(namespace, "name") of each instruction set built
 #include "thread_pool.hpp"
+#include "values.hpp"
 
 using namespace charrnn_fast;
 
@@ -33,16 +32,6 @@ const CellKernels<T>& peephole() {
   TEST_ISAS(X)
 #undef X
   std::abort();
-}
-
-// Numbers in [-1, 1), the same for float and double.
-template <class T>
-std::vector<T> random_values(Index n, unsigned seed) {
-  std::vector<T> values(static_cast<std::size_t>(n));
-  for (Index i = 0; i < n; ++i)
-    values[static_cast<std::size_t>(i)] = static_cast<T>(
-        static_cast<float>(philox(seed, static_cast<std::uint64_t>(i), 0)[0] >> 8) * 0x1p-23f - 1);
-  return values;
 }
 
 template <class T>
@@ -111,12 +100,6 @@ struct Run {
                      dx.data(), gradients.data(), get_num_threads(), workspace.get());
   }
 };
-
-template <class T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() &&
-         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
-}
 
 // Central differences with step h = 1e-5: truncation about h^2, rounding about 1e-16 / h.
 void check_gradients(const CellKernels<double>& cell, Index layers) {
@@ -192,9 +175,7 @@ void check_bits(const CellKernels<T>& cell) {
       alone.forward(false, tape);
       bool same = true;
       for (Index t = 0; t < 5; ++t)
-        same &= std::memcmp(&one.y[static_cast<std::size_t>((t * B + row) * H)],
-                            &alone.y[static_cast<std::size_t>(t * H)],
-                            static_cast<std::size_t>(H) * sizeof(T)) == 0;
+        same &= same_bits(one.y.data() + (t * B + row) * H, alone.y.data() + t * H, H);
       CHECK(same, "%s, H %d, row %d alone", cell.name, static_cast<int>(H), static_cast<int>(row));
     }
   }

@@ -1,0 +1,208 @@
+"""Training speed while other work is on the machine, and in float64.
+
+    python benchmarks/robustness.py [--repeats 9] [--seconds 0.6] [--json FILE]
+
+What is measured, each as a ratio of two speeds in one run, the blocks of both in turns, so that a
+machine whose speed drifts treats them alike; the median over the repeats and their range are given:
+
+- all processors' threads against one thread, on an idle machine, and while another program takes
+  one processor: pinned to the first, to the last, or left to the scheduler;
+- four times as many threads as processors against one thread;
+- two independent models with one thread each, on two Python threads, against one of them alone;
+- training in float64: FLOP/s as a share of what fused multiply-adds that touch no memory reach.
+
+A step is embedding to optimizer (Adam), as in training.py. Every block begins with
+`set_num_threads`, after which the package knows nothing of what else runs: finding it out is
+part of the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import charrnn_fast as cf
+from charrnn_fast import _core
+
+Case = tuple[str, int, int, int, int]  # cell, batch, seq_len, hidden_size, num_layers
+# by streams and, where these are few, by units, with a barrier per step
+CROWDED: list[Case] = [
+    ("rnn", 32, 50, 128, 1),
+    ("lstm", 4, 50, 256, 1),
+    ("lstm", 1, 50, 512, 1),
+    ("lstm", 50, 50, 128, 2),
+    ("lstm", 50, 50, 256, 1),
+    ("lstm", 64, 50, 512, 1),
+]
+PAIRS: list[Case] = [("rnn", 1, 25, 100, 1), ("gru", 16, 50, 128, 1), ("lstm", 50, 50, 128, 2)]
+FLOAT64: list[Case] = [("lstm", 50, 50, 256, 1), ("lstm", 64, 50, 512, 1)]
+GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+VOCABULARY = 96
+
+
+def training(case: Case, dtype: str = "float32") -> Callable[[], object]:
+    """One update of a fresh model per call."""
+    cell, batch, seq_len, hidden, layers = case
+    rnn = cf.RNN(VOCABULARY, hidden, VOCABULARY, cell=cell, num_layers=layers, dtype=dtype)
+    optimizer = cf.optim.Adam(rnn, lr=2e-3)
+    state = rnn.zero_state(batch)
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (seq_len + 1, batch), "int32")
+
+    def step() -> object:
+        x, y = tokens[:-1], tokens[1:]
+        return rnn._core.train_step(x, y, state, optimizer._core, 2e-3, 5.0, math.inf, "mean")
+
+    return step
+
+
+def flop(case: Case) -> int:
+    """Multiply-adds of a step's matrix products count as two, backward as twice forward."""
+    cell, batch, seq_len, hidden, layers = case
+    hh = GATES[cell] * hidden * hidden
+    return 6 * batch * seq_len * ((2 * layers - 1) * hh + hidden * VOCABULARY)
+
+
+def speed(step: Callable[[], object], seconds: float) -> float:
+    """Steps per second."""
+    step()
+    start, count = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - start) < seconds:
+        step()
+        count += 1
+    return count / elapsed
+
+
+def speed_of_all(steps: list[Callable[[], object]], seconds: float) -> float:
+    """Steps per second of all together, each on a Python thread of its own."""
+    speeds = [0.0] * len(steps)
+    begin = threading.Barrier(len(steps))
+
+    def run(i: int) -> None:
+        begin.wait()
+        speeds[i] = speed(steps[i], seconds)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(steps))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(speeds)
+
+
+@contextmanager
+def hog(processor: int | None) -> Iterator[None]:
+    """Another program that takes all the time it gets on a processor, or on any."""
+    pin = "" if processor is None else f"import os; os.sched_setaffinity(0, {{{processor}}})\n"
+    burning = subprocess.Popen([sys.executable, "-S", "-c", pin + "while True: pass"])
+    try:
+        time.sleep(0.2)
+        yield
+    finally:
+        burning.kill()
+        burning.wait()
+
+
+def threads_against_one(case: Case, threads: int, repeats: int, seconds: float) -> list[float]:
+    step = training(case)
+    ratios = []
+    for _ in range(repeats):
+        speeds = []
+        for n in (1, threads):
+            cf.set_num_threads(n)
+            speeds.append(speed(step, seconds))
+        ratios.append(speeds[1] / speeds[0])
+    return ratios
+
+
+def pair_against_one(case: Case, repeats: int, seconds: float) -> list[float]:
+    cf.set_num_threads(1)
+    a, b = training(case), training(case)
+    return [speed_of_all([a, b], seconds) / speed_of_all([a], seconds) for _ in range(repeats)]
+
+
+def share_of_peak(case: Case, repeats: int, seconds: float) -> list[float]:
+    cf.set_num_threads(1)
+    step = training(case, "float64")
+    return [
+        speed(step, seconds) * flop(case) / _core.fma_peak("float64", seconds / 2)
+        for _ in range(repeats)
+    ]
+
+
+def processor_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=0.6, help="of a block")
+    parser.add_argument("--json", type=Path, help="write the rows and the machine's facts there")
+    args = parser.parse_args()
+    processors = sorted(os.sched_getaffinity(0))
+    every = len(processors)
+    machine = {
+        **cf.build_info(),
+        "processor": processor_name(),
+        "processors": every,
+        "numpy": np.__version__,
+    }
+    rows: list[dict[str, Any]] = []
+
+    def report(what: str, case: Case, goal: float | None, ratios: list[float]) -> None:
+        middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
+        rows.append({"what": what, "case": case, "goal": goal, "median": middle, "ratios": ratios})
+        wanted = "" if goal is None else f"{goal:.2f}"
+        name = ", ".join(map(str, case))
+        print(
+            f"| {what} | {name} | {middle:.2f} | {low:.2f} to {high:.2f} | {wanted} |", flush=True
+        )
+
+    print(f"# {machine}")
+    print("| speed | cell, B, T, H, L | median | range | goal |")
+    print("| --- | --- | --- | --- | --- |", flush=True)
+    places = {"on the first": processors[0], "on the last": processors[-1], "on any": None}
+    for case in CROWDED:
+        report(
+            f"{every} threads / 1, idle machine",
+            case,
+            None,
+            threads_against_one(case, every, args.repeats, args.seconds),
+        )
+        for place, processor in places.items():
+            with hog(processor):
+                ratios = threads_against_one(case, every, args.repeats, args.seconds)
+            report(f"{every} threads / 1, another program {place}", case, 0.9, ratios)
+        ratios = threads_against_one(case, 4 * every, args.repeats, args.seconds)
+        report(f"{4 * every} threads / 1", case, None, ratios)
+    for case in PAIRS:
+        ratios = pair_against_one(case, args.repeats, args.seconds)
+        report("two models / one, a thread each", case, 1.7, ratios)
+    for case in FLOAT64:
+        ratios = share_of_peak(case, args.repeats, args.seconds)
+        report("float64, share of its peak", case, 0.7, ratios)
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+#include "crowding.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <time.h>
+#endif
+
+namespace charrnn_fast {
+
+std::int64_t wall_clock() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+Waits& waits_of_this_thread() {
+  thread_local Waits waits;
+  return waits;
+}
+
+Crowding::Time Crowding::Time::now() {
+  const std::int64_t wall = wall_clock();
+#if defined(__unix__) || defined(__APPLE__)
+  timespec t;
+  if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t) == 0)
+    return {wall, std::int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec, waits_of_this_thread()};
+#endif
+  return {wall, wall, {}};  // nothing is ever lost
+}
+
+void Crowding::Run::add(std::int64_t called, const Time& begin, const Time& end) {
+  const std::int64_t on_processor = end.on_processor - begin.on_processor;
+  worked += on_processor - (end.waits.spinning - begin.waits.spinning);
+  const std::int64_t ready = end.wall - called - (end.waits.asleep - begin.waits.asleep);
+  const std::int64_t mine = std::max<std::int64_t>(0, ready - on_processor);
+  lost += mine;
+  most_lost = std::max(most_lost, mine);
+}
+
+namespace {
+constexpr std::int64_t milliseconds = 1'000'000;
+constexpr std::int64_t between_measurements = milliseconds / 4;
+// Some time slices, lest one interruption decide.
+constexpr std::int64_t decision_time = 10 * milliseconds;
+constexpr std::int64_t shortest_pause = 50 * milliseconds, longest_pause = 800 * milliseconds;
+}  // namespace
+
+int Crowding::limit(int parts, std::int64_t now) {
+  if (limit_ < most_ && now >= retry_) limit_ = most_, trial_ = true;
+  return std::min(parts, limit_);
+}
+
+bool Crowding::measures(std::int64_t now) {
+  if (limit_ <= 1 || (!trial_ && now - measured_ < between_measurements)) return false;
+  measured_ = now;
+  return true;
+}
+
+void Crowding::add(int parts, const Run& run, std::int64_t now) {
+  const double wall = static_cast<double>(run.wall);
+  wall_ += wall, threads_ += parts * wall;
+  worked_ += static_cast<double>(run.worked);
+  lost_ += static_cast<double>(run.lost), most_lost_ += static_cast<double>(run.most_lost);
+  if (wall_ < double(decision_time)) return;
+  const double threads = threads_ / wall_, lost = lost_ / wall_, most_lost = most_lost_ / wall_;
+  // One thread by itself would have done as much.
+  const bool one_will_do = worked_ / wall_ < 0.95;
+  // A quarter of a thread is lost to this and that on an idle machine too.
+  const double fewer = one_will_do ? 1 : std::max(1.0, std::floor(threads - lost + 0.25));
+  // How long fewer would take if they lost nothing; of equals, the smaller team is the better.
+  const double takes = (1 - most_lost) * threads / fewer;
+  if (fewer < threads && (one_will_do || takes < 1.02)) {
+    limit_ = static_cast<int>(fewer);
+    // The next trial of the full team shall cost little of the time until then.
+    pause_ = std::clamp(2 * pause_, shortest_pause, longest_pause);
+    retry_ = now + std::max(pause_, static_cast<std::int64_t>(10 * wall_));
+  } else if (limit_ == most_) {
+    pause_ /= 2;
+  }
+  wall_ = threads_ = worked_ = lost_ = most_lost_ = 0;
+  trial_ = false;
+}
+
+}  // namespace charrnn_fast

@@ -1,0 +1,132 @@
+// Memory grows at first use of a size and stays: after one call of a kind, no further call of it
+// allocates. Every `new` of the program is counted here, on all threads.
+#include <atomic>
+#include <cstdlib>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "charrnn_fast/model.hpp"
+#include "charrnn_fast/threads.hpp"
+#include "check.hpp"
+#include "dispatch.hpp"
+#include "thread_pool.hpp"
+#include "values.hpp"
+
+namespace {
+
+std::atomic<long> allocations{0};
+
+void* allocate(std::size_t size, std::size_t alignment) {
+  ++allocations;
+  const std::size_t whole = (size + alignment - 1) / alignment * alignment;
+  void* const p = std::aligned_alloc(alignment, whole > 0 ? whole : alignment);
+  if (!p) std::abort();
+  return p;
+}
+// Not inline, lest the compiler see new and free as a mismatch.
+__attribute__((noinline)) void release(void* p) { std::free(p); }
+
+}  // namespace
+
+void* operator new(std::size_t size) { return allocate(size, alignof(std::max_align_t)); }
+void* operator new[](std::size_t size) { return allocate(size, alignof(std::max_align_t)); }
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  return allocate(size, static_cast<std::size_t>(alignment));
+}
+void* operator new[](std::size_t size, std::align_val_t alignment) {
+  return allocate(size, static_cast<std::size_t>(alignment));
+}
+// Those that take std::nothrow_t and those for arrays call one of these.
+void operator delete(void* p) noexcept { release(p); }
+void operator delete[](void* p) noexcept { release(p); }
+void operator delete(void* p, std::size_t) noexcept { release(p); }
+void operator delete[](void* p, std::size_t) noexcept { release(p); }
+void operator delete(void* p, std::align_val_t) noexcept { release(p); }
+void operator delete[](void* p, std::align_val_t) noexcept { release(p); }
+void operator delete(void* p, std::size_t, std::align_val_t) noexcept { release(p); }
+void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { release(p); }
+
+using namespace charrnn_fast;
+
+namespace {
+
+template <class T>
+void check_cell(const std::string& cell, int threads) {
+  constexpr Index steps = 6, B = 13, V = 11, H = 40, L = 2;
+  set_num_threads(threads);
+  Model<T> model(NetworkShape{cell, V, H, V, L, Bias::both});
+  model.change_parameters([&](T* p) {
+    const auto values = random_values<T>(model.network().parameter_elements(), 1);
+    for (const Parameter& q : model.network().parameters())
+      for (Index i = q.offset; i < q.offset + q.elements(); ++i)
+        p[i] = T(0.2) * values[static_cast<std::size_t>(i)];
+  });
+  OptimizerOptions options;
+  Optimizer<T> optimizer("adam", options, model.network().parameter_elements());
+  const auto inputs = random_tokens(steps * B, V, 2), targets = random_tokens(steps * B, V, 3);
+  const auto x = random_values<T>(steps * B * V, 4), dy = random_values<T>(steps * B * V, 5);
+  const auto n_state = static_cast<std::size_t>(model.state_elements(B));
+  std::vector<T> state(n_state, T(0)), state_n(n_state), dstate(n_state, T(0));
+  std::vector<T> y(x.size()), dx(x.size());
+  std::vector<T> gradients(static_cast<std::size_t>(model.network().parameter_elements()));
+  std::vector<std::uint64_t> seeds(B, 7);
+  std::vector<Token> drawn(static_cast<std::size_t>(steps * B));
+  const SequenceInput<T> tokens{steps, B, inputs.data(), nullptr},
+      dense{steps, B, nullptr, x.data()};
+  const TrainOptions train{1e-3, 5.0, 1.0, true};
+
+  const auto check = [&](const char* call, auto&& f) {
+    f();
+    const long before = allocations;
+    for (int i = 0; i < 3; ++i) f();
+    const long after = allocations;
+    CHECK(after == before, "%s of %s on %d threads allocates: %ld times in 3 calls", call,
+          cell.c_str(), threads, after - before);
+  };
+  const auto teams = ThreadPool::instance().teams();
+  check("train_step",
+        [&] { model.train_step(tokens, targets.data(), state.data(), optimizer, train); });
+  check("train_step of vectors",
+        [&] { model.train_step(dense, targets.data(), state.data(), optimizer, train); });
+  check("evaluate", [&] { model.evaluate(tokens, targets.data(), state.data()); });
+  const SequenceInput<T> step{1, B, inputs.data(), nullptr}, step_x{1, B, nullptr, x.data()};
+  check("step", [&] { model.step(step, state.data(), y.data()); });
+  check("step of vectors", [&] { model.step(step_x, state.data(), y.data()); });
+  const auto sample = [&](const SamplingOptions& o) {
+    model.sample(steps, B, inputs.data(), state.data(), seeds.data(), 0, o, drawn.data());
+  };
+  check("sample", [&] { sample({1, 0, 1}); });
+  check("sample by top_k", [&] { sample({0.8, 4, 1}); });
+  check("sample by top_p", [&] { sample({0.8, 0, 0.9}); });
+  check("sample of the likeliest", [&] { sample({0, 0, 1}); });
+  check("forward and backward", [&] {
+    for (const SequenceInput<T>& in : {tokens, dense}) {
+      model.forward(in, state.data(), true, y.data(), state_n.data());
+      model.backward(model.kept(), dy.data(), dstate.data(), in.x ? dx.data() : nullptr,
+                     gradients.data());
+    }
+  });
+  check("update", [&] { model.update(optimizer, gradients.data(), 1e-3); });
+  CHECK((ThreadPool::instance().teams() > teams) == (threads > 1), "%d threads", threads);
+}
+
+template <class T>
+void check_all() {
+  const Kernels<T>& k = kernels<T>();
+  for (int i = 0; i < k.num_cells; ++i)
+    for (const int threads : {1, 2}) check_cell<T>(k.cells[i].name, threads);
+}
+
+}  // namespace
+
+int main() {
+  sharing_limits() = {0, 0};  // small cases shall run on all threads too
+  std::printf("instruction set %s\n", isa_in_use().c_str());
+  const long before = allocations;
+  std::vector<char>(100).swap(*std::make_unique<std::vector<char>>());
+  CHECK(allocations - before == 2, "allocations are not counted");
+  check_all<float>();
+  check_all<double>();
+  return report();
+}

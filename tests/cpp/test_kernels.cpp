@@ -1,0 +1,684 @@
+// The kernels against plain scalar loops, bit for bit.
+//
+// The cells, the optimizers' rules and the functions of math.hpp are templates; here they run on
+// one number at a time, in the order of operations that the kernels promise: every output of a
+// product is one chain of fused multiply-adds, depth ascending, that begins with the bias or the
+// value to be added to. Whatever tiles, vectors, blocks and threads the kernels use, they have to
+// give these bits. What the formulas mean is checked against finite differences (test_cells.cpp)
+// and, for the loss and the functions, against long double.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "charrnn_fast/cells.hpp"
+#include "charrnn_fast/losses.hpp"
+#include "charrnn_fast/network.hpp"
+#include "charrnn_fast/optimizer.hpp"
+#include "charrnn_fast/sampling.hpp"
+#include "charrnn_fast/threads.hpp"
+#include "check.hpp"
+#include "dispatch.hpp"
+#include "measure.hpp"
+#include "thread_pool.hpp"
+#include "values.hpp"
+
+using namespace charrnn_fast;
+
+namespace {
+
+// One lane of the kernels' packs: a product and a sum are rounded apart where the instruction set
+// has no fused one.
+bool fused = true;
+
+template <class T>
+struct Lane {
+  using Scalar = T;
+  T v = 0;
+
+  Lane() = default;
+  explicit Lane(T x) : v(x) {}
+  friend Lane operator+(Lane a, Lane b) { return Lane(a.v + b.v); }
+  friend Lane operator-(Lane a, Lane b) { return Lane(a.v - b.v); }
+  friend Lane operator*(Lane a, Lane b) { return Lane(a.v * b.v); }
+  friend Lane operator/(Lane a, Lane b) { return Lane(a.v / b.v); }
+  friend Lane operator-(Lane a) { return Lane(-a.v); }
+  friend Lane fma(Lane a, Lane b, Lane c) {
+    return Lane(fused ? std::fma(a.v, b.v, c.v) : a.v * b.v + c.v);
+  }
+  friend Lane max(Lane a, Lane b) { return Lane(charrnn_fast::max(a.v, b.v)); }
+  friend Lane min(Lane a, Lane b) { return Lane(charrnn_fast::min(a.v, b.v)); }
+  friend Lane abs(Lane a) { return Lane(charrnn_fast::abs(a.v)); }
+  friend Lane sqrt(Lane a) { return Lane(charrnn_fast::sqrt(a.v)); }
+  friend Lane copysign(Lane a, Lane s) { return Lane(charrnn_fast::copysign(a.v, s.v)); }
+  friend Lane select_negative(Lane x, Lane a, Lane b) {
+    return Lane(charrnn_fast::select_negative(x.v, a.v, b.v));
+  }
+  friend Lane select_positive(Lane x, Lane a, Lane b) {
+    return Lane(charrnn_fast::select_positive(x.v, a.v, b.v));
+  }
+  friend Lane pow2(Lane n) { return Lane(charrnn_fast::pow2(n.v)); }
+  friend Lane scale(Lane x, Lane n) { return scale_in_halves(x, n); }
+};
+
+// The chain of a product: start + sum over k of a(k) b(k).
+template <class T, class A, class B>
+T chain(T start, Index depth, A&& a, B&& b) {
+  Lane<T> sum(start);
+  for (Index k = 0; k < depth; ++k) sum = fma(Lane<T>(a(k)), Lane<T>(b(k)), sum);
+  return sum.v;
+}
+
+template <class T>
+const char* type_name() {
+  return sizeof(T) == 4 ? "float" : "double";
+}
+
+// ---- whole networks -----------------------------------------------------------------------
+
+struct Case {
+  Index seq_len, batch, input_size, hidden_size, output_size, num_layers;
+  bool tokens;
+  Bias bias;
+};
+
+template <class T>
+struct Problem {
+  Case c;
+  Network<T> network;
+  std::vector<T> parameters, x, state_0, dy, dstate_n;
+  std::vector<Token> tokens;
+  SequenceInput<T> in;
+
+  Problem(const char* cell, const Case& wanted)
+      : c(wanted),
+        network(
+            NetworkShape{cell, c.input_size, c.hidden_size, c.output_size, c.num_layers, c.bias}) {
+    parameters.assign(static_cast<std::size_t>(network.parameter_elements()), T(0));
+    unsigned seed = 1;
+    for (const Parameter& p : network.parameters()) {
+      auto values = random_values<T>(p.elements(), seed++);
+      const T bound = T(1) / std::sqrt(static_cast<T>(c.hidden_size));
+      for (T& v : values) v *= bound;
+      std::copy(values.begin(), values.end(), parameters.begin() + p.offset);
+    }
+    x = random_values<T>(c.seq_len * c.batch * c.input_size, 100);
+    tokens = random_tokens(c.seq_len * c.batch, c.input_size, 101);
+    const Index states = network.num_states() * c.num_layers * c.batch * c.hidden_size;
+    state_0 = random_values<T>(states, 102);
+    dstate_n = random_values<T>(states, 103);
+    dy = random_values<T>(c.seq_len * c.batch * c.output_size, 104);
+    in = {c.seq_len, c.batch, c.tokens ? tokens.data() : nullptr, c.tokens ? nullptr : x.data()};
+  }
+};
+
+template <class T>
+struct Result {
+  std::vector<T> hidden, y, state_n, dstate_0, dx, gradients;
+};
+
+template <class T>
+Result<T> by_kernels(const Problem<T>& p) {
+  const Network<T>& n = p.network;
+  const Index rows = p.c.seq_len * p.c.batch, H = p.c.hidden_size;
+  const int threads = get_num_threads();
+  AlignedBuffer<T> packed, tape, workspace, dh;
+  packed.reserve(n.packed_elements());
+  n.pack(p.parameters.data(), packed.get(), false);
+  n.pack(p.parameters.data(), packed.get(), true);
+  Result<T> r;
+  // Once without keep, whose tape is laid out otherwise.
+  tape.reserve(std::max(n.tape_elements(p.in, false), n.tape_elements(p.in, true)));
+  r.state_n.resize(p.state_0.size());
+  n.forward(p.parameters.data(), packed.get(), p.in, p.state_0.data(), false, tape.get(),
+            r.state_n.data());
+  const T* h = n.hidden(p.in, false, tape.get());
+  r.hidden.assign(h, h + rows * H);
+  n.forward(p.parameters.data(), packed.get(), p.in, p.state_0.data(), true, tape.get(),
+            r.state_n.data());
+  h = n.hidden(p.in, true, tape.get());
+  CHECK(same_bits(h, r.hidden.data(), rows * H), "with and without keep");
+  r.y.resize(p.dy.size());
+  n.decode(packed.get(), h, rows, r.y.data());
+
+  r.gradients.assign(p.parameters.size(), T(0));
+  r.dx.assign(p.c.tokens ? 0 : p.x.size(), T(0));
+  r.dstate_0 = p.dstate_n;
+  dh.reserve(rows * H);
+  workspace.reserve(std::max(n.backward_elements(threads), n.decode_backward_elements(threads)));
+  n.decode_backward(packed.get(), h, p.dy.data(), rows, dh.get(), r.gradients.data(), threads,
+                    workspace.get());
+  n.backward(p.parameters.data(), packed.get(), p.in, tape.get(), dh.get(), r.dstate_0.data(),
+             p.c.tokens ? nullptr : r.dx.data(), r.gradients.data(), threads, workspace.get());
+  return r;
+}
+
+template <class Cell, class T>
+Result<T> by_hand(const Problem<T>& p) {
+  using V = Lane<T>;
+  constexpr int G = Cell::num_gates, S = Cell::num_states, split = Cell::num_split,
+                summed = G - split, num_saved = Cell::num_saved;
+  const Index steps = p.c.seq_len, B = p.c.batch, H = p.c.hidden_size, L = p.c.num_layers,
+              rows = steps * B, BH = B * H, O = p.c.output_size;
+  Result<T> r;
+  r.gradients.assign(p.parameters.size(), T(0));
+  r.state_n.resize(p.state_0.size());
+  r.dstate_0 = p.dstate_n;
+  const std::vector<T> zeros(static_cast<std::size_t>(G * H + O), T(0));
+  // An array's values and gradients by its name; zeros where there is no such bias.
+  const auto find = [&](const std::string& name) -> const Parameter* {
+    for (const Parameter& q : p.network.parameters())
+      if (q.name == name) return &q;
+    return nullptr;
+  };
+  const auto values = [&](const Parameter* q) {
+    return q ? p.parameters.data() + q->offset : zeros.data();
+  };
+
+  struct LayerRun {
+    std::vector<T> states[S];  // [T + 1, B, H]
+    std::vector<T> saved;      // [T, B, num_saved, H]
+    std::vector<T> input;      // [T, B, I]
+  };
+  std::vector<LayerRun> layers(static_cast<std::size_t>(L));
+  const auto weight_ih = [&](Index l, Index row, Index col) {
+    const Parameter* q = find("weight_ih_l" + std::to_string(l));
+    return p.parameters[static_cast<std::size_t>(
+        q->offset + (q->transposed ? col * q->rows + row : row * q->cols + col))];
+  };
+
+  // ---- forward
+  for (Index l = 0; l < L; ++l) {
+    const std::string suffix = "_l" + std::to_string(l);
+    LayerRun& run = layers[static_cast<std::size_t>(l)];
+    const Index I = l == 0 ? p.c.input_size : H;
+    const bool gather = l == 0 && p.c.tokens;
+    if (l == 0)
+      run.input = p.x;
+    else
+      run.input.assign(layers[static_cast<std::size_t>(l - 1)].states[0].begin() + BH,
+                       layers[static_cast<std::size_t>(l - 1)].states[0].end());
+    const T* const w_hh = values(find("weight_hh" + suffix));
+    const T* const b_ih = values(find("bias_ih" + suffix));
+    const T* const b_hh = values(find("bias_hh" + suffix));
+    for (int s = 0; s < S; ++s) {
+      run.states[s].resize(static_cast<std::size_t>((steps + 1) * BH));
+      std::copy_n(p.state_0.begin() + (s * L + l) * BH, BH, run.states[s].begin());
+    }
+    run.saved.resize(static_cast<std::size_t>(rows * num_saved * H + 1));
+    for (Index row = 0; row < rows; ++row) {
+      const T* const h = run.states[0].data() + row * H;
+      for (Index u = 0; u < H; ++u) {
+        V gates[G], gx[split + 1], params[1], prev[S], next[S], saved[num_saved + 1];
+        for (int g = 0; g < G; ++g) {
+          const Index j = g * H + u;
+          const T bias = g < summed ? b_ih[j] + b_hh[j] : b_ih[j];
+          const T input =
+              gather ? bias + weight_ih(0, j, p.tokens[static_cast<std::size_t>(row)])
+                     : chain(
+                           bias, I, [&](Index k) { return run.input[std::size_t(row * I + k)]; },
+                           [&](Index k) { return weight_ih(l, j, k); });
+          if (g >= summed) gx[g - summed] = V(input);
+          gates[g] = V(chain(
+              g < summed ? input : b_hh[j], H, [&](Index k) { return h[k]; },
+              [&](Index k) { return w_hh[j * H + k]; }));
+        }
+        for (int s = 0; s < S; ++s) prev[s] = V(run.states[s][std::size_t(row * H + u)]);
+        Cell::forward(CellForward<V>{gates, gx, params, nullptr, prev, next, saved});
+        for (int s = 0; s < S; ++s) run.states[s][std::size_t(BH + row * H + u)] = next[s].v;
+        for (int i = 0; i < num_saved; ++i)
+          run.saved[std::size_t((row * num_saved + i) * H + u)] = saved[i].v;
+      }
+    }
+    for (int s = 0; s < S; ++s)
+      std::copy_n(run.states[s].begin() + steps * BH, BH, r.state_n.begin() + (s * L + l) * BH);
+  }
+  r.hidden.assign(layers.back().states[0].begin() + BH, layers.back().states[0].end());
+
+  // ---- decoder
+  const T* const w_out = values(find("decoder.weight"));
+  const T* const b_out = values(find("decoder.bias"));
+  std::vector<T> dh(static_cast<std::size_t>(rows * H));
+  for (Index row = 0; row < rows; ++row) {
+    const auto hidden = [&](Index k) { return r.hidden[std::size_t(row * H + k)]; };
+    for (Index o = 0; o < O; ++o)
+      r.y.push_back(chain(b_out[o], H, hidden, [&](Index k) { return w_out[o * H + k]; }));
+    for (Index u = 0; u < H; ++u)
+      dh[std::size_t(row * H + u)] = chain(
+          T(0), O, [&](Index k) { return p.dy[std::size_t(row * O + k)]; },
+          [&](Index k) { return w_out[k * H + u]; });
+  }
+  const auto gradient = [&](const Parameter* q, Index at) -> T& {
+    return r.gradients[std::size_t(q->offset + at)];
+  };
+  const Parameter* const out = find("decoder.weight");
+  for (Index o = 0; o < O; ++o) {
+    const auto dy = [&](Index k) { return p.dy[std::size_t(k * O + o)]; };
+    for (Index u = 0; u < H; ++u)
+      gradient(out, o * H + u) =
+          chain(T(0), rows, dy, [&](Index k) { return r.hidden[std::size_t(k * H + u)]; });
+    if (const Parameter* q = find("decoder.bias"))
+      for (Index k = 0; k < rows; ++k) gradient(q, o) += dy(k);
+  }
+
+  // ---- backward
+  for (Index l = L - 1; l >= 0; --l) {
+    const std::string suffix = "_l" + std::to_string(l);
+    const LayerRun& run = layers[static_cast<std::size_t>(l)];
+    const Index I = l == 0 ? p.c.input_size : H, GH = G * H;
+    const bool gather = l == 0 && p.c.tokens;
+    const T* const w_hh = values(find("weight_hh" + suffix));
+    std::vector<T> dgates(static_cast<std::size_t>(rows * GH));  // of the recurrent part
+    std::vector<T> dgx(dgates.size());                           // of the input part
+    T* dstate[S];
+    for (int s = 0; s < S; ++s) dstate[s] = r.dstate_0.data() + (s * L + l) * BH;
+    const auto recurrent = [&](Index t, Index b, Index u, T start) {
+      return chain(
+          start, GH, [&](Index k) { return dgates[std::size_t((t * B + b) * GH + k)]; },
+          [&](Index k) { return w_hh[k * H + u]; });
+    };
+    for (Index t = steps - 1; t >= 0; --t)
+      for (Index b = 0; b < B; ++b)
+        for (Index u = 0; u < H; ++u) {
+          const Index row = t * B + b, at = b * H + u;
+          T start = dh[std::size_t(row * H + u)];
+          if (Cell::h_bypass || t == steps - 1) start = start + dstate[0][at];
+          if (t + 1 < steps) start = recurrent(t + 1, b, u, start);
+          V saved[num_saved + 1], params[1], prev[S], next[S], dnext[S], d[G], d_split[split + 1],
+              dparams[1], dprev[S];
+          for (int i = 0; i < num_saved; ++i)
+            saved[i] = V(run.saved[std::size_t((row * num_saved + i) * H + u)]);
+          for (int s = 0; s < S; ++s) {
+            prev[s] = V(run.states[s][std::size_t(row * H + u)]);
+            next[s] = V(run.states[s][std::size_t(BH + row * H + u)]);
+            dnext[s] = V(s == 0 ? start : dstate[s][at]);
+          }
+          Cell::backward(CellBackward<V>{saved, params, nullptr, prev, next, dnext, d, d_split,
+                                         dparams, dprev});
+          for (int g = 0; g < G; ++g) {
+            dgates[std::size_t(row * GH + g * H + u)] = d[g].v;
+            dgx[std::size_t(row * GH + g * H + u)] = g < summed ? d[g].v : d_split[g - summed].v;
+          }
+          for (int s = 0; s < S; ++s)
+            if (s > 0 || Cell::h_bypass) dstate[s][at] = dprev[s].v;
+        }
+    for (Index b = 0; b < B; ++b)
+      for (Index u = 0; u < H; ++u) {
+        T& d = dstate[0][b * H + u];
+        d = recurrent(0, b, u, Cell::h_bypass ? d : T(0));
+      }
+
+    const Parameter *const ih = find("weight_ih" + suffix), *const hh = find("weight_hh" + suffix);
+    for (Index j = 0; j < GH; ++j) {
+      const auto d_hh = [&](Index k) { return dgates[std::size_t(k * GH + j)]; };
+      const auto d_ih = [&](Index k) { return dgx[std::size_t(k * GH + j)]; };
+      for (Index u = 0; u < H; ++u)
+        gradient(hh, j * H + u) =
+            chain(T(0), rows, d_hh, [&](Index k) { return run.states[0][std::size_t(k * H + u)]; });
+      if (gather)
+        for (Index k = 0; k < rows; ++k) gradient(ih, p.tokens[std::size_t(k)] * GH + j) += d_ih(k);
+      else
+        for (Index i = 0; i < I; ++i)
+          gradient(ih, l == 0 ? i * GH + j : j * I + i) =
+              chain(T(0), rows, d_ih, [&](Index k) { return run.input[std::size_t(k * I + i)]; });
+      T sum = 0, sum_split = 0;
+      for (Index k = 0; k < rows; ++k) sum += d_hh(k), sum_split += d_ih(k);
+      if (const Parameter* q = find("bias_ih" + suffix)) gradient(q, j) += sum_split;
+      if (const Parameter* q = find("bias_hh" + suffix)) gradient(q, j) += sum;
+    }
+    if (gather) continue;
+    std::vector<T> below(static_cast<std::size_t>(rows * I));
+    for (Index row = 0; row < rows; ++row)
+      for (Index i = 0; i < I; ++i)
+        below[std::size_t(row * I + i)] = chain(
+            T(0), GH, [&](Index k) { return dgx[std::size_t(row * GH + k)]; },
+            [&](Index k) { return weight_ih(l, k, i); });
+    (l > 0 ? dh : r.dx) = below;
+  }
+  return r;
+}
+
+template <class Cell, class T>
+void check_network() {
+  const Case cases[] = {
+      // more than one block of the weight gradients' depth and several tiles of every kind
+      {15, 23, 5, 33, 7, 1, true, Bias::both},  {3, 13, 9, 50, 20, 2, false, Bias::both},
+      {4, 2, 3, 65, 33, 2, true, Bias::single}, {6, 1, 17, 16, 1, 1, false, Bias::none},
+      {1, 4, 1, 1, 3, 3, true, Bias::both},     {2, 7, 31, 8, 64, 1, false, Bias::single},
+  };
+  for (const Case& c : cases) {
+    const Problem<T> problem(Cell::name, c);
+    const Result<T> expected = by_hand<Cell>(problem);
+    for (const int threads : {1, 3}) {
+      set_num_threads(threads);
+      const Result<T> found = by_kernels(problem);
+      const auto compare = [&](const char* name, const std::vector<T>& a, const std::vector<T>& b) {
+        CHECK(same_bits(a, b), "%s of %s in %s, H %d, %d threads", name, Cell::name, type_name<T>(),
+              static_cast<int>(c.hidden_size), threads);
+      };
+      compare("hidden", found.hidden, expected.hidden);
+      compare("y", found.y, expected.y);
+      compare("state_n", found.state_n, expected.state_n);
+      compare("dstate_0", found.dstate_0, expected.dstate_0);
+      compare("dx", found.dx, expected.dx);
+      compare("gradients", found.gradients, expected.gradients);
+    }
+  }
+}
+
+template <class T, class... C>
+void check_networks(CellList<C...>) {
+  (check_network<C, T>(), ...);
+}
+
+template <class T>
+void check_products() {
+  for (const Index rows : {1, 2, 5, 6, 7, 13, 24, 25})
+    for (const Index cols : {1, 3, 16, 31, 70})
+      for (const Index depth : {0, 1, 37}) {
+        const auto a = random_values<T>(rows * depth, 1), b = random_values<T>(depth * cols, 2);
+        std::vector<T> found(static_cast<std::size_t>(rows * cols)), expected;
+        multiply(a.data(), b.data(), rows, cols, depth, found.data());
+        for (Index r = 0; r < rows; ++r)
+          for (Index c = 0; c < cols; ++c)
+            expected.push_back(chain(
+                T(0), depth, [&](Index k) { return a[std::size_t(r * depth + k)]; },
+                [&](Index k) { return b[std::size_t(k * cols + c)]; }));
+        CHECK(same_bits(found, expected), "%d x %d x %d", int(rows), int(cols), int(depth));
+      }
+}
+
+// ---- functions ----------------------------------------------------------------------------
+
+template <class T>
+void check_functions() {
+  constexpr T inf = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
+  std::vector<T> x = {0,    T(-0.0), 1,     -1,   inf,       -inf, nan,
+                      1000, -1000,   T(88), -100, T(1e-300), -20,  20};
+  for (const T spread : {T(1e-4), T(1), T(10), T(100), T(800)})
+    for (T v : random_values<T>(1000, 1)) x.push_back(v * spread);
+  const Index n = static_cast<Index>(x.size());
+  const Kernels<T>& k = kernels<T>();
+  const auto check = [&](const char* name, auto&& kernel, auto&& by_lane, auto&& exact) {
+    std::vector<T> found(x.size()), alone(x.size());
+    kernel(x.data(), found.data(), n);
+    bool same = true, placeless = true;
+    double worst = 0;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      kernel(x.data() + i, alone.data() + i, 1);
+      placeless &= same_bits(&alone[i], &found[i], 1) || std::isnan(x[i]);
+      const T expected = by_lane(Lane<T>(x[i])).v;
+      same &= std::isnan(x[i]) ? std::isnan(found[i]) : same_bits(&expected, &found[i], 1);
+      const long double truth = exact(static_cast<long double>(x[i]));
+      if (std::fabs(truth) >= std::numeric_limits<T>::min() &&
+          std::fabs(truth) <= std::numeric_limits<T>::max())
+        worst = std::max(worst, double(std::fabs((found[i] - truth) / truth)));
+    }
+    CHECK(same, "%s of %s: not what the scalar code gives", name, type_name<T>());
+    CHECK(placeless, "%s of %s depends on its place in a vector", name, type_name<T>());
+    CHECK(worst <= 4 * double(std::numeric_limits<T>::epsilon()), "%s of %s: error %g", name,
+          type_name<T>(), worst);
+  };
+  check(
+      "exp", k.exp, [](Lane<T> v) { return math::exp(v); },
+      [](long double v) { return std::exp(v); });
+  check(
+      "sigmoid", k.sigmoid, [](Lane<T> v) { return math::sigmoid(v); },
+      [](long double v) { return 1 / (1 + std::exp(-v)); });
+  check(
+      "tanh", k.tanh, [](Lane<T> v) { return math::tanh(v); },
+      [](long double v) { return std::tanh(v); });
+}
+
+// Every float of a sample is as near to the truth as math.hpp states.
+void check_ulps() {
+  constexpr std::uint64_t stride = 1000003, count = (std::uint64_t(1) << 32) / stride;
+  for (const char* function : {"exp", "sigmoid", "tanh"}) {
+    const auto [everywhere, at] = math_max_ulp(function, 0, count, stride);
+    // Where gates live: 2^-10 to 16, of either sign.
+    const auto [positive, at_positive] = math_max_ulp(function, 0x3a800000, 3000, 39119);
+    const auto [negative, at_negative] = math_max_ulp(function, 0xba800000, 3000, 39119);
+    const double worst = std::max({everywhere, positive, negative}),
+                 bound = math_ulp_bound(function);
+    CHECK(worst <= bound, "%s: %g ulp, near %g, %g or %g", function, worst, at, at_positive,
+          at_negative);
+    CHECK(worst > bound / 2, "%s: %g ulp, %g are stated", function, worst, bound);
+  }
+}
+
+// ---- losses, optimizers, sampling ---------------------------------------------------------
+
+template <class T>
+void check_cross_entropy() {
+  const Index lanes = kernels<T>().lanes;
+  for (const Index classes : {1, 2, 5, 16, 33, 65, 100}) {
+    const Index rows = 20;
+    auto logits = random_values<T>(rows * classes, 1);
+    for (T& x : logits) x *= 20;
+    const auto targets = random_tokens(rows, classes, 2, true);
+    std::vector<T> found(logits.size()), expected(logits.size());
+    const double loss =
+        cross_entropy(logits.data(), targets.data(), rows, classes, false, found.data());
+    double by_hand = 0;
+    long double truth = 0;
+    for (Index r = 0; r < rows; ++r) {
+      const T* const x = logits.data() + r * classes;
+      T* const d = expected.data() + r * classes;
+      const Token target = targets[std::size_t(r)];
+      if (target < 0) continue;
+      const T most = *std::max_element(x, x + classes);
+      std::vector<T> sums(static_cast<std::size_t>(lanes), T(0));
+      long double sum = 0;
+      for (Index j = 0; j < classes; ++j) {
+        d[j] = math::exp(Lane<T>(x[j] - most)).v;
+        sums[std::size_t(j % lanes)] += d[j];
+        sum += std::exp(static_cast<long double>(x[j]) - static_cast<long double>(most));
+      }
+      for (Index width = lanes / 2; width > 0; width /= 2)
+        for (Index i = 0; i < width; ++i) sums[std::size_t(i)] += sums[std::size_t(i + width)];
+      by_hand +=
+          double(T(std::log(double(sums[0])) - (static_cast<double>(x[target]) - double(most))));
+      truth += std::log(sum) - (static_cast<long double>(x[target]) - most);
+      for (Index j = 0; j < classes; ++j) d[j] *= T(1) / sums[0];
+      d[target] -= T(1);
+    }
+    CHECK(same_bits(&loss, &by_hand, 1), "loss in %s, %d classes", type_name<T>(), int(classes));
+    CHECK(same_bits(found, expected), "gradient in %s, %d classes", type_name<T>(), int(classes));
+    // e^x carries the rounding of the logit, which is at most 20 in size.
+    const double allowed = double(std::numeric_limits<T>::epsilon()) *
+                           (std::sqrt(double(classes)) + 24) * double(rows);
+    CHECK(std::fabs(double(truth) - loss) <= allowed, "loss %.17g, true is %.17g", loss,
+          double(truth));
+  }
+}
+
+// Decoder, loss and their backward in one call give what the calls one by one give.
+template <class T>
+void check_head() {
+  for (const Index rows : {3, 520}) {  // within a block, and past its end
+    const Case c{rows, 1, 4, 24, 37, 1, true, Bias::both};
+    const Problem<T> p("gru", c);
+    const Network<T>& n = p.network;
+    const auto h = random_values<T>(rows * c.hidden_size, 7);
+    const auto targets = random_tokens(rows, c.output_size, 8, true);
+    AlignedBuffer<T> packed, workspace;
+    packed.reserve(n.packed_elements());
+    n.pack(p.parameters.data(), packed.get(), false);
+    n.pack(p.parameters.data(), packed.get(), true);
+    std::vector<T> logits(std::size_t(rows * c.output_size)), dlogits(logits.size());
+    n.decode(packed.get(), h.data(), rows, logits.data());
+    const double loss =
+        cross_entropy(logits.data(), targets.data(), rows, c.output_size, false, dlogits.data());
+    std::vector<T> dh(h.size()), gradients(p.parameters.size(), T(0));
+    workspace.reserve(n.decode_backward_elements(1));
+    n.decode_backward(packed.get(), h.data(), dlogits.data(), rows, dh.data(), gradients.data(), 1,
+                      workspace.get());
+    std::vector<T> losses(static_cast<std::size_t>(rows)), dh_head(h.size()),
+        gradients_head(p.parameters.size(), T(0));
+    workspace.reserve(n.head_elements(rows, 1));
+    n.head(packed.get(), h.data(), targets.data(), rows, T(1), losses.data(), dh_head.data(),
+           gradients_head.data(), 1, workspace.get());
+    double sum = 0;
+    for (const T x : losses) sum += double(x);
+    CHECK(
+        same_bits(&sum, &loss, 1) && same_bits(dh, dh_head) && same_bits(gradients, gradients_head),
+        "%s, %d rows", type_name<T>(), int(rows));
+    n.head(packed.get(), h.data(), targets.data(), rows, T(1), losses.data(), nullptr, nullptr, 1,
+           workspace.get());
+    sum = 0;
+    for (const T x : losses) sum += double(x);
+    CHECK(same_bits(&sum, &loss, 1), "losses alone, %s, %d rows", type_name<T>(), int(rows));
+  }
+}
+
+template <class Rule, class T>
+void check_rule(const OptimizerOptions& o, double scale, double limit) {
+  using V = Lane<T>;
+  constexpr Index n = 131;
+  Optimizer<T> optimizer(Rule::name, o, n);
+  CHECK(optimizer.slot_names().size() == Rule::num_slots, "%s: another rule", Rule::name);
+  auto found = random_values<T>(n, 1), expected = found;
+  std::vector<V> slots(std::size_t(n * max_slots), V(static_cast<T>(o.initial_accumulator_value)));
+  for (Index step = 1; step <= 4; ++step) {
+    const auto gradients = random_values<T>(n, unsigned(1 + step));
+    optimizer.step(found.data(), gradients.data(), o.learning_rate, scale, limit);
+    double hyper[max_hyper] = {};
+    Rule::prepare(o, step, hyper);
+    for (Index i = 0; i < n; ++i) {
+      V p(expected[std::size_t(i)]);
+      const V bound(static_cast<T>(limit));
+      const V g = min(bound, max(-bound, V(gradients[std::size_t(i)]) * V(static_cast<T>(scale))));
+      Rule::update(p, g, &slots[std::size_t(i * max_slots)],
+                   [&](int h) { return V(static_cast<T>(hyper[h])); });
+      expected[std::size_t(i)] = p.v;
+    }
+    CHECK(same_bits(found, expected), "%s in %s, step %d", Rule::name, type_name<T>(), int(step));
+  }
+}
+
+template <class T>
+void check_optimizers() {
+  constexpr double inf = std::numeric_limits<double>::infinity();
+  OptimizerOptions plain;
+  plain.learning_rate = 0.01;
+  OptimizerOptions momentum = plain;
+  momentum.momentum = 0.9, momentum.weight_decay = 0.01;
+  OptimizerOptions nesterov = momentum;
+  nesterov.nesterov = true;
+  OptimizerOptions centered = plain;
+  centered.centered = true;
+  OptimizerOptions centered_momentum = momentum;
+  centered_momentum.centered = true;
+  OptimizerOptions adagrad = plain;
+  adagrad.lr_decay = 0.1, adagrad.weight_decay = 0.01, adagrad.initial_accumulator_value = 0.5;
+  check_rule<Sgd, T>(plain, 0.7, inf);
+  check_rule<SgdMomentum, T>(momentum, 1, 0.5);
+  check_rule<SgdMomentum, T>(nesterov, 1, inf);
+  check_rule<Rmsprop<false, false>, T>(plain, 1, inf);
+  check_rule<Rmsprop<false, true>, T>(momentum, 0.7, inf);
+  check_rule<Rmsprop<true, false>, T>(centered, 1, 0.5);
+  check_rule<Rmsprop<true, true>, T>(centered_momentum, 1, inf);
+  check_rule<Adagrad, T>(adagrad, 1, inf);
+  OptimizerOptions adam = plain;
+  adam.weight_decay = 0.01;
+  check_rule<Adam, T>(adam, 0.7, inf);
+  check_rule<AdamW, T>(adam, 1, 0.5);
+}
+
+template <class T>
+void check_sums() {
+  for (const Index n : {0, 1, 15, 100, 20000}) {
+    auto x = random_values<T>(n, 1);
+    long double squares = 0;
+    for (const T v : x) squares += static_cast<long double>(v) * static_cast<long double>(v);
+    CHECK(std::fabs(sum_of_squares(x.data(), n) - double(squares)) <= 1e-13 * double(squares),
+          "%d elements", int(n));
+    auto scaled = x, clipped = x;
+    scale(scaled.data(), n, T(0.3));
+    clip_value(clipped.data(), n, T(0.25));
+    bool same = true;
+    for (std::size_t i = 0; i < x.size(); ++i)
+      same &= scaled[i] == x[i] * T(0.3) && clipped[i] == std::clamp(x[i], T(-0.25), T(0.25));
+    CHECK(same, "scale or clip_value of %d elements in %s", int(n), type_name<T>());
+  }
+}
+
+template <class T>
+void check_draws() {
+  const Index V = 50, batch = 40;
+  auto logits = random_values<T>(batch * V, 1);
+  for (T& x : logits) x *= 5;
+  std::vector<std::uint64_t> seeds(static_cast<std::size_t>(batch));
+  std::iota(seeds.begin(), seeds.end(), std::uint64_t(1) << 40);
+  std::vector<T> workspace(static_cast<std::size_t>(draw_elements<T>(V)));
+  std::vector<Token> drawn(static_cast<std::size_t>(batch)), expected(drawn.size());
+  for (const SamplingOptions& o :
+       {SamplingOptions{0, 0, 1}, SamplingOptions{1, 0, 1}, SamplingOptions{0.6, 5, 1},
+        SamplingOptions{2, 0, 0.7}, SamplingOptions{1, 20, 0.5}, SamplingOptions{1, 1, 1}}) {
+    const std::uint64_t position = 3;
+    draw_tokens(logits.data(), batch, V, seeds.data(), position, o, drawn.data(), workspace.data());
+    for (Index b = 0; b < batch; ++b) {
+      const T* const x = logits.data() + b * V;
+      std::vector<std::pair<double, Token>> p;
+      const T most = *std::max_element(x, x + V);
+      for (Index j = 0; j < V; ++j)
+        p.push_back({o.temperature == 0 ? double(x[j] == most)
+                                        : std::exp(double(x[j] - most) / o.temperature),
+                     Token(j)});
+      if (o.top_k > 0 || o.top_p < 1)
+        std::stable_sort(p.begin(), p.end(), [](auto& l, auto& r) { return l.first > r.first; });
+      if (o.top_k > 0) p.resize(static_cast<std::size_t>(o.top_k));
+      const auto total = [&] {
+        double sum = 0;
+        for (const auto& [probability, token] : p) sum += probability;
+        return sum;
+      };
+      double sum = 0;
+      const double nucleus = o.top_p * total();
+      std::size_t kept = 0;
+      while (kept < p.size() && (o.top_p == 1 || sum < nucleus)) sum += p[kept++].first;
+      p.resize(kept);
+      // None of these draws lies within rounding of the border between two tokens.
+      const double u = (philox(seeds[std::size_t(b)], position, 0)[0] >> 8) * 0x1p-24 * total();
+      sum = 0;
+      for (const auto& [probability, token] : p)
+        if ((sum += probability) > u) {
+          expected[std::size_t(b)] = token;
+          break;
+        }
+    }
+    CHECK(drawn == expected, "%s, temperature %g, top_k %d, top_p %g", type_name<T>(),
+          o.temperature, int(o.top_k), o.top_p);
+  }
+}
+
+template <class T>
+void check_all() {
+  check_products<T>();
+  check_networks<T>(Cells());
+  check_functions<T>();
+  check_cross_entropy<T>();
+  check_head<T>();
+  check_optimizers<T>();
+  check_sums<T>();
+  check_draws<T>();
+}
+
+}  // namespace
+
+int main() {
+  sharing_limits() = {0, 0};  // small cases shall run on all threads too
+  set_num_threads(1);
+  std::printf("instruction set %s\n", isa_in_use().c_str());
+  fused = isa_in_use() != "x86-64-v2";
+  // The known answer of Random123 for a counter and a key of zeros.
+  CHECK((philox(0, 0, 0) ==
+         std::array<std::uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}),
+        "philox");
+  check_all<float>();
+  check_all<double>();
+  check_ulps();
+  return report();
+}

@@ -1,0 +1,247 @@
+// The thread pool: its barriers, the same bits for any number of threads, callers in each other's
+// way, fork; and when teams shrink.
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "charrnn_fast/model.hpp"
+#include "charrnn_fast/threads.hpp"
+#include "check.hpp"
+#include "dispatch.hpp"
+#include "thread_pool.hpp"
+#include "values.hpp"
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
+
+using namespace charrnn_fast;
+
+namespace {
+
+// A lost wake-up hangs, a lost write shows.
+void check_barriers(int threads, int rounds) {
+  set_num_threads(threads);
+  std::vector<int> counts(static_cast<std::size_t>(threads), -1);
+  long good = 0;
+  for (int r = 0; r < rounds; ++r)
+    ThreadPool::instance().run(threads, [&](const Team& team) {
+      counts[static_cast<std::size_t>(team.part)] = r;
+      team.wait();
+      if (team.part == r % team.parts)
+        for (const int count : counts) good += count == r;
+      team.wait();
+    });
+  CHECK(good == long(threads) * rounds, "%ld of %ld on %d threads", good, long(threads) * rounds,
+        threads);
+}
+
+// Everything that a model does, as bytes: training, evaluating, sampling, single steps.
+template <class T>
+std::vector<char> results(const std::string& cell) {
+  constexpr Index steps = 5, B = 14, V = 11, H = 36, L = 2;
+  Model<T> model(NetworkShape{cell, V, H, V, L, Bias::both});
+  model.change_parameters([&](T* p) {
+    for (const Parameter& q : model.network().parameters()) {
+      const auto values = random_values<T>(q.elements(), static_cast<unsigned>(q.offset));
+      for (Index i = 0; i < q.elements(); ++i)
+        p[q.offset + i] = T(0.3) * values[static_cast<std::size_t>(i)];
+    }
+  });
+  Optimizer<T> optimizer("adam", OptimizerOptions{}, model.network().parameter_elements());
+  const auto tokens = random_tokens((steps + 1) * B, V, 1);
+  const SequenceInput<T> in{steps, B, tokens.data(), nullptr}, one{1, B, tokens.data(), nullptr};
+  std::vector<T> state(static_cast<std::size_t>(model.state_elements(B)), T(0));
+  std::vector<T> y(static_cast<std::size_t>(B * V));
+  std::vector<Token> drawn(static_cast<std::size_t>(steps * B));
+  const std::vector<std::uint64_t> seeds(B, 3);
+  std::vector<char> bytes;
+  const auto keep = [&](const void* data, std::size_t size) {
+    const char* const p = static_cast<const char*>(data);
+    bytes.insert(bytes.end(), p, p + size);
+  };
+  for (int i = 0; i < 3; ++i) {
+    const auto [loss, norm] =
+        model.train_step(in, tokens.data() + B, state.data(), optimizer, {0.01, 1.0, 1.0, true});
+    keep(&loss, sizeof loss), keep(&norm, sizeof norm);
+  }
+  const double evaluation = model.evaluate(in, tokens.data() + B, state.data()).loss_sum;
+  keep(&evaluation, sizeof evaluation);
+  model.step(one, state.data(), y.data());
+  model.sample(steps, B, tokens.data(), state.data(), seeds.data(), 0, {1, 5, 0.9}, drawn.data());
+  keep(y.data(), y.size() * sizeof(T));
+  keep(drawn.data(), drawn.size() * sizeof(Token));
+  keep(state.data(), state.size() * sizeof(T));
+  keep(model.parameters(),
+       static_cast<std::size_t>(model.network().parameter_elements()) * sizeof(T));
+  return bytes;
+}
+
+template <class T>
+void check_bits() {
+  const Kernels<T>& k = kernels<T>();
+  for (int i = 0; i < k.num_cells; ++i) {
+    const char* const cell = k.cells[i].name;
+    set_num_threads(1);
+    const auto expected = results<T>(cell);
+    for (const int threads : {2, 3, 8}) {
+      set_num_threads(threads);
+      const auto before = ThreadPool::instance().teams();
+      CHECK(results<T>(cell) == expected, "%s on %d threads", cell, threads);
+      CHECK(ThreadPool::instance().teams() > before, "%d threads did not share the work", threads);
+    }
+  }
+}
+
+void check_callers_at_once() {
+  set_num_threads(1);
+  const auto expected = results<float>("gru");
+  set_num_threads(3);
+  std::vector<std::vector<char>> found(4);
+  std::vector<std::thread> callers;
+  for (auto& mine : found) callers.emplace_back([&] { mine = results<float>("gru"); });
+  // Meanwhile the pool changes size, or refuses to.
+  for (int n = 1; n < 40; ++n) {
+    try {
+      set_num_threads(1 + n % 5);
+    } catch (const std::invalid_argument& error) {
+      CHECK(std::strstr(error.what(), "computing"), "%s", error.what());
+    }
+    std::this_thread::yield();
+  }
+  for (auto& caller : callers) caller.join();
+  for (const auto& mine : found) CHECK(mine == expected, "a caller beside others");
+}
+
+#if defined(CHARRNN_EMULATED)
+constexpr bool emulated = true;
+#else
+constexpr bool emulated = false;
+#endif
+
+// A fork between two calls, and one while another thread is in a call.
+void check_fork() {
+#if (defined(__unix__) || defined(__APPLE__)) && !defined(__SANITIZE_THREAD__)
+  set_num_threads(3);
+  const auto expected = results<float>("lstm");
+  for (int i = 0; i < 6; ++i) {
+    std::thread busy;
+    if (i % 2 == 1) busy = std::thread([] { results<double>("lstm"); });
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(120);  // rather than hang
+      // qemu-user cannot start threads in the child of a process that had several.
+      if (emulated) set_num_threads(1);
+      const bool alive =
+          results<float>("lstm") == expected && get_num_threads() == (emulated ? 1 : 3);
+      _exit(alive ? 0 : 1);
+    }
+    int status = -1;
+    waitpid(child, &status, 0);
+    CHECK(status == 0, "child %d: status %d", i, status);
+    if (busy.joinable()) busy.join();
+    CHECK(results<float>("lstm") == expected, "parent of child %d", i);
+  }
+#endif
+}
+
+// ---- when teams shrink --------------------------------------------------------------------
+
+constexpr std::int64_t ms = 1'000'000;
+
+// A run of `threads`, of which the first loses `first` of its time and each other one `others`.
+Crowding::Run run_of(int threads, double first, double others, double worked_each = 1) {
+  Crowding::Run run;
+  run.wall = 4 * ms;
+  run.lost = static_cast<std::int64_t>(double(run.wall) * (first + (threads - 1) * others));
+  run.most_lost = static_cast<std::int64_t>(double(run.wall) * std::max(first, others));
+  run.worked = static_cast<std::int64_t>(worked_each * threads * double(run.wall)) - run.lost;
+  return run;
+}
+
+// The limit after enough runs for a decision, the clock advanced by them.
+int after(Crowding& crowding, int threads, const Crowding::Run& run, std::int64_t& now) {
+  for (int i = 0; i < 3; ++i) {
+    if (!crowding.measures(now)) return crowding.limit(threads, now);
+    now += run.wall;
+    crowding.add(threads, run, now);
+  }
+  return crowding.limit(threads, now);
+}
+
+void check_crowding() {
+  struct Example {
+    int threads;
+    double first, others, worked_each;
+    int expected;
+    const char* what;
+  };
+  for (const Example& e : std::initializer_list<Example>{
+           {2, 0, 0, 1, 2, "an idle machine"},
+           {2, 0.1, 0.05, 1, 2, "small interruptions"},
+           {2, 0.5, 0, 0.72, 1, "two threads, one of them on a shared processor"},
+           {2, 0.8, 0, 0.85, 1, "the same between barriers"},
+           {2, 0.3, 0.3, 0.6, 1, "a program that wanders between the two"},
+           {2, 0.25, 0.25, 1, 2, "a quota of one and a half processors"},
+           {16, 0.5, 0, 1, 15, "one of sixteen"},
+           {16, 0.02, 0.02, 0.75, 16, "shares of different size"},
+           {8, 0.75, 0.75, 1, 2, "eight threads on two processors"},
+       }) {
+    Crowding crowding(e.threads);
+    std::int64_t now = ms;
+    CHECK(after(crowding, e.threads, run_of(e.threads, e.first, e.others, e.worked_each), now) ==
+              e.expected,
+          "%s", e.what);
+    CHECK(crowding.limit(1, now) == 1, "%s", e.what);
+  }
+  // The full team is tried again, less and less often, and kept once it has its processors back.
+  Crowding crowding(2);
+  std::int64_t now = ms, pause = 0;
+  const Crowding::Run crowded = run_of(2, 0.8, 0), idle = run_of(2, 0, 0);
+  for (int trial = 0; trial < 8; ++trial) {
+    CHECK(after(crowding, 2, crowded, now) == 1, "trial %d", trial);
+    const std::int64_t begin = now;
+    while (crowding.limit(2, now) == 1) now += ms;
+    CHECK(now - begin >= pause && now - begin <= 1000 * ms, "trial %d after %d ms", trial,
+          static_cast<int>((now - begin) / ms));
+    pause = now - begin;
+  }
+  CHECK(pause > 500 * ms, "%d ms", static_cast<int>(pause / ms));
+  for (int i = 0; i < 10; ++i) CHECK(after(crowding, 2, idle, now) == 2, "idle again, %d", i);
+  CHECK(after(crowding, 2, crowded, now) == 1, "crowded again");
+  now += 200 * ms;
+  CHECK(crowding.limit(2, now) == 2, "after an idle time, pauses are short again");
+}
+
+// Time asleep is told from time lost.
+void check_clocks() {
+  const Crowding::Time begin{1000, 100, {10, 20}}, end{2000, 500, {40, 320}};
+  Crowding::Run run;
+  run.add(900, begin, end);
+  // 1100 since it was called, 300 of them asleep with reason, 400 running, 30 of these spinning
+  CHECK(run.worked == 370 && run.lost == 400 && run.most_lost == 400, "%d %d %d", int(run.worked),
+        int(run.lost), int(run.most_lost));
+  const Crowding::Time before = Crowding::Time::now();
+  volatile double sink = 1;
+  for (int i = 0; i < 1000000; ++i) sink = sink * 0.5;
+  const Crowding::Time later = Crowding::Time::now();
+  CHECK(later.wall > before.wall && later.on_processor > before.on_processor, "clocks stand still");
+}
+
+}  // namespace
+
+int main() {
+  std::printf("instruction set %s\n", isa_in_use().c_str());
+  check_crowding();
+  check_clocks();
+  sharing_limits() = {0, 0};  // small cases shall run on all threads too
+  for (const int threads : {1, 2, 3, 8}) check_barriers(threads, 200);
+  check_bits<float>();
+  check_bits<double>();
+  check_callers_at_once();
+  check_fork();
+  return report();
+}
