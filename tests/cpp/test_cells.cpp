@@ -37,7 +37,6 @@ const CellKernels<T>& peephole() {
 template <class T>
 struct Run {
   Network<T> network;
-  AlignedBuffer<T> packed[num_packings];
   SequenceInput<T> in;
   std::vector<T> parameters, x, state_0, y, state_n, dstate, dx, gradients;
 
@@ -56,17 +55,11 @@ struct Run {
 
   Index hidden_elements() const { return in.seq_len * in.batch * network.shape().hidden_size; }
 
-  const T* pack(Packing packing) {
-    AlignedBuffer<T>& to = packed[static_cast<int>(packing)];
-    to.reserve(network.packed_elements(packing));
-    network.pack(packing, parameters.data(), to.get());
-    return to.get();
-  }
-
   void forward(bool keep, AlignedBuffer<T>& tape) {
     tape.reserve(network.tape_elements(in, keep));
     state_n.assign(state_0.size(), T(0));
-    const PackedWeights<T> weights{pack(Packing::forward), pack(Packing::forward_dense)};
+    PackedCopies<T> packed(network, parameters.data());
+    const PackedWeights<T> weights{packed[Packing::forward], packed[Packing::forward_dense]};
     network.forward(parameters.data(), weights, in, state_0.data(), keep, tape.get(),
                     state_n.data());
     const T* h = network.hidden(in, keep, tape.get());
@@ -95,7 +88,8 @@ struct Run {
     dx.assign(x.size(), T(0));
     gradients.assign(parameters.size(), T(0));
     workspace.reserve(network.backward_elements(get_num_threads()));
-    const PackedWeights<T> weights{pack(Packing::backward), pack(Packing::backward_dense)};
+    PackedCopies<T> packed(network, parameters.data());
+    const PackedWeights<T> weights{packed[Packing::backward], packed[Packing::backward_dense]};
     network.backward(parameters.data(), weights, in, tape.get(), dh.data(), dstate.data(),
                      dx.data(), gradients.data(), get_num_threads(), workspace.get());
   }
