@@ -42,7 +42,8 @@ def _roofline(run: Run) -> Any:
     figure = Figure(figsize=(6.5 * len(threads), 5))
     suites = [suite for suite in SUITES if any(row.suite == suite for row in run.rows)]
     roofs = ("16384", "524288", "8388608", "33554432")  # bytes; the others lie between
-    for axes, n in zip(np.atleast_1d(figure.subplots(1, len(threads))), threads, strict=True):
+    both = figure.subplots(1, len(threads), gridspec_kw={"wspace": 0.4})  # room for the labels
+    for axes, n in zip(np.atleast_1d(both), threads, strict=True):
         rows = [row for row in run.rows if row.threads == int(n)]
         x = np.geomspace(0.1, max([100.0, *(2 * row.intensity for row in rows)]), 200)
         peak = run.peaks[n]["fma"] / 1e9
@@ -84,7 +85,8 @@ def _bars(suite: str, rows: list[Row]) -> Any:
     names = list(dict.fromkeys(name for row in rows for name in row.peers))
     most = max(sum(row.threads == n for row in rows) for n in threads)
     figure = Figure(figsize=(7 * len(threads), 1.2 + most * (0.2 + 0.16 * len(names))))
-    for axes, n in zip(np.atleast_1d(figure.subplots(1, len(threads))), threads, strict=True):
+    both = figure.subplots(1, len(threads), gridspec_kw={"wspace": 0.4})  # room for the labels
+    for axes, n in zip(np.atleast_1d(both), threads, strict=True):
         own = [row for row in rows if row.threads == n]
         height = 0.8 / len(names)
         for k, name in enumerate(names):

@@ -26,12 +26,13 @@ from . import Task
 
 NAME = "kernels"
 FROM_PYTHON = "RNN.step from Python"
+IN_A_CALL = "kernels, all steps in a call"
 HALF = "kernels, bfloat16 weights"
 
 
 def tasks(problem: Problem) -> dict[str, Task]:
-    """The kernels' own task first; then, for `step`, the one that a call from Python takes, and for
-    `sample` the one with weights stored as bfloat16."""
+    """The kernels' own task first; then, for `step`, those that a call from Python and a call for
+    all steps take, and for `sample` the one with weights stored as bfloat16."""
     make: dict[str, Callable[[Problem], Task]] = {
         "train": _train,
         "time-to-loss": _train,
@@ -44,6 +45,7 @@ def tasks(problem: Problem) -> dict[str, Task]:
     made = {NAME: make[problem.case.suite](problem)}
     if problem.case.suite == "step":
         made[FROM_PYTHON] = _python_step(problem)
+        made[IN_A_CALL] = _steps_in_a_call(problem)
     if problem.case.suite == "sample":
         made[HALF] = _sample(problem, bfloat16=True)
     return made
@@ -165,6 +167,16 @@ def _python_step(problem: Problem) -> Task:
             rnn.step(row)
 
     return Task(check, run, len(x))
+
+
+def _steps_in_a_call(problem: Problem) -> Task:
+    rnn, x = _network(problem), problem.arrays["x"]
+
+    def run() -> Array:
+        y: Array = rnn.forward(x, keep=False)[0]
+        return y
+
+    return Task(lambda: {"y": run()}, run, len(x))
 
 
 def _gemm(problem: Problem) -> Task:
