@@ -43,8 +43,9 @@ void Crowding::Run::add(std::int64_t called, const Time& begin, const Time& end)
 namespace {
 constexpr std::int64_t milliseconds = 1'000'000;
 constexpr std::int64_t between_measurements = milliseconds / 4;
-// Some time slices, lest one interruption decide.
-constexpr std::int64_t decision_time = 10 * milliseconds;
+// Several time slices, lest one interruption decide, or the threads' first moments, before they
+// have found different processors. In a trial crowds are expected.
+constexpr std::int64_t decision_time = 20 * milliseconds, trial_time = 10 * milliseconds;
 constexpr std::int64_t shortest_pause = 50 * milliseconds, longest_pause = 800 * milliseconds;
 }  // namespace
 
@@ -64,7 +65,7 @@ void Crowding::add(int parts, const Run& run, std::int64_t now) {
   wall_ += wall, threads_ += parts * wall;
   worked_ += static_cast<double>(run.worked);
   lost_ += static_cast<double>(run.lost), most_lost_ += static_cast<double>(run.most_lost);
-  if (wall_ < double(decision_time)) return;
+  if (wall_ < double(trial_ ? trial_time : decision_time)) return;
   const double threads = threads_ / wall_, lost = lost_ / wall_, most_lost = most_lost_ / wall_;
   // One thread by itself would have done as much.
   const bool one_will_do = worked_ / wall_ < 0.95;
