@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from charrnn_fast import CharLM, Vocabulary
+from charrnn_fast.sampler import rounded_to_bfloat16
 
 TEXT = "the quick brown fox jumps over the lazy dog\n"
 CELLS = ("rnn", "gru", "lstm")
@@ -191,3 +192,53 @@ def test_seed_and_seeds_exclude_each_other() -> None:
         make().sample(10, seeds=[1, -1])
     with pytest.raises(TypeError, match="seeds must be a sequence of integers, got 3"):
         make().sample(5, seeds=3)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("streams", [1, 2, 7, 33])
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_bfloat16_weights_draw_what_rounded_weights_draw(cell: str, streams: int) -> None:
+    """Storage halves, arithmetic stays: the same bits as a float32 network of rounded weights."""
+    vocabulary = Vocabulary.from_text("abcdefghijklmnopqrstuvwxyz")
+    for hidden_size in (1, 31, 64, 75):
+        model = CharLM(vocabulary, hidden_size, 2, cell, seed=3)
+        rounded = model._read_as("bfloat16")
+        differ = [
+            name
+            for name, p in model.rnn.parameters().items()
+            if not np.array_equal(p, rounded.rnn.parameters()[name])
+        ]
+        assert sorted(differ) == [
+            "decoder.weight", "weight_hh_l0", "weight_hh_l1", "weight_ih_l1"
+        ]  # fmt: skip
+        seeds = np.arange(streams, dtype=np.uint64)
+        first = np.zeros(streams, np.int32)
+        states = [m.rnn.zero_state(streams) for m in (model, rounded)]
+        args = (first, seeds, 0, 1.0, 0, 1.0)
+        tokens = [
+            m.rnn._core.sample(40, args[0], state, *args[1:], half)
+            for m, state, half in zip((model, rounded), states, (True, False), strict=True)
+        ]
+        assert np.array_equal(tokens[0], tokens[1])
+        assert np.array_equal(states[0], states[1])
+
+
+def test_bfloat16_rounding() -> None:
+    exact = np.array([0.0, -0.0, 1.0, -2.5, np.inf, -np.inf], np.float32)
+    assert rounded_to_bfloat16(exact).tobytes() == exact.tobytes()
+    one = np.float32(1)
+    step = np.float32(2**-7)  # of bfloat16 just above 1
+    ties = np.array([one + step / 2, one + 3 * step / 2, one + step * np.float32(0.51)], np.float32)
+    assert rounded_to_bfloat16(ties).tolist() == [1, 1 + 2 * step, 1 + step]
+    assert np.isnan(rounded_to_bfloat16(np.array([np.nan], np.float32)))
+    x = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    assert np.all(np.abs(rounded_to_bfloat16(x) - x) <= 2**-8 * np.abs(x))
+
+
+def test_weight_dtype_is_checked_at_the_call() -> None:
+    model = CharLM(Vocabulary.from_text("ab"), 3, dtype="float64")
+    for call in (model.sample, model.stream):
+        with pytest.raises(ValueError, match=r"weight_dtype is 'bfloat16', a float64 model takes"):
+            call(3, weight_dtype="bfloat16")
+    with pytest.raises(ValueError, match="weight_dtype is 'int8'"):
+        model.evaluate("abab", weight_dtype="int8")
+    assert model.sample(9, seed=1, weight_dtype="float64") == model.sample(9, seed=1)

@@ -31,6 +31,21 @@ py::array gemm(const py::object& a, const py::object& b) {
   return py::array(c);
 }
 
+template <class T>
+double time_steps_of(Model<T>& model, const py::object& x, const py::object& state, Index count) {
+  const py::array input_array = checked_array<T>(x, "x");
+  const NetworkShape& s = model.network().shape();
+  if (input_array.ndim() != 2 || input_array.shape(0) < 1 || input_array.shape(1) != s.input_size)
+    throw py::value_error("x has shape " + text(shape_of(input_array)) + ", it takes [B, " +
+                          std::to_string(s.input_size) + "]");
+  const Index batch = input_array.shape(0);
+  const Shape states{model.network().num_states(), s.num_layers, batch, s.hidden_size};
+  T* const state_data = output<T>(state, "state", states);
+  const T* const x_data = static_cast<const T*>(input_array.data());
+  py::gil_scoped_release release;
+  return time_steps(model, x_data, batch, state_data, count);
+}
+
 bool is_double(const py::object& x) { return py::isinstance<py::array_t<double>>(x); }
 
 }  // namespace
@@ -57,6 +72,12 @@ void register_measurements(py::module_& m) {
         return dtype == "float64" ? fma_peak<double>(seconds) : fma_peak<float>(seconds);
       },
       py::arg("dtype"), py::arg("seconds"), py::call_guard<py::gil_scoped_release>());
+  m.def("read_bandwidth", &read_bandwidth, py::arg("bytes"), py::arg("seconds"),
+        py::call_guard<py::gil_scoped_release>());
+  m.def("time_steps", &time_steps_of<float>, py::arg("network"), py::arg("x"), py::arg("state"),
+        py::arg("count"));
+  m.def("time_steps", &time_steps_of<double>, py::arg("network"), py::arg("x"), py::arg("state"),
+        py::arg("count"));
 }
 
 }  // namespace charrnn_fast::bindings

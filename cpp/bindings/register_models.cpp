@@ -1,5 +1,7 @@
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "arrays.hpp"
 #include "dispatch.hpp"
 
@@ -113,6 +115,39 @@ py::array_t<T> step(Model<T>& model, const py::object& x, const py::object& stat
   return y;
 }
 
+// An array of T with these flags as it lies in memory, or null: hardly more than a comparison.
+template <class T>
+const py::detail::PyArray_Proxy* plain_array(const py::object& object, int flags) {
+  static const PyObject* const descr = py::dtype::of<T>().release().ptr();
+  if (!py::detail::npy_api::get().PyArray_Check_(object.ptr())) return nullptr;
+  const auto* array = py::detail::array_proxy(object.ptr());
+  return array->descr == descr && (array->flags & flags) == flags ? array : nullptr;
+}
+
+// step for the everyday case, x [I] or [B, I] just as the network takes it; else None, and
+// nothing has happened. A small network's step takes less time than the thorough checks.
+template <class T>
+py::object step_plain(Model<T>& model, const py::object& x, const py::object& state) {
+  using py::detail::npy_api;
+  constexpr int plain = npy_api::NPY_ARRAY_C_CONTIGUOUS_ | npy_api::NPY_ARRAY_ALIGNED_;
+  const auto* in = plain_array<T>(x, plain);
+  const auto* carried = plain_array<T>(state, plain | npy_api::NPY_ARRAY_WRITEABLE_);
+  const NetworkShape& shape = model.network().shape();
+  if (!in || !carried || in->nd < 1 || in->nd > 2 || carried->nd != 4 ||
+      in->dimensions[in->nd - 1] != shape.input_size)
+    return py::none();
+  const Index batch = in->nd == 2 ? in->dimensions[0] : 1;
+  const Index wanted[] = {model.network().num_states(), shape.num_layers, batch, shape.hidden_size};
+  if (batch < 1 || !std::equal(wanted, wanted + 4, carried->dimensions)) return py::none();
+  auto y = in->nd == 2 ? py::array_t<T>({batch, model.output_size()})
+                       : py::array_t<T>(model.output_size());
+  T* const y_data = y.mutable_data();
+  const SequenceInput<T> sequence{1, batch, nullptr, reinterpret_cast<const T*>(in->data)};
+  py::gil_scoped_release release;
+  model.step(sequence, reinterpret_cast<T*>(carried->data), y_data);
+  return y;
+}
+
 template <class T>
 std::pair<double, Index> evaluate(Model<T>& model, const py::object& inputs,
                                   const py::object& targets, const py::object& state) {
@@ -127,7 +162,7 @@ std::pair<double, Index> evaluate(Model<T>& model, const py::object& inputs,
 template <class T>
 py::array_t<Token> sample(Model<T>& model, Index length, const py::object& tokens,
                           const py::object& state, const py::object& seeds, std::uint64_t position,
-                          double temperature, Index top_k, double top_p) {
+                          double temperature, Index top_k, double top_p, bool bfloat16) {
   const py::array first = checked_array<Token>(tokens, "tokens");
   if (first.ndim() != 1 || first.shape(0) < 1)
     throw py::value_error("tokens has shape " + text(shape_of(first)) + ", it takes [B]");
@@ -140,7 +175,8 @@ py::array_t<Token> sample(Model<T>& model, Index length, const py::object& token
   Token* const drawn_data = drawn.mutable_data();
   py::gil_scoped_release release;
   model.sample(length, batch, static_cast<const Token*>(first.data()), state_data, seed_data,
-               position, SamplingOptions{temperature, top_k, top_p}, drawn_data);
+               position, SamplingOptions{temperature, top_k, top_p}, drawn_data,
+               bfloat16 ? Storage::bfloat16 : Storage::full);
   return drawn;
 }
 
@@ -195,10 +231,11 @@ void register_model(py::module_& m, const char* name) {
       .def("forward", &forward<T>, py::arg("x"), py::arg("state"), py::arg("keep"))
       .def("backward", &backward<T>, py::arg("dy"), py::arg("dstate"))
       .def("step", &step<T>, py::arg("x"), py::arg("state"))
+      .def("step_plain", &step_plain<T>)
       .def("evaluate", &evaluate<T>, py::arg("inputs"), py::arg("targets"), py::arg("state"))
       .def("sample", &sample<T>, py::arg("length"), py::arg("tokens"), py::arg("state"),
            py::arg("seeds"), py::arg("position"), py::arg("temperature"), py::arg("top_k"),
-           py::arg("top_p"));
+           py::arg("top_p"), py::arg("bfloat16") = false);
 }
 
 }  // namespace

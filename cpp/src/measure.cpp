@@ -15,6 +15,25 @@
 namespace charrnn_fast {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// The shortest of the runs that fit into so many seconds (at least one).
+template <class F>
+double best_seconds(double seconds, F&& run) {
+  const auto begin = Clock::now();
+  double best = std::numeric_limits<double>::infinity();
+  do {
+    const auto start = Clock::now();
+    run();
+    best = std::min(best, seconds_since(start));
+  } while (seconds_since(begin) < seconds);
+  return best;
+}
+
 struct Function {
   const char* name;
   double bound;
@@ -85,34 +104,66 @@ std::pair<double, double> math_max_ulp(const std::string& function, std::uint64_
 template <class T>
 void multiply(const T* a, const T* b, Index rows, Index cols, Index depth, T* c) {
   const Kernels<T>& k = kernels<T>();
-  const Index panels = (cols + k.gemm_units - 1) / k.gemm_units;
+  const Index units = k.gemm_units, panels = (cols + units - 1) / units;
+  // As much of b as stays in a second-level cache is packed at a time.
+  const Index most = std::max<Index>(1, (Index(1) << 16) / std::max<Index>(1, depth * units));
+  const Index scratch = most * units * depth + 16;
+  const int threads = ThreadPool::instance().size();
   AlignedBuffer<T> packed;
-  packed.reserve(std::max<Index>(1, panels * k.gemm_units * depth));
-  const PackArgs<T> pack{b, 1, cols, 1, cols, depth, packed.get()};
-  const GemmArgs<T> args{a, depth, packed.get(), nullptr, false, cols, depth, c, cols};
-  ThreadPool::instance().run(ThreadPool::instance().size(), [&](const Team& team) {
-    k.pack(pack, team.share(panels));
-    team.wait();
-    k.gemm(args, team.share(rows), {0, panels});
+  packed.reserve(threads * scratch);
+  ThreadPool::instance().run(threads, [&](const Team& team) {
+    const bool by_columns = panels >= team.parts;
+    const Range my_rows = by_columns ? Range{0, rows} : team.share(rows);
+    const Range mine = by_columns ? team.share(panels) : Range{0, panels};
+    T* const to = packed.get() + team.part * scratch;
+    for (Index panel = mine.begin; panel < mine.end; panel += most) {
+      const Index n = std::min(most, mine.end - panel), first = panel * units;
+      const Index width = std::min(n * units, cols - first);
+      k.pack(PackArgs<T>{b + first, 1, cols, 1, width, depth, to, false}, {0, n});
+      k.gemm(
+          GemmArgs<T>{
+              a, depth, {to, units, units * depth}, nullptr, false, width, depth, c + first, cols},
+          my_rows, {0, n});
+    }
   });
 }
 
 template <class T>
 double fma_peak(double seconds) {
-  using Clock = std::chrono::steady_clock;
   const Kernels<T>& k = kernels<T>();
   constexpr Index iterations = 200000;  // some milliseconds
-  const auto begin = Clock::now();
-  double best = 0;
   volatile T sink;
-  do {
-    const auto start = Clock::now();
-    sink = k.fma_loop(iterations);
-    const double elapsed = std::chrono::duration<double>(Clock::now() - start).count();
-    best = std::max(best, double(iterations) * k.fma_loop_flops / elapsed);
-  } while (std::chrono::duration<double>(Clock::now() - begin).count() < seconds);
+  const double best = best_seconds(seconds, [&] { sink = k.fma_loop(iterations); });
   (void)sink;
-  return best;
+  return double(iterations) * k.fma_loop_flops / best;
+}
+
+double read_bandwidth(Index bytes, double seconds) {
+  if (bytes < 64) fail("bytes is ", bytes, ", it takes 64 or more");
+  const Kernels<float>& k = kernels<float>();
+  const Index n = bytes / Index(sizeof(float));
+  AlignedBuffer<float> buffer;
+  buffer.reserve(n);
+  std::fill_n(buffer.get(), n, 1.0f);
+  constexpr Index bytes_of_a_run = Index(1) << 26;  // some milliseconds
+  const Index passes = std::max<Index>(1, bytes_of_a_run / bytes);
+  volatile float sink;
+  const double best = best_seconds(seconds, [&] {
+    for (Index pass = 0; pass < passes; ++pass) sink = k.read_loop(buffer.get(), n);
+  });
+  (void)sink;
+  return double(passes) * double(n) * double(sizeof(float)) / best;
+}
+
+template <class T>
+double time_steps(Model<T>& model, const T* x, Index batch, T* state, Index count) {
+  if (count < 1) fail("count is ", count, ", it takes 1 or more");
+  AlignedBuffer<T> y;
+  y.reserve(batch * model.output_size());
+  const SequenceInput<T> in{1, batch, nullptr, x};
+  const auto start = Clock::now();
+  for (Index n = 0; n < count; ++n) model.step(in, state, y.get());
+  return seconds_since(start) / double(count);
 }
 
 template void apply_math(const std::string&, const float*, Index, float*);
@@ -121,5 +172,7 @@ template void multiply(const float*, const float*, Index, Index, Index, float*);
 template void multiply(const double*, const double*, Index, Index, Index, double*);
 template double fma_peak<float>(double);
 template double fma_peak<double>(double);
+template double time_steps(Model<float>&, const float*, Index, float*, Index);
+template double time_steps(Model<double>&, const double*, Index, double*, Index);
 
 }  // namespace charrnn_fast

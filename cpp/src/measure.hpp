@@ -5,7 +5,7 @@
 #include <string>
 #include <utility>
 
-#include "charrnn_fast/config.hpp"
+#include "charrnn_fast/model.hpp"
 
 namespace charrnn_fast {
 
@@ -28,5 +28,14 @@ void multiply(const T* a, const T* b, Index rows, Index cols, Index depth, T* c)
 // FLOP/s of independent fused multiply-adds on this thread, the best of repeated short runs.
 template <class T>
 double fma_peak(double seconds);
+
+// Bytes per second at which this thread reads a buffer of so many bytes (at least 64) over and
+// over, the best of repeated short runs.
+double read_bandwidth(Index bytes, double seconds);
+
+// Seconds per step, the mean over `count` calls of Model::step (count at least 1) that feed the
+// same x [B, I]; state [S, L, B, H] is carried in place.
+template <class T>
+double time_steps(Model<T>& model, const T* x, Index batch, T* state, Index count);
 
 }  // namespace charrnn_fast

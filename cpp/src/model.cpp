@@ -40,14 +40,29 @@ Index Model<T>::state_elements(Index batch) const {
 }
 
 template <class T>
-const T* Model<T>::packed(bool for_backward) {
-  packed_.reserve(network_.packed_elements());
-  Index& version = for_backward ? packed_backward_version_ : packed_version_;
-  if (version != version_) {
-    network_.pack(parameters_.get(), packed_.get(), for_backward);
-    version = version_;
+const T* Model<T>::packed(Packing packing, Storage storage) {
+  PackedCopy& copy = packed_[static_cast<int>(packing)][static_cast<int>(storage)];
+  if (copy.version != version_) {
+    copy.weights.reserve(std::max<Index>(1, network_.packed_elements(packing, storage)));
+    network_.pack(packing, parameters_.get(), copy.weights.get(), storage);
+    copy.version = version_;
   }
-  return packed_.get();
+  return copy.weights.get();
+}
+
+template <class T>
+PackedWeights<T> Model<T>::packed_forward(const SequenceInput<T>& in, Storage storage) {
+  return {packed(Packing::forward, storage),
+          in.x ? packed(Packing::forward_dense, storage) : nullptr, storage};
+}
+
+template <class T>
+PackedWeights<T> Model<T>::packed_backward(const SequenceInput<T>& in, bool dense) {
+  // Rows of wide layers lie pages apart: reading those as they stand costs more than packing.
+  constexpr Index few_streams = 4, widest = 512;
+  const bool as_they_stand = in.batch <= few_streams && network_.shape().hidden_size <= widest;
+  return {as_they_stand ? nullptr : packed(Packing::backward),
+          dense ? packed(Packing::backward_dense) : nullptr};
 }
 
 template <class T>
@@ -62,7 +77,7 @@ void Model<T>::check_targets(const Token* targets, Index seq_len, Index batch) c
 
 template <class T>
 void Model<T>::run_forward(const SequenceInput<T>& in, const T* state_0, bool keep, T* state_n) {
-  const T* const weights = packed(false);
+  const PackedWeights<T> weights = packed_forward(in);
   tape_.reserve(network_.tape_elements(in, keep));
   network_.forward(parameters_.get(), weights, in, state_0, keep, tape_.get(), state_n);
 }
@@ -77,7 +92,7 @@ void Model<T>::forward(const SequenceInput<T>& in, const T* state_0, bool keep, 
   run_forward(in, state_0, keep, state_n);
   const T* const h = network_.hidden(in, keep, tape_.get());
   if (network_.shape().output_size > 0)
-    network_.decode(packed_.get(), h, rows, y);
+    network_.decode(parameters_.get(), packed(Packing::decoder), h, rows, y);
   else if (rows > 0)
     std::memcpy(y, h, static_cast<std::size_t>(rows * network_.shape().hidden_size) * sizeof(T));
   if (!keep) return;
@@ -118,17 +133,17 @@ void Model<T>::backward(const Kept& expected, const T* dy, T* dstate, T* dx, T* 
   const SequenceInput<T>& in = kept_input_;
   const int threads = get_num_threads();
   const Index rows = in.seq_len * in.batch, H = network_.shape().hidden_size;
-  const T* const weights = packed(true);
   std::fill_n(gradients, network_.parameter_elements(), T(0));
   dh_.reserve(std::max<Index>(1, rows * H));
   const Index decoder =
       network_.shape().output_size > 0 ? network_.decode_backward_elements(threads) : 0;
   workspace_.reserve(std::max(decoder, network_.backward_elements(threads)));
   if (network_.shape().output_size > 0)
-    network_.decode_backward(weights, network_.hidden(in, true, tape_.get()), dy, rows, dh_.get(),
-                             gradients, threads, workspace_.get());
+    network_.decode_backward(parameters_.get(), network_.hidden(in, true, tape_.get()), dy, rows,
+                             dh_.get(), gradients, threads, workspace_.get());
   else
     std::copy_n(dy, rows * H, dh_.get());
+  const PackedWeights<T> weights = packed_backward(in, dx != nullptr);
   network_.backward(parameters_.get(), weights, in, tape_.get(), dh_.get(), dstate, dx, gradients,
                     threads, workspace_.get());
 }
@@ -138,12 +153,12 @@ void Model<T>::step(const SequenceInput<T>& in, T* state, T* y) {
   if (in.tokens) network_.check_tokens("x", in.tokens, 1, in.batch);
   std::lock_guard<ForkSafeMutex> lock(mutex_);
   // A tape of its own: step may be called between forward and backward.
-  const T* const weights = packed(false);
+  const PackedWeights<T> weights = packed_forward(in);
   workspace_.reserve(network_.tape_elements(in, false));
   network_.forward(parameters_.get(), weights, in, state, false, workspace_.get(), state);
   const T* const h = network_.hidden(in, false, workspace_.get());
   if (network_.shape().output_size > 0)
-    network_.decode(weights, h, in.batch, y);
+    network_.decode(parameters_.get(), packed(Packing::decoder), h, in.batch, y);
   else
     std::copy_n(h, in.batch * network_.shape().hidden_size, y);
 }
@@ -165,7 +180,6 @@ typename Model<T>::TrainResult Model<T>::train_step(const SequenceInput<T>& in,
   state_.reserve(state_elements(in.batch) * 2);
   T* const state_n = state_.get();
   T* const dstate = state_n + state_elements(in.batch);
-  packed(true);
   run_forward(in, state, true, state_n);
 
   Index count = 0;
@@ -177,15 +191,15 @@ typename Model<T>::TrainResult Model<T>::train_step(const SequenceInput<T>& in,
   workspace_.reserve(
       std::max(network_.head_elements(rows, threads), network_.backward_elements(threads)));
   std::fill_n(gradients_.get(), elements, T(0));
-  network_.head(packed_.get(), network_.hidden(in, true, tape_.get()), targets, rows,
+  network_.head(parameters_.get(), network_.hidden(in, true, tape_.get()), targets, rows,
                 static_cast<T>(scale), losses_.get(), dh_.get(), gradients_.get(), threads,
                 workspace_.get());
   double loss = 0;
   for (Index i = 0; i < rows; ++i) loss += static_cast<double>(losses_.get()[i]);
   loss *= scale;
   std::fill_n(dstate, state_elements(in.batch), T(0));
-  network_.backward(parameters_.get(), packed_.get(), in, tape_.get(), dh_.get(), dstate, nullptr,
-                    gradients_.get(), threads, workspace_.get());
+  network_.backward(parameters_.get(), packed_backward(in, false), in, tape_.get(), dh_.get(),
+                    dstate, nullptr, gradients_.get(), threads, workspace_.get());
 
   // Array by array, as clip_grad_norm sums a dict of gradients.
   double squares = 0;
@@ -212,7 +226,7 @@ typename Model<T>::Evaluation Model<T>::evaluate(const SequenceInput<T>& in, con
   run_forward(in, state, false, state);
   losses_.reserve(std::max<Index>(1, rows));
   workspace_.reserve(network_.head_elements(rows, threads));
-  network_.head(packed_.get(), network_.hidden(in, false, tape_.get()), targets, rows, T(1),
+  network_.head(parameters_.get(), network_.hidden(in, false, tape_.get()), targets, rows, T(1),
                 losses_.get(), nullptr, nullptr, threads, workspace_.get());
   Evaluation result{0, 0};
   for (Index i = 0; i < rows; ++i) {
@@ -225,7 +239,7 @@ typename Model<T>::Evaluation Model<T>::evaluate(const SequenceInput<T>& in, con
 template <class T>
 void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
                       const std::uint64_t* seeds, std::uint64_t position,
-                      const SamplingOptions& options, Token* drawn) {
+                      const SamplingOptions& options, Token* drawn, Storage storage) {
   const NetworkShape& shape = network_.shape();
   require(shape.output_size > 0, "sampling takes a network with output_size");
   require(shape.output_size == shape.input_size, "sampling feeds each output back: output_size is ",
@@ -233,16 +247,18 @@ void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
   check(options);
   network_.check_tokens("tokens", first, 1, batch);
   std::lock_guard<ForkSafeMutex> lock(mutex_);
-  const T* const weights = packed(false);
   const Index V = shape.output_size;
   SequenceInput<T> in{1, batch, first, nullptr};
+  const PackedWeights<T> weights = packed_forward(in, storage);
+  const T* const decoder = packed(Packing::decoder, storage);
   const Index tape = (network_.tape_elements(in, false) + 15) / 16 * 16;
   const Index logits_elements = (batch * V + 15) / 16 * 16;
   workspace_.reserve(tape + logits_elements + draw_elements<T>(V));
   T* const logits = workspace_.get() + tape;
   for (Index i = 0; i < length; ++i) {
     network_.forward(parameters_.get(), weights, in, state, false, workspace_.get(), state);
-    network_.decode(weights, network_.hidden(in, false, workspace_.get()), batch, logits);
+    network_.decode(parameters_.get(), decoder, network_.hidden(in, false, workspace_.get()), batch,
+                    logits, storage);
     draw_tokens(logits, batch, V, seeds, position + static_cast<std::uint64_t>(i), options,
                 drawn + i * batch, logits + logits_elements);
     in.tokens = drawn + i * batch;

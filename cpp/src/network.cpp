@@ -117,9 +117,18 @@ template <class T>
 void Network<T>::lay_out() {
   const Index H = shape_.hidden_size, G = cell_->num_gates, split = cell_->num_split;
   const Index plain = kernels<T>().gemm_units, gates = cell_->forward_units;
-  const auto packed = [&](Index units, Index depth, Index panel_units) {
-    const Index offset = packed_elements_;
-    packed_elements_ += aligned(ceil_div(units, panel_units) * panel_units * depth);
+  // Room for an even depth, so that the same offsets, halved, serve for bfloat16.
+  const auto weights = [&](Packing packing, Index units, Index depth, Index panel_units,
+                           Index groups = 1) {
+    Index& elements = packed_[static_cast<int>(packing)].weights;
+    const Index offset = elements, columns = ceil_div(units, panel_units) * panel_units * groups;
+    elements += aligned(columns * (depth + depth % 2));
+    return offset;
+  };
+  const auto biases = [&](Index n) {
+    Index& elements = packed_[static_cast<int>(Packing::forward)].biases;
+    const Index offset = elements;
+    elements += aligned(n);
     return offset;
   };
   for (Index l = 0; l < shape_.num_layers; ++l) {
@@ -134,53 +143,76 @@ void Network<T>::lay_out() {
       p.params = add_parameter("weight_" + std::string(cell_->params_name) + suffix,
                                cell_->num_params, H, false);
 
-    p.hh = packed(H, G * H, gates);  // G groups of H units, depth H: as many elements
-    p.ih = packed(G * H, I, plain);
-    p.input_bias = p.bias_ih < 0 ? -1 : packed(G * H, 1, 1);
-    p.split_bias = p.bias_hh >= 0 && split > 0 ? packed(split * H, 1, 1) : -1;
-    p.hh_t = packed(H, G * H, plain);
-    p.ih_t = packed(I, (G - split) * H, plain);
-    p.ih_t_split = split > 0 ? packed(I, split * H, plain) : -1;
+    p.input_bias = p.bias_ih < 0 ? -1 : biases(G * H);
+    p.split_bias = p.bias_hh >= 0 && split > 0 ? biases(split * H) : -1;
+    p.hh = weights(Packing::forward, H, H, gates, G);
+    p.hh_t = weights(Packing::backward, H, G * H, plain);
+    const Packing ih = l == 0 ? Packing::forward_dense : Packing::forward;
+    const Packing ih_t = l == 0 ? Packing::backward_dense : Packing::backward;
+    p.ih = weights(ih, G * H, I, plain);
+    p.ih_t = weights(ih_t, I, (G - split) * H, plain);
+    p.ih_t_split = split > 0 ? weights(ih_t, I, split * H, plain) : -1;
     layers_.push_back(p);
   }
   if (shape_.output_size > 0) {
-    decoder_weight_offset_ = add_parameter("decoder.weight", shape_.output_size, H, false);
-    if (shape_.bias != Bias::none) {
-      decoder_bias_offset_ = add_parameter("decoder.bias", shape_.output_size, 0, false);
-      decoder_bias_ = packed(shape_.output_size, 1, 1);
-    }
-    decoder_packed_ = packed(shape_.output_size, H, plain);
-    decoder_packed_t_ = packed(H, shape_.output_size, plain);
+    decoder_weight_ = add_parameter("decoder.weight", shape_.output_size, H, false);
+    if (shape_.bias != Bias::none)
+      decoder_bias_ = add_parameter("decoder.bias", shape_.output_size, 0, false);
+    weights(Packing::decoder, shape_.output_size, H, plain);
   }
+  parameter_elements_ += alignment_elements;  // for reading on past a row, see Weights
 }
 
 template <class T>
-void Network<T>::pack(const T* parameters, T* packed, bool for_backward) const {
+Index Network<T>::packed_elements(Packing packing, Storage storage) const {
+  const PackedLayout& p = packed_[static_cast<int>(packing)];
+  return p.biases + (storage == Storage::bfloat16 ? p.weights / 2 : p.weights);
+}
+
+template <class T>
+Weights<T> Network<T>::packed_weights(Packing packing, const T* packed, Storage storage,
+                                      Index offset, Index panel_columns, Index depth) const {
+  const bool half = storage == Storage::bfloat16;
+  const T* const weights = packed + packed_[static_cast<int>(packing)].biases;
+  return {weights + (half ? offset / 2 : offset), panel_columns,
+          panel_columns * (half ? ceil_div(depth, 2) : depth), half};
+}
+
+template <class T>
+void Network<T>::pack(Packing packing, const T* parameters, T* packed, Storage storage) const {
   const Kernels<T>& k = kernels<T>();
   const Index H = shape_.hidden_size, G = cell_->num_gates, split = cell_->num_split;
-  const Index summed = G - split, O = shape_.output_size;
-  const double work = 4.0 * static_cast<double>(packed_elements_);
+  const Index summed = G - split;
+  const bool half = storage == Storage::bfloat16;
+  require(!half || sizeof(T) == 4, "weights of float64 networks are not stored as bfloat16");
+  const PackedLayout& layout = packed_[static_cast<int>(packing)];
+  T* const weights = packed + layout.biases;
+  const double work = 4.0 * static_cast<double>(layout.weights);
   ThreadPool::instance().run(threads_for(work), [&](const Team& team) {
-    const auto run = [&](const T* weights, Index row_stride, Index depth_stride, Index groups,
+    // Row r, depth d of the matrix stands at r * row_stride + d * depth_stride.
+    const auto run = [&](const T* from, Index row_stride, Index depth_stride, Index groups,
                          Index units, Index depth, Index to) {
-      k.pack(PackArgs<T>{weights, row_stride, depth_stride, groups, units, depth, packed + to},
+      k.pack(PackArgs<T>{from, row_stride, depth_stride, groups, units, depth,
+                         weights + (half ? to / 2 : to), half},
              team.share(ceil_div(units, groups > 1 ? cell_->forward_units : k.gemm_units)));
     };
-    for (Index l = 0; l < shape_.num_layers; ++l) {
+    if (packing == Packing::decoder)
+      return run(parameters + decoder_weight_, H, 1, 1, shape_.output_size, H, 0);
+    const bool dense = packing == Packing::forward_dense || packing == Packing::backward_dense;
+    const bool backward = packing == Packing::backward || packing == Packing::backward_dense;
+    for (Index l = 0; l < (dense ? 1 : shape_.num_layers); ++l) {
       const Index I = layer_input_size(l);
       const Layer& p = layers_[static_cast<std::size_t>(l)];
-      const T* hh = parameters + p.weight_hh;
-      const T* ih = parameters + p.weight_ih;
+      const T* const hh = parameters + p.weight_hh;
+      const T* const ih = parameters + p.weight_ih;
       const Index ih_row = l == 0 ? 1 : I, ih_col = l == 0 ? G * H : 1;
-      if (for_backward) {
-        run(hh, 1, H, 1, H, G * H, p.hh_t);
+      if (!dense) backward ? run(hh, 1, H, 1, H, G * H, p.hh_t) : run(hh, H, 1, G, H, H, p.hh);
+      if (dense == (l == 0) && !backward) run(ih, ih_row, ih_col, 1, G * H, I, p.ih);
+      if (dense == (l == 0) && backward) {
         run(ih, ih_col, ih_row, 1, I, summed * H, p.ih_t);
         if (split > 0) run(ih + summed * H * ih_row, ih_col, ih_row, 1, I, split * H, p.ih_t_split);
-        continue;
       }
-      run(hh, H, 1, G, H, H, p.hh);
-      run(ih, ih_row, ih_col, 1, G * H, I, p.ih);
-      if (team.part > 0 || p.bias_ih < 0) continue;
+      if (packing != Packing::forward || team.part > 0 || p.bias_ih < 0) continue;
       // A sum begins with b_ih + b_hh; the two parts of a split gate keep their own.
       copy(parameters + p.bias_ih, G * H, packed + p.input_bias);
       if (p.bias_hh >= 0) {
@@ -188,15 +220,6 @@ void Network<T>::pack(const T* parameters, T* packed, bool for_backward) const {
         add(b_hh, {0, summed * H}, packed + p.input_bias);
         if (split > 0) copy(b_hh + summed * H, split * H, packed + p.split_bias);
       }
-    }
-    if (O == 0) return;
-    const T* weight = parameters + decoder_weight_offset_;
-    if (for_backward) {
-      run(weight, 1, H, 1, H, O, decoder_packed_t_);
-    } else {
-      run(weight, H, 1, 1, O, H, decoder_packed_);
-      if (team.part == 0 && decoder_bias_ >= 0)
-        copy(parameters + decoder_bias_offset_, O, packed + decoder_bias_);
     }
   });
 }
@@ -247,8 +270,9 @@ const T* Network<T>::hidden(const SequenceInput<T>& in, bool keep, const T* tape
 }
 
 template <class T>
-void Network<T>::forward(const T* parameters, const T* packed, const SequenceInput<T>& in,
-                         const T* state_0, bool keep, T* tape, T* state_n) const {
+void Network<T>::forward(const T* parameters, const PackedWeights<T>& packed,
+                         const SequenceInput<T>& in, const T* state_0, bool keep, T* tape,
+                         T* state_n) const {
   const Kernels<T>& k = kernels<T>();
   const Index H = shape_.hidden_size, G = cell_->num_gates, S = cell_->num_states;
   const Index L = shape_.num_layers, B = in.batch, BH = B * H, steps = in.seq_len;
@@ -277,11 +301,14 @@ void Network<T>::forward(const T* parameters, const T* packed, const SequenceInp
           zero(first, n);
       }
       const bool gather = l == 0 && in.tokens;
-      const T* const input_bias = p.input_bias >= 0 ? packed + p.input_bias : nullptr;
+      const T* const input_bias = p.input_bias >= 0 ? packed.layers + p.input_bias : nullptr;
       if (!gather) {
         const Index I = layer_input_size(l);
         const T* const x = l == 0 ? in.x : layer - layout.layer + BH;
-        k.gemm(GemmArgs<T>{x, I, packed + p.ih, input_bias, false, G * H, I, gx, G * H},
+        const Packing ih = l == 0 ? Packing::forward_dense : Packing::forward;
+        const Weights<T> weights = packed_weights(ih, l == 0 ? packed.dense : packed.layers,
+                                                  packed.storage, p.ih, k.gemm_units, I);
+        k.gemm(GemmArgs<T>{x, I, weights, input_bias, false, G * H, I, gx, G * H},
                team.share(steps * B), {0, ceil_div(G * H, k.gemm_units)});
       }
       team.wait();
@@ -289,12 +316,13 @@ void Network<T>::forward(const T* parameters, const T* packed, const SequenceInp
           steps,
           B,
           H,
-          packed + p.hh,
+          packed_weights(Packing::forward, packed.layers, packed.storage, p.hh,
+                         cell_->forward_units * G, H),
           gather ? nullptr : gx,
           gather ? in.tokens : nullptr,
           gather ? parameters + parameters_[0].offset : nullptr,
           gather ? input_bias : nullptr,
-          p.split_bias >= 0 ? packed + p.split_bias : nullptr,
+          p.split_bias >= 0 ? packed.layers + p.split_bias : nullptr,
           parameters + p.params,
           states,
           state_step,
@@ -327,9 +355,9 @@ Index Network<T>::backward_elements(int max_threads) const {
 }
 
 template <class T>
-void Network<T>::backward(const T* parameters, const T* packed, const SequenceInput<T>& in, T* tape,
-                          T* dh, T* dstate, T* dx, T* gradients, int max_threads,
-                          T* workspace) const {
+void Network<T>::backward(const T* parameters, const PackedWeights<T>& packed,
+                          const SequenceInput<T>& in, T* tape, T* dh, T* dstate, T* dx,
+                          T* gradients, int max_threads, T* workspace) const {
   if (in.seq_len == 0) return;
   const Kernels<T>& k = kernels<T>();
   const Index H = shape_.hidden_size, G = cell_->num_gates, S = cell_->num_states;
@@ -354,17 +382,17 @@ void Network<T>::backward(const T* parameters, const T* packed, const SequenceIn
         states[s] = layer + s * layout.state;
         dstates[s] = dstate + (s * L + l) * BH;
       }
-      const RecurrentBackwardArgs<T> args{steps,
-                                          B,
-                                          H,
-                                          packed + p.hh_t,
-                                          parameters + p.params,
-                                          states,
-                                          layer + layout.states,
-                                          dh,
-                                          dstates,
-                                          dgates,
-                                          nullptr};
+      // A few streams read a weight about as often as packing would: they read it as it stands.
+      const Weights<T> hh = packed.layers
+                                ? packed_weights(Packing::backward, packed.layers, packed.storage,
+                                                 p.hh_t, k.gemm_units, G * H)
+                                : Weights<T>{parameters + p.weight_hh, H, k.gemm_units};
+      const RecurrentBackwardArgs<T> args{
+          steps, B,       H,      hh,     parameters + p.params, states, layer + layout.states,
+          dh,    dstates, dgates, nullptr};
+      // The sums of the slots' columns, for the biases and the cell's own parameters.
+      const Range my_sums = team.share(width, alignment_elements);
+      zero(sums + my_sums.begin, my_sums.end - my_sums.begin);
       if (sharing.by_rows) {
         const Range my_rows = team.share(B);
         cell_->backward(args, {0, steps}, my_rows, {0, panels});
@@ -385,12 +413,18 @@ void Network<T>::backward(const T* parameters, const T* packed, const SequenceIn
       const bool gather = l == 0 && in.tokens;
       if (T* const to = l > 0 ? dh : dx) {
         const Range all{0, ceil_div(I, k.gemm_units)}, mine = team.share(rows);
-        k.gemm(GemmArgs<T>{dgates, width, packed + p.ih_t, nullptr, false, I, summed * H, to, I},
-               mine, all);
-        if (split > 0)
-          k.gemm(GemmArgs<T>{dgx_split, width, packed + p.ih_t_split, nullptr, true, I, split * H,
-                             to, I},
-                 mine, all);
+        const auto add_part = [&](const T* d, Index gate, Index offset, Index depth,
+                                  bool accumulate) {
+          const Weights<T> weights =
+              l > 0 && !packed.layers
+                  ? Weights<T>{parameters + p.weight_ih + gate * H * I, I, k.gemm_units}
+                  : packed_weights(l > 0 ? Packing::backward : Packing::backward_dense,
+                                   l > 0 ? packed.layers : packed.dense, packed.storage, offset,
+                                   k.gemm_units, depth);
+          k.gemm(GemmArgs<T>{d, width, weights, nullptr, accumulate, I, depth, to, I}, mine, all);
+        };
+        add_part(dgates, 0, p.ih_t, summed * H, false);
+        if (split > 0) add_part(dgx_split, summed, p.ih_t_split, split * H, true);
       }
       // Weight gradients: rows of gates, depth time and batch, against the layer's input and
       // against h of the step before.
@@ -403,10 +437,11 @@ void Network<T>::backward(const T* parameters, const T* packed, const SequenceIn
       const auto to_ih = [&](Index gate) {
         return GemmTnProduct<T>{x, I, I, d_ih + gate * H * I, I};
       };
-      const auto products = [&](const T* a, Index gates, GemmTnProduct<T> first,
+      const auto products = [&](Index slot, Index n, GemmTnProduct<T> first,
                                 GemmTnProduct<T> second, int count) {
-        k.gemm_tn(GemmTnArgs<T>{a, width, rows, {first, second}, count},
-                  team.share(gates * H, rows_per_thread), my_scratch);
+        k.gemm_tn(
+            GemmTnArgs<T>{dgates + slot * H, width, rows, {first, second}, count, sums + slot * H},
+            team.share(n * H, alignment_elements), my_scratch);
       };
       // The gradient of layer 0's input weights, which are stored [I, G*H].
       const auto first_layer = [&](const T* dgx, Index gate, Index gates) {
@@ -415,30 +450,32 @@ void Network<T>::backward(const T* parameters, const T* packed, const SequenceIn
           k.scatter_add(dgx, width, in.tokens, rows, team.share(n, alignment_elements),
                         d_ih + gate * H, G * H);
         else
-          k.gemm_tn(GemmTnArgs<T>{in.x, I, rows, {{dgx, width, n, d_ih + gate * H, G * H}, {}}, 1},
-                    team.share(I), my_scratch);
+          k.gemm_tn(
+              GemmTnArgs<T>{
+                  in.x, I, rows, {{dgx, width, n, d_ih + gate * H, G * H}, {}}, 1, nullptr},
+              team.share(I), my_scratch);
       };
-      products(dgates, summed, to_hh(0), to_ih(0), l > 0 ? 2 : 1);
+      products(0, summed, to_hh(0), to_ih(0), l > 0 ? 2 : 1);
       if (l == 0) first_layer(dgates, 0, summed);
       if (split > 0) {
-        products(dgates + summed * H, split, to_hh(summed), {}, 1);
+        products(summed, split, to_hh(summed), {}, 1);
         if (l > 0)
-          products(dgx_split, split, to_ih(summed), {}, 1);
+          products(G, split, to_ih(summed), {}, 1);
         else
           first_layer(dgx_split, summed, split);
       }
-
-      // Biases and the cell's own parameters: each slot's column sums, in its owner's hands.
-      const Range mine = team.share(width, alignment_elements);
-      zero(sums + mine.begin, mine.end - mine.begin);
-      if (p.bias_ih >= 0 || P > 0) k.column_sums(dgates, width, rows, mine, sums);
+      // Those sums that no product has made on its way.
+      const Index first_left = (l > 0 ? G + split : G) * H;
+      const Range left = team.share(width - first_left, alignment_elements);
+      k.column_sums(dgates + first_left, width, rows, left, sums + first_left);
+      team.wait();
       if (p.bias_ih >= 0) {
-        add(sums, intersect(mine, {0, summed * H}), gradients + p.bias_ih);
-        add(sums, intersect(mine, {G * H, (G + split) * H}), gradients + p.bias_ih - split * H);
+        add(sums, intersect(my_sums, {0, summed * H}), gradients + p.bias_ih);
+        add(sums, intersect(my_sums, {G * H, (G + split) * H}), gradients + p.bias_ih - split * H);
       }
-      if (p.bias_hh >= 0) add(sums, intersect(mine, {0, G * H}), gradients + p.bias_hh);
+      if (p.bias_hh >= 0) add(sums, intersect(my_sums, {0, G * H}), gradients + p.bias_hh);
       if (P > 0)
-        add(sums, intersect(mine, {(G + split) * H, width}),
+        add(sums, intersect(my_sums, {(G + split) * H, width}),
             gradients + p.params - (G + split) * H);
       team.wait();
     }
@@ -448,11 +485,13 @@ void Network<T>::backward(const T* parameters, const T* packed, const SequenceIn
 // ---- decoder and loss ---------------------------------------------------------------------
 
 template <class T>
-void Network<T>::decode(const T* packed, const T* h, Index rows, T* y) const {
+void Network<T>::decode(const T* parameters, const T* packed, const T* h, Index rows, T* y,
+                        Storage storage) const {
   const Kernels<T>& k = kernels<T>();
   const Index H = shape_.hidden_size, O = shape_.output_size;
-  const T* const bias = decoder_bias_ >= 0 ? packed + decoder_bias_ : nullptr;
-  const GemmArgs<T> args{h, H, packed + decoder_packed_, bias, false, O, H, y, O};
+  const T* const bias = decoder_bias_ >= 0 ? parameters + decoder_bias_ : nullptr;
+  const Weights<T> weights = packed_weights(Packing::decoder, packed, storage, 0, k.gemm_units, H);
+  const GemmArgs<T> args{h, H, weights, bias, false, O, H, y, O};
   const Index panels = ceil_div(O, k.gemm_units);
   ThreadPool::instance().run(threads_for(2.0 * double(rows) * double(H * O)),
                              [&](const Team& team) {
@@ -463,27 +502,69 @@ void Network<T>::decode(const T* packed, const T* h, Index rows, T* y) const {
                              });
 }
 
+namespace {
+
+// Elements of the decoder's weights that a thread works on at a time: they stay in its
+// second-level cache.
+constexpr Index decoder_block = Index(1) << 16;
+
+}  // namespace
+
+// One thread's part of the logits. The decoder is packed as it goes: a whole copy would take as
+// much memory as the weights, and for large vocabularies that is most of the model.
+template <class T>
+void Network<T>::decode_rows(const T* parameters, const T* h, Range rows, Range panels, T* y,
+                             Index y_stride, T* scratch) const {
+  if (rows.begin >= rows.end) return;
+  const Kernels<T>& k = kernels<T>();
+  const Index H = shape_.hidden_size, O = shape_.output_size, units = k.gemm_units;
+  const Index most = std::max<Index>(1, decoder_block / (H * units));
+  for (Index panel = panels.begin; panel < panels.end; panel += most) {
+    const Index n = std::min(most, panels.end - panel), first = panel * units;
+    const Index cols = std::min(n * units, O - first);
+    k.pack(PackArgs<T>{parameters + decoder_weight_ + first * H, H, 1, 1, cols, H, scratch, false},
+           {0, n});
+    const T* const bias = decoder_bias_ >= 0 ? parameters + decoder_bias_ + first : nullptr;
+    k.gemm(
+        GemmArgs<T>{h, H, {scratch, units, units * H}, bias, false, cols, H, y + first, y_stride},
+        rows, {0, n});
+  }
+}
+
+// dh [rows, H] = dy [rows, O] @ decoder.weight, which is read as it stands.
+template <class T>
+void Network<T>::decode_rows_backward(const T* parameters, const T* dy, Index dy_stride, Range rows,
+                                      T* dh) const {
+  const Kernels<T>& k = kernels<T>();
+  const Index H = shape_.hidden_size, O = shape_.output_size;
+  const Index most = std::max<Index>(1, decoder_block / H);
+  for (Index first = 0; first < O; first += most) {
+    const Weights<T> weights{parameters + decoder_weight_ + first * H, H, k.gemm_units};
+    k.gemm(GemmArgs<T>{dy + first, dy_stride, weights, nullptr, first > 0, H,
+                       std::min(most, O - first), dh, H},
+           rows, {0, ceil_div(H, k.gemm_units)});
+  }
+}
+
 template <class T>
 Index Network<T>::decode_backward_elements(int max_threads) const {
   return max_threads * aligned(kernels<T>().gemm_tn_scratch());
 }
 
 template <class T>
-void Network<T>::decode_backward(const T* packed, const T* h, const T* dy, Index rows, T* dh,
+void Network<T>::decode_backward(const T* parameters, const T* h, const T* dy, Index rows, T* dh,
                                  T* gradients, int max_threads, T* workspace) const {
   const Kernels<T>& k = kernels<T>();
   const Index H = shape_.hidden_size, O = shape_.output_size;
+  T* const bias_gradient = decoder_bias_ >= 0 ? gradients + decoder_bias_ : nullptr;
   ThreadPool::instance().run(
       std::min(max_threads, threads_for(4.0 * double(rows) * double(H * O))),
       [&](const Team& team) {
-        k.gemm(GemmArgs<T>{dy, O, packed + decoder_packed_t_, nullptr, false, H, O, dh, H},
-               team.share(rows), {0, ceil_div(H, k.gemm_units)});
+        decode_rows_backward(parameters, dy, O, team.share(rows), dh);
         k.gemm_tn(
-            GemmTnArgs<T>{dy, O, rows, {{h, H, H, gradients + decoder_weight_offset_, H}, {}}, 1},
+            GemmTnArgs<T>{
+                dy, O, rows, {{h, H, H, gradients + decoder_weight_, H}, {}}, 1, bias_gradient},
             team.share(O), workspace + team.part * aligned(k.gemm_tn_scratch()));
-        if (decoder_bias_offset_ >= 0)
-          k.column_sums(dy, O, rows, team.share(O, alignment_elements),
-                        gradients + decoder_bias_offset_);
       });
 }
 
@@ -493,44 +574,56 @@ Index Network<T>::head_block_rows() const {
   return std::clamp<Index>((Index(1) << 22) / shape_.output_size, 1, 512);
 }
 
+// One thread's: a packed block of the decoder, then the operands of its gradient.
 template <class T>
-Index Network<T>::head_elements(Index rows, int max_threads) const {
-  return std::min(rows, head_block_rows()) * aligned(shape_.output_size) +
-         decode_backward_elements(max_threads);
+Index Network<T>::head_scratch() const {
+  const Kernels<T>& k = kernels<T>();
+  return aligned(std::max({k.gemm_tn_scratch(), decoder_block, k.gemm_units * shape_.hidden_size}));
 }
 
 template <class T>
-void Network<T>::head(const T* packed, const T* h, const Token* targets, Index rows, T scale,
+Index Network<T>::head_elements(Index rows, int max_threads) const {
+  return std::min(rows, head_block_rows()) * aligned(shape_.output_size) +
+         max_threads * head_scratch();
+}
+
+template <class T>
+void Network<T>::head(const T* parameters, const T* h, const Token* targets, Index rows, T scale,
                       T* losses, T* dh, T* gradients, int max_threads, T* workspace) const {
   const Kernels<T>& k = kernels<T>();
   const Index H = shape_.hidden_size, O = shape_.output_size, stride = aligned(O);
-  const Index block = head_block_rows();
+  const Index block = head_block_rows(), panels = ceil_div(O, k.gemm_units);
   T* const logits = workspace;
-  T* const scratch = workspace + std::min(rows, block) * stride;
-  const T* const bias = decoder_bias_ >= 0 ? packed + decoder_bias_ : nullptr;
+  T* const bias_gradient = gradients && decoder_bias_ >= 0 ? gradients + decoder_bias_ : nullptr;
   const double operations = (dh ? 6.0 : 2.0) * double(rows) * double(H * O);
   ThreadPool::instance().run(std::min(max_threads, threads_for(operations)), [&](const Team& team) {
+    T* const scratch = workspace + std::min(rows, block) * stride + team.part * head_scratch();
+    // Each thread packs what it multiplies by: a large vocabulary is shared out, so that it is
+    // packed once; of a small one each packs all, and runs on without waiting.
+    const bool by_columns = panels >= 8 * team.parts && team.parts > 1;
     for (Index first = 0; first < rows; first += block) {
       const Index n = std::min(block, rows - first);
       const T* const h_block = h + first * H;
       const Range mine = team.share(n);
-      k.gemm(GemmArgs<T>{h_block, H, packed + decoder_packed_, bias, false, O, H, logits, stride},
-             mine, {0, ceil_div(O, k.gemm_units)});
+      if (by_columns) {
+        decode_rows(parameters, h_block, {0, n}, team.share(panels), logits, stride, scratch);
+        team.wait();
+      } else {
+        decode_rows(parameters, h_block, mine, {0, panels}, logits, stride, scratch);
+      }
       k.cross_entropy(CrossEntropyArgs<T>{logits, stride, O, targets + first, scale,
                                           dh ? logits : nullptr, stride, losses + first},
                       mine);
+      if (dh) decode_rows_backward(parameters, logits, stride, mine, dh + first * H);
+      if (dh || by_columns) team.wait();
       if (!dh) continue;
-      k.gemm(GemmArgs<T>{logits, stride, packed + decoder_packed_t_, nullptr, false, H, O,
-                         dh + first * H, H},
-             mine, {0, ceil_div(H, k.gemm_units)});
-      team.wait();
-      k.gemm_tn(
-          GemmTnArgs<T>{
-              logits, stride, n, {{h_block, H, H, gradients + decoder_weight_offset_, H}, {}}, 1},
-          team.share(O), scratch + team.part * aligned(k.gemm_tn_scratch()));
-      if (decoder_bias_offset_ >= 0)
-        k.column_sums(logits, stride, n, team.share(O, alignment_elements),
-                      gradients + decoder_bias_offset_);
+      k.gemm_tn(GemmTnArgs<T>{logits,
+                              stride,
+                              n,
+                              {{h_block, H, H, gradients + decoder_weight_, H}, {}},
+                              1,
+                              bias_gradient},
+                team.share(O), scratch);
       team.wait();
     }
   });

@@ -73,6 +73,9 @@ class _Network(Generic[_F]):
     def step(self, x: Floats | Tokens, state: Floats) -> NDArray[_F]:
         """x [B, I] or tokens [B]; state [S, L, B, H] is updated in place -> y [B, O]."""
 
+    def step_plain(self, x: Floats, state: Floats, /) -> NDArray[_F] | None:
+        """`step` for x [I] or [B, I] that need no conversion; None, nothing done, for all else."""
+
     def train_step(
         self,
         inputs: Tokens,
@@ -103,6 +106,7 @@ class _Network(Generic[_F]):
         temperature: float,  # 0: greedy
         top_k: int,  # 0: all
         top_p: float,  # 1: all
+        bfloat16: bool = False,  # weights stored so, all but layer 0's input; float32 only
     ) -> Tokens:
         """-> drawn tokens [length, B]."""
 
@@ -165,3 +169,9 @@ def gemm(a: Floats, b: Floats) -> Floats:
 
 def fma_peak(dtype: str, seconds: float) -> float:
     """FLOP/s of independent FMAs on one thread, with the instruction set in use."""
+
+def read_bandwidth(bytes: int, seconds: float) -> float:
+    """Bytes per second of one thread that reads a buffer of so many bytes over and over."""
+
+def time_steps(network: _Network[_F], x: Floats, state: Floats, count: int) -> float:
+    """Seconds per step: `step` on x [B, I] called `count` times from C++; state is carried."""

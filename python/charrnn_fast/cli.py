@@ -1,4 +1,4 @@
-"""The command ``charrnn-fast``: train, sample, eval and info."""
+"""The command ``charrnn-fast``: train, sample, eval, info and bench."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
 
 from . import build_info, checkpoint, demo, get_num_threads, set_num_threads
@@ -146,6 +147,7 @@ def _sample(options: argparse.Namespace) -> int:
         options.top_k,
         options.top_p,
         options.seed,
+        weight_dtype=options.weight_dtype,
     )
     if options.seed is None:
         print(f"seed {model.last_seed}", file=sys.stderr)
@@ -158,7 +160,7 @@ def _sample(options: argparse.Namespace) -> int:
 def _eval(options: argparse.Namespace) -> int:
     model = CharLM.load(options.model)
     corpus = Corpus.from_files(*options.text, vocabulary=model.vocabulary)
-    loss = model._evaluate(corpus._ids)
+    loss = model._read_as(options.weight_dtype)._evaluate(corpus._ids)
     print(f"{_losses(loss, model.vocabulary)} over {len(corpus):,} {model.vocabulary.kind}")
     return 0
 
@@ -182,6 +184,14 @@ def _info(options: argparse.Namespace) -> int:
             f"{last.train_loss:.4f}, held out {_losses(last.validation_loss, model.vocabulary)}"
         )
     return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from .bench import command  # imports much that nothing else needs
+
+    names = [field.name for field in fields(command.Options)]
+    given = {name: getattr(options, name) for name in names if name != "threads"}
+    return command.run(command.Options(**given, threads=options.threads_list))
 
 
 def _check_paths(options: argparse.Namespace) -> None:
@@ -375,12 +385,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> _Parser:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], about: str, threads: bool = True
+    ) -> _Parser:
         sub = commands.add_parser(name, help=about, description=about)
-        sub.set_defaults(run=run)
-        sub.add_argument(
-            "--threads", type=_integer(1, 4096), metavar="N", help="default: all cores"
-        )
+        sub.set_defaults(run=run, threads=None)
+        if threads:
+            sub.add_argument(
+                "--threads", type=_integer(1, 4096), metavar="N", help="default: all cores"
+            )
         return sub
 
     train = command("train", _train, "Train a model on text files.")
@@ -487,7 +500,55 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command("eval", _eval, "Measure a trained model's loss on text files.")
     evaluate.add_argument("model", metavar="FILE")
     evaluate.add_argument("text", nargs="+", metavar="TEXT", help="UTF-8 files")
+    for reader in (sample, evaluate):
+        reader.add_argument(
+            "--weight-dtype",
+            choices=["float32", "float64", "bfloat16"],
+            help="bfloat16: weights at half the memory (default: the model's own type)",
+        )
 
     info = command("info", _info, "Tell what a checkpoint holds.")
     info.add_argument("model", metavar="FILE")
+
+    bench = command("bench", _bench, "Measure the kernels beside their peers.", threads=False)
+    bench.add_argument(
+        "suites",
+        nargs="*",
+        metavar="SUITE",
+        help="train, forward, backward, sample, step, gemm, time-to-loss (default: all)",
+    )
+    bench.add_argument("--quick", action="store_true", help="few and short: under two minutes")
+    bench.add_argument(
+        "--cases",
+        nargs="+",
+        metavar="CASE",
+        help="cell,B,T,H,L as lstm,50,50,128,2 (sample: B streams, T characters a call), for gemm "
+        "M,K,N",
+    )
+    bench.add_argument(
+        "--threads",
+        dest="threads_list",
+        nargs="+",
+        type=_integer(1, 4096),
+        metavar="N",
+        help="default: 1 2",
+    )
+    bench.add_argument(
+        "--peers",
+        nargs="*",
+        metavar="PEER",
+        help="numpy, torch, torch.compile, jax, onnxruntime (default: all that are installed)",
+    )
+    bench.add_argument(
+        "--blocks", type=_integer(1), metavar="N", help="turns of each side (default: 11, quick 5)"
+    )
+    bench.add_argument(
+        "--text", metavar="FILE", help="UTF-8 (default: the source of Python's standard library)"
+    )
+    bench.add_argument("--json", metavar="FILE", help="write rows and the machine's facts there")
+    bench.add_argument("--markdown", metavar="FILE", help="write the tables there too")
+    bench.add_argument("--plots", metavar="FOLDER", help="draw a roofline and bar charts there")
+    bench.add_argument(
+        "--compare", metavar="OLD.json", help="tell what has changed since that run's --json"
+    )
     return parser

@@ -18,6 +18,7 @@ State = Any
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _MOST_LAYERS = 10_000
+_DRAWN_AT_ONCE = 2**16  # weights
 _MOST_PARAMETERS = 2**40  # more is a slip; less may still exceed the memory
 _BIASES = {True: "double", "double": "double", "single": "single", False: "none", "none": "none"}
 
@@ -138,11 +139,16 @@ class RNN:
         if forget_bias is not None:
             forget_bias = real("forget_bias", forget_bias)
         for name, shape in self._core.parameter_shapes().items():
-            raw = words.random_raw(math.prod(shape)).reshape(shape)
-            value = ((raw >> np.uint64(11)) * (2.0**-52) - 1.0) * bound
+            value = np.empty(shape, self.dtype)
+            flat = value.reshape(-1)
+            # In pieces: the words, and what is computed from them, take eight bytes each.
+            for start in range(0, flat.size, _DRAWN_AT_ONCE):
+                piece = flat[start : start + _DRAWN_AT_ONCE]
+                raw = words.random_raw(piece.size)
+                piece[:] = ((raw >> np.uint64(11)) * (2.0**-52) - 1.0) * bound
             if self.cell == "lstm" and forget_bias is not None and name.startswith("bias_"):
                 value[H : 2 * H] = forget_bias if name.startswith("bias_ih") else 0.0
-            self._core.set_parameter(name, value.astype(self.dtype))
+            self._core.set_parameter(name, value)
 
     def __repr__(self) -> str:
         output = "" if self.output_size is None else f", {self.output_size}"
@@ -329,6 +335,10 @@ class RNN:
         x: of the network's dtype, or integer tokens: one (y [O]) or [B]. The state starts at
         zero and is carried from call to call, until `reset`; B cannot change before that.
         """
+        if self._carried is not None:
+            y: Array | None = self._core.step_plain(x, self._carried)
+            if y is not None:
+                return y
         if isinstance(x, (int, np.integer)) and not isinstance(x, bool):
             if not 0 <= x < self.input_size:  # NumPy has no integers for some
                 raise ValueError(f"x is {shown(int(x))}, it takes 0 to {self.input_size - 1}")
@@ -348,7 +358,7 @@ class RNN:
                 f"x has a batch of {len(x)}, the carried state one of {state.shape[2]}: call "
                 "reset() first to start anew"
             )
-        y: Array = self._core.step(x, state)
+        y = self._core.step(x, state)
         self._carried = state
         return y[0] if single else y
 

@@ -55,13 +55,12 @@ struct Run {
 
   Index hidden_elements() const { return in.seq_len * in.batch * network.shape().hidden_size; }
 
-  void forward(bool keep, AlignedBuffer<T>& packed, AlignedBuffer<T>& tape) {
-    packed.reserve(network.packed_elements());
-    network.pack(parameters.data(), packed.get(), false);
-    network.pack(parameters.data(), packed.get(), true);
+  void forward(bool keep, AlignedBuffer<T>& tape) {
     tape.reserve(network.tape_elements(in, keep));
     state_n.assign(state_0.size(), T(0));
-    network.forward(parameters.data(), packed.get(), in, state_0.data(), keep, tape.get(),
+    PackedCopies<T> packed(network, parameters.data());
+    const PackedWeights<T> weights{packed[Packing::forward], packed[Packing::forward_dense]};
+    network.forward(parameters.data(), weights, in, state_0.data(), keep, tape.get(),
                     state_n.data());
     const T* h = network.hidden(in, keep, tape.get());
     y.assign(h, h + hidden_elements());
@@ -69,8 +68,8 @@ struct Run {
 
   // The loss: sum of y and the last state against fixed random weights.
   double loss() {
-    AlignedBuffer<T> packed, tape;
-    forward(false, packed, tape);
+    AlignedBuffer<T> tape;
+    forward(false, tape);
     const auto wy = random_values<T>(hidden_elements(), 102);
     const auto ws = random_values<T>(static_cast<Index>(state_n.size()), 103);
     double sum = 0;
@@ -82,14 +81,16 @@ struct Run {
   }
 
   void backward() {
-    AlignedBuffer<T> packed, tape, workspace;
-    forward(true, packed, tape);
+    AlignedBuffer<T> tape, workspace;
+    forward(true, tape);
     auto dh = random_values<T>(hidden_elements(), 102);
     dstate = random_values<T>(static_cast<Index>(state_n.size()), 103);
     dx.assign(x.size(), T(0));
     gradients.assign(parameters.size(), T(0));
     workspace.reserve(network.backward_elements(get_num_threads()));
-    network.backward(parameters.data(), packed.get(), in, tape.get(), dh.data(), dstate.data(),
+    PackedCopies<T> packed(network, parameters.data());
+    const PackedWeights<T> weights{packed[Packing::backward], packed[Packing::backward_dense]};
+    network.backward(parameters.data(), weights, in, tape.get(), dh.data(), dstate.data(),
                      dx.data(), gradients.data(), get_num_threads(), workspace.get());
   }
 };
@@ -164,8 +165,8 @@ void check_bits(const CellKernels<T>& cell) {
         std::copy_n(one.x.begin() + (t * B + row) * I, I, alone.x.begin() + t * I);
       for (Index s = 0; s < S * L; ++s)
         std::copy_n(one.state_0.begin() + (s * B + row) * H, H, alone.state_0.begin() + s * H);
-      AlignedBuffer<T> packed, tape;
-      alone.forward(false, packed, tape);
+      AlignedBuffer<T> tape;
+      alone.forward(false, tape);
       bool same = true;
       for (Index t = 0; t < 5; ++t)
         same &= same_bits(one.y.data() + (t * B + row) * H, alone.y.data() + t * H, H);
@@ -191,8 +192,8 @@ void check_epilogues(const CellKernels<T>& cell) {
     const auto dy = random_values<T>(steps * BH, 5);
     std::vector<T> packed(static_cast<std::size_t>(panels * cell.forward_units * G * H)),
         packed_t(static_cast<std::size_t>(panels_t * k.gemm_units * G * H));
-    k.pack(PackArgs<T>{w_hh.data(), H, 1, G, H, H, packed.data()}, {0, panels});
-    k.pack(PackArgs<T>{w_hh.data(), 1, H, 1, H, G * H, packed_t.data()}, {0, panels_t});
+    k.pack(PackArgs<T>{w_hh.data(), H, 1, G, H, H, packed.data(), false}, {0, panels});
+    k.pack(PackArgs<T>{w_hh.data(), 1, H, 1, H, G * H, packed_t.data(), false}, {0, panels_t});
 
     struct Result {
       std::vector<T> states, saved, dgates, dstates;
@@ -212,24 +213,25 @@ void check_epilogues(const CellKernels<T>& cell) {
         dstates[s] = r.dstates.data() + s * BH;
         state_step[s] = BH;
       }
-      const RecurrentForwardArgs<T> f{steps,
-                                      B,
-                                      H,
-                                      packed.data(),
-                                      gx.data(),
-                                      nullptr,
-                                      nullptr,
-                                      nullptr,
-                                      split_bias.data(),
-                                      params.data(),
-                                      states,
-                                      state_step,
-                                      r.saved.data(),
-                                      staged ? scratch.data() : nullptr};
+      const RecurrentForwardArgs<T> f{
+          steps,
+          B,
+          H,
+          {packed.data(), cell.forward_units * G, cell.forward_units * G * H},
+          gx.data(),
+          nullptr,
+          nullptr,
+          nullptr,
+          split_bias.data(),
+          params.data(),
+          states,
+          state_step,
+          r.saved.data(),
+          staged ? scratch.data() : nullptr};
       const RecurrentBackwardArgs<T> b{steps,
                                        B,
                                        H,
-                                       packed_t.data(),
+                                       {packed_t.data(), k.gemm_units, k.gemm_units * G * H},
                                        params.data(),
                                        states,
                                        r.saved.data(),

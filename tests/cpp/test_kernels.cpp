@@ -124,34 +124,45 @@ Result<T> by_kernels(const Problem<T>& p) {
   const Network<T>& n = p.network;
   const Index rows = p.c.seq_len * p.c.batch, H = p.c.hidden_size;
   const int threads = get_num_threads();
-  AlignedBuffer<T> packed, tape, workspace, dh;
-  packed.reserve(n.packed_elements());
-  n.pack(p.parameters.data(), packed.get(), false);
-  n.pack(p.parameters.data(), packed.get(), true);
+  AlignedBuffer<T> tape, workspace, dh;
+  PackedCopies<T> packed(n, p.parameters.data());
+  const PackedWeights<T> forward{packed[Packing::forward], packed[Packing::forward_dense]};
   Result<T> r;
   // Once without keep, whose tape is laid out otherwise.
   tape.reserve(std::max(n.tape_elements(p.in, false), n.tape_elements(p.in, true)));
   r.state_n.resize(p.state_0.size());
-  n.forward(p.parameters.data(), packed.get(), p.in, p.state_0.data(), false, tape.get(),
+  n.forward(p.parameters.data(), forward, p.in, p.state_0.data(), false, tape.get(),
             r.state_n.data());
   const T* h = n.hidden(p.in, false, tape.get());
   r.hidden.assign(h, h + rows * H);
-  n.forward(p.parameters.data(), packed.get(), p.in, p.state_0.data(), true, tape.get(),
+  n.forward(p.parameters.data(), forward, p.in, p.state_0.data(), true, tape.get(),
             r.state_n.data());
   h = n.hidden(p.in, true, tape.get());
   CHECK(same_bits(h, r.hidden.data(), rows * H), "with and without keep");
   r.y.resize(p.dy.size());
-  n.decode(packed.get(), h, rows, r.y.data());
+  n.decode(p.parameters.data(), packed[Packing::decoder], h, rows, r.y.data());
 
   r.gradients.assign(p.parameters.size(), T(0));
   r.dx.assign(p.c.tokens ? 0 : p.x.size(), T(0));
   r.dstate_0 = p.dstate_n;
   dh.reserve(rows * H);
   workspace.reserve(std::max(n.backward_elements(threads), n.decode_backward_elements(threads)));
-  n.decode_backward(packed.get(), h, p.dy.data(), rows, dh.get(), r.gradients.data(), threads,
-                    workspace.get());
-  n.backward(p.parameters.data(), packed.get(), p.in, tape.get(), dh.get(), r.dstate_0.data(),
-             p.c.tokens ? nullptr : r.dx.data(), r.gradients.data(), threads, workspace.get());
+  n.decode_backward(p.parameters.data(), h, p.dy.data(), rows, dh.get(), r.gradients.data(),
+                    threads, workspace.get());
+  const auto backward = [&](Result<T>& to, const T* layers) {
+    std::vector<T> dh_layers(dh.get(), dh.get() + rows * H);  // is overwritten
+    const PackedWeights<T> weights{layers, packed[Packing::backward_dense]};
+    n.backward(p.parameters.data(), weights, p.in, tape.get(), dh_layers.data(), to.dstate_0.data(),
+               p.c.tokens ? nullptr : to.dx.data(), to.gradients.data(), threads, workspace.get());
+  };
+  Result<T> as_they_stand = r;
+  backward(as_they_stand, nullptr);
+  n.forward(p.parameters.data(), forward, p.in, p.state_0.data(), true, tape.get(),
+            r.state_n.data());
+  backward(r, packed[Packing::backward]);
+  CHECK(same_bits(r.gradients, as_they_stand.gradients) && same_bits(r.dx, as_they_stand.dx) &&
+            same_bits(r.dstate_0, as_they_stand.dstate_0),
+        "weights packed and as they stand");
   return r;
 }
 
@@ -503,30 +514,28 @@ void check_head() {
     const Network<T>& n = p.network;
     const auto h = random_values<T>(rows * c.hidden_size, 7);
     const auto targets = random_tokens(rows, c.output_size, 8, true);
-    AlignedBuffer<T> packed, workspace;
-    packed.reserve(n.packed_elements());
-    n.pack(p.parameters.data(), packed.get(), false);
-    n.pack(p.parameters.data(), packed.get(), true);
+    AlignedBuffer<T> workspace;
+    PackedCopies<T> packed(n, p.parameters.data());
     std::vector<T> logits(std::size_t(rows * c.output_size)), dlogits(logits.size());
-    n.decode(packed.get(), h.data(), rows, logits.data());
+    n.decode(p.parameters.data(), packed[Packing::decoder], h.data(), rows, logits.data());
     const double loss =
         cross_entropy(logits.data(), targets.data(), rows, c.output_size, false, dlogits.data());
     std::vector<T> dh(h.size()), gradients(p.parameters.size(), T(0));
     workspace.reserve(n.decode_backward_elements(1));
-    n.decode_backward(packed.get(), h.data(), dlogits.data(), rows, dh.data(), gradients.data(), 1,
-                      workspace.get());
+    n.decode_backward(p.parameters.data(), h.data(), dlogits.data(), rows, dh.data(),
+                      gradients.data(), 1, workspace.get());
     std::vector<T> losses(static_cast<std::size_t>(rows)), dh_head(h.size()),
         gradients_head(p.parameters.size(), T(0));
     workspace.reserve(n.head_elements(rows, 1));
-    n.head(packed.get(), h.data(), targets.data(), rows, T(1), losses.data(), dh_head.data(),
+    n.head(p.parameters.data(), h.data(), targets.data(), rows, T(1), losses.data(), dh_head.data(),
            gradients_head.data(), 1, workspace.get());
     double sum = 0;
     for (const T x : losses) sum += double(x);
     CHECK(
         same_bits(&sum, &loss, 1) && same_bits(dh, dh_head) && same_bits(gradients, gradients_head),
         "%s, %d rows", type_name<T>(), int(rows));
-    n.head(packed.get(), h.data(), targets.data(), rows, T(1), losses.data(), nullptr, nullptr, 1,
-           workspace.get());
+    n.head(p.parameters.data(), h.data(), targets.data(), rows, T(1), losses.data(), nullptr,
+           nullptr, 1, workspace.get());
     sum = 0;
     for (const T x : losses) sum += double(x);
     CHECK(same_bits(&sum, &loss, 1), "losses alone, %s, %d rows", type_name<T>(), int(rows));

@@ -1,9 +1,11 @@
-// What the C++ tests share beside check.hpp: numbers to compute with, and their comparison.
+// What the C++ tests share beside check.hpp: numbers to compute with, their comparison, and packed
+// weights.
 #pragma once
 
 #include <cstring>
 #include <vector>
 
+#include "charrnn_fast/network.hpp"
 #include "charrnn_fast/sampling.hpp"
 
 namespace charrnn_fast {
@@ -38,5 +40,24 @@ template <class T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && same_bits(a.data(), b.data(), static_cast<Index>(a.size()));
 }
+
+// A network's weights, packed when they are asked for.
+template <class T>
+class PackedCopies {
+ public:
+  PackedCopies(const Network<T>& network, const T* parameters)
+      : network_(network), parameters_(parameters) {}
+  const T* operator[](Packing packing) {
+    AlignedBuffer<T>& to = copies_[static_cast<int>(packing)];
+    to.reserve(network_.packed_elements(packing));
+    network_.pack(packing, parameters_, to.get());
+    return to.get();
+  }
+
+ private:
+  const Network<T>& network_;
+  const T* parameters_;
+  AlignedBuffer<T> copies_[num_packings];
+};
 
 }  // namespace charrnn_fast

@@ -89,20 +89,29 @@ class Model {
   // from the output. drawn [length, B]; a call that is given the last of them, the state and
   // position + length goes on as one longer call would have.
   void sample(Index length, Index batch, const Token* first, T* state, const std::uint64_t* seeds,
-              std::uint64_t position, const SamplingOptions& options, Token* drawn);
+              std::uint64_t position, const SamplingOptions& options, Token* drawn,
+              Storage storage = Storage::full);
 
   void update(Optimizer<T>& optimizer, const T* gradients, double learning_rate);
 
  private:
-  const T* packed(bool for_backward);
+  const T* packed(Packing packing, Storage storage = Storage::full);
+  PackedWeights<T> packed_forward(const SequenceInput<T>& in, Storage storage = Storage::full);
+  PackedWeights<T> packed_backward(const SequenceInput<T>& in, bool dense);
   void run_forward(const SequenceInput<T>& in, const T* state_0, bool keep, T* state_n);
   Kept kept_now() const;
   void check_targets(const Token* targets, Index seq_len, Index batch) const;
 
   Network<T> network_;
-  AlignedBuffer<T> parameters_, packed_, tape_, workspace_, gradients_, dh_, state_, losses_, x_;
+  // A packed copy, and the version of the parameters that it was made from.
+  struct PackedCopy {
+    AlignedBuffer<T> weights;
+    Index version = 0;
+  };
+  PackedCopy packed_[num_packings][2];  // [packing][storage]
+  AlignedBuffer<T> parameters_, tape_, workspace_, gradients_, dh_, state_, losses_, x_;
   AlignedBuffer<Token> tokens_;
-  Index version_ = 1, packed_version_ = 0, packed_backward_version_ = 0;
+  Index version_ = 1;
   SequenceInput<T> kept_input_{};
   Index kept_id_ = 0, kept_version_ = 0, num_kept_ = 0;
   ForkSafeMutex mutex_;

@@ -28,6 +28,9 @@
 
 namespace charrnn_fast {
 
+struct Range;
+template <class T>
+struct Weights;
 template <class T>
 struct CellKernels;
 
@@ -86,6 +89,31 @@ struct SequenceInput {
   const T* x;
 };
 
+// Copies of the weights in the kernels' order, to be renewed when the parameters change. Each kind
+// serves some calls; a caller makes those that its calls take.
+enum class Packing {
+  forward,         // forward
+  forward_dense,   // forward from x, besides (tokens read layer 0's input weights as they are)
+  backward,        // backward
+  backward_dense,  // backward with dx, besides
+  decoder,         // decode
+};
+constexpr int num_packings = 5;
+
+// What weights are packed as: their own type; or, for T float and without backward, rounded to
+// bfloat16, at half the memory. Arithmetic is the same: rounded parameters give the same bits.
+enum class Storage { full, bfloat16 };
+
+// The copies that forward or backward takes: of Packing::forward or ::backward; and, or null, of
+// Packing::forward_dense or ::backward_dense. For backward of a few streams `layers` may be null:
+// it then reads the parameters as they stand, which takes less time than packing them.
+template <class T>
+struct PackedWeights {
+  const T* layers;
+  const T* dense;
+  Storage storage = Storage::full;
+};
+
 template <class T>
 class Network {
  public:
@@ -103,9 +131,8 @@ class Network {
   const std::vector<Parameter>& parameters() const { return parameters_; }
   Index parameter_elements() const { return parameter_elements_; }
 
-  // The weights in the kernels' order, to be renewed when parameters change.
-  Index packed_elements() const { return packed_elements_; }
-  void pack(const T* parameters, T* packed, bool for_backward) const;
+  Index packed_elements(Packing packing, Storage storage = Storage::full) const;
+  void pack(Packing packing, const T* parameters, T* packed, Storage storage = Storage::full) const;
 
   // Throws std::invalid_argument that names the first token outside [0, input_size).
   void check_tokens(const char* name, const Token* tokens, Index seq_len, Index batch) const;
@@ -113,8 +140,8 @@ class Network {
   // `tape` receives what the layers compute; keep: also what backward needs.
   // state_0 [S, L, B, H] or null: zeros; state_n [S, L, B, H] or null; they may be the same.
   Index tape_elements(const SequenceInput<T>& in, bool keep) const;
-  void forward(const T* parameters, const T* packed, const SequenceInput<T>& in, const T* state_0,
-               bool keep, T* tape, T* state_n) const;
+  void forward(const T* parameters, const PackedWeights<T>& packed, const SequenceInput<T>& in,
+               const T* state_0, bool keep, T* tape, T* state_n) const;
   // The top layer's h, [T, B, H], on the tape.
   const T* hidden(const SequenceInput<T>& in, bool keep, const T* tape) const;
 
@@ -123,29 +150,37 @@ class Network {
   // dx [T, B, I] or null. gradients: flat, added to.
   // Part of the tape is written over; forward's results on it stay.
   Index backward_elements(int max_threads) const;
-  void backward(const T* parameters, const T* packed, const SequenceInput<T>& in, T* tape, T* dh,
-                T* dstate, T* dx, T* gradients, int max_threads, T* workspace) const;
+  void backward(const T* parameters, const PackedWeights<T>& packed, const SequenceInput<T>& in,
+                T* tape, T* dh, T* dstate, T* dx, T* gradients, int max_threads,
+                T* workspace) const;
 
-  // y [N, O] = h [N, H] @ decoder.weight^T + decoder.bias
-  void decode(const T* packed, const T* h, Index rows, T* y) const;
+  // y [N, O] = h [N, H] @ decoder.weight^T + decoder.bias; packed: Packing::decoder
+  void decode(const T* parameters, const T* packed, const T* h, Index rows, T* y,
+              Storage storage = Storage::full) const;
   // dh [N, H] = dy [N, O] @ decoder.weight; gradients of the decoder are added to.
   Index decode_backward_elements(int max_threads) const;
-  void decode_backward(const T* packed, const T* h, const T* dy, Index rows, T* dh, T* gradients,
-                       int max_threads, T* workspace) const;
+  void decode_backward(const T* parameters, const T* h, const T* dy, Index rows, T* dh,
+                       T* gradients, int max_threads, T* workspace) const;
 
   // Decoder, softmax cross-entropy and their backward, in blocks of rows, so that logits never
-  // stand in memory at once. targets [N], -1 ignored; losses [N] nats; dh and gradients null: the
-  // losses alone. scale: of the gradients, 1 for the sum, 1 / count for the mean.
+  // stand in memory at once; nor does a packed copy of the decoder. targets [N], -1 ignored; losses
+  // [N] nats; dh and gradients null: the losses alone. scale: of the gradients, 1 for the sum, 1 /
+  // count for the mean.
   Index head_elements(Index rows, int max_threads) const;
-  void head(const T* packed, const T* h, const Token* targets, Index rows, T scale, T* losses,
+  void head(const T* parameters, const T* h, const Token* targets, Index rows, T scale, T* losses,
             T* dh, T* gradients, int max_threads, T* workspace) const;
 
  private:
   // Where one layer's arrays lie; -1: it has no such bias.
   struct Layer {
     Index weight_ih, weight_hh, bias_ih, bias_hh, params;  // in the parameters and gradients
-    Index hh, ih, input_bias, split_bias;                  // packed for forward
-    Index hh_t, ih_t, ih_t_split;                          // packed for backward
+    Index input_bias, split_bias;  // first in Packing::forward: sums of the biases
+    Index hh, ih;                  // behind them; ih of layer 0 in forward_dense
+    Index hh_t, ih_t, ih_t_split;  // in backward; ih_t and ih_t_split of layer 0 in backward_dense
+  };
+  // How much a packing holds.
+  struct PackedLayout {
+    Index biases, weights;
   };
   struct TapeLayout {
     Index state, states, saved, layer, total;  // sizes; `layer` is the stride of layers
@@ -159,14 +194,21 @@ class Network {
   }
   TapeLayout tape_layout(const SequenceInput<T>& in, bool keep) const;
   Index head_block_rows() const;
+  Index head_scratch() const;
+  Weights<T> packed_weights(Packing packing, const T* packed, Storage storage, Index offset,
+                            Index panel_columns, Index depth) const;
+  void decode_rows(const T* parameters, const T* h, Range rows, Range panels, T* y, Index y_stride,
+                   T* scratch) const;
+  void decode_rows_backward(const T* parameters, const T* dy, Index dy_stride, Range rows,
+                            T* dh) const;
 
   NetworkShape shape_;
   const CellKernels<T>* cell_;
   std::vector<Parameter> parameters_;
   std::vector<Layer> layers_;
-  Index decoder_packed_ = -1, decoder_packed_t_ = -1, decoder_bias_ = -1;
-  Index decoder_weight_offset_ = -1, decoder_bias_offset_ = -1;
-  Index parameter_elements_ = 0, packed_elements_ = 0;
+  PackedLayout packed_[num_packings] = {};
+  Index decoder_weight_ = -1, decoder_bias_ = -1;  // in the parameters and gradients
+  Index parameter_elements_ = 0;
 };
 
 extern template class Network<float>;

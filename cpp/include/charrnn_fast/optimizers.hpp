@@ -133,10 +133,13 @@ struct AdamRule {
   static bool chosen(const OptimizerOptions&) { return true; }
   static void prepare(const OptimizerOptions& o, Index step, double* h) {
     const double t = static_cast<double>(step);
-    h[0] = -o.learning_rate / (1 - std::pow(o.beta1, t));
+    // The paper's sqrt(v / (1 - beta2^t)) + eps, times the root of its denominator: one division
+    // of vectors less.
+    const double root = std::sqrt(1 - std::pow(o.beta2, t));
+    h[0] = -o.learning_rate * root / (1 - std::pow(o.beta1, t));
     h[1] = decoupled ? 1 - o.learning_rate * o.weight_decay : o.weight_decay;
-    h[2] = 1 - o.beta1, h[3] = o.beta2, h[4] = std::sqrt(1 - std::pow(o.beta2, t));
-    h[5] = o.eps, h[6] = 1 - o.beta2;  // in double: 1 - 0.999f is off by 1e-5
+    h[2] = 1 - o.beta1, h[3] = o.beta2;
+    h[4] = o.eps * root, h[5] = 1 - o.beta2;  // in double: 1 - 0.999f is off by 1e-5
   }
 
   template <class V, class H>
@@ -146,8 +149,8 @@ struct AdamRule {
     else
       g = fma(hyper(1), p, g);
     slots[0] = fma(hyper(2), g - slots[0], slots[0]);
-    slots[1] = fma(hyper(3), slots[1], hyper(6) * g * g);
-    p = fma(hyper(0), slots[0] / (sqrt(slots[1]) / hyper(4) + hyper(5)), p);
+    slots[1] = fma(hyper(3), slots[1], hyper(5) * g * g);
+    p = fma(hyper(0), slots[0] / (sqrt(slots[1]) + hyper(4)), p);
   }
 };
 using Adam = AdamRule<false>;

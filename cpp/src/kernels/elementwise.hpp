@@ -88,10 +88,11 @@ void exp_shifted(const T* x, Index n, T inverse_temperature, T* out) {
     math::exp((V::load(x + j, n - j) - most) * factor).store(out + j, n - j);
 }
 
-// In double, where the square of a float is exact and cannot overflow, in 16 interleaved sums.
+// In double, where the square of a float is exact and cannot overflow, in interleaved sums: as many
+// as hide the latency of an addition.
 template <class T>
 double sum_of_squares(const T* x, Index n) {
-  constexpr int width = 16;
+  constexpr int width = 64;
   double sums[width] = {};
   Index j = 0;
   for (; j + width <= n; j += width)
@@ -179,6 +180,24 @@ T fma_loop(Index iterations) {
   for (Index k = 0; k < iterations; ++k)
     unroll<peak_chains>([&](auto i) __attribute__((always_inline)) { acc[i] = fma(acc[i], a, b); });
   V total = V(T(0));
+  unroll<peak_chains>([&](auto i) __attribute__((always_inline)) { total = total + acc[i]; });
+  return total.sum();
+}
+
+// The sum of x [n], in as many chains: reading at the machine's pace.
+template <class T>
+T read_loop(const T* x, Index n) {
+  using V = Native<T>;
+  constexpr Index block = peak_chains * V::lanes;
+  V acc[peak_chains];
+  unroll<peak_chains>([&](auto i) __attribute__((always_inline)) { acc[i] = V(T(0)); });
+  Index j = 0;
+  for (; j + block <= n; j += block)
+    unroll<peak_chains>([&](auto i) __attribute__((always_inline)) {
+      acc[i] = acc[i] + V::load(x + j + i * V::lanes);
+    });
+  V total = V(T(0));
+  for (; j < n; j += V::lanes) total = total + V::load(x + j, n - j);
   unroll<peak_chains>([&](auto i) __attribute__((always_inline)) { total = total + acc[i]; });
   return total.sum();
 }

@@ -6,6 +6,8 @@
 // exports its table's accessor and nothing else.
 #pragma once
 
+#include <utility>
+
 #include "charrnn_fast/cells.hpp"
 #include "charrnn_fast/optimizers.hpp"
 #include "kernels/table.hpp"

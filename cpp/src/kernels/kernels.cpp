@@ -50,6 +50,7 @@ constexpr Kernels<T> table = {
     .tanh = &map_tanh<T>,
     .fma_loop = &fma_loop<T>,
     .fma_loop_flops = 2.0 * peak_chains * Native<T>::lanes,
+    .read_loop = &read_loop<T>,
 };
 
 }  // namespace

@@ -203,6 +203,37 @@ struct Pack {
   }
 };
 
+// One of the two vectors that a and b become when, in every other block of M lanes, a's block and
+// the block of b before it change places.
+template <class T, int N, int M, bool second, int... J>
+CHARRNN_INLINE Pack<T, N> exchange(Pack<T, N> a, Pack<T, N> b, std::integer_sequence<int, J...>) {
+  using IntVec = typename Pack<T, N>::IntVec;
+  constexpr auto from = [](int j) {
+    return second ? (j & M ? N + j : j + M) : (j & M ? N + j - M : j);
+  };
+#if defined(__clang__)
+  return Pack<T, N>(__builtin_shufflevector(a.v, b.v, from(J)...));
+#else
+  return Pack<T, N>(__builtin_shuffle(a.v, b.v, IntVec{from(J)...}));
+#endif
+}
+
+// Transposes the N x N matrix whose rows are the vectors: blocks of 1, 2, 4, ... lanes.
+template <int M = 1, class T, int N>
+CHARRNN_INLINE void transpose(Pack<T, N> (&rows)[N]) {
+  if constexpr (M < N) {
+    unroll<N>([&](auto i) __attribute__((always_inline)) {
+      if constexpr ((i.value & M) == 0) {
+        const Pack<T, N> a = rows[i], b = rows[i + M];
+        constexpr auto lanes = std::make_integer_sequence<int, N>();
+        rows[i] = exchange<T, N, M, false>(a, b, lanes);
+        rows[i + M] = exchange<T, N, M, true>(a, b, lanes);
+      }
+    });
+    transpose<2 * M>(rows);
+  }
+}
+
 // The widest pack of the instruction set.
 template <class T>
 using Native = Pack<T, vector_bytes / static_cast<int>(sizeof(T))>;

@@ -51,13 +51,16 @@ CHARRNN_INLINE void prefetch_forward(const RecurrentForwardArgs<T>& p, Index t, 
   }
 }
 
-// gates [rows][vectors][G][lanes]: where the chains of the sums begin.
+// Where the chains of the sums begin: in gx itself, or, put together in gates
+// [rows][vectors][G][lanes], at the sum of a token's weights and the biases.
 template <class Cell, class T>
-void begin_gates(const RecurrentForwardArgs<T>& p, Index t, const Place& at, T* gates,
-                 Index stride) {
+CHARRNN_INLINE Start<T> begin_gates(const RecurrentForwardArgs<T>& p, Index t, const Place& at,
+                                    T* gates, Index stride) {
   using V = Native<T>;
   constexpr int G = Cell::num_gates, summed = G - Cell::num_split;
   const Index H = p.hidden_size;
+  if (Cell::num_split == 0 && p.gx && H % V::lanes == 0)
+    return {input_row<Cell>(p, t * p.batch + at.row) + at.vector * V::lanes, G * H, H, V::lanes};
   for (Index r = 0; r < at.rows; ++r) {
     const T* gx = input_row<Cell>(p, t * p.batch + at.row + r);
     T* out = gates + r * stride;
@@ -75,6 +78,7 @@ void begin_gates(const RecurrentForwardArgs<T>& p, Index t, const Place& at, T* 
       });
     }
   }
+  return {gates, stride, V::lanes, G * V::lanes};
 }
 
 template <class Cell, class T>
@@ -144,11 +148,12 @@ void recurrent_forward(const RecurrentForwardArgs<T>& p, Range steps, Range rows
         gates =
             p.scratch + (at.row - whole.row) * stride + (at.vector - whole.vector) * G * V::lanes;
       }
-      begin_gates<Cell>(p, t, at, gates, stride);
+      const Start<T> start = begin_gates<Cell>(p, t, at, gates, stride);
       prefetch_forward<Cell>(p, t, at, rows.end);
       const T* h = p.states[0] + t * p.state_step[0] + at.row * H;
-      tiles<RowMajor, T, G>.by_size[at.rows][at.vectors * G](
-          h, H, H, p.packed_hh + at.vector * G * V::lanes * H, gates, stride);
+      tiles<RowMajor, T, G>.run(
+          at.rows, at.vectors * G,
+          TileArgs<T>{h, H, H, from_panel(p.hh, at.panel), start, gates, stride});
       if (!p.scratch) run_cells_forward<Cell>(p, t, at, gates, stride);
     });
     if (p.scratch) run_cells_forward<Cell>(p, t, whole, p.scratch, whole_stride);
@@ -175,12 +180,16 @@ CHARRNN_INLINE void prefetch_backward(const RecurrentBackwardArgs<T>& p, Index t
   }
 }
 
-// dh [rows][vectors][lanes]: the gradient of h(t + 1) before the recurrent part is added.
+// The gradient of h(t + 1) before the recurrent part is added: dy itself, or put together in dh
+// [rows][vectors][lanes].
 template <class Cell, class T>
-void begin_dh(const RecurrentBackwardArgs<T>& p, Index t, const Place& at, T* dh, Index stride) {
+CHARRNN_INLINE Start<T> begin_dh(const RecurrentBackwardArgs<T>& p, Index t, const Place& at, T* dh,
+                                 Index stride) {
   using V = Native<T>;
   const Index H = p.hidden_size;
   const bool carried = Cell::h_bypass || t == p.seq_len - 1;
+  if (p.dy && !carried && H % V::lanes == 0)
+    return {p.dy + (t * p.batch + at.row) * H + at.vector * V::lanes, H, 0, V::lanes};
   for (Index r = 0; r < at.rows; ++r)
     for (Index u = 0; u < at.vectors; ++u) {
       const Index unit = (at.vector + u) * V::lanes, n = H - unit, row = at.row + r;
@@ -189,6 +198,7 @@ void begin_dh(const RecurrentBackwardArgs<T>& p, Index t, const Place& at, T* dh
       if (carried) start = start + V::load(p.dstates[0] + row * H + unit, n);
       start.store(dh + r * stride + u * V::lanes);
     }
+  return {dh, stride, 0, V::lanes};
 }
 
 template <class Cell, class T>
@@ -228,15 +238,15 @@ void run_cells_backward(const RecurrentBackwardArgs<T>& p, Index t, const Place&
   }
 }
 
-// dh(t) += dgates(t) @ W_hh, for the tile's units.
+// dh(t) = start + dgates(t) @ W_hh, for the tile's units.
 template <class Cell, class T>
 CHARRNN_INLINE void add_recurrent(const RecurrentBackwardArgs<T>& p, Index t, const Place& at,
-                                  T* dh, Index stride) {
-  constexpr int lanes = Native<T>::lanes;
+                                  const Start<T>& start, T* dh, Index stride) {
   const Index depth = Cell::num_gates * p.hidden_size, slots = num_slots<Cell> * p.hidden_size;
-  tiles<RowMajor, T, 1>.by_size[at.rows][at.vectors](
-      p.dgates + (t * p.batch + at.row) * slots, slots, depth,
-      p.packed_hh + at.vector * lanes * depth, dh, stride);
+  const T* const dgates = p.dgates + (t * p.batch + at.row) * slots;
+  tiles<RowMajor, T, 1>.run(
+      at.rows, at.vectors,
+      TileArgs<T>{dgates, slots, depth, from_panel(p.hh, at.panel), start, dh, stride});
 }
 
 template <class Cell, class T>
@@ -255,9 +265,9 @@ void recurrent_backward(const RecurrentBackwardArgs<T>& p, Range steps, Range ro
         stride = whole_stride;
         dh = p.scratch + (at.row - whole.row) * stride + (at.vector - whole.vector) * V::lanes;
       }
-      begin_dh<Cell>(p, t, at, dh, stride);
+      const Start<T> start = begin_dh<Cell>(p, t, at, dh, stride);
       prefetch_backward<Cell>(p, t, at, rows.end);
-      if (t + 1 < p.seq_len) add_recurrent<Cell>(p, t + 1, at, dh, stride);
+      if (t + 1 < p.seq_len) add_recurrent<Cell>(p, t + 1, at, start, dh, stride);
       if (!p.scratch) run_cells_backward<Cell>(p, t, at, dh, stride);
     });
     if (p.scratch) run_cells_backward<Cell>(p, t, whole, p.scratch, whole_stride);
@@ -282,7 +292,7 @@ void recurrent_backward_initial(const RecurrentBackwardArgs<T>& p, Range rows, R
     each([](T* dh, const T* bypass, Index n) __attribute__((always_inline)) {
       (Cell::h_bypass ? V::load(bypass, n) : V(T(0))).store(dh);
     });
-    add_recurrent<Cell>(p, 0, at, buffer, stride);
+    add_recurrent<Cell>(p, 0, at, {buffer, stride, 0, V::lanes}, buffer, stride);
     each([](const T* dh, T* out, Index n)
              __attribute__((always_inline)) { V::load(dh).store(out, n); });
   });

@@ -25,22 +25,34 @@ struct Range {
 // A weight matrix [groups * units, depth] is packed into panels, zero past the last unit. With
 // groups = G gates a panel is [k][group][lane], so that one tile holds all gates of its units; with
 // one group it is [k][some vectors of units][lane]. Panels have `gemm_units` units in a plain
-// product (one group), `forward_units` of the cell in a recurrent one.
+// product (one group), `forward_units` of the cell in a recurrent one. As bfloat16, a 32-bit word
+// holds the weights of an even k (low half) and of the next one (high half, 0 past the end).
 template <class T>
 struct PackArgs {
   const T* weights;    // element (group * units + unit, k)
   Index row_stride;    //   at (group * units + unit) * row_stride
   Index depth_stride;  //   + k * depth_stride
   Index groups, units, depth;
-  T* packed;  // panels * (units of a panel) * groups * depth elements
+  T* packed;      // panels * (units of a panel) * groups * depth elements
+  bool bfloat16;  // ... * (depth + 1) / 2 words; T is float
 };
 
-// C [M, N] = A [M, K] @ packed [K, N] + (accumulate ? C : bias)
+// Where a product finds its weights: at depth k, the vectors of panel p stand side by side at
+// data + p * panel_stride + k * depth_stride. Packed weights are such, and so is a row-major
+// matrix [K, N] as it is, whose rows may be read on to the next multiple of a vector.
+template <class T>
+struct Weights {
+  const T* data;
+  Index depth_stride, panel_stride;  // as bfloat16: in words, and depth_stride of two k
+  bool bfloat16 = false;
+};
+
+// C [M, N] = A [M, K] @ weights [K, N] + (accumulate ? C : bias)
 template <class T>
 struct GemmArgs {
   const T* a;
   Index a_stride;
-  const T* packed;
+  Weights<T> weights;
   const T* bias;  // [N] or null: zeros
   bool accumulate;
   Index cols, depth;
@@ -64,6 +76,7 @@ struct GemmTnArgs {
   Index a_stride, depth;
   GemmTnProduct<T> products[2];
   int num_products;
+  T* sums;  // [M] or null: the sums of A's columns are added to it, k ascending
 };
 
 // ---- recurrence ---------------------------------------------------------------------------
@@ -74,7 +87,7 @@ struct GemmTnArgs {
 template <class T>
 struct RecurrentForwardArgs {
   Index seq_len, batch, hidden_size;
-  const T* packed_hh;       // G groups, H units, depth H
+  Weights<T> hh;            // packed: G groups, H units, depth H
   const T* gx;              // [T, B, G*H] input part with its bias; or null, then:
   const Token* tokens;      // [T, B] rows of
   const T* table;           // [V, G*H] (weight_ih transposed), and
@@ -92,7 +105,7 @@ struct RecurrentForwardArgs {
 template <class T>
 struct RecurrentBackwardArgs {
   Index seq_len, batch, hidden_size;
-  const T* packed_hh;      // 1 group, H units, depth G*H (weight_hh transposed)
+  Weights<T> hh;           // [G*H, H]: 1 group, H units, depth G*H
   const T* params;         // [P, H]
   const T* const* states;  // [S] pointers to [T+1, B, H]
   const T* saved;          // [T, B, num_saved*H]
@@ -167,12 +180,14 @@ struct Kernels {
   void (*const* update)(const UpdateArgs<T>&, Range elements);  // by the rule's number
   const CellKernels<T>* cells;  // num_cells of them, in the order of Cells
   int num_cells;
-  // Each element by the kernels' exp, sigmoid, tanh; FMAs without dependences for the peak.
+  // Each element by the kernels' exp, sigmoid, tanh; FMAs without dependences for the peak,
+  // a sum for the bandwidth of reading.
   void (*exp)(const T* x, T* out, Index n);
   void (*sigmoid)(const T* x, T* out, Index n);
   void (*tanh)(const T* x, T* out, Index n);
   T (*fma_loop)(Index iterations);
   double fma_loop_flops;  // of one iteration
+  T (*read_loop)(const T* x, Index n);
 };
 
 }  // namespace charrnn_fast

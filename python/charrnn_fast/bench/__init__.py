@@ -1,0 +1,11 @@
+"""Benchmarks of the kernels beside their peers, in one run. Imported only by the command `bench`.
+
+cases      what is computed, how many operations and bytes that takes
+problem    the arrays of one case, the same for every side
+peers/     one module per side: the kernels, NumPy, PyTorch, JAX, ONNX Runtime
+worker     the process in which the peers run
+machine    the machine's facts, its FMA peak and its read bandwidth
+runner     checks outputs, then times the sides in turns
+report     results as JSON and Markdown;  compare, plots: of such results
+command    the command line's `bench`
+"""

@@ -1,0 +1,122 @@
+"""The command `charrnn-fast bench`: everything is checked before anything is timed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from .. import demo
+from . import compare, machine, report
+from .cases import SUITES, Shape, parse, select
+from .errors import BenchError
+from .problem import Text
+from .results import Run
+from .runner import DEFAULT_PEERS, QUICK, Runner, Settings
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says; None: the default."""
+
+    suites: list[str]
+    quick: bool = False
+    cases: list[str] | None = None
+    threads: list[int] | None = None
+    peers: list[str] | None = None
+    blocks: int | None = None
+    text: str | None = None
+    json: str | None = None
+    markdown: str | None = None
+    plots: str | None = None
+    compare: str | None = None
+
+
+def run(options: Options) -> int:
+    """Runs the benchmarks and returns the exit status; BenchError for what cannot be done."""
+    suites = _chosen("suite", options.suites or list(SUITES), tuple(SUITES))
+    # `--peers` without a name: none
+    named = DEFAULT_PEERS if options.peers is None else options.peers
+    peers = _chosen("peer", list(named), DEFAULT_PEERS)
+    shapes: list[Shape] | None = None
+    if options.cases is not None:
+        shapes = [parse(case) for case in options.cases]
+    cases = select(suites, shapes, options.quick)
+    base = None if options.compare is None else Run.read(Path(options.compare))
+    for path in (options.json, options.markdown, options.plots):
+        if path is not None:
+            _check_output(Path(path), folder=path == options.plots)
+    if options.plots is not None and find_spec("matplotlib") is None:
+        raise BenchError(
+            "--plots needs matplotlib, which is not installed: pip install 'charrnn_fast[plot]'"
+        )
+    text = _text(options.text) if any(SUITES[suite].reads_text for suite in suites) else None
+
+    runner = Runner(cases, peers, _settings(options), text)
+    try:
+        runner.run()
+    finally:  # what an interrupted run has measured is kept
+        if runner.result.rows:
+            _write(runner.result, options, base)
+    return 0
+
+
+def _settings(options: Options) -> Settings:
+    settings = QUICK if options.quick else Settings()
+    if options.threads is None:
+        threads = tuple(n for n in settings.threads if n <= machine.cores())
+    else:
+        threads = tuple(dict.fromkeys(options.threads))
+    blocks = settings.blocks if options.blocks is None else options.blocks
+    return replace(settings, threads=threads, blocks=blocks)
+
+
+def _chosen(what: str, names: list[str], known: tuple[str, ...]) -> list[str]:
+    for name in names:
+        if name not in known:
+            raise BenchError(f"unknown {what} {name!r}: it takes {', '.join(known)}")
+    return [name for name in known if name in names]
+
+
+def _check_output(path: Path, *, folder: bool) -> None:
+    if folder and path.exists():
+        if not path.is_dir():
+            raise BenchError(f"--plots: {path} is a file, not a folder")
+        if not os.access(path, os.W_OK):
+            raise BenchError(f"--plots: {path} cannot be written to")
+        return
+    if path.is_dir():
+        raise BenchError(f"{path} is a folder, not a file")
+    if not path.parent.is_dir():
+        raise BenchError(f"{path}: its folder does not exist")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise BenchError(f"{path} cannot be written to")
+
+
+def _text(path: str | None) -> Text:
+    if path is None:
+        return Text.of("the source of Python's standard library", demo.text())
+    try:
+        return Text.of(os.path.basename(path), Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise BenchError(f"{path}: invalid UTF-8 at byte {error.start}") from None
+
+
+def _write(result: Run, options: Options, base: Run | None) -> None:
+    document = report.markdown(result)
+    if base is not None:
+        name = os.path.basename(options.compare or "")
+        document += "\n" + compare.markdown(result, base, name)
+    print(document, end="")
+    sys.stdout.flush()
+    if options.json is not None:
+        result.write(Path(options.json))
+    if options.markdown is not None:
+        Path(options.markdown).write_text(document, encoding="utf-8")
+    if options.plots is not None:
+        from . import plots
+
+        for path in plots.write(result, Path(options.plots)):
+            print(f"wrote {path}", file=sys.stderr)

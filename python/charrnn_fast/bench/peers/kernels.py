@@ -1,0 +1,172 @@
+"""The kernels of this package: the side that all others are compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ... import _core, optim
+from ...sampler import read_as_bfloat16
+from ..errors import BenchError
+from ..problem import (
+    CHECKED_STEPS,
+    CLIP_NORM,
+    LEARNING_RATE,
+    Array,
+    Outputs,
+    Problem,
+    batches,
+    network_of,
+    validation_batch,
+)
+from . import Task
+
+NAME = "kernels"
+FROM_PYTHON = "RNN.step from Python"
+HALF = "kernels, bfloat16 weights"
+
+
+def tasks(problem: Problem) -> dict[str, Task]:
+    """The kernels' own task first; then, for `step`, the one that a call from Python takes, and for
+    `sample` the one with weights stored as bfloat16."""
+    make: dict[str, Callable[[Problem], Task]] = {
+        "train": _train,
+        "time-to-loss": _train,
+        "forward": _forward,
+        "backward": _backward,
+        "sample": _sample,
+        "step": _step,
+        "gemm": _gemm,
+    }
+    made = {NAME: make[problem.case.suite](problem)}
+    if problem.case.suite == "step":
+        made[FROM_PYTHON] = _python_step(problem)
+    if problem.case.suite == "sample":
+        made[HALF] = _sample(problem, bfloat16=True)
+    return made
+
+
+def _network(problem: Problem) -> Any:
+    rnn = network_of(problem.network)
+    rnn.load_parameters(problem.parameters)
+    return rnn
+
+
+def _rounded(problem: Problem) -> Any:
+    """The network whose weights are those that sampling with bfloat16 reads."""
+    rnn = network_of(problem.network)
+    rnn.load_parameters({name: read_as_bfloat16(name, p) for name, p in problem.parameters.items()})
+    return rnn
+
+
+def _train(problem: Problem) -> Task:
+    case = problem.network
+    rnn = _network(problem)
+    optimizer = optim.Adam(rnn, lr=LEARNING_RATE)
+    data = batches(problem.arrays["ids"], case.batch, case.seq_len)
+    state = rnn.zero_state(case.batch)
+
+    def run() -> float:
+        x, y = next(data)
+        loss: float = rnn._core.train_step(
+            x, y, state, optimizer._core, LEARNING_RATE, CLIP_NORM, math.inf, "mean"
+        )[0]
+        return loss
+
+    def evaluate() -> float:
+        x, y = validation_batch(problem.arrays["validation"])
+        total, count = rnn._core.evaluate(x, y, rnn.zero_state(x.shape[1]))
+        return float(total / count)
+
+    return Task(
+        lambda: {"losses": np.array([run() for _ in range(CHECKED_STEPS)])}, run, 1, evaluate
+    )
+
+
+def _forward(problem: Problem) -> Task:
+    rnn, tokens = _network(problem), problem.arrays["tokens"]
+
+    def run() -> Array:
+        y: Array = rnn.forward(tokens, keep=False)[0]
+        return y
+
+    return Task(lambda: {"y": run()}, run)
+
+
+def _backward(problem: Problem) -> Task:
+    rnn, tokens, dy = _network(problem), problem.arrays["tokens"], problem.arrays["dy"]
+    rnn.forward(tokens)
+
+    def run() -> Outputs:
+        gradients: Outputs = rnn.backward(dy)[2]
+        return gradients
+
+    return Task(run, run)
+
+
+def _sample(problem: Problem, bfloat16: bool = False) -> Task:
+    case = problem.network
+    rnn, tokens = _network(problem), problem.arrays["tokens"]
+    # Arithmetic is that of float32: with bfloat16 the draws are those of the rounded weights.
+    same = _rounded(problem) if bfloat16 else rnn
+    first = np.ascontiguousarray(tokens[0])
+    seeds = np.arange(case.batch, dtype=np.uint64)
+    state = rnn.zero_state(case.batch)
+
+    def check() -> Outputs:
+        # What is timed draws the characters too. Greedy draws must be what the logits say, which
+        # themselves are compared with the other sides'.
+        drawn = rnn._core.sample(
+            8, first, rnn.zero_state(case.batch), seeds, 0, 0.0, 0, 1.0, bfloat16
+        )
+        fed = np.concatenate((first[None], drawn[:-1]))
+        if not np.array_equal(same.forward(fed)[0].argmax(-1), drawn):
+            raise BenchError(f"{case.label}: sampling and forward of the kernels disagree")
+        return {"logits": rnn.forward(tokens)[0]}
+
+    def run() -> Array:
+        drawn: Array = rnn._core.sample(case.seq_len, first, state, seeds, 0, 1.0, 0, 1.0, bfloat16)
+        return drawn
+
+    return Task(check, run, case.seq_len * case.batch)
+
+
+def _step(problem: Problem) -> Task:
+    case = problem.network
+    rnn, x = _network(problem), problem.arrays["x"]
+    state = rnn.zero_state(case.batch)
+
+    def check() -> Outputs:
+        # The steps that are timed must be those that Python sees: the same states from one input.
+        stepped = rnn.zero_state(case.batch)
+        _core.time_steps(rnn._core, x[0], stepped, CHECKED_STEPS)
+        for _ in range(CHECKED_STEPS):
+            rnn.step(x[0])
+        seen = rnn._carried
+        rnn.reset()
+        if not np.array_equal(stepped, seen):
+            raise BenchError(f"{case.label}: steps from C++ and from Python disagree")
+        return {"y": rnn.forward(x, keep=False)[0]}
+
+    return Task(check, lambda: _core.time_steps(rnn._core, x[0], state, case.seq_len), case.seq_len)
+
+
+def _python_step(problem: Problem) -> Task:
+    rnn, x = _network(problem), problem.arrays["x"]
+
+    def check() -> Outputs:
+        return {"y": np.stack([rnn.step(row) for row in x])}
+
+    def run() -> None:
+        for row in x:
+            rnn.step(row)
+
+    return Task(check, run, len(x))
+
+
+def _gemm(problem: Problem) -> Task:
+    a, b = problem.arrays["a"], problem.arrays["b"]
+    return Task(lambda: {"c": _core.gemm(a, b)}, lambda: _core.gemm(a, b))
