@@ -11,9 +11,8 @@ machine whose speed drifts treats them alike; the median over the repeats and th
 - two independent models with one thread each, on two Python threads, against one of them alone;
 - training in float64: FLOP/s as a share of what fused multiply-adds that touch no memory reach.
 
-A step is embedding to optimizer (Adam), as in training.py. Every block begins with
-`set_num_threads`, after which the package knows nothing of what else runs: finding it out is
-part of the time.
+A step is embedding to optimizer (Adam). Every block begins with `set_num_threads`, after which the
+package knows nothing of what else runs: finding it out is part of the time.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -37,6 +35,7 @@ import numpy as np
 
 import charrnn_fast as cf
 from charrnn_fast import _core
+from charrnn_fast.bench import machine
 
 Case = tuple[str, int, int, int, int]  # cell, batch, seq_len, hidden_size, num_layers
 # by streams and, where these are few, by units, with a barrier per step
@@ -143,13 +142,6 @@ def share_of_peak(case: Case, repeats: int, seconds: float) -> list[float]:
     ]
 
 
-def processor_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -160,12 +152,7 @@ def main() -> None:
     args = parser.parse_args()
     processors = sorted(os.sched_getaffinity(0))
     every = len(processors)
-    machine = {
-        **cf.build_info(),
-        "processor": processor_name(),
-        "processors": every,
-        "numpy": np.__version__,
-    }
+    facts = machine.facts()
     rows: list[dict[str, Any]] = []
 
     def report(what: str, case: Case, goal: float | None, ratios: list[float]) -> None:
@@ -177,7 +164,7 @@ def main() -> None:
             f"| {what} | {name} | {middle:.2f} | {low:.2f} to {high:.2f} | {wanted} |", flush=True
         )
 
-    print(f"# {machine}")
+    print(f"# {facts}")
     print("| speed | cell, B, T, H, L | median | range | goal |")
     print("| --- | --- | --- | --- | --- |", flush=True)
     places = {"on the first": processors[0], "on the last": processors[-1], "on any": None}
@@ -201,7 +188,7 @@ def main() -> None:
         ratios = share_of_peak(case, args.repeats, args.seconds)
         report("float64, share of its peak", case, 0.7, ratios)
     if args.json:
-        args.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -70,7 +70,8 @@ void Crowding::add(int parts, const Run& run, std::int64_t now) {
   // One thread by itself would have done as much.
   const bool one_will_do = worked_ / wall_ < 0.95;
   // A quarter of a thread is lost to this and that on an idle machine too.
-  const double fewer = one_will_do ? 1 : std::max(1.0, std::floor(threads - lost + 0.25));
+  double fewer = std::max(1.0, std::floor(threads - lost + 0.25));
+  if (one_will_do && fewer >= threads) fewer = 1;
   // How long fewer would take if they lost nothing; of equals, the smaller team is the better.
   const double takes = (1 - most_lost) * threads / fewer;
   if (fewer < threads && (one_will_do || takes < 1.02)) {

@@ -93,13 +93,14 @@ void check_cell(const std::string& cell, int threads) {
   const SequenceInput<T> step{1, B, inputs.data(), nullptr}, step_x{1, B, nullptr, x.data()};
   check("step", [&] { model.step(step, state.data(), y.data()); });
   check("step of vectors", [&] { model.step(step_x, state.data(), y.data()); });
-  const auto sample = [&](const SamplingOptions& o) {
-    model.sample(steps, B, inputs.data(), state.data(), seeds.data(), 0, o, drawn.data());
+  const auto sample = [&](const SamplingOptions& o, Storage storage = Storage::full) {
+    model.sample(steps, B, inputs.data(), state.data(), seeds.data(), 0, o, drawn.data(), storage);
   };
   check("sample", [&] { sample({1, 0, 1}); });
   check("sample by top_k", [&] { sample({0.8, 4, 1}); });
   check("sample by top_p", [&] { sample({0.8, 0, 0.9}); });
   check("sample of the likeliest", [&] { sample({0, 0, 1}); });
+  if (sizeof(T) == 4) check("sample by bfloat16", [&] { sample({1, 0, 1}, Storage::bfloat16); });
   check("forward and backward", [&] {
     for (const SequenceInput<T>& in : {tokens, dense}) {
       model.forward(in, state.data(), true, y.data(), state_n.data());

@@ -8,6 +8,7 @@
 // and, for the loss and the functions, against long double.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
 #include <string>
@@ -384,6 +385,54 @@ void check_networks(CellList<C...>) {
   (check_network<C, T>(), ...);
 }
 
+// The nearest number whose last 16 bits are zero, of two the one with an even last bit.
+float rounded_to_bfloat16(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  bits += 0x7fff + (bits >> 16 & 1);
+  bits &= 0xffff0000;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// Weights stored as bfloat16 give what rounded weights give. Biases are not rounded, nor are the
+// input weights of layer 0 where tokens pick their rows.
+void check_bfloat16(const char* cell) {
+  for (const Case& c :
+       {Case{5, 23, 6, 33, 7, 2, true, Bias::both}, Case{3, 4, 19, 50, 20, 2, false, Bias::both},
+        Case{2, 1, 5, 1, 40, 1, false, Bias::none}}) {
+    const Problem<float> problem(cell, c);
+    const Network<float>& n = problem.network;
+    const Index rows = c.seq_len * c.batch;
+    std::vector<float> rounded = problem.parameters;
+    for (const Parameter& p : n.parameters())
+      if (p.cols > 0 && !(c.tokens && p.name == "weight_ih_l0"))
+        for (Index i = 0; i < p.elements(); ++i) {
+          float& x = rounded[static_cast<std::size_t>(p.offset + i)];
+          x = rounded_to_bfloat16(x);
+        }
+    const auto run = [&](const std::vector<float>& parameters, Storage storage) {
+      PackedCopies<float> packed(n, parameters.data());
+      const PackedWeights<float> weights{packed.get(Packing::forward, storage),
+                                         packed.get(Packing::forward_dense, storage), storage};
+      AlignedBuffer<float> tape;
+      tape.reserve(n.tape_elements(problem.in, false));
+      std::vector<float> results(problem.state_0.size() + problem.dy.size());
+      n.forward(parameters.data(), weights, problem.in, problem.state_0.data(), false, tape.get(),
+                results.data());
+      n.decode(parameters.data(), packed.get(Packing::decoder, storage),
+               n.hidden(problem.in, false, tape.get()), rows,
+               results.data() + problem.state_0.size(), storage);
+      return results;
+    };
+    for (const int threads : {1, 3}) {
+      set_num_threads(threads);
+      CHECK(same_bits(run(problem.parameters, Storage::bfloat16), run(rounded, Storage::full)),
+            "%s, H %d, %d threads", cell, static_cast<int>(c.hidden_size), threads);
+    }
+  }
+}
+
 template <class T>
 void check_products() {
   for (const Index rows : {1, 2, 5, 6, 7, 13, 24, 25})
@@ -688,6 +737,8 @@ int main() {
         "philox");
   check_all<float>();
   check_all<double>();
+  for (int i = 0; i < kernels<float>().num_cells; ++i)
+    check_bfloat16(kernels<float>().cells[i].name);
   check_ulps();
   return report();
 }

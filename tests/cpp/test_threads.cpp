@@ -186,6 +186,7 @@ void check_crowding() {
            {2, 0.8, 0, 0.85, 1, "the same between barriers"},
            {2, 0.3, 0.3, 0.6, 1, "a program that wanders between the two"},
            {2, 0.25, 0.25, 1, 2, "a quota of one and a half processors"},
+           {2, 0.1, 0.1, 0.5, 1, "waiting for one another"},
            {16, 0.5, 0, 1, 15, "one of sixteen"},
            {16, 0.02, 0.02, 0.75, 16, "shares of different size"},
            {8, 0.75, 0.75, 1, 2, "eight threads on two processors"},

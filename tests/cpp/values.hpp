@@ -47,10 +47,11 @@ class PackedCopies {
  public:
   PackedCopies(const Network<T>& network, const T* parameters)
       : network_(network), parameters_(parameters) {}
-  const T* operator[](Packing packing) {
+  const T* operator[](Packing packing) { return get(packing, Storage::full); }
+  const T* get(Packing packing, Storage storage) {
     AlignedBuffer<T>& to = copies_[static_cast<int>(packing)];
-    to.reserve(network_.packed_elements(packing));
-    network_.pack(packing, parameters_, to.get());
+    to.reserve(network_.packed_elements(packing, storage));
+    network_.pack(packing, parameters_, to.get(), storage);
     return to.get();
   }
 
