@@ -53,6 +53,21 @@ def test_threads(unit: str, tokens: bool, dtype: str) -> None:
 
 
 @pytest.mark.usefixtures("threads")
+def test_threads_in_the_loss_of_many_rows() -> None:
+    """Blocks of logits share one memory, and the last, smaller one is shared out otherwise."""
+    net = cf.RNN(28, 8, 28, cell="lstm")
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 28, (735, 1)).astype(np.int32)
+    targets = rng.integers(0, 28, (735, 1)).astype(np.int32)
+    cf.set_num_threads(1)
+    expected = net._core.evaluate(tokens, targets, net.zero_state(1))
+    for threads in (2, 3, 5):
+        cf.set_num_threads(threads)
+        for _ in range(100):
+            assert net._core.evaluate(tokens, targets, net.zero_state(1)) == expected
+
+
+@pytest.mark.usefixtures("threads")
 def test_threads_in_losses_clipping_and_updates() -> None:
     case = Case("lstm", input_size=64, hidden_size=192, output_size=300, batch=40)
     rng = np.random.default_rng(0)

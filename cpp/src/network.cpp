@@ -615,7 +615,8 @@ void Network<T>::head(const T* parameters, const T* h, const Token* targets, Ind
                                           dh ? logits : nullptr, stride, losses + first},
                       mine);
       if (dh) decode_rows_backward(parameters, logits, stride, mine, dh + first * H);
-      if (dh || by_columns) team.wait();
+      // The next block's logits take the place of these, and others may have other rows of it.
+      team.wait();
       if (!dh) continue;
       k.gemm_tn(GemmTnArgs<T>{logits,
                               stride,
