@@ -69,6 +69,25 @@ py::array_t<T> new_array(const Shape& shape) {
   return py::array_t<T>(shape);
 }
 
+// [S, L*D, B, H]; with a projection, where h is narrower than c, flat: all h, then all c.
+template <class T>
+Shape state_shape(const Model<T>& model, Index batch) {
+  const Network<T>& n = model.network();
+  const NetworkShape& s = n.shape();
+  if (s.proj_size > 0) return {n.state_elements(batch)};
+  return {n.num_states(), s.num_layers * n.directions(), batch, s.hidden_size};
+}
+
+// The masks' seed of a call: an integer, or None where nothing is drawn.
+struct MaskSeed {
+  std::uint64_t seed = 0;
+  bool given = false;
+  explicit MaskSeed(const py::object& object) : given(!object.is_none()) {
+    if (given) seed = object.cast<std::uint64_t>();
+  }
+  const std::uint64_t* get() const { return given ? &seed : nullptr; }
+};
+
 // A parameter's (or its gradient's, or its slot's) array within flat memory that `base` owns.
 template <class T>
 py::array parameter_view(const Parameter& p, T* flat, const py::handle& base, bool writable) {

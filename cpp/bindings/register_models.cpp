@@ -16,9 +16,9 @@ Bias bias_named(const std::string& name) {
 }
 
 template <class T>
-Shape state_shape(const Model<T>& model, Index batch) {
-  const NetworkShape& s = model.network().shape();
-  return {model.network().num_states(), s.num_layers, batch, s.hidden_size};
+void check_step(const Model<T>& model) {
+  if (model.network().directions() > 1)
+    throw py::value_error("a bidirectional network reads whole sequences: it has no step");
 }
 
 // x [T, B, I] or tokens [T, B]; of one step: x [B, I] or tokens [B].
@@ -49,8 +49,13 @@ SequenceInput<T> token_sequence(const py::object& inputs) {
 }
 
 template <class T>
-py::tuple forward(Model<T>& model, const py::object& x, const py::object& state, bool keep) {
+py::tuple forward(Model<T>& model, const py::object& x, const py::object& state, bool keep,
+                  const py::object& lengths, const py::object& mask_seed) {
   const SequenceInput<T> in = sequence(model, x, false);
+  const MaskSeed seed(mask_seed);
+  typename Model<T>::Batch batch{in.seq_len, in.batch, in.tokens, in.x};
+  batch.mask_seed = seed.get();
+  if (!lengths.is_none()) batch.lengths = input<Index>(lengths, "lengths", {in.batch});
   const Shape states = state_shape(model, in.batch);
   const T* state_0 = state.is_none() ? nullptr : input<T>(state, "state", states);
   auto y = new_array<T>({in.seq_len, in.batch, model.output_size()});
@@ -58,7 +63,7 @@ py::tuple forward(Model<T>& model, const py::object& x, const py::object& state,
   {
     T *py = y.mutable_data(), *ps = state_n.mutable_data();
     py::gil_scoped_release release;
-    model.forward(in, state_0, keep, py, ps);
+    model.forward(batch, state_0, keep, py, ps);
   }
   return py::make_tuple(y, state_n);
 }
@@ -77,7 +82,8 @@ py::tuple backward(Model<T>& model, const py::object& dy, const py::object& dsta
         "backward belongs to the last forward, and there is none to go back from");
   const Network<T>& network = model.network();
   const Index steps = kept.seq_len, batch = kept.batch;
-  const T* dy_data = input<T>(dy, "dy", {steps, batch, model.output_size()});
+  const T* dy_data =
+      dy.is_none() ? nullptr : input<T>(dy, "dy", {steps, batch, model.output_size()});
   const Shape states = state_shape(model, batch);
   const T* dstate_n = dstate.is_none() ? nullptr : input<T>(dstate, "dstate", states);
   auto dstate_0 = new_array<T>(states);
@@ -106,6 +112,7 @@ py::tuple backward(Model<T>& model, const py::object& dy, const py::object& dsta
 
 template <class T>
 py::array_t<T> step(Model<T>& model, const py::object& x, const py::object& state) {
+  check_step(model);
   const SequenceInput<T> in = sequence(model, x, true);
   T* const state_data = output<T>(state, "state", state_shape(model, in.batch));
   auto y = new_array<T>({in.batch, model.output_size()});
@@ -133,6 +140,7 @@ py::object step_plain(Model<T>& model, const py::object& x, const py::object& st
   const auto* in = plain_array<T>(x, plain);
   const auto* carried = plain_array<T>(state, plain | npy_api::NPY_ARRAY_WRITEABLE_);
   const NetworkShape& shape = model.network().shape();
+  if (model.network().directions() > 1) return py::none();
   if (!in || !carried || in->nd < 1 || in->nd > 2 || carried->nd != 4 ||
       in->dimensions[in->nd - 1] != shape.input_size)
     return py::none();
@@ -151,6 +159,7 @@ py::object step_plain(Model<T>& model, const py::object& x, const py::object& st
 template <class T>
 std::pair<double, Index> evaluate(Model<T>& model, const py::object& inputs,
                                   const py::object& targets, const py::object& state) {
+  check_step(model);
   const SequenceInput<T> in = token_sequence<T>(inputs);
   const Token* target_data = input<Token>(targets, "targets", {in.seq_len, in.batch});
   T* const state_data = output<T>(state, "state", state_shape(model, in.batch));
@@ -180,17 +189,39 @@ py::array_t<Token> sample(Model<T>& model, Index length, const py::object& token
   return drawn;
 }
 
+double rate(const py::dict& rates, const char* name) {
+  return rates.contains(name) ? rates[name].cast<double>() : 0.0;
+}
+
+Regularization regularization(const py::dict& rates) {
+  Regularization r;
+  r.input_dropout = rate(rates, "input_dropout");
+  r.dropout = rate(rates, "dropout");
+  r.output_dropout = rate(rates, "output_dropout");
+  r.recurrent_dropout = rate(rates, "recurrent_dropout");
+  r.variational = rates.contains("variational") && rates["variational"].cast<bool>();
+  r.weight_drop = rate(rates, "weight_drop");
+  r.zoneout[0] = rate(rates, "zoneout_h");
+  r.zoneout[1] = rate(rates, "zoneout_c");
+  return r;
+}
+
 template <class T>
 void register_model(py::module_& m, const char* name) {
   using M = Model<T>;
   py::class_<M, std::shared_ptr<M>>(m, name)
       .def(py::init([](const std::string& cell, Index input_size, Index hidden_size,
-                       Index output_size, Index num_layers, const std::string& bias) {
-             return std::make_shared<M>(NetworkShape{cell, input_size, hidden_size, output_size,
-                                                     num_layers, bias_named(bias)});
+                       Index output_size, Index num_layers, const std::string& bias,
+                       bool bidirectional, Index proj_size, bool layer_norm,
+                       const py::dict& rates) {
+             return std::make_shared<M>(NetworkShape{
+                 cell, input_size, hidden_size, output_size, num_layers, bias_named(bias),
+                 bidirectional, proj_size, layer_norm, regularization(rates)});
            }),
            py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("output_size"),
-           py::arg("num_layers"), py::arg("bias"))
+           py::arg("num_layers"), py::arg("bias"), py::arg("bidirectional") = false,
+           py::arg("proj_size") = 0, py::arg("layer_norm") = false,
+           py::arg("regularization") = py::dict())
       .def_property_readonly("num_states",
                              [](const M& self) { return self.network().num_states(); })
       .def_property_readonly("num_parameters",
@@ -228,7 +259,11 @@ void register_model(py::module_& m, const char* name) {
             self.change_parameters([&](T* flat) { copy_parameter(p, view, flat); });
           },
           py::arg("name"), py::arg("value"))
-      .def("forward", &forward<T>, py::arg("x"), py::arg("state"), py::arg("keep"))
+      .def("state_shape",
+           [](const M& self, Index batch) { return py::tuple(py::cast(state_shape(self, batch))); },
+           py::arg("batch"))
+      .def("forward", &forward<T>, py::arg("x"), py::arg("state"), py::arg("keep"),
+           py::arg("lengths") = py::none(), py::arg("mask_seed") = py::none())
       .def("backward", &backward<T>, py::arg("dy"), py::arg("dstate"))
       .def("step", &step<T>, py::arg("x"), py::arg("state"))
       .def("step_plain", &step_plain<T>)

@@ -75,7 +75,7 @@ std::pair<double, double> train_step(Model<T>& model, const py::object& inputs,
                                      const py::object& targets, const py::object& state,
                                      BoundOptimizer<T>& optimizer, double learning_rate,
                                      double clip_norm, double clip_value,
-                                     const std::string& reduction) {
+                                     const std::string& reduction, const py::object& mask_seed) {
   const py::array tokens = checked_array<Token>(inputs, "inputs");
   if (tokens.ndim() != 2 || tokens.shape(1) < 1)
     throw py::value_error("inputs has shape " + text(shape_of(tokens)) +
@@ -84,12 +84,12 @@ std::pair<double, double> train_step(Model<T>& model, const py::object& inputs,
     throw py::value_error("reduction is '" + reduction + "', it takes 'mean' or 'sum'");
   if (optimizer.model.get() != &model)
     throw py::value_error("optimizer was made for another network");
-  const SequenceInput<T> in{tokens.shape(0), tokens.shape(1),
-                            static_cast<const Token*>(tokens.data()), nullptr};
+  const MaskSeed seed(mask_seed);
+  SequenceInput<T> in{tokens.shape(0), tokens.shape(1), static_cast<const Token*>(tokens.data()),
+                      nullptr};
+  in.mask_seed = seed.get();
   const Token* target_data = input<Token>(targets, "targets", {in.seq_len, in.batch});
-  const NetworkShape& s = model.network().shape();
-  T* const state_data = output<T>(
-      state, "state", {model.network().num_states(), s.num_layers, in.batch, s.hidden_size});
+  T* const state_data = output<T>(state, "state", state_shape(model, in.batch));
   py::gil_scoped_release release;
   const auto result =
       model.train_step(in, target_data, state_data, optimizer.optimizer,
@@ -146,7 +146,8 @@ void register_optimizer(py::module_& m, const char* name, const char* model_name
   model.attr("train_step") = py::cpp_function(
       &train_step<T>, py::name("train_step"), py::is_method(model), py::arg("inputs"),
       py::arg("targets"), py::arg("state"), py::arg("optimizer"), py::arg("learning_rate"),
-      py::arg("clip_norm"), py::arg("clip_value"), py::arg("reduction"));
+      py::arg("clip_norm"), py::arg("clip_value"), py::arg("reduction"),
+      py::arg("mask_seed") = py::none());
 }
 
 }  // namespace

@@ -44,14 +44,13 @@ __global__ void pointwise_forward(PointwiseForward<Cell, T> p) {
   ThreadValues<G, T> gates;
   ThreadValues<split, T> gx;
   ThreadValues<Cell::num_params, T> params;
-  ThreadValues<Cell::num_masks, T> masks;
   ThreadValues<Cell::num_states, T> prev, next;
   ThreadValues<Cell::num_saved, T> saved;
   for (int g = 0; g < G; ++g) gates.v[g] = p.gates[(row * G + g) * H + unit];
   for (int g = 0; g < split; ++g) gx.v[g] = p.gx[(row * G + summed + g) * H + unit];
   for (int i = 0; i < Cell::num_params; ++i) params.v[i] = p.params[i * H + unit];
   for (int s = 0; s < Cell::num_states; ++s) prev.v[s] = p.prev[s][row * H + unit];
-  Cell::forward(CellForward<T>{gates.v, gx.v, params.v, masks.v, prev.v, next.v, saved.v});
+  Cell::forward(CellForward<T>{gates.v, gx.v, params.v, prev.v, next.v, saved.v});
   for (int s = 0; s < Cell::num_states; ++s) p.next[s][row * H + unit] = next.v[s];
   if (p.saved)
     for (int i = 0; i < Cell::num_saved; ++i)
@@ -66,7 +65,6 @@ __global__ void pointwise_backward(PointwiseBackward<Cell, T> p) {
   if (unit >= H) return;
   ThreadValues<Cell::num_saved, T> saved;
   ThreadValues<P, T> params, dparams;
-  ThreadValues<Cell::num_masks, T> masks;
   ThreadValues<Cell::num_states, T> prev, next, dnext, dprev;
   ThreadValues<G, T> dgates;
   ThreadValues<split, T> dgx;
@@ -78,7 +76,7 @@ __global__ void pointwise_backward(PointwiseBackward<Cell, T> p) {
     next.v[s] = p.next[s][row * H + unit];
     dnext.v[s] = p.dstates[s][row * H + unit];
   }
-  Cell::backward(CellBackward<T>{saved.v, params.v, masks.v, prev.v, next.v, dnext.v, dgates.v,
+  Cell::backward(CellBackward<T>{saved.v, params.v, prev.v, next.v, dnext.v, dgates.v,
                                  dgx.v, dparams.v, dprev.v});
   T* out = p.dgates + row * (G + split + P) * H + unit;
   for (int g = 0; g < G; ++g, out += H) *out = dgates.v[g];

@@ -40,9 +40,10 @@ def real(
     above: float = -math.inf,
     least: float = -math.inf,
     most: float = math.inf,
+    below: float = math.inf,
 ) -> float:
     """value as a finite float in the bounds; TypeError for anything that is no number."""
-    limits = ((above, "above"), (least, "at least"), (most, "at most"))
+    limits = ((above, "above"), (least, "at least"), (most, "at most"), (below, "below"))
     takes = ", ".join(["finite", *(f"{word} {x:g}" for x, word in limits if math.isfinite(x))])
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):
         raise TypeError(f"{name} must be a number ({takes}), got {value!r}")
@@ -50,7 +51,7 @@ def real(
         number = float(value)
     except OverflowError:  # an integer beyond the largest float
         number = math.inf
-    if not (math.isfinite(number) and above < number and least <= number <= most):
+    if not (math.isfinite(number) and above < number < below and least <= number <= most):
         raise ValueError(f"{name} must be {takes}, got {number}")
     return number
 

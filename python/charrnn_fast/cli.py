@@ -17,6 +17,7 @@ from . import build_info, checkpoint, demo, get_num_threads, set_num_threads
 from ._checks import LARGEST, LARGEST_SEED, integer, real
 from .corpus import Corpus
 from .model import CharLM
+from .rnn import _zoneout
 from .trainer import Evaluation, Trainer
 from .vocabulary import Vocabulary
 
@@ -29,7 +30,21 @@ _BROKEN_PIPE = 141  # and SIGPIPE
 
 # Options of `train` that shape the model and its training. They have no defaults in the parser,
 # so that --resume can tell what was asked for from what was left open.
-_MODEL_DEFAULTS: dict[str, Any] = {"cell": "lstm", "hidden_size": 128, "num_layers": 2, "seed": 0}
+_MODEL_DEFAULTS: dict[str, Any] = {
+    "cell": "lstm",
+    "hidden_size": 128,
+    "num_layers": 2,
+    "seed": 0,
+    "proj_size": 0,
+    "layer_norm": False,
+    "dropout": 0.0,
+    "input_dropout": 0.0,
+    "output_dropout": 0.0,
+    "recurrent_dropout": 0.0,
+    "variational": False,
+    "weight_drop": 0.0,
+    "zoneout": 0.0,
+}
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "batch_size": 50,
     "seq_len": 50,
@@ -38,7 +53,9 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "lr_decay": 0.97,
     "lr_decay_after": 10,
     "clip_norm": 5.0,
+    "mask_seed": 0,
 }
+_RATES = ("dropout", "input_dropout", "output_dropout", "recurrent_dropout", "weight_drop")
 _EPOCHS = 20
 
 
@@ -236,6 +253,8 @@ def _stored_model(options: argparse.Namespace) -> CharLM:
     model = CharLM.load(options.output)
     for name in _MODEL_DEFAULTS:
         asked, stored = getattr(options, name), model._config[name]
+        if name == "zoneout" and isinstance(asked, float):
+            asked = list(_zoneout(asked, model.rnn.cell, model.rnn.proj_size))
         if asked not in (None, stored):
             raise ValueError(
                 f"{_flag(name)} is {asked}, but {options.output} was trained with {stored}"
@@ -287,10 +306,20 @@ def _describe(trainer: Trainer, corpus: Corpus, steps: int) -> None:
 def _model_line(model: CharLM) -> str:
     config = model._config
     layers = f"{config['num_layers']} layer{'s' * (config['num_layers'] > 1)}"
-    return (
-        f"{config['cell']}, {layers} of {config['hidden_size']}, {config['dtype']}: "
-        f"{model.num_parameters:,} parameters"
-    )
+    shape = f"{config['cell']}, {layers} of {config['hidden_size']}"
+    if config["proj_size"]:
+        shape += f" projected to {config['proj_size']}"
+    if config["layer_norm"]:
+        shape += ", normalised"
+    left_out = [
+        f"{name.replace('_', ' ')} {config[name]:g}" for name in _RATES if config[name]
+    ]
+    if any(config["zoneout"]):
+        left_out.append("zoneout " + ", ".join(f"{rate:g}" for rate in config["zoneout"]))
+    if left_out and config["variational"]:
+        left_out.append("variational")
+    noise = f"; in training {', '.join(left_out)}" if left_out else ""
+    return f"{shape}, {config['dtype']}: {model.num_parameters:,} parameters{noise}"
 
 
 def _vocabulary_line(vocabulary: Vocabulary) -> str:
@@ -364,6 +393,13 @@ def _number(**bounds: float) -> Callable[[str], float]:
     return convert
 
 
+def _zoneout_rates(text: str) -> float | list[float]:
+    rates = [_number(least=0, below=1)(part) for part in text.split(",")]
+    if len(rates) > 2:
+        raise argparse.ArgumentTypeError(f"takes one rate or two, got {text!r}")
+    return rates[0] if len(rates) == 1 else rates
+
+
 def _norm(text: str) -> float:
     return math.inf if text == "inf" else _number(above=0)(text)
 
@@ -406,7 +442,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="train on the source of Python's standard library for about a minute",
     )
-    train.add_argument("--cell", choices=("rnn", "gru", "lstm"), help="default: lstm")
+    train.add_argument(
+        "--cell",
+        choices=("rnn", "gru", "lstm", "peephole_lstm", "coupled_lstm"),
+        help="default: lstm",
+    )
     for flag, name, about in (
         ("--hidden-size", "H", "units in each layer (default: 128)"),
         ("--num-layers", "L", "layers (default: 2)"),
@@ -450,6 +490,47 @@ def _parser() -> argparse.ArgumentParser:
         type=_integer(0, LARGEST_SEED),
         metavar="N",
         help="of the initial weights (default: 0)",
+    )
+    train.add_argument(
+        "--proj-size",
+        type=_integer(0),
+        metavar="P",
+        help="features that an LSTM's h is projected to (default: 0, none)",
+    )
+    train.add_argument(
+        "--layer-norm", action="store_const", const=True, help="normalise the gates' sums"
+    )
+    for flag, about in (
+        ("--dropout", "of what the layers above the first read"),
+        ("--input-dropout", "of what the first layer reads: whole characters"),
+        ("--output-dropout", "of what the top layer gives"),
+        ("--recurrent-dropout", "of a layer's own h of the step before"),
+        ("--weight-drop", "of the recurrent weights"),
+    ):
+        train.add_argument(
+            flag,
+            type=_number(least=0, below=1),
+            metavar="P",
+            help=f"share left out in training, {about} (default: 0)",
+        )
+    train.add_argument(
+        "--variational",
+        action="store_const",
+        const=True,
+        help="leave out the same at all steps between two updates",
+    )
+    train.add_argument(
+        "--zoneout",
+        type=_zoneout_rates,
+        metavar="P[,P]",
+        help="share of the units that keep their value in training, of h and of an LSTM's c "
+        "(default: 0)",
+    )
+    train.add_argument(
+        "--mask-seed",
+        type=_integer(0, LARGEST_SEED),
+        metavar="N",
+        help="of what is left out (default: 0)",
     )
     train.add_argument(
         "--bytes", action="store_true", help="model the 256 bytes instead of the characters"

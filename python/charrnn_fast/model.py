@@ -26,7 +26,8 @@ class CharLM:
     """Predicts the next character (or byte) of a text from all that came before.
 
     The network's inputs are ids of the vocabulary and its outputs the logits of the next id. The
-    names are the field's: cell "rnn", "gru" or "lstm"; see `RNN` for every keyword. `rnn` is the
+    names are the field's: cell "rnn", "gru", "lstm" or one of its variants; see `RNN` for every
+    keyword. `rnn` is the
     network, for whoever wants to go below the text.
     """
 
@@ -47,18 +48,31 @@ class CharLM:
         nonlinearity: str = "tanh",
         bias: bool | str = True,
         forget_bias: float | None = 1.0,
-        dropout: float = 0.0,
         bidirectional: bool = False,
         proj_size: int = 0,
+        layer_norm: bool = False,
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        output_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        variational: bool = False,
+        weight_drop: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
         device: str = "cpu",
     ) -> None:
         """Weights are drawn from `seed`.
 
         forget_bias is the initial bias of an LSTM's forget gate (Gers et al., 2000; Jozefowicz et
-        al., 2015), None leaves it as drawn. dropout, bidirectional, proj_size and device are kept
-        for later versions, as in `RNN`. Raises ValueError for fewer than two symbols.
+        al., 2015), None leaves it as drawn. What dropout, zoneout and the like leave out is drawn
+        in training alone; `evaluate` and `sample` use the whole network. bidirectional must be
+        False: a language model cannot read what it is to write. Raises ValueError for fewer than
+        two symbols.
         """
         instance("vocabulary", vocabulary, Vocabulary, "a Vocabulary")
+        if bidirectional:
+            raise ValueError(
+                "bidirectional must be False: a language model cannot read what it is to write"
+            )
         size = len(vocabulary)
         if size < 2:
             raise ValueError(
@@ -77,9 +91,15 @@ class CharLM:
             dtype=dtype,
             seed=seed,
             forget_bias=forget_bias,
-            dropout=dropout,
-            bidirectional=bidirectional,
             proj_size=proj_size,
+            layer_norm=layer_norm,
+            dropout=dropout,
+            input_dropout=input_dropout,
+            output_dropout=output_dropout,
+            recurrent_dropout=recurrent_dropout,
+            variational=variational,
+            weight_drop=weight_drop,
+            zoneout=zoneout,
             device=device,
         )
         # What a checkpoint needs to build the same network.
@@ -92,6 +112,15 @@ class CharLM:
             "nonlinearity": self.rnn.nonlinearity,
             "bias": self.rnn.bias,
             "forget_bias": None if forget_bias is None else float(forget_bias),
+            "proj_size": self.rnn.proj_size,
+            "layer_norm": self.rnn.layer_norm,
+            "dropout": self.rnn.dropout,
+            "input_dropout": self.rnn.input_dropout,
+            "output_dropout": self.rnn.output_dropout,
+            "recurrent_dropout": self.rnn.recurrent_dropout,
+            "variational": self.rnn.variational,
+            "weight_drop": self.rnn.weight_drop,
+            "zoneout": list(self.rnn.zoneout),
         }
         self.last_seed = None
 

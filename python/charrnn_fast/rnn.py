@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,20 +14,23 @@ from ._checks import LARGEST_SEED, instance, integer, real, shown
 
 Array = NDArray[Any]
 State = Any
-"""An array [L, B, H] (rnn, gru), or a tuple (h, c) of two (lstm)."""
+"""An array h [L*D, B, R] (rnn, gru), or a tuple (h, c), c [L*D, B, H] (the LSTMs)."""
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _MOST_LAYERS = 10_000
 _DRAWN_AT_ONCE = 2**16  # weights
 _MOST_PARAMETERS = 2**40  # more is a slip; less may still exceed the memory
+_GATES = {"rnn": 1, "gru": 3, "lstm": 4, "peephole_lstm": 4, "coupled_lstm": 3}
+_FORGET_GATE = {"lstm": 1, "peephole_lstm": 1, "coupled_lstm": 0}
 _BIASES = {True: "double", "double": "double", "single": "single", False: "none", "none": "none"}
 
 
 class RNN:
     """num_layers recurrent layers on each other and, with output_size, a linear decoder.
 
-    Dimension letters: T seq_len, B batch, I input_size, H hidden_size, L num_layers, G gates
-    (1 for "rnn", 3 for "gru", 4 for "lstm"), O output_size, or H without a decoder.
+    Dimension letters: T seq_len, B batch, I input_size, H hidden_size, L num_layers, D directions
+    (2 if bidirectional), G gates (1 for "rnn", 3 for "gru" and "coupled_lstm", else 4), R width of
+    h (proj_size, or H), O output_size, or D*R without a decoder.
 
     The step of the vanilla network (Elman, 1990)::
 
@@ -36,6 +39,10 @@ class RNN:
     with h zero at first; ``bias=False`` leaves b_h and b_y out. "lstm" and "gru" are those of
     PyTorch, gate order i, f, g, o and r, z, n. Inputs are vectors of the network's dtype, or
     integer tokens 0 to I - 1, which stand for one-hot vectors and give the same bits.
+
+    Two variants of the LSTM (Greff et al., 2017): "peephole_lstm", whose gates see the cell's state
+    (i = σ(a_i + p_i c), likewise f; o = σ(a_o + p_o c')), and "coupled_lstm", which forgets what it
+    replaces (c' = f c + (1 - f) g; gate order f, g, o).
 
     Results are the same bits for any number of threads, for any company in the batch, and for
     stepping as for whole sequences.
@@ -54,19 +61,39 @@ class RNN:
         dtype: Any = "float32",
         seed: int = 0,
         forget_bias: float | None = None,
-        dropout: float = 0.0,
         bidirectional: bool = False,
         proj_size: int = 0,
+        layer_norm: bool = False,
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        output_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        variational: bool = False,
+        weight_drop: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
         device: str = "cpu",
     ) -> None:
         """Weights and biases are drawn from U(-1/sqrt(H), 1/sqrt(H)) by `seed`, as in PyTorch.
 
-        cell: "rnn", "gru" or "lstm"; nonlinearity ("tanh", "relu") is that of "rnn".
-        bias: True (PyTorch's two vectors per layer), "single" (one) or False (none).
-        dtype: "float32" or "float64". forget_bias: the sum of an LSTM's two biases of the forget
-        gate at the start (Gers et al., 2000); None leaves them as drawn.
-        dropout, bidirectional, proj_size, device: kept for later versions; they take their
-        defaults only.
+        cell: "rnn", "gru", "lstm", "peephole_lstm" or "coupled_lstm"; nonlinearity ("tanh", "relu")
+        is that of "rnn". bias: True (PyTorch's two vectors per layer), "single" (one) or False
+        (none). dtype: "float32" or "float64". forget_bias: the sum of an LSTM's two biases of the
+        forget gate at the start (Gers et al., 2000); None leaves them as drawn. device: "cpu" only.
+
+        bidirectional: each layer reads its input in both directions (Schuster and Paliwal, 1997).
+        proj_size: of the LSTMs, h = W_hr (o tanh(c)) of so many features (Sak et al., 2014).
+        layer_norm: the gates' sums become gain_ih N(W_ih x) + b_ih + gain_hh N(W_hh h) + b_hh, N
+        normalising over all gates (Ba et al., 2016; of "gru" r and z together, n by itself). c is
+        not normalised.
+
+        The others leave out at random, each at a rate in [0, 1), and only in calls that are given a
+        mask_seed, as `Trainer` gives them: input_dropout elements of x (a token as its one-hot
+        vector), dropout those of what the layers above the first read, output_dropout those of the
+        top layer's h, recurrent_dropout those of h on its way into W_hh; with variational one mask
+        for all steps of a call (Gal and Ghahramani, 2016), else one for each. weight_drop: elements
+        of W_hh, one mask per call (Merity et al., 2018). What is kept is divided by 1 - rate.
+        zoneout, a rate or a pair for h and c: keeps the unit's value of the step before (Krueger et
+        al., 2017); without mask_seed h' = rate h + (1 - rate) h'', its expectation.
         """
         input_size = integer("input_size", input_size, 1)
         hidden_size = integer("hidden_size", hidden_size, 1)
@@ -74,22 +101,38 @@ class RNN:
         seed = integer("seed", seed, 0, LARGEST_SEED)
         if output_size is not None:
             output_size = integer("output_size", output_size, 1)
-        if cell not in ("rnn", "gru", "lstm"):
-            raise ValueError(f"cell must be 'rnn', 'gru' or 'lstm', got {cell!r}")
+        if cell not in _GATES:
+            raise ValueError(f"cell must be one of {', '.join(map(repr, _GATES))}, got {cell!r}")
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
         if cell != "rnn" and nonlinearity != "tanh":
             raise ValueError(f"nonlinearity={nonlinearity!r} is for cell='rnn', got cell={cell!r}")
         if isinstance(bias, (bool, str)) is False or bias not in _BIASES:
             raise ValueError(f"bias must be True, 'single' or False, got {bias!r}")
-        for name, value, only in (
-            ("dropout", dropout, 0.0),
-            ("bidirectional", bidirectional, False),
-            ("proj_size", proj_size, 0),
-            ("device", device, "cpu"),
+        if device != "cpu":
+            raise ValueError(f"device must be 'cpu' in this version, got {device!r}")
+        for name, flag in (
+            ("bidirectional", bidirectional),
+            ("layer_norm", layer_norm),
+            ("variational", variational),
         ):
-            if value != only:
-                raise ValueError(f"{name} must be {only!r} in this version, got {value!r}")
+            if not isinstance(flag, (bool, np.bool_)):
+                raise TypeError(f"{name} must be True or False, got {flag!r}")
+        proj_size = integer("proj_size", proj_size, 0)
+        if proj_size and not cell.endswith("lstm"):
+            raise ValueError(f"proj_size={proj_size} is for LSTMs, got cell={cell!r}")
+        if proj_size >= hidden_size:
+            raise ValueError(
+                f"proj_size must be less than hidden_size={hidden_size}, got {proj_size}"
+            )
+        rates = {
+            "dropout": _rate("dropout", dropout),
+            "input_dropout": _rate("input_dropout", input_dropout),
+            "output_dropout": _rate("output_dropout", output_dropout),
+            "recurrent_dropout": _rate("recurrent_dropout", recurrent_dropout),
+            "weight_drop": _rate("weight_drop", weight_drop),
+        }
+        zoneout_h, zoneout_c = _zoneout(zoneout, cell, proj_size)
         try:
             self.dtype: np.dtype[Any] = np.dtype(dtype)
         except TypeError:
@@ -105,6 +148,16 @@ class RNN:
         self.cell = cell
         self.nonlinearity = nonlinearity
         self.bias = bias
+        self.bidirectional = bool(bidirectional)
+        self.proj_size = proj_size
+        self.layer_norm = bool(layer_norm)
+        self.dropout = rates["dropout"]
+        self.input_dropout = rates["input_dropout"]
+        self.output_dropout = rates["output_dropout"]
+        self.recurrent_dropout = rates["recurrent_dropout"]
+        self.variational = bool(variational)
+        self.weight_drop = rates["weight_drop"]
+        self.zoneout = (zoneout_h, zoneout_c)
         make: Any = _core.NetworkFloat32 if self.dtype == np.float32 else _core.NetworkFloat64
         self._carried: Array | None = None  # the state of `step`, in the kernels' layout
         weights = self._count_weights()
@@ -118,6 +171,15 @@ class RNN:
                 output_size or 0,
                 num_layers,
                 _BIASES[bias],
+                self.bidirectional,
+                proj_size,
+                self.layer_norm,
+                rates
+                | {
+                    "variational": self.variational,
+                    "zoneout_h": zoneout_h,
+                    "zoneout_c": zoneout_c,
+                },
             )
             self._initialise(seed, forget_bias)
         except MemoryError:
@@ -127,27 +189,50 @@ class RNN:
 
     def _count_weights(self) -> int:
         """The elements of all weight matrices, known before any is made."""
-        I, H, L = self.input_size, self.hidden_size, self.num_layers  # noqa: E741
-        G = {"rnn": 1, "gru": 3, "lstm": 4}[self.cell]
-        return G * H * (I + H + (L - 1) * 2 * H) + (self.output_size or 0) * H
+        H, R, D = self.hidden_size, self._width, self._directions
+        G = _GATES[self.cell]
+        inputs = self.input_size + (self.num_layers - 1) * D * R
+        layers = D * (G * H * (inputs + self.num_layers * R) + self.num_layers * self.proj_size * H)
+        return layers + (self.output_size or 0) * D * R
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def _width(self) -> int:
+        """R, the features of h."""
+        return self.proj_size or self.hidden_size
+
+    @property
+    def _has_masks(self) -> bool:
+        """Whether a mask_seed changes anything."""
+        rates = (self.dropout, self.input_dropout, self.output_dropout, self.recurrent_dropout)
+        return any((*rates, self.weight_drop, *self.zoneout))
 
     def _initialise(self, seed: int, forget_bias: float | None) -> None:
         # Philox's raw words are the same in every version of NumPy; its distributions need not be.
         words = np.random.Philox(seed)
         bound = 1 / math.sqrt(self.hidden_size)
-        H = self.hidden_size
+        H, gate = self.hidden_size, _FORGET_GATE.get(self.cell)
         if forget_bias is not None:
             forget_bias = real("forget_bias", forget_bias)
         for name, shape in self._core.parameter_shapes().items():
             value = np.empty(shape, self.dtype)
+            if name.startswith("gain_"):
+                value[:] = 1
+                self._core.set_parameter(name, value)
+                continue
             flat = value.reshape(-1)
             # In pieces: the words, and what is computed from them, take eight bytes each.
             for start in range(0, flat.size, _DRAWN_AT_ONCE):
                 piece = flat[start : start + _DRAWN_AT_ONCE]
                 raw = words.random_raw(piece.size)
                 piece[:] = ((raw >> np.uint64(11)) * (2.0**-52) - 1.0) * bound
-            if self.cell == "lstm" and forget_bias is not None and name.startswith("bias_"):
-                value[H : 2 * H] = forget_bias if name.startswith("bias_ih") else 0.0
+            if gate is not None and forget_bias is not None and name.startswith("bias_"):
+                value[gate * H : (gate + 1) * H] = (
+                    forget_bias if name.startswith("bias_ih") else 0.0
+                )
             self._core.set_parameter(name, value)
 
     def __repr__(self) -> str:
@@ -162,8 +247,10 @@ class RNN:
     def parameters(self) -> dict[str, Array]:
         """Read-only views of the parameters, by PyTorch's names and in its shapes.
 
-        weight_ih_l0 [G*H, I], weight_hh_l0 [G*H, H], bias_ih_l0 and bias_hh_l0 [G*H], and so on
-        for each layer; decoder.weight [O, H], decoder.bias [O].
+        weight_ih_l0 [G*H, I], weight_hh_l0 [G*H, R], bias_ih_l0 and bias_hh_l0 [G*H], and so on
+        for each layer (weight_ih_l1 [G*H, D*R]) and, as weight_ih_l0_reverse, for its other
+        direction; where there are such, weight_peephole_l0 [3, H] (of i, f, o), gain_ih_l0 and
+        gain_hh_l0 [G*H], weight_hr_l0 [R, H]; decoder.weight [O, D*R], decoder.bias [O].
         """
         return {name: self._core.parameter(name) for name in self._core.parameter_shapes()}
 
@@ -194,10 +281,11 @@ class RNN:
             raise ValueError(f"{name} must have shape {shape}, got {value.shape}")
 
     def _article_view(self, article: str, name: str) -> Array:
-        if self.num_layers != 1:
+        if self.num_layers != 1 or self.bidirectional:
+            kind = "a bidirectional one" if self.bidirectional else f"one of {self.num_layers}"
             raise AttributeError(
-                f"{article} names a weight of a one-layer network, this one has "
-                f"{self.num_layers} layers: see parameters()"
+                f"{article} names a weight of a one-layer network, this is {kind} "
+                f"layer(s): see parameters()"
             )
         if name not in self._core.parameter_shapes():
             raise AttributeError(f"this network has no {article} ({name})")
@@ -256,9 +344,11 @@ class RNN:
     # ---- state ----------------------------------------------------------------------------
 
     def zero_state(self, batch: int) -> Array:
-        """A zero state of `batch` rows in the kernels' layout, [S, L, B, H]; S is 2 for lstm."""
-        shape = (self._core.num_states, self.num_layers, batch, self.hidden_size)
-        return np.zeros(shape, self.dtype)
+        """A zero state of `batch` rows in the kernels' layout: all h, then (the LSTMs) all c.
+
+        [S, L*D, B, H], S 2 for the LSTMs, else 1; flat where proj_size makes h narrower than c.
+        """
+        return np.zeros(self._core.state_shape(batch), self.dtype)
 
     def reset(self) -> None:
         """Sets the state that `step` carries back to zero."""
@@ -269,24 +359,51 @@ class RNN:
         """A copy of the state that `step` carries; None where it is still zero."""
         return None if self._carried is None else self._public_state(self._carried.copy())
 
+    def _state_shapes(self, batch: int) -> list[tuple[int, int, int]]:
+        """Of h and, for the LSTMs, of c."""
+        layers = self.num_layers * self._directions
+        widths = (self._width, self.hidden_size)[: self._core.num_states]
+        return [(layers, batch, width) for width in widths]
+
+    def _batch(self, state: Array) -> int:
+        """The rows of a state in the kernels' layout."""
+        one = sum(math.prod(shape) for shape in self._state_shapes(1))
+        return int(state.size // one)
+
+    def _state_parts(self, state: Array) -> list[Array]:
+        """h and, for the LSTMs, c: views of a state in the kernels' layout."""
+        flat, parts, begin = state.reshape(-1), [], 0
+        for shape in self._state_shapes(self._batch(state)):
+            end = begin + math.prod(shape)
+            parts.append(flat[begin:end].reshape(shape))
+            begin = end
+        return parts
+
+    def _joined_state(self, parts: Sequence[Array]) -> Array:
+        """The inverse of `_state_parts`."""
+        flat: Array = np.concatenate([part.reshape(-1) for part in parts])
+        return flat.reshape(self._core.state_shape(parts[0].shape[1]))
+
     def _public_state(self, state: Array) -> State:
-        return state[0] if len(state) == 1 else (state[0], state[1])
+        parts = self._state_parts(state)
+        return parts[0] if len(parts) == 1 else (parts[0], parts[1])
 
     def _kernel_state(self, name: str, state: State, batch: int) -> Array | None:
         if state is None:
             return None
-        shape = (self.num_layers, batch, self.hidden_size)
-        if self.cell == "lstm":
+        shapes = self._state_shapes(batch)
+        if len(shapes) == 2:
             if not (isinstance(state, (tuple, list)) and len(state) == 2):
                 raise TypeError(f"{name} must be a tuple (h, c), got {type(state).__name__}")
             parts = {f"{name}[0] (h)": state[0], f"{name}[1] (c)": state[1]}
         else:
             parts = {name: state}
-        for part, value in parts.items():
+        letters = "[L*D, B, H]" if self.bidirectional else "[L, B, H]"
+        for (part, value), shape in zip(parts.items(), shapes, strict=True):
             self._check_floats(part, value)
             if value.shape != shape:
-                raise ValueError(f"{part} must have shape [L, B, H] = {shape}, got {value.shape}")
-        return np.stack(list(parts.values()))
+                raise ValueError(f"{part} must have shape {letters} = {shape}, got {value.shape}")
+        return self._joined_state(list(parts.values()))
 
     # ---- arrays in ------------------------------------------------------------------------
 
@@ -333,7 +450,8 @@ class RNN:
         """One step of the carried state: y [O] for x [I], or y [B, O] for x [B, I].
 
         x: of the network's dtype, or integer tokens: one (y [O]) or [B]. The state starts at
-        zero and is carried from call to call, until `reset`; B cannot change before that.
+        zero and is carried from call to call, until `reset`; B cannot change before that. Raises
+        ValueError for a bidirectional network, which cannot know what comes later.
         """
         if self._carried is not None:
             y: Array | None = self._core.step_plain(x, self._carried)
@@ -353,9 +471,9 @@ class RNN:
         state = self._carried
         if state is None:
             state = self.zero_state(len(x))
-        elif state.shape[2] != len(x):
+        elif self._batch(state) != len(x):
             raise ValueError(
-                f"x has a batch of {len(x)}, the carried state one of {state.shape[2]}: call "
+                f"x has a batch of {len(x)}, the carried state one of {self._batch(state)}: call "
                 "reset() first to start anew"
             )
         y = self._core.step(x, state)
@@ -365,33 +483,51 @@ class RNN:
     # ---- sequences ------------------------------------------------------------------------
 
     def forward(
-        self, x: Array, state: State = None, *, lengths: None = None, keep: bool = True
+        self,
+        x: Array,
+        state: State = None,
+        *,
+        lengths: Sequence[int] | Array | None = None,
+        keep: bool = True,
+        mask_seed: int | None = None,
     ) -> tuple[Array, State]:
         """Runs a whole sequence: y [T, B, O] and the last state.
 
         x [T, B, I] of the network's dtype, or integer tokens [T, B]. state: the initial state
-        (None: zero), an array [L, B, H], for an LSTM a tuple (h, c). keep=False leaves out what
-        `backward` needs, which takes far less memory. lengths: for later versions, None only.
-        Neither reads nor changes the state that `step` carries.
+        (None: zero), an array [L*D, B, R], for the LSTMs a tuple (h, c), c [L*D, B, H].
+
+        lengths [B], 0 to T, in any order: row b ends after lengths[b] steps. Past its end y is 0,
+        x is not read into anything (but tokens have to be tokens) and the state stays, so that the
+        last state is that of each row's end; the reverse direction begins there. What is past the
+        ends takes no time.
+
+        keep=False leaves out what `backward` needs, which takes far less memory. mask_seed, 0 to
+        2**64 - 1: the network's dropout, weight_drop and zoneout are at work, with masks drawn from
+        this number alone; None: they are not. Neither reads nor changes the state that `step`
+        carries.
         """
-        if lengths is not None:
-            raise ValueError(f"lengths must be None in this version, got {lengths!r}")
         x = self._input(x, "TB")
         if x.shape[1] == 0:
             raise ValueError("x must have a batch of 1 or more, got 0")
-        y, last = self._core.forward(x, self._kernel_state("state", state, x.shape[1]), keep)
+        if lengths is not None:
+            lengths = _lengths(lengths, *x.shape[:2])
+        if mask_seed is not None:
+            mask_seed = integer("mask_seed", mask_seed, 0, LARGEST_SEED)
+        y, last = self._core.forward(
+            x, self._kernel_state("state", state, x.shape[1]), keep, lengths, mask_seed
+        )
         self._kept_shape = y.shape if keep else None
         return y, self._public_state(last)
 
     _kept_shape: tuple[int, ...] | None = None
 
     def backward(
-        self, dy: Array, dstate: State = None
+        self, dy: Array | None, dstate: State = None
     ) -> tuple[Array | None, State, dict[str, Array]]:
         """Backpropagation through time of the last `forward`.
 
-        dy [T, B, O]: gradient of a loss by y. dstate: gradient by the last state, in the form of
-        a state (None: zero). Returns the gradients by x ([T, B, I]; None for tokens), by the
+        dy [T, B, O]: gradient of a loss by y (None: zero; it is not read past the end of a row).
+        dstate: gradient by the last state, in the form of a state (None: zero). Returns the gradients by x ([T, B, I]; None for tokens), by the
         initial state and, by name, by the parameters, all in fresh arrays. Raises RuntimeError
         where no forward has kept what this needs, and where a parameter has changed since.
         """
@@ -400,15 +536,52 @@ class RNN:
                 "backward belongs to the last forward(..., keep=True), and there is none, or "
                 "training, evaluation or a change of the parameters has come after it"
             )
-        self._check_floats("dy", dy)
-        if dy.shape != self._kept_shape:
-            raise ValueError(
-                f"dy must have the shape of y, [T, B, O] = {self._kept_shape}, got {dy.shape}"
-            )
+        if dy is not None:
+            self._check_floats("dy", dy)
+            if dy.shape != self._kept_shape:
+                raise ValueError(
+                    f"dy must have the shape of y, [T, B, O] = {self._kept_shape}, got {dy.shape}"
+                )
         dx, dstate_0, gradients = self._core.backward(
-            dy, self._kernel_state("dstate", dstate, dy.shape[1])
+            dy, self._kernel_state("dstate", dstate, self._kept_shape[1])
         )
         return dx, self._public_state(dstate_0), gradients
+
+
+def _rate(name: str, rate: float) -> float:
+    return real(name, rate, least=0, below=1)
+
+
+def _zoneout(
+    zoneout: float | tuple[float, float], cell: str, proj_size: int
+) -> tuple[float, float]:
+    """The rates of h and of c."""
+    if isinstance(zoneout, (tuple, list)):
+        if len(zoneout) != 2:
+            raise ValueError(f"zoneout must be a rate or a pair (h, c), got {zoneout!r}")
+        h, c = (_rate(f"zoneout[{i}]", rate) for i, rate in enumerate(zoneout))
+        if c and not cell.endswith("lstm"):
+            raise ValueError(f"zoneout[1] is for the c of LSTMs, got {c} with cell={cell!r}")
+    else:
+        h = _rate("zoneout", zoneout)
+        c = h if cell.endswith("lstm") else 0.0
+    if h and proj_size:
+        raise ValueError(
+            f"h cannot be zoned out behind a projection: take zoneout=(0, {c}), got {zoneout!r}"
+        )
+    return h, c
+
+
+def _lengths(lengths: Sequence[int] | Array, seq_len: int, batch: int) -> NDArray[np.int64]:
+    array = np.asarray(lengths)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"lengths must be integers, got {array.dtype}")
+    if array.shape != (batch,):
+        raise ValueError(f"lengths must have shape [B] = ({batch},), got {array.shape}")
+    for b, length in enumerate(array):
+        if not 0 <= length <= seq_len:
+            raise ValueError(f"lengths[{b}] is {length}, it takes 0 to {seq_len}")
+    return np.ascontiguousarray(array, np.int64)
 
 
 def _tokens(name: str, tokens: Array, lowest: int, end: int) -> NDArray[np.int32]:

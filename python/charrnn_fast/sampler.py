@@ -53,9 +53,11 @@ def check_weight_dtype(weight_dtype: str | None, rnn: RNN) -> None:
 def read_as_bfloat16(name: str, parameter: NDArray[Any]) -> NDArray[Any]:
     """The values of a parameter that sampling with bfloat16 weights computes with.
 
-    Matrices are rounded, but for layer 0's input weights, of which a token reads one row.
+    Matrices are rounded, but for layer 0's input weights, of which a token reads one row, and for
+    peepholes, which are vectors side by side.
     """
-    matrix = parameter.ndim == 2 and name != "weight_ih_l0"
+    whole = name == "weight_ih_l0" or name.startswith("weight_peephole")
+    matrix = parameter.ndim == 2 and not whole
     return rounded_to_bfloat16(parameter) if matrix else parameter
 
 
@@ -86,7 +88,8 @@ def _draw(
     for start in range(0, len(prime) - 1, fed):
         tokens = prime[start : min(start + fed, len(prime) - 1), None]
         _, state = network.forward(tokens, state, False)
-    state = np.ascontiguousarray(np.repeat(state, len(seeds), axis=2))
+    parts = [np.repeat(part, len(seeds), axis=1) for part in rnn._state_parts(state)]
+    state = rnn._joined_state(parts)
     last = np.full(len(seeds), prime[-1], np.int32)
     keys = np.array(seeds, np.uint64)
     for position in range(0, length, block):

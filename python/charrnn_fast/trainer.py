@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import checkpoint, optim
-from ._checks import StrPath, instance, integer, real
+from . import _core, checkpoint, optim
+from ._checks import LARGEST_SEED, StrPath, instance, integer, real
 from .corpus import Corpus, _Chunks
 from .model import CharLM, _tensor_name
 from .rnn import _tokens
@@ -81,6 +81,7 @@ class Trainer:
         sample_length: int = 200,
         checkpoint_path: StrPath | None = None,
         checkpoint_every: int | None = None,
+        mask_seed: int = 0,
     ) -> None:
         """corpus None permits `step` only; batch_size and seq_len are those of `fit`.
 
@@ -94,6 +95,10 @@ class Trainer:
         `fit` evaluates at each epoch's end, at its own end and, if given, every evaluate_every
         steps, and shows sample_length characters drawn from the model. It writes a checkpoint to
         checkpoint_path at each evaluation and every checkpoint_every steps.
+
+        mask_seed: of what a model with dropout, weight_drop or zoneout leaves out. Update n, counted
+        from 0, takes ``philox(mask_seed, n)`` for the network's mask_seed: the first two words, the
+        low one first.
 
         Raises ValueError where the corpus has another vocabulary than the model or is too short
         for one chunk, and OSError where checkpoint_path cannot be written.
@@ -115,6 +120,7 @@ class Trainer:
         self._sample_length = integer("sample_length", sample_length, 0)
         self._checkpoint_path = checkpoint_path
         self._checkpoint_every = _steps("checkpoint_every", checkpoint_every)
+        self._mask_seed = integer("mask_seed", mask_seed, 0, LARGEST_SEED)
         self._chunks = None if corpus is None else self._cut(corpus)
         if checkpoint_path is not None:
             checkpoint.check_writable(checkpoint_path)
@@ -260,7 +266,8 @@ class Trainer:
             for name in self.model.rnn.parameters():
                 tensors[_slot_name(slot, name)] = optimizer.slot(slot, name)
         if self._state is not None:
-            tensors |= {f"state.{name}": s for name, s in zip(_STATES, self._state, strict=False)}
+            parts = self.model.rnn._state_parts(self._state)
+            tensors |= {f"state.{name}": s for name, s in zip(_STATES, parts, strict=False)}
         tensors["losses"] = np.array(self.losses, np.float64)
         config["training"] = {
             "settings": self._settings(),
@@ -299,10 +306,10 @@ class Trainer:
         return _tokens(name, array, lowest, len(self.model.vocabulary))
 
     def _update(self, inputs: NDArray[np.int32], targets: NDArray[np.int32]) -> float:
-        batch = inputs.shape[1]
-        if self._state is None or self._state.shape[2] != batch:
-            self._state = self.model.rnn.zero_state(batch)
-        network: Any = self.model.rnn._core
+        batch, rnn = inputs.shape[1], self.model.rnn
+        if self._state is None or rnn._batch(self._state) != batch:
+            self._state = rnn.zero_state(batch)
+        network: Any = rnn._core
         loss, norm = network.train_step(
             inputs,
             targets,
@@ -312,6 +319,7 @@ class Trainer:
             self._clip_norm,
             self._clip_value,
             self._reduction,
+            self._next_mask_seed() if rnn._has_masks else None,
         )
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(
@@ -320,6 +328,11 @@ class Trainer:
                 f"{self._last_checkpoint()}. Try a smaller learning_rate"
             )
         return float(loss)
+
+    def _next_mask_seed(self) -> int:
+        optimizer: Any = self.optimizer._core
+        low, high, *_ = _core.philox(self._mask_seed, optimizer.num_steps, 0)
+        return low | high << 32
 
     def _evaluate(self, corpus: Corpus, reporter: _Reporter) -> None:
         """Adds an entry to the history, and shows it with a text drawn from the model."""
@@ -372,6 +385,7 @@ class Trainer:
             "evaluate_every": self._evaluate_every,
             "sample_length": self._sample_length,
             "checkpoint_every": self._checkpoint_every,
+            "mask_seed": self._mask_seed,
         }
 
     def _restore(self, tensors: checkpoint.Tensors, training: dict[str, Any]) -> None:
@@ -381,7 +395,7 @@ class Trainer:
             for name in self.model.rnn.parameters():
                 optimizer.set_slot(slot, name, tensors[_slot_name(slot, name)])
         states = [tensors[f"state.{name}"] for name in _STATES if f"state.{name}" in tensors]
-        self._state = np.stack(states) if states else None
+        self._state = self.model.rnn._joined_state(states) if states else None
         self.losses = tensors["losses"].tolist()
         self.history = [Evaluation(*entry) for entry in training["history"]]
 

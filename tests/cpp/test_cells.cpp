@@ -1,4 +1,4 @@
-// A cell that the library does not know, the peephole LSTM, through the whole of the library's own
+// A cell that the library does not know, leaky units, through the whole of the library's own
 // path: layers, SIMD kernels, threads; and the two epilogues of every cell against each other.
 #include <algorithm>
 #include <cmath>
@@ -17,8 +17,8 @@ using namespace charrnn_fast;
 
 #define X(isa, name)                           \
   namespace charrnn_fast::isa {                \
-  const CellKernels<float>& peephole(float);   \
-  const CellKernels<double>& peephole(double); \
+  const CellKernels<float>& leaky(float);   \
+  const CellKernels<double>& leaky(double); \
   }
 TEST_ISAS(X)
 #undef X
@@ -26,9 +26,9 @@ TEST_ISAS(X)
 namespace {
 
 template <class T>
-const CellKernels<T>& peephole() {
+const CellKernels<T>& leaky() {
 #define X(isa, name) \
-  if (isa_in_use() == name) return charrnn_fast::isa::peephole(T());
+  if (isa_in_use() == name) return charrnn_fast::isa::leaky(T());
   TEST_ISAS(X)
 #undef X
   std::abort();
@@ -204,41 +204,42 @@ void check_epilogues(const CellKernels<T>& cell) {
       r.saved.assign(static_cast<std::size_t>(steps * BH * cell.num_saved), T(0));
       r.dgates.assign(static_cast<std::size_t>(steps * BH * slots), T(0));
       r.dstates = random_values<T>(S * BH, 7);
-      std::vector<T> scratch(static_cast<std::size_t>(B * panels_t * G * k.gemm_units));
-      T* states[max_states];
+      std::vector<T> rows_of_gates(static_cast<std::size_t>(B * G * H));
+      StateRows<T> states[max_states];
       T* dstates[max_states];
-      Index state_step[max_states];
       for (Index s = 0; s < S; ++s) {
-        states[s] = r.states.data() + s * (steps + 1) * BH;
+        T* const first = r.states.data() + s * (steps + 1) * BH;
+        states[s] = {first, first + BH, H, false};
         dstates[s] = r.dstates.data() + s * BH;
-        state_step[s] = BH;
       }
+      const Steps all{steps, B, nullptr, false};
       const RecurrentForwardArgs<T> f{
-          steps,
-          B,
-          H,
-          {packed.data(), cell.forward_units * G, cell.forward_units * G * H},
-          gx.data(),
-          nullptr,
-          nullptr,
-          nullptr,
-          split_bias.data(),
-          params.data(),
-          states,
-          state_step,
-          r.saved.data(),
-          staged ? scratch.data() : nullptr};
-      const RecurrentBackwardArgs<T> b{steps,
-                                       B,
-                                       H,
-                                       {packed_t.data(), k.gemm_units, k.gemm_units * G * H},
-                                       params.data(),
-                                       states,
-                                       r.saved.data(),
-                                       dy.data(),
-                                       dstates,
-                                       r.dgates.data(),
-                                       staged ? scratch.data() : nullptr};
+          .steps = all,
+          .hidden_size = H,
+          .width = H,
+          .hh = {packed.data(), cell.forward_units * G, cell.forward_units * G * H},
+          .gx = gx.data(),
+          .tokens = nullptr,
+          .table = nullptr,
+          .input_bias = nullptr,
+          .split_bias = split_bias.data(),
+          .params = params.data(),
+          .states = states,
+          .saved = r.saved.data(),
+          .staged = staged ? rows_of_gates.data() : nullptr,
+          .staged_in_place = true};
+      const RecurrentBackwardArgs<T> b{
+          .steps = all,
+          .hidden_size = H,
+          .width = H,
+          .hh = {packed_t.data(), k.gemm_units, k.gemm_units * G * H},
+          .params = params.data(),
+          .states = states,
+          .saved = r.saved.data(),
+          .dy = dy.data(),
+          .dy_stride = H,
+          .dstates = dstates,
+          .dgates = r.dgates.data()};
       if (by_units) {
         for (Index t = 0; t < steps; ++t)
           for (Index p = 0; p < panels; ++p) cell.forward(f, {t, t + 1}, {0, B}, {p, p + 1});
@@ -269,8 +270,8 @@ template <class T>
 void check_all() {
   const Kernels<T>& k = kernels<T>();
   for (int i = 0; i < k.num_cells; ++i) check_epilogues(k.cells[i]);
-  check_epilogues(peephole<T>());
-  check_bits(peephole<T>());
+  check_epilogues(leaky<T>());
+  check_bits(leaky<T>());
 }
 
 }  // namespace
@@ -280,12 +281,12 @@ int main() {
   sharing_limits() = {0, 0};
   std::printf("instruction set %s\n", isa_in_use().c_str());
   set_num_threads(1);
-  for (const Index layers : {1, 2, 3}) check_gradients(peephole<double>(), layers);
+  for (const Index layers : {1, 2, 3}) check_gradients(leaky<double>(), layers);
   const Kernels<double>& k = kernels<double>();
   for (int i = 0; i < k.num_cells; ++i)
     if (std::string(k.cells[i].name) != "rnn_relu")  // has no derivative at 0: tested elsewhere
       check_gradients(k.cells[i], 2);
-  check_float(peephole<float>(), peephole<double>());
+  check_float(leaky<float>(), leaky<double>());
   check_all<float>();
   check_all<double>();
   return report();

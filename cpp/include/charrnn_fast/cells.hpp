@@ -12,8 +12,9 @@
 //   num_states    S, values carried from step to step; states[0] is h, the unit's output
 //   num_saved     values that forward keeps for backward beside the states
 //   num_params    P, parameters of a unit of its own (peepholes), a [P, H] array
-//   num_masks     masks of a unit per step (zoneout), one value each, given by the caller
-//   h_bypass      the gradient of h has a part that does not pass the gates
+//   h_bypass      h of the step before has a way past the gates: forward reads prev[0], backward
+//                 gives dprev[0]
+//   reads_next    bit s: backward reads next[s], the state as forward gave it
 //
 // `backward` turns dnext (gradients of the S new states) into the gradients of the gates, of
 // their split input parts, of the parameters and of the S previous states. Of dprev[0] it gives
@@ -30,7 +31,6 @@ struct CellForward {
   const V* gates;   // [G]
   const V* gx;      // [num_split]
   const V* params;  // [P]
-  const V* masks;   // [num_masks]
   const V* prev;    // [S]
   V* next;          // [S]
   V* saved;         // [num_saved]
@@ -40,7 +40,6 @@ template <class V>
 struct CellBackward {
   const V* saved;   // [num_saved]
   const V* params;  // [P]
-  const V* masks;   // [num_masks]
   const V* prev;    // [S]
   const V* next;    // [S]
   const V* dnext;   // [S]
@@ -52,8 +51,9 @@ struct CellBackward {
 
 // What a cell has unless it says otherwise.
 struct CellDefaults {
-  static constexpr int num_split = 0, num_saved = 0, num_params = 0, num_masks = 0;
+  static constexpr int num_split = 0, num_saved = 0, num_params = 0;
   static constexpr bool h_bypass = false;
+  static constexpr unsigned reads_next = 0;
   static constexpr const char* params_name = "";
 };
 
@@ -61,6 +61,7 @@ struct CellDefaults {
 struct RnnTanh : CellDefaults {
   static constexpr const char* name = "rnn_tanh";
   static constexpr int num_gates = 1, num_states = 1;
+  static constexpr unsigned reads_next = 1;
 
   template <class V>
   CHARRNN_INLINE static void forward(const CellForward<V>& c) {
@@ -78,6 +79,7 @@ struct RnnTanh : CellDefaults {
 struct RnnRelu : CellDefaults {
   static constexpr const char* name = "rnn_relu";
   static constexpr int num_gates = 1, num_states = 1;
+  static constexpr unsigned reads_next = 1;
 
   template <class V>
   CHARRNN_INLINE static void forward(const CellForward<V>& c) {
@@ -155,10 +157,82 @@ struct Lstm : CellDefaults {
   }
 };
 
+// An LSTM whose gates see the cell's state through peepholes, p one weight a unit (Gers,
+// Schraudolph and Schmidhuber 2002; its backward is the "full gradient" of Greff et al. 2017):
+//   i = σ(a_i + p_i c)   f = σ(a_f + p_f c)   g, c' as above   o = σ(a_o + p_o c')
+struct PeepholeLstm : CellDefaults {
+  static constexpr const char* name = "peephole_lstm";
+  static constexpr const char* params_name = "peephole";  // [3, H]: of i, f and o
+  static constexpr int num_gates = 4, num_states = 2, num_saved = 5, num_params = 3;
+  static constexpr unsigned reads_next = 2;
+
+  template <class V>
+  CHARRNN_INLINE static void forward(const CellForward<V>& c) {
+    const V c_prev = c.prev[1];
+    const V i = math::sigmoid(fma(c.params[0], c_prev, c.gates[0]));
+    const V f = math::sigmoid(fma(c.params[1], c_prev, c.gates[1]));
+    const V g = math::tanh(c.gates[2]);
+    const V c_next = fma(f, c_prev, i * g);
+    const V o = math::sigmoid(fma(c.params[2], c_next, c.gates[3]));
+    const V tanh_c = math::tanh(c_next);
+    c.next[0] = o * tanh_c;
+    c.next[1] = c_next;
+    c.saved[0] = i, c.saved[1] = f, c.saved[2] = g, c.saved[3] = o, c.saved[4] = tanh_c;
+  }
+
+  template <class V>
+  CHARRNN_INLINE static void backward(const CellBackward<V>& c) {
+    const V i = c.saved[0], f = c.saved[1], g = c.saved[2], o = c.saved[3], tanh_c = c.saved[4];
+    const V dh = c.dnext[0], c_prev = c.prev[1], c_next = c.next[1];
+    const V d_o = dh * tanh_c * o * (V(1) - o);
+    const V dc = fma(d_o, c.params[2], fma(dh * o, fma(-tanh_c, tanh_c, V(1)), c.dnext[1]));
+    const V d_i = dc * g * i * (V(1) - i);
+    const V d_f = dc * c_prev * f * (V(1) - f);
+    c.dgates[0] = d_i;
+    c.dgates[1] = d_f;
+    c.dgates[2] = dc * i * fma(-g, g, V(1));
+    c.dgates[3] = d_o;
+    c.dparams[0] = d_i * c_prev;
+    c.dparams[1] = d_f * c_prev;
+    c.dparams[2] = d_o * c_next;
+    c.dprev[1] = fma(d_i, c.params[0], fma(d_f, c.params[1], dc * f));
+  }
+};
+
+// An LSTM that forgets what it replaces, the CIFG of Greff et al. (2017), gates f, g, o:
+//   f = σ(a_f)   g = tanh(a_g)   o = σ(a_o)   c' = f c + (1 - f) g   h' = o tanh(c')
+struct CoupledLstm : CellDefaults {
+  static constexpr const char* name = "coupled_lstm";
+  static constexpr int num_gates = 3, num_states = 2, num_saved = 4;
+
+  template <class V>
+  CHARRNN_INLINE static void forward(const CellForward<V>& c) {
+    const V f = math::sigmoid(c.gates[0]);
+    const V g = math::tanh(c.gates[1]);
+    const V o = math::sigmoid(c.gates[2]);
+    const V c_next = fma(f, c.prev[1] - g, g);
+    const V tanh_c = math::tanh(c_next);
+    c.next[0] = o * tanh_c;
+    c.next[1] = c_next;
+    c.saved[0] = f, c.saved[1] = g, c.saved[2] = o, c.saved[3] = tanh_c;
+  }
+
+  template <class V>
+  CHARRNN_INLINE static void backward(const CellBackward<V>& c) {
+    const V f = c.saved[0], g = c.saved[1], o = c.saved[2], tanh_c = c.saved[3];
+    const V dh = c.dnext[0];
+    const V dc = fma(dh * o, fma(-tanh_c, tanh_c, V(1)), c.dnext[1]);
+    c.dgates[0] = dc * (c.prev[1] - g) * f * (V(1) - f);
+    c.dgates[1] = dc * (V(1) - f) * fma(-g, g, V(1));
+    c.dgates[2] = dh * tanh_c * o * (V(1) - o);
+    c.dprev[1] = dc * f;
+  }
+};
+
 template <class... C>
 struct CellList {};
 
 // Every cell that the package is built with; its place here is its number.
-using Cells = CellList<RnnTanh, RnnRelu, Gru, Lstm>;
+using Cells = CellList<RnnTanh, RnnRelu, Gru, Lstm, PeepholeLstm, CoupledLstm>;
 
 }  // namespace charrnn_fast

@@ -7,6 +7,7 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "charrnn_fast/network.hpp"
 #include "charrnn_fast/optimizer.hpp"
@@ -50,12 +51,22 @@ class Model {
   // Raised by every change.
   Index version() const { return version_; }
 
-  // Features of an output row: O, or H where there is no decoder.
+  // Features of an output row: O, or D*R where there is no decoder.
   Index output_size() const;
   Index state_elements(Index batch) const;
 
-  // y [T, B, O]; state_0 or null; state_n. keep: for a backward to follow.
-  void forward(const SequenceInput<T>& in, const T* state_0, bool keep, T* y, T* state_n);
+  // Sequences of a batch, each of a length of its own (lengths [B], 0 to T) or, null, all of T
+  // steps: tokens [T, B] or x [T, B, I].
+  struct Batch {
+    Index seq_len, batch;
+    const Token* tokens;
+    const T* x;
+    const Index* lengths = nullptr;
+    const std::uint64_t* mask_seed = nullptr;  // see SequenceInput
+  };
+  // y [T, B, O], 0 past a sequence's end; state_0 or null; state_n: behind each one's last step.
+  // keep: for a backward to follow.
+  void forward(const Batch& in, const T* state_0, bool keep, T* y, T* state_n);
   // What backward would go back from: the last forward with keep, if nothing has come after it that
   // makes its gradients meaningless (another pass over a sequence, a change of the parameters).
   struct Kept {
@@ -64,11 +75,11 @@ class Model {
     bool tokens;
   };
   Kept kept();
-  // dstate as in Network::backward, dx or null, gradients are overwritten. Throws
-  // std::invalid_argument where `expected` is not what kept() gives now.
+  // dy [T, B, O] or null: zeros; dstate as in Network::backward, dx [T, B, I] or null, gradients are
+  // overwritten. Throws std::invalid_argument where `expected` is not what kept() gives now.
   void backward(const Kept& expected, const T* dy, T* dstate, T* dx, T* gradients);
 
-  // One step: in.seq_len 1, y [B, O], state [S, L, B, H] in place.
+  // One step: in.seq_len 1, y [B, O], state in place.
   void step(const SequenceInput<T>& in, T* state, T* y);
 
   struct TrainResult {
@@ -95,10 +106,24 @@ class Model {
   void update(Optimizer<T>& optimizer, const T* gradients, double learning_rate);
 
  private:
-  const T* packed(Packing packing, Storage storage = Storage::full);
-  PackedWeights<T> packed_forward(const SequenceInput<T>& in, Storage storage = Storage::full);
-  PackedWeights<T> packed_backward(const SequenceInput<T>& in, bool dense);
-  void run_forward(const SequenceInput<T>& in, const T* state_0, bool keep, T* state_n);
+  // The weights that a call computes with: the parameters, or what it leaves of them.
+  struct Source {
+    const T* parameters;
+    Index version;  // no two sources have the same
+  };
+  Source source(const SequenceInput<T>& in);
+  const T* packed(const Source& from, Packing packing, Storage storage = Storage::full);
+  PackedWeights<T> packed_forward(const Source& from, const SequenceInput<T>& in,
+                                  Storage storage = Storage::full);
+  PackedWeights<T> packed_backward(const Source& from, const SequenceInput<T>& in, bool dense);
+  void run_forward(const Source& from, const SequenceInput<T>& in, const T* state_0, bool keep,
+                   T* state_n);
+  void run_backward(const Source& from, const SequenceInput<T>& in, T* dstate, T* dx,
+                    T* gradients);
+  SequenceInput<T> sort(const Batch& in);
+  template <class F>
+  void each_row(const SequenceInput<T>& in, F&& f) const;
+  void sort_states(const T* from, Index batch, bool back, T* to) const;
   Kept kept_now() const;
   void check_targets(const Token* targets, Index seq_len, Index batch) const;
 
@@ -109,10 +134,14 @@ class Model {
     Index version = 0;
   };
   PackedCopy packed_[num_packings][2];  // [packing][storage]
-  AlignedBuffer<T> parameters_, tape_, workspace_, gradients_, dh_, state_, losses_, x_;
+  AlignedBuffer<T> parameters_, dropped_, tape_, workspace_, gradients_, dh_, state_, losses_, x_,
+      dx_, y_;
   AlignedBuffer<Token> tokens_;
-  Index version_ = 1;
+  std::vector<Index> order_, offsets_;  // of the last forward with lengths: its rows, sorted
+  Index version_ = 1, num_dropped_ = 0;
   SequenceInput<T> kept_input_{};
+  Source kept_source_{};
+  std::uint64_t kept_mask_seed_ = 0;
   Index kept_id_ = 0, kept_version_ = 0, num_kept_ = 0;
   ForkSafeMutex mutex_;
 };

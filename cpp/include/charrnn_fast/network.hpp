@@ -6,9 +6,10 @@
 // Buffers aligned to 64 bytes are fastest (AlignedBuffer does that). Where a call takes
 // max_threads, it uses no more, and its workspace is of the size asked for with the same number.
 //
-// Dimension letters: T seq_len, B batch, I input_size, H hidden_size, L num_layers, G gates of
-// the cell, S its states, O output_size (V, the vocabulary, in a language model). Arrays are
-// row-major, time first. States are [S, L, B, H]: all h, then (lstm) all c.
+// Dimension letters: T seq_len, B batch, I input_size, H hidden_size, L num_layers, D directions, G
+// gates of the cell, S its states, R width of h (P of a projection, else H), O output_size (V, the
+// vocabulary, in a language model). Arrays are row-major, time first. States are all h [L*D, B, R],
+// then (lstm) all c [L*D, B, H]. N: rows of a sequence, T*B where all are of one length.
 //
 // Gradients: those of parameters are added to what the caller passes (+=), all others are
 // overwritten (=). Losses are in nats.
@@ -18,6 +19,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <new>
 #include <string>
@@ -32,6 +34,8 @@ struct Range;
 template <class T>
 struct Weights;
 template <class T>
+class SequencePass;
+template <class T>
 struct CellKernels;
 
 constexpr int max_states = 4;  // of a cell
@@ -39,13 +43,32 @@ constexpr int max_states = 4;  // of a cell
 // PyTorch's two bias vectors per layer, one (added to the input part), or none.
 enum class Bias { both, single, none };
 
+// Rates, in [0, 1), of what training leaves out at random; what is kept is divided by 1 - rate
+// (Srivastava et al. 2014). Masks are drawn from SequenceInput::mask_seed, and only where it is
+// given.
+struct Regularization {
+  double input_dropout = 0;      // of the elements of layer 0's input
+  double dropout = 0;            // of those of the layers' inputs above
+  double output_dropout = 0;     // of the top layer's h
+  double recurrent_dropout = 0;  // of h on its way into W_hh
+  bool variational = false;  // those four: one mask for all steps (Gal and Ghahramani 2016), or each
+                             // step its own
+  double weight_drop = 0;    // of the elements of W_hh, one mask for all steps (Merity et al. 2018)
+  double zoneout[2] = {0, 0};  // of h and of c: keeps the value of the step before (Krueger et al.
+                               // 2017); without masks its expectation
+};
+
 struct NetworkShape {
-  std::string cell;       // "rnn_tanh", "rnn_relu", "gru", "lstm"
+  std::string cell;       // "rnn_tanh", "rnn_relu", "gru", "lstm", "peephole_lstm", "coupled_lstm"
   Index input_size = 0;   // I: features of a dense input, or the number of different tokens
   Index hidden_size = 0;  // H
   Index output_size = 0;  // O of the decoder; 0: no decoder
   Index num_layers = 1;   // L
   Bias bias = Bias::both;
+  bool bidirectional = false;
+  Index proj_size = 0;      // P of h = W_hr (the cell's h), of LSTMs (Sak et al. 2014); 0: none
+  bool layer_norm = false;  // of the gates' input and recurrent parts (Ba et al. 2016)
+  Regularization regularization = {};
 };
 
 // One array among the flat parameters: `name` and [rows, cols] as in PyTorch (cols 0: a vector).
@@ -81,12 +104,19 @@ class AlignedBuffer {
   Index size_ = 0;
 };
 
-// What a sequence is fed with: tokens [T, B], or x [T, B, I] (the other one is null).
+// What a sequence is fed with: tokens [N], or x [N, I] (the other one is null).
+//
+// Sequences of different lengths stand sorted, the longest first, and without their padding: the
+// rows of step t, of the sequences longer than t, are [offsets[t], offsets[t + 1]).
 template <class T>
 struct SequenceInput {
   Index seq_len, batch;
   const Token* tokens;
   const T* x;
+  const Index* offsets = nullptr;            // [T + 1], or null: B rows each step
+  const std::uint64_t* mask_seed = nullptr;  // of all masks of this call; null: none are drawn
+  const Index* streams = nullptr;  // [B] the numbers that the rows' masks go by; null: 0 to B - 1
+  Index rows() const { return offsets ? offsets[seq_len] : seq_len * batch; }
 };
 
 // Copies of the weights in the kernels' order, to be renewed when the parameters change. Each kind
@@ -125,6 +155,14 @@ class Network {
   const NetworkShape& shape() const { return shape_; }
   const CellKernels<T>& cell() const { return *cell_; }
   Index num_states() const;
+  Index directions() const { return shape_.bidirectional ? 2 : 1; }
+  // R; D*R, of the rows of hidden(); R or H, of state s.
+  Index width() const { return shape_.proj_size > 0 ? shape_.proj_size : shape_.hidden_size; }
+  Index hidden_width() const { return directions() * width(); }
+  Index state_width(Index s) const { return s == 0 ? width() : shape_.hidden_size; }
+  // Elements of all states, and of those before state s.
+  Index state_elements(Index batch) const { return state_offset(num_states(), batch); }
+  Index state_offset(Index s, Index batch) const;
 
   // Flat parameters and flat gradients have parameter_elements() elements; those between arrays
   // (which are aligned) must be 0.
@@ -137,27 +175,32 @@ class Network {
   // Throws std::invalid_argument that names the first token outside [0, input_size).
   void check_tokens(const char* name, const Token* tokens, Index seq_len, Index batch) const;
 
+  // Parameters with the weights that one call of forward and backward leaves out; and, of gradients
+  // by them (that begin at zero), those by the parameters.
+  void drop_weights(std::uint64_t mask_seed, const T* parameters, T* dropped) const;
+  void drop_weights_backward(std::uint64_t mask_seed, T* gradients) const;
+
   // `tape` receives what the layers compute; keep: also what backward needs.
-  // state_0 [S, L, B, H] or null: zeros; state_n [S, L, B, H] or null; they may be the same.
+  // state_0 or null: zeros; state_n or null; they may be the same.
   Index tape_elements(const SequenceInput<T>& in, bool keep) const;
   void forward(const T* parameters, const PackedWeights<T>& packed, const SequenceInput<T>& in,
                const T* state_0, bool keep, T* tape, T* state_n) const;
-  // The top layer's h, [T, B, H], on the tape.
+  // The top layer's h, [N, D*R], on the tape.
   const T* hidden(const SequenceInput<T>& in, bool keep, const T* tape) const;
 
-  // After forward with keep, on its tape. dh [T, B, H]: gradient of hidden(), is overwritten.
-  // dstate [S, L, B, H]: gradient of the last state on entry, of the initial state on return.
-  // dx [T, B, I] or null. gradients: flat, added to.
+  // After forward with keep, on its tape. dh [N, D*R]: gradient of hidden(), is overwritten.
+  // dstate: gradient of the last state on entry, of the initial state on return.
+  // dx [N, I] or null. gradients: flat, added to.
   // Part of the tape is written over; forward's results on it stay.
   Index backward_elements(int max_threads) const;
   void backward(const T* parameters, const PackedWeights<T>& packed, const SequenceInput<T>& in,
                 T* tape, T* dh, T* dstate, T* dx, T* gradients, int max_threads,
                 T* workspace) const;
 
-  // y [N, O] = h [N, H] @ decoder.weight^T + decoder.bias; packed: Packing::decoder
+  // y [N, O] = h [N, D*R] @ decoder.weight^T + decoder.bias; packed: Packing::decoder
   void decode(const T* parameters, const T* packed, const T* h, Index rows, T* y,
               Storage storage = Storage::full) const;
-  // dh [N, H] = dy [N, O] @ decoder.weight; gradients of the decoder are added to.
+  // dh [N, D*R] = dy [N, O] @ decoder.weight; gradients of the decoder are added to.
   Index decode_backward_elements(int max_threads) const;
   void decode_backward(const T* parameters, const T* h, const T* dy, Index rows, T* dh,
                        T* gradients, int max_threads, T* workspace) const;
@@ -171,28 +214,32 @@ class Network {
             T* dh, T* gradients, int max_threads, T* workspace) const;
 
  private:
-  // Where one layer's arrays lie; -1: it has no such bias.
+  // Where the arrays of one layer and direction lie; -1: it has no such one.
   struct Layer {
-    Index weight_ih, weight_hh, bias_ih, bias_hh, params;  // in the parameters and gradients
+    // in the parameters and gradients
+    Index weight_ih, weight_hh, bias_ih, bias_hh, params, gain_ih, gain_hh, weight_hr;
     Index input_bias, split_bias;  // first in Packing::forward: sums of the biases
-    Index hh, ih;                  // behind them; ih of layer 0 in forward_dense
+    Index hh, ih, hr;              // behind them; ih of layer 0 in forward_dense
     Index hh_t, ih_t, ih_t_split;  // in backward; ih_t and ih_t_split of layer 0 in backward_dense
   };
   // How much a packing holds.
   struct PackedLayout {
     Index biases, weights;
   };
-  struct TapeLayout {
-    Index state, states, saved, layer, total;  // sizes; `layer` is the stride of layers
-  };
+  struct TapeLayout;
+  friend class SequencePass<T>;
 
   void lay_out();
   Index num_slots() const;  // of a row of gradients of the gates, see RecurrentBackwardArgs
   Index add_parameter(std::string name, Index rows, Index cols, bool transposed);
   Index layer_input_size(Index layer) const {
-    return layer == 0 ? shape_.input_size : shape_.hidden_size;
+    return layer == 0 ? shape_.input_size : hidden_width();
+  }
+  const Layer& layer(Index l, Index d) const {
+    return layers_[static_cast<std::size_t>(l * directions() + d)];
   }
   TapeLayout tape_layout(const SequenceInput<T>& in, bool keep) const;
+  void multiply_by_weight_masks(std::uint64_t mask_seed, T* weights) const;
   Index head_block_rows() const;
   Index head_scratch() const;
   Weights<T> packed_weights(Packing packing, const T* packed, Storage storage, Index offset,

@@ -25,14 +25,44 @@ void column_sums(const T* a, Index stride, Index rows, Range cols, T* sums) {
 }
 
 template <class T>
-void scatter_add(const T* a, Index stride, const Token* tokens, Index rows, Range cols, T* table,
-                 Index table_stride) {
+void column_products(const T* a, Index a_stride, const T* b, Index b_stride, Index rows, Range cols,
+                     T* sums) {
+  using V = Native<T>;
+  for (Index j = cols.begin; j < cols.end; j += V::lanes) {
+    const Index n = cols.end - j;
+    V acc = V::load(sums + j, n);
+    for (Index r = 0; r < rows; ++r)
+      acc = fma(V::load(a + r * a_stride + j, n), V::load(b + r * b_stride + j, n), acc);
+    acc.store(sums + j, n);
+  }
+}
+
+template <class T>
+void gather(const GatherArgs<T>& p, Range rows) {
+  using V = Native<T>;
+  for (Index r = rows.begin; r < rows.end; ++r) {
+    const T* const from = p.table + p.tokens[r] * p.cols;
+    T* const to = p.out + r * p.out_stride;
+    const V scale = V(p.scales ? p.scales[r] : T(1));
+    for (Index j = 0; j < p.cols; j += V::lanes) {
+      const Index n = p.cols - j;
+      const V bias = p.bias ? V::load(p.bias + j, n) : V(T(0));
+      fma(scale, V::load(from + j, n), bias).store(to + j, n);
+    }
+  }
+}
+
+template <class T>
+void scatter_add(const T* a, Index stride, const Token* tokens, const T* scales, Index rows,
+                 Range cols, T* table, Index table_stride) {
   using V = Native<T>;
   for (Index r = 0; r < rows; ++r) {
     T* sums = table + tokens[r] * table_stride;
+    const V scale = V(scales ? scales[r] : T(1));
     for (Index j = cols.begin; j < cols.end; j += V::lanes) {
       const Index n = cols.end - j;
-      (V::load(sums + j, n) + V::load(a + r * stride + j, n)).store(sums + j, n);
+      const V d = V::load(a + r * stride + j, n), sum = V::load(sums + j, n);
+      (scales ? fma(scale, d, sum) : sum + d).store(sums + j, n);
     }
   }
 }

@@ -35,6 +35,7 @@ constexpr int vector_bytes = 16, tile_accumulators = 12;
 #endif
 
 CHARRNN_INLINE Index min_of(Index a, Index b) { return a < b ? a : b; }
+CHARRNN_INLINE Index max_of(Index a, Index b) { return a > b ? a : b; }
 CHARRNN_INLINE Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
 // Cells may have up to so many gates.
@@ -45,6 +46,7 @@ constexpr int max_gates = 4;
 #include "kernels/unroll.hpp"
 #include "kernels/pack.hpp"
 #include "kernels/gemm.hpp"
+#include "kernels/norm.hpp"
 #include "kernels/recurrent.hpp"
 #include "kernels/elementwise.hpp"
 // clang-format on

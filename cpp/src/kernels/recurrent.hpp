@@ -3,11 +3,11 @@
 // A tile's life in one step: a prologue writes where the sums begin (input part of the gates;
 // gradient from above), the tile adds the recurrent product, an epilogue runs the cell. With the
 // fused epilogue tile and cell meet in a buffer of one tile's size, in the first-level cache;
-// with the staged one a whole row of gates is laid out in `scratch` first, so that an epilogue
-// may look at the whole row. Both run the same code on the same numbers.
-
-template <class Cell>
-constexpr int num_slots = Cell::num_gates + Cell::num_split + Cell::num_params;
+// with the staged one whole rows of gates are laid out first, so that something may look at the
+// whole row: layer normalisation does. Both run the same code on the same numbers.
+//
+// A step is taken in groups of rows that are alike: their state comes from the step before or from
+// the initial state, they go on or end. Where all sequences have one length, that is one group.
 
 // Room for zero values of what a cell does not have.
 template <class V, int N>
@@ -25,44 +25,88 @@ CHARRNN_INLINE void store_each(const V* from, T* to, Index stride, Index count) 
   unroll<N>([&](auto i) __attribute__((always_inline)) { from[i].store(to + i * stride, count); });
 }
 
+CHARRNN_INLINE Range intersect(Range a, Range b) {
+  return {max_of(a.begin, b.begin), min_of(a.end, b.end)};
+}
+CHARRNN_INLINE bool empty(Range r) { return r.begin >= r.end; }
+
+// A mask's row for row r of the batch, row n of the sequence.
+template <class T>
+CHARRNN_INLINE const T* mask_row(const Mask<T>& m, Index n, Index r) {
+  return m.data + n * m.by_step + r * m.by_row;
+}
+
+// A start of all zeros.
+template <class T>
+CHARRNN_INLINE Start<T> zero_start() {
+  alignas(64) static constexpr T zeros[Native<T>::lanes] = {};
+  return {zeros, 0, 0, 0};
+}
+
+// Rows of one step with their states before and after; pointers are those of row 0 of the batch.
 template <class Cell, class T>
-CHARRNN_INLINE const T* input_row(const RecurrentForwardArgs<T>& p, Index step_row) {
+struct StepRows {
+  Index t, first;  // the step, and its first row of the sequence
+  const T* prev[Cell::num_states];
+  T* next[Cell::num_states];
+};
+
+template <class Cell, class T>
+CHARRNN_INLINE StepRows<Cell, T> step_rows(const Steps& steps, const StateRows<T>* states, Index t,
+                                           bool begins) {
+  StepRows<Cell, T> step;
+  step.t = t, step.first = first_row(steps, t);
+  for (int s = 0; s < Cell::num_states; ++s) {
+    const StateRows<T>& state = states[s];
+    const auto at = [&](Index row) __attribute__((always_inline)) {
+      return state.rows + (state.in_place ? 0 : row * state.stride);
+    };
+    step.prev[s] = begins ? state.initial : at(first_row(steps, step_before(steps, t)));
+    step.next[s] = at(step.first);
+  }
+  return step;
+}
+
+// ---- forward ------------------------------------------------------------------------------
+
+template <class Cell, class T>
+CHARRNN_INLINE const T* input_row(const RecurrentForwardArgs<T>& p, Index n) {
   const Index width = Cell::num_gates * p.hidden_size;
-  return p.gx ? p.gx + step_row * width : p.table + p.tokens[step_row] * width;
+  return p.gx ? p.gx + n * width : p.table + p.tokens[n] * width;
 }
 
 // What the tile's cells will store, and what the next tile of the same panel begins with, on its
 // way while the tile is computed.
 template <class Cell, class T>
-CHARRNN_INLINE void prefetch_forward(const RecurrentForwardArgs<T>& p, Index t, const Place& at,
+CHARRNN_INLINE void prefetch_forward(const RecurrentForwardArgs<T>& p,
+                                     const StepRows<Cell, T>& step, const Place& at,
                                      Index last_row) {
   constexpr int lanes = Native<T>::lanes;
   const Index H = p.hidden_size, unit = at.vector * lanes, n = at.vectors * lanes;
   for (Index row = at.row; row < at.row + at.rows; ++row) {
-    const Index step_row = t * p.batch + row;
     if (p.saved)
       for (int i = 0; i < Cell::num_saved; ++i)
-        prefetch<true>(p.saved + (step_row * Cell::num_saved + i) * H + unit, n);
+        prefetch<true>(p.saved + ((step.first + row) * Cell::num_saved + i) * H + unit, n);
     for (int s = 0; s < Cell::num_states; ++s)
-      prefetch<true>(p.states[s] + (t + 1) * p.state_step[s] + row * H + unit, n);
+      prefetch<true>(step.next[s] + row * p.states[s].stride + unit, n);
     if (row + at.rows < last_row)
       for (int g = 0; g < Cell::num_gates; ++g)
-        prefetch<false>(input_row<Cell>(p, step_row + at.rows) + g * H + unit, n);
+        prefetch<false>(input_row<Cell>(p, step.first + row + at.rows) + g * H + unit, n);
   }
 }
 
 // Where the chains of the sums begin: in gx itself, or, put together in gates
 // [rows][vectors][G][lanes], at the sum of a token's weights and the biases.
 template <class Cell, class T>
-CHARRNN_INLINE Start<T> begin_gates(const RecurrentForwardArgs<T>& p, Index t, const Place& at,
-                                    T* gates, Index stride) {
+CHARRNN_INLINE Start<T> begin_gates(const RecurrentForwardArgs<T>& p, Index first, const Place& at,
+                                    T* gates) {
   using V = Native<T>;
   constexpr int G = Cell::num_gates, summed = G - Cell::num_split;
-  const Index H = p.hidden_size;
+  const Index H = p.hidden_size, stride = at.vectors * G * V::lanes;
   if (Cell::num_split == 0 && p.gx && H % V::lanes == 0)
-    return {input_row<Cell>(p, t * p.batch + at.row) + at.vector * V::lanes, G * H, H, V::lanes};
+    return {input_row<Cell>(p, first + at.row) + at.vector * V::lanes, G * H, H, V::lanes};
   for (Index r = 0; r < at.rows; ++r) {
-    const T* gx = input_row<Cell>(p, t * p.batch + at.row + r);
+    const T* gx = input_row<Cell>(p, first + at.row + r);
     T* out = gates + r * stride;
     for (Index u = 0; u < at.vectors; ++u, out += G * V::lanes) {
       const Index unit = (at.vector + u) * V::lanes, n = H - unit;
@@ -81,24 +125,27 @@ CHARRNN_INLINE Start<T> begin_gates(const RecurrentForwardArgs<T>& p, Index t, c
   return {gates, stride, V::lanes, G * V::lanes};
 }
 
+// gates: where the sums of row r, gate g and vector u of the place are, as in Start.
 template <class Cell, class T>
-void run_cells_forward(const RecurrentForwardArgs<T>& p, Index t, const Place& at, const T* gates,
-                       Index stride) {
+void run_cells_forward(const RecurrentForwardArgs<T>& p, const StepRows<Cell, T>& step,
+                       const Place& at, const Start<T>& gates) {
   using V = Native<T>;
   constexpr int G = Cell::num_gates, S = Cell::num_states, summed = G - Cell::num_split;
   const Index H = p.hidden_size;
+  const Index after = first_row(p.steps, step_after(p.steps, step.t));
+  const Index going_on = p.recurrent ? rows_going_on(p.steps, step.t) : 0;
   for (Index r = 0; r < at.rows; ++r) {
-    const Index row = at.row + r, step_row = t * p.batch + row;
-    const T* const gx_row = input_row<Cell>(p, step_row);
+    const Index row = at.row + r, n_row = step.first + row;
+    const T* const gx_row = input_row<Cell>(p, n_row);
     for (Index u = 0; u < at.vectors; ++u) {
       const Index unit = (at.vector + u) * V::lanes, n = H - unit;
       Values<V, G> a;
       Values<V, Cell::num_split> gx;
       Values<V, Cell::num_params> params;
-      Values<V, Cell::num_masks> masks;
       Values<V, S> prev, next;
       Values<V, Cell::num_saved> saved;
-      load_each(a, gates + r * stride + u * G * V::lanes, V::lanes, V::lanes);
+      load_each(a, gates.data + r * gates.row_stride + u * gates.unit_stride, gates.group_stride,
+                n);
       load_each(gx, gx_row + summed * H + unit, H, n);
       if constexpr (Cell::num_split > 0) {
         if (p.input_bias)
@@ -108,169 +155,407 @@ void run_cells_forward(const RecurrentForwardArgs<T>& p, Index t, const Place& a
       }
       load_each(params, p.params + unit, H, n);
       unroll<S>([&](auto s) __attribute__((always_inline)) {
-        prev.v[s] = V::load(p.states[s] + t * p.state_step[s] + row * H + unit, n);
+        if constexpr (s > 0 || Cell::h_bypass)
+          prev.v[s] = V::load(step.prev[s] + row * p.states[s].stride + unit, n);
       });
-      Cell::forward(CellForward<V>{a.v, gx.v, params.v, masks.v, prev.v, next.v, saved.v});
+      Cell::forward(CellForward<V>{a.v, gx.v, params.v, prev.v, next.v, saved.v});
+      if (p.zoneout) {
+        unroll<S>([&](auto s) __attribute__((always_inline)) {
+          const Zoneout<T>& z = p.zoneout[s];
+          if (!z.mask.data) return;
+          if (z.raw) next.v[s].store(z.raw + n_row * H + unit, n);
+          const V m = V::load(mask_row(z.mask, n_row, row) + unit, n);
+          const V before = V::load(step.prev[s] + row * p.states[s].stride + unit, n);
+          next.v[s] = fma(m, before, (V(T(1)) - m) * next.v[s]);
+        });
+      }
       unroll<S>([&](auto s) __attribute__((always_inline)) {
-        next.v[s].store(p.states[s] + (t + 1) * p.state_step[s] + row * H + unit, n);
+        T* const to = s == 0 && p.projection.hidden ? p.projection.hidden + n_row * H
+                                                    : step.next[s] + row * p.states[s].stride;
+        next.v[s].store(to + unit, n);
       });
+      if (row < going_on && !p.projection.hidden) {
+        V h = next.v[0];
+        if (p.recurrent_mask.data)
+          h = h * V::load(mask_row(p.recurrent_mask, after + row, row) + unit, n);
+        h.store(p.recurrent + (after + row) * H + unit, n);
+      }
       if (p.saved)
-        store_each<Cell::num_saved>(saved.v, p.saved + step_row * Cell::num_saved * H + unit, H, n);
+        store_each<Cell::num_saved>(saved.v, p.saved + n_row * Cell::num_saved * H + unit, H, n);
     }
   }
 }
 
-// Where a staged epilogue finds all units of the given rows and panels.
+// The recurrent product's row n from h of row r of the batch.
+template <class T>
+CHARRNN_INLINE void mask_recurrent(const RecurrentForwardArgs<T>& p, const T* h, Index n, Index r) {
+  using V = Native<T>;
+  T* const to = p.recurrent + n * p.width;
+  const T* const mask = p.recurrent_mask.data ? mask_row(p.recurrent_mask, n, r) : nullptr;
+  for (Index j = 0; j < p.width; j += V::lanes) {
+    V v = V::load(h + j, p.width - j);
+    if (mask) v = v * V::load(mask + j, p.width - j);
+    v.store(to + j, p.width - j);
+  }
+}
+
+template <class T>
+void recurrent_begin(const RecurrentForwardArgs<T>& p, Range rows) {
+  if (!p.recurrent) return;
+  for (Index t = 0; t < p.steps.seq_len; ++t) {
+    const Range begin = intersect(rows, {rows_from_before(p.steps, t), rows_at(p.steps, t)});
+    for (Index r = begin.begin; r < begin.end; ++r)
+      mask_recurrent(p, p.states[0].initial + r * p.states[0].stride, first_row(p.steps, t) + r, r);
+  }
+}
+
+// h of the given rows of a step from what its cells gave.
+template <class Cell, class T>
+void project(const RecurrentForwardArgs<T>& p, const StepRows<Cell, T>& step, Range rows) {
+  const Index H = p.hidden_size, R = p.width, stride = p.states[0].stride;
+  gemm(GemmArgs<T>{p.projection.hidden + step.first * H, H, p.projection.weights, nullptr, false, R,
+                   H, step.next[0], stride},
+       rows, {0, ceil_div(R, Panel<1>::unit_vectors * Native<T>::lanes)});
+  if (!p.recurrent) return;
+  const Index after = first_row(p.steps, step_after(p.steps, step.t));
+  const Range going_on = intersect(rows, {0, rows_going_on(p.steps, step.t)});
+  for (Index r = going_on.begin; r < going_on.end; ++r)
+    mask_recurrent(p, step.next[0] + r * stride, after + r, r);
+}
+
+// One tile of gates [rows][vectors][G][lanes] to whole rows [G*H] and back.
 template <int G, class T>
-CHARRNN_INLINE Place whole_place(Range rows, Range panels, Index units) {
-  const Index first = panels.begin * Panel<G>::unit_vectors;
-  const Index end = min_of(panels.end * Panel<G>::unit_vectors, ceil_div(units, Native<T>::lanes));
-  return {rows.begin, rows.end - rows.begin, panels.begin, first, end - first};
+CHARRNN_INLINE void lay_out_gates(const T* gates, const Place& at, Index H, T* rows) {
+  using V = Native<T>;
+  for (Index r = 0; r < at.rows; ++r)
+    for (Index u = 0; u < at.vectors; ++u) {
+      const Index unit = (at.vector + u) * V::lanes;
+      unroll<G>([&](auto g) __attribute__((always_inline)) {
+        V::load(gates + ((r * at.vectors + u) * G + g) * V::lanes)
+            .store(rows + (r * G + g) * H + unit, H - unit);
+      });
+    }
+}
+
+// gates [rows][vectors][G][lanes] = start + gain * rows.
+template <int G, class T>
+CHARRNN_INLINE void scale_gates(const T* rows, const T* gain, const Start<T>& start,
+                                const Place& at, Index H, T* gates) {
+  using V = Native<T>;
+  for (Index r = 0; r < at.rows; ++r)
+    for (Index u = 0; u < at.vectors; ++u) {
+      const Index unit = (at.vector + u) * V::lanes, n = H - unit;
+      unroll<G>([&](auto g) __attribute__((always_inline)) {
+        const T* const begin =
+            start.data + r * start.row_stride + g * start.group_stride + u * start.unit_stride;
+        fma(V::load(gain + g * H + unit, n), V::load(rows + (r * G + g) * H + unit, n),
+            V::load(begin, n))
+            .store(gates + ((r * at.vectors + u) * G + g) * V::lanes);
+      });
+    }
 }
 
 template <class Cell, class T>
-void recurrent_forward(const RecurrentForwardArgs<T>& p, Range steps, Range rows, Range panels) {
+CHARRNN_INLINE void step_forward(const RecurrentForwardArgs<T>& p, Index t, bool begins, Range rows,
+                                 Range panels) {
   using V = Native<T>;
-  constexpr int G = Cell::num_gates;
-  static_assert(G <= max_gates);
-  static_assert(Cell::num_masks == 0, "the kernels do not carry masks yet");
+  constexpr int G = Cell::num_gates, summed = G - Cell::num_split;
   using Set = Tiles<RowMajor, T, G>;
-  const Index H = p.hidden_size;
-  const Place whole = whole_place<G, T>(rows, panels, H);
-  const Index whole_stride = whole.vectors * G * V::lanes;
+  if (empty(rows)) return;
+  const Index H = p.hidden_size, R = p.width;
+  const StepRows<Cell, T> step = step_rows<Cell>(p.steps, p.states, t, begins);
+  const T* const a = p.recurrent ? p.recurrent + step.first * R : step.prev[0];
+  const Index a_stride = p.recurrent ? R : p.states[0].stride;
+  T* const staged = p.staged ? p.staged + (p.staged_in_place ? 0 : step.first * G * H) : nullptr;
   alignas(64) T buffer[tile_accumulators * V::lanes];
-  for (Index t = steps.begin; t < steps.end; ++t) {
+  const auto run_tile = [&](const Place& at, const Start<T>& start) __attribute__((always_inline)) {
+    tiles<RowMajor, T, G>.run(at.rows, at.vectors * G,
+                              TileArgs<T>{a + at.row * a_stride, a_stride, R,
+                                          from_panel(p.hh, at.panel), start, buffer,
+                                          at.vectors * G * V::lanes});
+  };
+  const auto in_buffer = [&](const Place& at) __attribute__((always_inline)) {
+    return Start<T>{buffer, at.vectors * G * V::lanes, V::lanes, G * V::lanes};
+  };
+  for_tiles<Set, T>(rows, panels, H, [&](const Place& at) {
+    const Start<T> start =
+        p.norm.gain ? zero_start<T>() : begin_gates<Cell>(p, step.first, at, buffer);
+    prefetch_forward<Cell>(p, step, at, rows.end);
+    run_tile(at, start);
+    if (staged)
+      lay_out_gates<G>(buffer, at, H, staged + at.row * G * H);
+    else
+      run_cells_forward<Cell>(p, step, at, in_buffer(at));
+  });
+  if (p.norm.gain)
+    for (Index r = rows.begin; r < rows.end; ++r) {
+      T *const gates = staged + r * G * H, inverse[2] = {};
+      normalise(gates, summed * H, inverse);
+      normalise(gates + summed * H, (G - summed) * H, inverse + 1);
+      if (p.norm.inverse) __builtin_memcpy(p.norm.inverse + (step.first + r) * 2, inverse, sizeof inverse);
+    }
+  if (staged)
     for_tiles<Set, T>(rows, panels, H, [&](const Place& at) {
-      T* gates = buffer;
-      Index stride = at.vectors * G * V::lanes;
-      if (p.scratch) {
-        stride = whole_stride;
-        gates =
-            p.scratch + (at.row - whole.row) * stride + (at.vector - whole.vector) * G * V::lanes;
+      const T* const gates = staged + at.row * G * H;
+      if (p.norm.gain) {
+        const Start<T> start = begin_gates<Cell>(p, step.first, at, buffer);
+        scale_gates<G>(gates, p.norm.gain, start, at, H, buffer);
+        run_cells_forward<Cell>(p, step, at, in_buffer(at));
+      } else {
+        run_cells_forward<Cell>(p, step, at,
+                                Start<T>{gates + at.vector * V::lanes, G * H, H, V::lanes});
       }
-      const Start<T> start = begin_gates<Cell>(p, t, at, gates, stride);
-      prefetch_forward<Cell>(p, t, at, rows.end);
-      const T* h = p.states[0] + t * p.state_step[0] + at.row * H;
-      tiles<RowMajor, T, G>.run(
-          at.rows, at.vectors * G,
-          TileArgs<T>{h, H, H, from_panel(p.hh, at.panel), start, gates, stride});
-      if (!p.scratch) run_cells_forward<Cell>(p, t, at, gates, stride);
     });
-    if (p.scratch) run_cells_forward<Cell>(p, t, whole, p.scratch, whole_stride);
+  if (p.projection.hidden) project<Cell>(p, step, rows);
+}
+
+template <class Cell, class T>
+void recurrent_forward(const RecurrentForwardArgs<T>& p, Range walk, Range rows, Range panels) {
+  static_assert(Cell::num_gates <= max_gates);
+  for (Index i = walk.begin; i < walk.end; ++i) {
+    const Index t = step_number(p.steps, i);
+    const Index from_before = rows_from_before(p.steps, t), all = rows_at(p.steps, t);
+    step_forward<Cell>(p, t, false, intersect(rows, {0, from_before}), panels);
+    step_forward<Cell>(p, t, true, intersect(rows, {from_before, all}), panels);
   }
 }
 
 // ---- backward -----------------------------------------------------------------------------
 
+template <class Cell, class T>
+CHARRNN_INLINE Index num_slots(const RecurrentBackwardArgs<T>& p) {
+  constexpr Index G = Cell::num_gates;
+  return (p.norm.gain ? 2 * G : G) + Cell::num_split + Cell::num_params;
+}
+
+// The gradient of the h before has a part in dstates[0].
+template <class Cell, class T>
+CHARRNN_INLINE bool bypasses(const RecurrentBackwardArgs<T>& p) {
+  return Cell::h_bypass || (p.zoneout && p.zoneout[0].mask.data);
+}
+
+template <class Cell, class T>
+struct BackwardRows : StepRows<Cell, T> {
+  bool goes_on;
+};
+
 // What the tile's cells will read and store, on its way while the tile is computed.
 template <class Cell, class T>
-CHARRNN_INLINE void prefetch_backward(const RecurrentBackwardArgs<T>& p, Index t, const Place& at,
+CHARRNN_INLINE void prefetch_backward(const RecurrentBackwardArgs<T>& p,
+                                      const BackwardRows<Cell, T>& step, const Place& at,
                                       Index last_row) {
-  constexpr int lanes = Native<T>::lanes, slots = num_slots<Cell>;
+  constexpr int lanes = Native<T>::lanes;
+  const Index slots = num_slots<Cell>(p);
   const Index H = p.hidden_size, unit = at.vector * lanes, n = at.vectors * lanes;
   for (Index row = at.row; row < at.row + at.rows; ++row) {
-    const Index step_row = t * p.batch + row;
+    const Index n_row = step.first + row;
     for (int i = 0; i < Cell::num_saved; ++i)
-      prefetch<false>(p.saved + (step_row * Cell::num_saved + i) * H + unit, n);
-    for (int i = 0; i < slots; ++i) prefetch<true>(p.dgates + (step_row * slots + i) * H + unit, n);
+      prefetch<false>(p.saved + (n_row * Cell::num_saved + i) * H + unit, n);
+    for (int i = 0; i < slots; ++i) prefetch<true>(p.dgates + (n_row * slots + i) * H + unit, n);
     for (int s = 0; s < Cell::num_states; ++s)
-      prefetch<false>(p.states[s] + step_row * H + unit, n);
+      prefetch<false>(step.prev[s] + row * p.states[s].stride + unit, n);
     if (p.dy && row + at.rows < last_row)
-      prefetch<false>(p.dy + (step_row + at.rows) * H + unit, n);
+      prefetch<false>(p.dy + (n_row + at.rows) * p.dy_stride + unit, n);
   }
 }
 
-// The gradient of h(t + 1) before the recurrent part is added: dy itself, or put together in dh
-// [rows][vectors][lanes].
+// The gradient of h that does not come through the next step's gates, of one vector.
 template <class Cell, class T>
-CHARRNN_INLINE Start<T> begin_dh(const RecurrentBackwardArgs<T>& p, Index t, const Place& at, T* dh,
-                                 Index stride) {
+CHARRNN_INLINE Native<T> dh_start(const RecurrentBackwardArgs<T>& p,
+                                  const BackwardRows<Cell, T>& step, Index row, Index unit) {
   using V = Native<T>;
-  const Index H = p.hidden_size;
-  const bool carried = Cell::h_bypass || t == p.seq_len - 1;
-  if (p.dy && !carried && H % V::lanes == 0)
-    return {p.dy + (t * p.batch + at.row) * H + at.vector * V::lanes, H, 0, V::lanes};
-  for (Index r = 0; r < at.rows; ++r)
-    for (Index u = 0; u < at.vectors; ++u) {
-      const Index unit = (at.vector + u) * V::lanes, n = H - unit, row = at.row + r;
-      V start = V(T(0));
-      if (p.dy) start = V::load(p.dy + (t * p.batch + row) * H + unit, n);
-      if (carried) start = start + V::load(p.dstates[0] + row * H + unit, n);
-      start.store(dh + r * stride + u * V::lanes);
-    }
-  return {dh, stride, 0, V::lanes};
+  const Index n = p.width - unit;
+  V start = V(T(0));
+  if (p.dy) start = V::load(p.dy + (step.first + row) * p.dy_stride + unit, n);
+  if (bypasses<Cell>(p) || !step.goes_on)
+    start = start + V::load(p.dstates[0] + row * p.width + unit, n);
+  return start;
 }
 
 template <class Cell, class T>
-void run_cells_backward(const RecurrentBackwardArgs<T>& p, Index t, const Place& place, const T* dh,
-                        Index stride) {
+void run_cells_backward(const RecurrentBackwardArgs<T>& p, const BackwardRows<Cell, T>& step,
+                        const Place& place, const T* dh) {
   using V = Native<T>;
-  constexpr int G = Cell::num_gates, S = Cell::num_states;
-  const Index H = p.hidden_size, BH = p.batch * H;
+  constexpr int G = Cell::num_gates, S = Cell::num_states, split = Cell::num_split;
+  const Index H = p.hidden_size, slots = num_slots<Cell>(p);
+  const Index input_slot = p.norm.gain ? 2 * G - split : G;
   for (Index r = 0; r < place.rows; ++r) {
-    const Index row = place.row + r, step_row = t * p.batch + row;
+    const Index row = place.row + r, n_row = step.first + row;
     for (Index u = 0; u < place.vectors; ++u) {
-      const Index unit = (place.vector + u) * V::lanes, n = H - unit, at = row * H + unit;
+      const Index unit = (place.vector + u) * V::lanes, n = H - unit;
       Values<V, G> dgates;
-      Values<V, Cell::num_split> dgx;
+      Values<V, split> dgx;
       Values<V, Cell::num_params> params, dparams;
-      Values<V, Cell::num_masks> masks;
       Values<V, S> prev, next, dnext, dprev;
       Values<V, Cell::num_saved> saved;
-      load_each(saved, p.saved + step_row * Cell::num_saved * H + unit, H, n);
+      load_each(saved, p.saved + n_row * Cell::num_saved * H + unit, H, n);
       load_each(params, p.params + unit, H, n);
       unroll<S>([&](auto s) __attribute__((always_inline)) {
-        prev.v[s] = V::load(p.states[s] + t * BH + at, n);
-        next.v[s] = V::load(p.states[s] + (t + 1) * BH + at, n);
-        dnext.v[s] =
-            s == 0 ? V::load(dh + r * stride + u * V::lanes) : V::load(p.dstates[s] + at, n);
+        const Index stride = p.states[s].stride;
+        if constexpr (s > 0 || Cell::h_bypass)
+          prev.v[s] = V::load(step.prev[s] + row * stride + unit, n);
+        if constexpr (Cell::reads_next >> s & 1) {
+          const T* raw = step.next[s] + row * stride;
+          if (s == 0 && p.projection.hidden) raw = p.projection.hidden + n_row * H;
+          if (p.zoneout && p.zoneout[s].raw) raw = p.zoneout[s].raw + n_row * H;
+          next.v[s] = V::load(raw + unit, n);
+        }
+        dnext.v[s] = s == 0 ? V::load(dh + (r * place.vectors + u) * V::lanes)
+                            : V::load(p.dstates[s] + row * H + unit, n);
       });
-      Cell::backward(CellBackward<V>{saved.v, params.v, masks.v, prev.v, next.v, dnext.v, dgates.v,
-                                     dgx.v, dparams.v, dprev.v});
-      T* out = p.dgates + step_row * num_slots<Cell> * H + unit;
+      Values<V, S> past{};  // what zoneout passes on
+      if (p.zoneout) {
+        unroll<S>([&](auto s) __attribute__((always_inline)) {
+          if (!p.zoneout[s].mask.data) return;
+          const V m = V::load(mask_row(p.zoneout[s].mask, n_row, row) + unit, n);
+          past.v[s] = m * dnext.v[s];
+          dnext.v[s] = (V(T(1)) - m) * dnext.v[s];
+        });
+      }
+      Cell::backward(CellBackward<V>{saved.v, params.v, prev.v, next.v, dnext.v, dgates.v, dgx.v,
+                                     dparams.v, dprev.v});
+      T* out = p.dgates + n_row * slots * H + unit;
       store_each<G>(dgates.v, out, H, n);
-      store_each<Cell::num_split>(dgx.v, out + G * H, H, n);
-      store_each<Cell::num_params>(dparams.v, out + (G + Cell::num_split) * H, H, n);
+      store_each<split>(dgx.v, out + input_slot * H, H, n);
+      store_each<Cell::num_params>(dparams.v, out + (slots - Cell::num_params) * H, H, n);
       unroll<S>([&](auto s) __attribute__((always_inline)) {
-        if constexpr (s > 0 || Cell::h_bypass) dprev.v[s].store(p.dstates[s] + at, n);
+        constexpr bool given = s > 0 || Cell::h_bypass;
+        if (p.zoneout && p.zoneout[s].mask.data)
+          (given ? dprev.v[s] + past.v[s] : past.v[s]).store(p.dstates[s] + row * H + unit, n);
+        else if constexpr (given)
+          dprev.v[s].store(p.dstates[s] + row * H + unit, n);
       });
     }
   }
 }
 
-// dh(t) = start + dgates(t) @ W_hh, for the tile's units.
-template <class Cell, class T>
+// out [rows][vectors][lanes] = start + m * (dgates(t) @ W_hh), m of the step t, for the tile's
+// units; t is the step whose recurrent product took the h in question.
+template <class Cell, class T, class F>
 CHARRNN_INLINE void add_recurrent(const RecurrentBackwardArgs<T>& p, Index t, const Place& at,
-                                  const Start<T>& start, T* dh, Index stride) {
-  const Index depth = Cell::num_gates * p.hidden_size, slots = num_slots<Cell> * p.hidden_size;
-  const T* const dgates = p.dgates + (t * p.batch + at.row) * slots;
-  tiles<RowMajor, T, 1>.run(
-      at.rows, at.vectors,
-      TileArgs<T>{dgates, slots, depth, from_panel(p.hh, at.panel), start, dh, stride});
+                                  const F& start, T* out) {
+  using V = Native<T>;
+  const Index slots = num_slots<Cell>(p) * p.hidden_size, first = first_row(p.steps, t);
+  const Index stride = at.vectors * V::lanes;
+  const bool masked = p.recurrent_mask.data;
+  const auto each = [&](auto&& f) __attribute__((always_inline)) {
+    for (Index r = 0; r < at.rows; ++r)
+      for (Index u = 0; u < at.vectors; ++u)
+        f(out + r * stride + u * V::lanes, at.row + r, (at.vector + u) * V::lanes);
+  };
+  Start<T> begin = zero_start<T>();
+  if (!masked) begin = start(at, out);
+  const T* const dgates = p.dgates + (first + at.row) * slots;
+  tiles<RowMajor, T, 1>.run(at.rows, at.vectors,
+                            TileArgs<T>{dgates, slots, Cell::num_gates * p.hidden_size,
+                                        from_panel(p.hh, at.panel), begin, out, stride});
+  if (masked)
+    each([&](T* dh, Index row, Index unit) __attribute__((always_inline)) {
+      const V m =
+          V::load(mask_row(p.recurrent_mask, first + row, row) + unit, p.width - unit);
+      fma(m, V::load(dh), start(row, unit)).store(dh);
+    });
+}
+
+// Where the sums of dh begin: one vector, or those of a tile, in dy itself or put together in dh.
+template <class Cell, class T>
+struct DhStart {
+  const RecurrentBackwardArgs<T>& p;
+  const BackwardRows<Cell, T>& step;
+
+  CHARRNN_INLINE Native<T> operator()(Index row, Index unit) const {
+    return dh_start<Cell>(p, step, row, unit);
+  }
+  CHARRNN_INLINE Start<T> operator()(const Place& at, T* dh) const {
+    using V = Native<T>;
+    const Index stride = at.vectors * V::lanes;
+    if (p.dy && !bypasses<Cell>(p) && step.goes_on && p.width % V::lanes == 0)
+      return {p.dy + (step.first + at.row) * p.dy_stride + at.vector * V::lanes, p.dy_stride, 0,
+              V::lanes};
+    for (Index r = 0; r < at.rows; ++r)
+      for (Index u = 0; u < at.vectors; ++u)
+        (*this)(at.row + r, (at.vector + u) * V::lanes).store(dh + r * stride + u * V::lanes);
+    return {dh, stride, 0, V::lanes};
+  }
+};
+
+// From the gradients of the normalised gates those of W_hh h; what they were goes to the slots
+// behind.
+template <class Cell, class T>
+void normalise_gates_backward(const RecurrentBackwardArgs<T>& p, Index n) {
+  constexpr Index G = Cell::num_gates, split = Cell::num_split, summed = G - split;
+  const Index H = p.hidden_size;
+  T* const d = p.dgates + n * num_slots<Cell>(p) * H;
+  const T *const hat = p.normalised + n * G * H, *const inverse = p.norm.inverse + n * 2;
+  copy_row(d, summed * H, d + G * H);
+  copy_row(d + summed * H, split * H, d + 2 * G * H);
+  normalise_backward(d, p.norm.gain, hat, inverse[0], summed * H);
+  normalise_backward(d + summed * H, p.norm.gain + summed * H, hat + summed * H, inverse[1],
+                     split * H);
 }
 
 template <class Cell, class T>
-void recurrent_backward(const RecurrentBackwardArgs<T>& p, Range steps, Range rows, Range panels) {
+CHARRNN_INLINE void step_backward(const RecurrentBackwardArgs<T>& p, Index t, bool begins,
+                                  bool goes_on, Range rows, Range panels) {
   using V = Native<T>;
   using Set = Tiles<RowMajor, T, 1>;
-  const Index H = p.hidden_size;
-  const Place whole = whole_place<1, T>(rows, panels, H);
-  const Index whole_stride = whole.vectors * V::lanes;
-  alignas(64) T buffer[tile_accumulators * V::lanes];
-  for (Index t = steps.end - 1; t >= steps.begin; --t) {
+  if (empty(rows)) return;
+  const Index H = p.hidden_size, R = p.width;
+  const BackwardRows<Cell, T> step{step_rows<Cell>(p.steps, p.states, t, begins), goes_on};
+  const DhStart<Cell, T> start{p, step};
+  alignas(64) T dh[tile_accumulators * V::lanes];
+  const auto run_tile = [&](const Place& at) __attribute__((always_inline)) {
+    if (goes_on) return add_recurrent<Cell>(p, step_after(p.steps, t), at, start, dh);
+    for (Index r = 0; r < at.rows; ++r)
+      for (Index u = 0; u < at.vectors; ++u)
+        start(at.row + r, (at.vector + u) * V::lanes)
+            .store(dh + (r * at.vectors + u) * V::lanes);
+  };
+  if (p.projection.hidden) {
+    T* const projected = p.dprojected + step.first * R;
+    for_tiles<Set, T>(rows, {0, ceil_div(R, Set::Panels::unit_vectors * V::lanes)}, R,
+                      [&](const Place& at) {
+                        run_tile(at);
+                        for (Index r = 0; r < at.rows; ++r)
+                          for (Index u = 0; u < at.vectors; ++u) {
+                            const Index unit = (at.vector + u) * V::lanes;
+                            V::load(dh + (r * at.vectors + u) * V::lanes)
+                                .store(projected + (at.row + r) * R + unit, R - unit);
+                          }
+                      });
     for_tiles<Set, T>(rows, panels, H, [&](const Place& at) {
-      T* dh = buffer;
-      Index stride = at.vectors * V::lanes;
-      if (p.scratch) {
-        stride = whole_stride;
-        dh = p.scratch + (at.row - whole.row) * stride + (at.vector - whole.vector) * V::lanes;
-      }
-      const Start<T> start = begin_dh<Cell>(p, t, at, dh, stride);
-      prefetch_backward<Cell>(p, t, at, rows.end);
-      if (t + 1 < p.seq_len) add_recurrent<Cell>(p, t + 1, at, start, dh, stride);
-      if (!p.scratch) run_cells_backward<Cell>(p, t, at, dh, stride);
+      tiles<RowMajor, T, 1>.run(
+          at.rows, at.vectors,
+          TileArgs<T>{projected + at.row * R, R, R, from_panel(p.projection.weights, at.panel),
+                      zero_start<T>(), dh, at.vectors * V::lanes});
+      run_cells_backward<Cell>(p, step, at, dh);
     });
-    if (p.scratch) run_cells_backward<Cell>(p, t, whole, p.scratch, whole_stride);
+  } else {
+    for_tiles<Set, T>(rows, panels, H, [&](const Place& at) {
+      prefetch_backward<Cell>(p, step, at, rows.end);
+      run_tile(at);
+      run_cells_backward<Cell>(p, step, at, dh);
+    });
+  }
+  if (p.norm.gain)
+    for (Index r = rows.begin; r < rows.end; ++r)
+      normalise_gates_backward<Cell>(p, step.first + r);
+}
+
+template <class Cell, class T>
+void recurrent_backward(const RecurrentBackwardArgs<T>& p, Range walk, Range rows, Range panels) {
+  for (Index i = walk.end - 1; i >= walk.begin; --i) {
+    const Index t = step_number(p.steps, i), all = rows_at(p.steps, t);
+    const Index from_before = rows_from_before(p.steps, t), going_on = rows_going_on(p.steps, t);
+    // One of the two is all rows, or none: at most two groups.
+    const Index cut = min_of(from_before, going_on), second = max_of(from_before, going_on);
+    const auto run = [&](Index begin, Index end) __attribute__((always_inline)) {
+      step_backward<Cell>(p, t, begin >= from_before, begin < going_on,
+                          intersect(rows, {begin, end}), panels);
+    };
+    run(0, cut);
+    run(cut, second);
+    run(second, all);
   }
 }
 
@@ -278,24 +563,35 @@ template <class Cell, class T>
 void recurrent_backward_initial(const RecurrentBackwardArgs<T>& p, Range rows, Range panels) {
   using V = Native<T>;
   using Set = Tiles<RowMajor, T, 1>;
-  const Index H = p.hidden_size;
-  alignas(64) T buffer[tile_accumulators * V::lanes];
-  for_tiles<Set, T>(rows, panels, H, [&](const Place& at) {
-    const Index stride = at.vectors * V::lanes;
-    const auto each = [&](auto&& f) __attribute__((always_inline)) {
+  alignas(64) T dh[tile_accumulators * V::lanes];
+  struct Bypass {
+    const RecurrentBackwardArgs<T>& p;
+    CHARRNN_INLINE V operator()(Index row, Index unit) const {
+      return bypasses<Cell>(p)
+                 ? V::load(p.dstates[0] + row * p.width + unit, p.width - unit)
+                 : V(T(0));
+    }
+    CHARRNN_INLINE Start<T> operator()(const Place& at, T* to) const {
+      for (Index r = 0; r < at.rows; ++r)
+        for (Index u = 0; u < at.vectors; ++u)
+          (*this)(at.row + r, (at.vector + u) * V::lanes)
+              .store(to + (r * at.vectors + u) * V::lanes);
+      return {to, at.vectors * V::lanes, 0, V::lanes};
+    }
+  };
+  for (Index t = 0; t < p.steps.seq_len; ++t) {
+    const Range begin = intersect(rows, {rows_from_before(p.steps, t), rows_at(p.steps, t)});
+    if (empty(begin)) continue;
+    for_tiles<Set, T>(begin, panels, p.width, [&](const Place& at) {
+      add_recurrent<Cell>(p, t, at, Bypass{p}, dh);
       for (Index r = 0; r < at.rows; ++r)
         for (Index u = 0; u < at.vectors; ++u) {
           const Index unit = (at.vector + u) * V::lanes;
-          f(buffer + r * stride + u * V::lanes, p.dstates[0] + (at.row + r) * H + unit, H - unit);
+          V::load(dh + (r * at.vectors + u) * V::lanes)
+              .store(p.dstates[0] + (at.row + r) * p.width + unit, p.width - unit);
         }
-    };
-    each([](T* dh, const T* bypass, Index n) __attribute__((always_inline)) {
-      (Cell::h_bypass ? V::load(bypass, n) : V(T(0))).store(dh);
     });
-    add_recurrent<Cell>(p, 0, at, {buffer, stride, 0, V::lanes}, buffer, stride);
-    each([](const T* dh, T* out, Index n)
-             __attribute__((always_inline)) { V::load(dh).store(out, n); });
-  });
+  }
 }
 
 template <class Cell, class T>
@@ -307,8 +603,10 @@ constexpr CellKernels<T> cell_kernels() {
           Cell::num_states,
           Cell::num_saved,
           Cell::num_params,
-          Cell::num_masks,
+          Cell::h_bypass,
+          Cell::reads_next,
           Panel<Cell::num_gates>::unit_vectors * Native<T>::lanes,
+          &recurrent_begin<T>,
           &recurrent_forward<Cell, T>,
           &recurrent_backward<Cell, T>,
           &recurrent_backward_initial<Cell, T>};

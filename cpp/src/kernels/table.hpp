@@ -3,7 +3,8 @@
 // inline function with arithmetic crosses this line, so that code compiled for a wide
 // instruction set cannot leak into callers.
 //
-// Dimension letters: T seq_len, B batch, H hidden_size, G gates, S states, K depth of a product.
+// Dimension letters: T seq_len, B batch, N rows of a sequence (T*B where all are of one length), H
+// hidden_size, R width of h, G gates, S states, K depth of a product.
 // All matrices are row-major; strides are in elements. "Rows" and "panels" given to a kernel are
 // half-open ranges of the work, for sharing it out among threads: results do not depend on them.
 //
@@ -79,55 +80,151 @@ struct GemmTnArgs {
   T* sums;  // [M] or null: the sums of A's columns are added to it, k ascending
 };
 
-// ---- recurrence ---------------------------------------------------------------------------
+// ---- sequences ----------------------------------------------------------------------------
 
-// One layer over time. State sequences hold T + 1 steps: [0] is the initial state, step t reads
-// [t] and writes [t + 1]. A state past the first may have state_step 0: it is then updated in
-// place, and backward cannot follow.
-template <class T>
-struct RecurrentForwardArgs {
-  Index seq_len, batch, hidden_size;
-  Weights<T> hh;            // packed: G groups, H units, depth H
-  const T* gx;              // [T, B, G*H] input part with its bias; or null, then:
-  const Token* tokens;      // [T, B] rows of
-  const T* table;           // [V, G*H] (weight_ih transposed), and
-  const T* input_bias;      // [G*H] or null
-  const T* split_bias;      // [num_split*H] bias of the recurrent part of split gates, or null
-  const T* params;          // [P, H]
-  T* const* states;         // [S] pointers to [T+1, B, H]
-  const Index* state_step;  // [S] elements from step to step: B*H, or 0 (not for states[0])
-  T* saved;                 // [T, B, num_saved*H] or null: keep nothing
-  T* scratch;  // staged epilogue: [rows, panels * G * lanes] of this call's rows; or null: fused
+// The rows of a sequence, N in all: those of step t stand together, behind those of the steps
+// before. A batch whose sequences differ in length is sorted, the longest first: then the rows of a
+// step are the first ones of the batch, and padding has no rows at all.
+struct Steps {
+  Index seq_len, batch;
+  const Index* offsets;  // [T + 1]: step t has rows [offsets[t], offsets[t + 1]); or null: `batch`
+  bool reverse;          // walked from the last step to the first
 };
 
-// dgates rows hold G*H gradients of the gates, then num_split*H of the input parts of split
-// gates, then P*H contributions to the gradients of the cell's own parameters.
+CHARRNN_INLINE Index first_row(const Steps& s, Index t) {
+  return s.offsets ? s.offsets[t] : t * s.batch;
+}
+CHARRNN_INLINE Index rows_at(const Steps& s, Index t) {
+  if (t < 0 || t >= s.seq_len) return 0;
+  return s.offsets ? s.offsets[t + 1] - s.offsets[t] : s.batch;
+}
+// The step before and after t in the walk, the i-th of the walk.
+CHARRNN_INLINE Index step_before(const Steps& s, Index t) { return s.reverse ? t + 1 : t - 1; }
+CHARRNN_INLINE Index step_after(const Steps& s, Index t) { return s.reverse ? t - 1 : t + 1; }
+CHARRNN_INLINE Index step_number(const Steps& s, Index i) {
+  return s.reverse ? s.seq_len - 1 - i : i;
+}
+// Of the rows of step t the first ones come from the step before, the others begin here; and the
+// first ones go on to the step after, the others end here.
+CHARRNN_INLINE Index rows_from_before(const Steps& s, Index t) {
+  const Index before = rows_at(s, step_before(s, t)), here = rows_at(s, t);
+  return before < here ? before : here;
+}
+CHARRNN_INLINE Index rows_going_on(const Steps& s, Index t) {
+  const Index after = rows_at(s, step_after(s, t)), here = rows_at(s, t);
+  return after < here ? after : here;
+}
+
+// ---- recurrence ---------------------------------------------------------------------------
+
+// Multipliers, for row r of step t (row n of the sequence) at data + n * by_step + r * by_row.
+template <class T>
+struct Mask {
+  const T* data = nullptr;  // null: all 1
+  Index by_step = 0, by_row = 0;
+};
+
+// One state of a layer, `stride` elements from row to row. Without a place for every row of the
+// sequence a state is updated in place, and backward cannot follow.
+template <class T>
+struct StateRows {
+  T* initial;  // [B]
+  T* rows;     // [N]; in_place: the initial ones
+  Index stride;
+  bool in_place;
+};
+
+// s' = m s + (1 - m) s'', of the state s before and the cell's s'' (Krueger et al. 2017).
+template <class T>
+struct Zoneout {
+  Mask<T> mask;  // m
+  T* raw;        // [N, H] keeps s'' for backward, or null
+};
+
+// Layer normalisation of the recurrent part of the gates (Ba, Kiros and Hinton 2016), where it
+// begins with 0: gh = gain * normalised(W_hh h), those of split gates by themselves.
+template <class T>
+struct RecurrentNorm {
+  const T* gain;  // [G*H], or null: no normalisation
+  T* inverse;     // [N, 2] 1 / deviation of the summed and of the split gates, or null
+};
+
+// h = the cell's h @ W_hr^T (Sak, Senior and Beaufays 2014).
+template <class T>
+struct Projection {
+  Weights<T> weights;  // forward: [H, P]; backward: [P, H]
+  T* hidden;           // [N, H] the cell's h; null: no projection
+};
+
+// One layer over time, in one direction. R: width of h, that of the projection or else H.
+template <class T>
+struct RecurrentForwardArgs {
+  Steps steps;
+  Index hidden_size, width;    // H, R
+  Weights<T> hh;               // packed: G groups, H units, depth R
+  const T* gx;                 // [N, G*H] input part with its bias; or null, then:
+  const Token* tokens;         // [N] rows of
+  const T* table;              // [V, G*H] (weight_ih transposed), and
+  const T* input_bias;         // [G*H] or null
+  const T* split_bias;         // [num_split*H] bias of the recurrent part of split gates, or null
+  const T* params;             // [P, H]
+  const StateRows<T>* states;  // [S]
+  T* saved;                    // [N, num_saved*H] or null: keep nothing
+  // What the recurrent product reads, [N, R], where it is not h as it stands: mask * h before.
+  // Rows that begin here come from begin().
+  T* recurrent = nullptr;
+  Mask<T> recurrent_mask = {};
+  const Zoneout<T>* zoneout = nullptr;  // [S] or null
+  RecurrentNorm<T> norm = {};
+  Projection<T> projection = {};
+  // Staged epilogue: [N, G*H] or, updated in place, [B, G*H]: sums of the gates, or normalised.
+  T* staged = nullptr;
+  bool staged_in_place = false;
+};
+
+// dgates rows hold G*H gradients of the gates' recurrent parts, then num_split*H of the input parts
+// of split gates, then P*H contributions to the gradients of the cell's own parameters. With
+// normalisation all gates are split: G*H gradients of W_hh h, G*H of the input parts, then
+// num_split*H of the recurrent parts of the cell's split gates, P*H as before.
 template <class T>
 struct RecurrentBackwardArgs {
-  Index seq_len, batch, hidden_size;
-  Weights<T> hh;           // [G*H, H]: 1 group, H units, depth G*H
-  const T* params;         // [P, H]
-  const T* const* states;  // [S] pointers to [T+1, B, H]
-  const T* saved;          // [T, B, num_saved*H]
-  const T* dy;             // [T, B, H] gradients of h from above, or null: zeros
-  T* const* dstates;       // [S] pointers to [B, H]: gradients of the last state on entry
-                           // (kept from step to step), of the initial state at the end
-  T* dgates;               // [T, B, (G + num_split + P)*H]
-  T* scratch;              // staged epilogue: [rows, panels * gemm_units], or null: fused
+  Steps steps;
+  Index hidden_size, width;    // H, R
+  Weights<T> hh;               // [G*H, R]: 1 group, R units, depth G*H
+  const T* params;             // [P, H]
+  const StateRows<T>* states;  // [S]
+  const T* saved;              // [N, num_saved*H]
+  const T* dy;                 // [N, R] gradients of h from above, or null: zeros
+  Index dy_stride;
+  T* const* dstates;           // [S] pointers to [B, R], [B, H]: gradients of each row's last state
+                               // on entry (kept from step to step), of its first at the end
+  T* dgates;                   // [N, num_slots*H]
+  Mask<T> recurrent_mask = {};
+  const Zoneout<T>* zoneout = nullptr;
+  RecurrentNorm<T> norm = {};
+  const T* normalised = nullptr;  // [N, G*H]
+  Projection<T> projection = {};
+  T* dprojected = nullptr;  // [N, R] gradients of h, with a projection
 };
 
 template <class T>
 struct CellKernels {
   const char* name;
   const char* params_name;
-  int num_gates, num_split, num_states, num_saved, num_params, num_masks;
+  int num_gates, num_split, num_states, num_saved, num_params;
+  bool h_bypass;
+  unsigned reads_next;
   int forward_units;  // of a panel in forward; in backward it is Kernels::gemm_units
-  // Steps [steps.begin, steps.end) of the given rows and panels of units. Where panels is not
-  // the whole layer, the caller synchronises after each step.
-  void (*forward)(const RecurrentForwardArgs<T>&, Range steps, Range rows, Range panels);
-  // The same, from steps.end - 1 down to steps.begin.
-  void (*backward)(const RecurrentBackwardArgs<T>&, Range steps, Range rows, Range panels);
-  // dstates[0] = gradient of the initial h, after step 0 of backward.
+  // args.recurrent of the rows that begin somewhere; before forward.
+  void (*begin)(const RecurrentForwardArgs<T>&, Range rows);
+  // Steps `walk` of the walk for the given rows of the batch and panels of units. Where panels is
+  // not the whole layer, the caller synchronises after each step; normalisation and projection take
+  // the whole layer.
+  void (*forward)(const RecurrentForwardArgs<T>&, Range walk, Range rows, Range panels);
+  // The same, from walk.end - 1 down to walk.begin. Panels are of H, and without projection also
+  // of R.
+  void (*backward)(const RecurrentBackwardArgs<T>&, Range walk, Range rows, Range panels);
+  // dstates[0] = gradient of the initial h, after backward. Panels are of R.
   void (*backward_initial)(const RecurrentBackwardArgs<T>&, Range rows, Range panels);
 };
 
@@ -145,6 +242,40 @@ struct CrossEntropyArgs {
   T* dlogits;  // may be the logits themselves; or null: losses alone
   Index dstride;
   T* losses;  // [rows]
+};
+
+template <class T>
+struct GatherArgs {
+  const Token* tokens;
+  const T* scales;
+  const T* table;
+  const T* bias;
+  Index cols;
+  T* out;
+  Index out_stride;
+};
+
+// y = gain * normalised(x) + bias, each of two groups of columns by itself (Ba, Kiros and Hinton
+// 2016, equation 4): (x - mean) / sqrt(variance + 1e-5).
+template <class T>
+struct LayerNormArgs {
+  Index widths[2];
+  const T* gain;
+  const T* bias;  // or null: 0
+  T* x;           // [rows, sum of widths], becomes y
+  T* normalised;  // likewise, or null
+  T* inverse;     // [rows, 2] 1 / deviation, or null
+};
+
+// d, the gradient of y, becomes that of x.
+template <class T>
+struct LayerNormBackwardArgs {
+  Index widths[2];
+  const T* gain;
+  const T* normalised;
+  const T* inverse;
+  T* d;
+  Index stride;
 };
 
 template <class T>
@@ -168,9 +299,16 @@ struct Kernels {
   Index (*gemm_tn_scratch)();
   // sums[j] += sum over rows of a[row, j]
   void (*column_sums)(const T* a, Index stride, Index rows, Range cols, T* sums);
-  // table[tokens[row], j] += a[row, j]
-  void (*scatter_add)(const T* a, Index stride, const Token* tokens, Index rows, Range cols,
-                      T* table, Index table_stride);
+  // sums[j] += sum over rows of a[row, j] * b[row, j]
+  void (*column_products)(const T* a, Index a_stride, const T* b, Index b_stride, Index rows,
+                          Range cols, T* sums);
+  // out[row, j] = bias[j] + scales[row] * table[tokens[row], j]; scales null: 1, bias null: 0
+  void (*gather)(const GatherArgs<T>&, Range rows);
+  // table[tokens[row], j] += scales[row] * a[row, j]; scales null: 1
+  void (*scatter_add)(const T* a, Index stride, const Token* tokens, const T* scales, Index rows,
+                      Range cols, T* table, Index table_stride);
+  void (*layer_norm)(const LayerNormArgs<T>&, Range rows);
+  void (*layer_norm_backward)(const LayerNormBackwardArgs<T>&, Range rows);
   void (*cross_entropy)(const CrossEntropyArgs<T>&, Range rows);
   // out = exp((x - max(x)) * inverse_temperature), for sampling
   void (*exp_shifted)(const T* x, Index n, T inverse_temperature, T* out);

@@ -1,0 +1,158 @@
+// The linear decoder on the top layer, with or without the loss behind it.
+#include "charrnn_fast/network.hpp"
+
+#include "dispatch.hpp"
+#include "network_parts.hpp"
+
+namespace charrnn_fast {
+
+template <class T>
+void Network<T>::decode(const T* parameters, const T* packed, const T* h, Index rows, T* y,
+                        Storage storage) const {
+  const Kernels<T>& k = kernels<T>();
+  const Index H = hidden_width(), O = shape_.output_size;
+  const T* const bias = decoder_bias_ >= 0 ? parameters + decoder_bias_ : nullptr;
+  const Weights<T> weights = packed_weights(Packing::decoder, packed, storage, 0, k.gemm_units, H);
+  const GemmArgs<T> args{h, H, weights, bias, false, O, H, y, O};
+  const Index panels = ceil_div(O, k.gemm_units);
+  ThreadPool::instance().run(threads_for(2.0 * double(rows) * double(H * O)),
+                             [&](const Team& team) {
+                               if (rows >= rows_per_thread * team.parts)
+                                 k.gemm(args, team.share(rows), {0, panels});
+                               else
+                                 k.gemm(args, {0, rows}, team.share(panels));
+                             });
+}
+
+namespace {
+
+// Elements of the decoder's weights that a thread works on at a time: they stay in its
+// second-level cache.
+constexpr Index decoder_block = Index(1) << 16;
+
+}  // namespace
+
+// One thread's part of the logits. The decoder is packed as it goes: a whole copy would take as
+// much memory as the weights, and for large vocabularies that is most of the model.
+template <class T>
+void Network<T>::decode_rows(const T* parameters, const T* h, Range rows, Range panels, T* y,
+                             Index y_stride, T* scratch) const {
+  if (rows.begin >= rows.end) return;
+  const Kernels<T>& k = kernels<T>();
+  const Index H = hidden_width(), O = shape_.output_size, units = k.gemm_units;
+  const Index most = std::max<Index>(1, decoder_block / (H * units));
+  for (Index panel = panels.begin; panel < panels.end; panel += most) {
+    const Index n = std::min(most, panels.end - panel), first = panel * units;
+    const Index cols = std::min(n * units, O - first);
+    k.pack(PackArgs<T>{parameters + decoder_weight_ + first * H, H, 1, 1, cols, H, scratch, false},
+           {0, n});
+    const T* const bias = decoder_bias_ >= 0 ? parameters + decoder_bias_ + first : nullptr;
+    k.gemm(
+        GemmArgs<T>{h, H, {scratch, units, units * H}, bias, false, cols, H, y + first, y_stride},
+        rows, {0, n});
+  }
+}
+
+// dh [rows, H] = dy [rows, O] @ decoder.weight, which is read as it stands.
+template <class T>
+void Network<T>::decode_rows_backward(const T* parameters, const T* dy, Index dy_stride, Range rows,
+                                      T* dh) const {
+  const Kernels<T>& k = kernels<T>();
+  const Index H = hidden_width(), O = shape_.output_size;
+  const Index most = std::max<Index>(1, decoder_block / H);
+  for (Index first = 0; first < O; first += most) {
+    const Weights<T> weights{parameters + decoder_weight_ + first * H, H, k.gemm_units};
+    k.gemm(GemmArgs<T>{dy + first, dy_stride, weights, nullptr, first > 0, H,
+                       std::min(most, O - first), dh, H},
+           rows, {0, ceil_div(H, k.gemm_units)});
+  }
+}
+
+template <class T>
+Index Network<T>::decode_backward_elements(int max_threads) const {
+  return max_threads * aligned(kernels<T>().gemm_tn_scratch());
+}
+
+template <class T>
+void Network<T>::decode_backward(const T* parameters, const T* h, const T* dy, Index rows, T* dh,
+                                 T* gradients, int max_threads, T* workspace) const {
+  const Kernels<T>& k = kernels<T>();
+  const Index H = hidden_width(), O = shape_.output_size;
+  T* const bias_gradient = decoder_bias_ >= 0 ? gradients + decoder_bias_ : nullptr;
+  ThreadPool::instance().run(
+      std::min(max_threads, threads_for(4.0 * double(rows) * double(H * O))),
+      [&](const Team& team) {
+        decode_rows_backward(parameters, dy, O, team.share(rows), dh);
+        k.gemm_tn(
+            GemmTnArgs<T>{
+                dy, O, rows, {{h, H, H, gradients + decoder_weight_, H}, {}}, 1, bias_gradient},
+            team.share(O), workspace + team.part * aligned(k.gemm_tn_scratch()));
+      });
+}
+
+// Logits of a block take at most 16 MB (float) and, for a small vocabulary, stay in cache.
+template <class T>
+Index Network<T>::head_block_rows() const {
+  return std::clamp<Index>((Index(1) << 22) / shape_.output_size, 1, 512);
+}
+
+// One thread's: a packed block of the decoder, then the operands of its gradient.
+template <class T>
+Index Network<T>::head_scratch() const {
+  const Kernels<T>& k = kernels<T>();
+  return aligned(std::max({k.gemm_tn_scratch(), decoder_block, k.gemm_units * hidden_width()}));
+}
+
+template <class T>
+Index Network<T>::head_elements(Index rows, int max_threads) const {
+  return std::min(rows, head_block_rows()) * aligned(shape_.output_size) +
+         max_threads * head_scratch();
+}
+
+template <class T>
+void Network<T>::head(const T* parameters, const T* h, const Token* targets, Index rows, T scale,
+                      T* losses, T* dh, T* gradients, int max_threads, T* workspace) const {
+  const Kernels<T>& k = kernels<T>();
+  const Index H = hidden_width(), O = shape_.output_size, stride = aligned(O);
+  const Index block = head_block_rows(), panels = ceil_div(O, k.gemm_units);
+  T* const logits = workspace;
+  T* const bias_gradient = gradients && decoder_bias_ >= 0 ? gradients + decoder_bias_ : nullptr;
+  const double operations = (dh ? 6.0 : 2.0) * double(rows) * double(H * O);
+  ThreadPool::instance().run(std::min(max_threads, threads_for(operations)), [&](const Team& team) {
+    T* const scratch = workspace + std::min(rows, block) * stride + team.part * head_scratch();
+    // Each thread packs what it multiplies by: a large vocabulary is shared out, so that it is
+    // packed once; of a small one each packs all, and runs on without waiting.
+    const bool by_columns = panels >= 8 * team.parts && team.parts > 1;
+    for (Index first = 0; first < rows; first += block) {
+      const Index n = std::min(block, rows - first);
+      const T* const h_block = h + first * H;
+      const Range mine = team.share(n);
+      if (by_columns) {
+        decode_rows(parameters, h_block, {0, n}, team.share(panels), logits, stride, scratch);
+        team.wait();
+      } else {
+        decode_rows(parameters, h_block, mine, {0, panels}, logits, stride, scratch);
+      }
+      k.cross_entropy(CrossEntropyArgs<T>{logits, stride, O, targets + first, scale,
+                                          dh ? logits : nullptr, stride, losses + first},
+                      mine);
+      if (dh) decode_rows_backward(parameters, logits, stride, mine, dh + first * H);
+      // The next block's logits take the place of these, and others may have other rows of it.
+      team.wait();
+      if (!dh) continue;
+      k.gemm_tn(GemmTnArgs<T>{logits,
+                              stride,
+                              n,
+                              {{h_block, H, H, gradients + decoder_weight_, H}, {}},
+                              1,
+                              bias_gradient},
+                team.share(O), scratch);
+      team.wait();
+    }
+  });
+}
+
+template class Network<float>;
+template class Network<double>;
+
+}  // namespace charrnn_fast
