@@ -151,13 +151,15 @@ def test_refuses_what_numpy_would_take() -> None:
     case = Case(tokens=True, output_size=3)
     parameters = case.parameters()
     for bad in (-1, case.input_size):
-        with pytest.raises(ValueError, match=rf"x takes ids in \[0, 4\), got {bad} to {bad}"):
+        with pytest.raises(ValueError, match=rf"x takes integers in \[0, 4\), got {bad} to {bad}"):
             reference.forward(parameters, np.full((1, 1), bad))
-    with pytest.raises(ValueError, match=r"targets takes ids in \[-1, 3\), got -2 to -2"):
+    with pytest.raises(ValueError, match=r"targets takes integers in \[-1, 3\), got -2 to -2"):
         reference.cross_entropy(np.zeros((1, 3)), np.array([-2]))
     with pytest.raises(ValueError, match="reduction takes 'mean' or 'sum', got 'none'"):
         reference.cross_entropy(np.zeros((1, 3)), np.array([0]), "none")
-    with pytest.raises(ValueError, match=r"cell='mgu' .* takes 'rnn', 'gru' or 'lstm'"):
+    with pytest.raises(
+        ValueError, match=r"cell='mgu' .* takes 'rnn', 'gru', 'lstm', 'peephole_lstm'"
+    ):
         reference.forward(parameters, case.x(), cell="mgu")
     with pytest.raises(ValueError, match="nonlinearity='relu'"):
         reference.forward(parameters, case.x(), cell="lstm", nonlinearity="relu")

@@ -1,22 +1,29 @@
 """The math of the kernels in NumPy, short enough to read in one sitting. Imports NumPy only.
 
 Everything is a plain function of arrays, in any floating dtype; each backward stands right under
-its forward. Shapes: T seq_len, B batch, I input_size, H hidden_size, L num_layers, G num_gates,
-V output_size. Time comes first and batch second; one row of a matrix belongs to one unit.
+its forward. Shapes: T seq_len, B batch, I input_size, H hidden_size, L num_layers, D directions
+(1 or 2), G num_gates, P proj_size, R the width of h (P, or H without a projection), V output_size.
+Time comes first and batch second; one row of a matrix belongs to one unit.
 
     the article     shape       the name in a dict of parameters (PyTorch's)
-    W_xh            [G*H, I]    weight_ih_l0   (upper layers: weight_ih_l1 [G*H, H], ...)
-    W_hh            [G*H, H]    weight_hh_l0
+    W_xh            [G*H, I]    weight_ih_l0   (upper layers: weight_ih_l1 [G*H, D*R], ...)
+    W_hh            [G*H, R]    weight_hh_l0
     b_h             [G*H]       bias_ih_l0 + bias_hh_l0   (bias="single": bias_ih_l0 alone)
-    W_hy            [V, H]      decoder.weight
+    (peepholes)     [3, H]      weight_peephole_l0   (peephole_lstm: those of i, f, o)
+    (gains)         [G*H]       gain_ih_l0, gain_hh_l0   (layer_norm)
+    (projection)    [P, H]      weight_hr_l0   (proj_size)
+    W_hy            [V, D*R]    decoder.weight
     b_y             [V]         decoder.bias
 
-A state is h [L, B, H] (rnn, gru) or (h, c), each [L, B, H] (lstm).
+The other direction's weights are named weight_ih_l0_reverse and so on. A state is h [L*D, B, R]
+(rnn, gru) or (h, c), with c [L*D, B, H] (the LSTMs); layer l's direction d is row l*D + d.
 
 Sources: "the article" is A. Karpathy, The Unreasonable Effectiveness of Recurrent Neural Networks
 (2015) and its program min-char-rnn; LSTM: Hochreiter and Schmidhuber (1997) with the forget gate
-of Gers et al. (2000); GRU: Cho et al. (2014), with the reset gate behind the matrix product, as in
-cuDNN and PyTorch. Gate order and formulas are those of torch.nn.RNN, LSTM and GRU.
+of Gers et al. (2000), its variants: Greff et al., LSTM: A Search Space Odyssey (2017), its
+projection: Sak et al. (2014); GRU: Cho et al. (2014), with the reset gate behind the matrix
+product, as in cuDNN and PyTorch; two directions: Schuster and Paliwal (1997). Gate order and
+formulas are those of torch.nn.RNN, LSTM and GRU. Further ones stand where they are used.
 """
 
 from __future__ import annotations
@@ -27,25 +34,35 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 __all__ = [
+    "INPUT",
+    "OUTPUT",
+    "RECURRENT",
     "RNN",
     "SGD",
+    "WEIGHT_DROP",
+    "ZONEOUT_C",
+    "ZONEOUT_H",
     "Adagrad",
     "Adam",
     "AdamW",
     "Cache",
     "RMSprop",
+    "Regularization",
     "backward",
     "clip_grad_norm",
     "clip_grad_value",
     "cross_entropy",
     "forward",
     "init_parameters",
+    "mask",
+    "multipliers",
     "philox",
     "sample",
     "sample_tokens",
+    "site",
     "uniform",
 ]
 
@@ -53,6 +70,7 @@ Array = NDArray[Any]
 Parameters = dict[str, Array]
 State = Array | tuple[Array, Array]
 _States = tuple[Array, ...]  # one array for each of a cell's states: (h,) or (h, c)
+_Norm = tuple[Array, Array] | None  # what layer norm keeps: N(v) and 1 / sqrt(var + 1e-5)
 
 
 # ---- The article's class ------------------------------------------------------------------------
@@ -86,6 +104,9 @@ class RNN:
 
 
 # ---- Cells: gx, gh [B, G*H], the input's and the recurrent part of the gates; states [B, H] -----
+#
+# prev are the states before the step and, behind them, the peepholes where the cell has them.
+# The cell's h is the one before a projection; prev[0] is then a projected one, [B, P].
 
 
 def _sigmoid(x: Array) -> Array:
@@ -104,7 +125,7 @@ def _rnn_tanh_backward(
 ) -> tuple[Array, Array, _States]:
     (h,), (dh,) = saved, dnext
     dg = dh * (1 - h * h)
-    return dg, dg, (np.zeros_like(dh),)
+    return dg, dg, (np.zeros_like(prev[0]),)
 
 
 def _rnn_relu(gx: Array, gh: Array, prev: _States) -> tuple[_States, _States]:
@@ -117,7 +138,7 @@ def _rnn_relu_backward(
 ) -> tuple[Array, Array, _States]:
     (h,), (dh,) = saved, dnext
     dg = dh * (h > 0)
-    return dg, dg, (np.zeros_like(dh),)
+    return dg, dg, (np.zeros_like(prev[0]),)
 
 
 def _lstm(gx: Array, gh: Array, prev: _States) -> tuple[_States, _States]:
@@ -136,7 +157,53 @@ def _lstm_backward(saved: _States, prev: _States, dnext: _States) -> tuple[Array
     da_g = dc * i * (1 - g * g)
     da_o = dh * tanh_c * o * (1 - o)
     dg = np.concatenate((da_i, da_f, da_g, da_o), axis=-1)
-    return dg, dg, (np.zeros_like(dh), dc * f)
+    return dg, dg, (np.zeros_like(prev[0]), dc * f)
+
+
+def _peephole_lstm(gx: Array, gh: Array, prev: _States) -> tuple[_States, _States]:
+    # the gates see c: i and f the one before the step, o the one after it
+    a_i, a_f, a_g, a_o = np.split(gx + gh, 4, axis=-1)
+    _, c_prev, (p_i, p_f, p_o) = prev
+    i, f, g = _sigmoid(a_i + p_i * c_prev), _sigmoid(a_f + p_f * c_prev), np.tanh(a_g)
+    c = f * c_prev + i * g
+    o, tanh_c = _sigmoid(a_o + p_o * c), np.tanh(c)
+    return (o * tanh_c, c), (i, f, g, o, c, tanh_c)
+
+
+def _peephole_lstm_backward(
+    saved: _States, prev: _States, dnext: _States
+) -> tuple[Array, Array, _States]:
+    (i, f, g, o, c, tanh_c), (dh, dc) = saved, dnext
+    _, c_prev, (p_i, p_f, p_o) = prev
+    da_o = dh * tanh_c * o * (1 - o)
+    dc = dc + dh * o * (1 - tanh_c * tanh_c) + da_o * p_o
+    da_i = dc * g * i * (1 - i)
+    da_f = dc * c_prev * f * (1 - f)
+    da_g = dc * i * (1 - g * g)
+    dg = np.concatenate((da_i, da_f, da_g, da_o), axis=-1)
+    dp = np.stack([(da_i * c_prev).sum(0), (da_f * c_prev).sum(0), (da_o * c).sum(0)])
+    return dg, dg, (np.zeros_like(prev[0]), dc * f + da_i * p_i + da_f * p_f, dp)
+
+
+def _coupled_lstm(gx: Array, gh: Array, prev: _States) -> tuple[_States, _States]:
+    # as much comes in as is forgotten: i = 1 - f
+    a_f, a_g, a_o = np.split(gx + gh, 3, axis=-1)
+    f, g, o = _sigmoid(a_f), np.tanh(a_g), _sigmoid(a_o)
+    c = f * prev[1] + (1 - f) * g
+    tanh_c = np.tanh(c)
+    return (o * tanh_c, c), (f, g, o, tanh_c)
+
+
+def _coupled_lstm_backward(
+    saved: _States, prev: _States, dnext: _States
+) -> tuple[Array, Array, _States]:
+    (f, g, o, tanh_c), (dh, dc) = saved, dnext
+    dc = dc + dh * o * (1 - tanh_c * tanh_c)
+    da_f = dc * (prev[1] - g) * f * (1 - f)
+    da_g = dc * (1 - f) * (1 - g * g)
+    da_o = dh * tanh_c * o * (1 - o)
+    dg = np.concatenate((da_f, da_g, da_o), axis=-1)
+    return dg, dg, (np.zeros_like(prev[0]), dc * f)
 
 
 def _gru(gx: Array, gh: Array, prev: _States) -> tuple[_States, _States]:
@@ -162,13 +229,16 @@ class _Cell(NamedTuple):
     forward: Callable[[Array, Array, _States], tuple[_States, _States]]
     # gives only the pointwise part of dprev: the recurrence adds dgh @ W_hh to dh
     backward: Callable[[_States, _States, _States], tuple[Array, Array, _States]]
+    blocks: tuple[int, ...] = (1,)  # the shares of the gates that layer norm takes together
 
 
 _CELLS = {
     ("rnn", "tanh"): _Cell(1, 1, _rnn_tanh, _rnn_tanh_backward),
     ("rnn", "relu"): _Cell(1, 1, _rnn_relu, _rnn_relu_backward),
-    ("gru", "tanh"): _Cell(3, 1, _gru, _gru_backward),
+    ("gru", "tanh"): _Cell(3, 1, _gru, _gru_backward, blocks=(2, 1)),  # r and z; n by itself
     ("lstm", "tanh"): _Cell(4, 2, _lstm, _lstm_backward),
+    ("peephole_lstm", "tanh"): _Cell(4, 2, _peephole_lstm, _peephole_lstm_backward),
+    ("coupled_lstm", "tanh"): _Cell(3, 2, _coupled_lstm, _coupled_lstm_backward),
 }
 
 
@@ -178,11 +248,117 @@ def _find_cell(cell: str, nonlinearity: str) -> _Cell:
     except KeyError:
         raise ValueError(
             f"cell={cell!r} with nonlinearity={nonlinearity!r} does not exist; "
-            "cell takes 'rnn', 'gru' or 'lstm', nonlinearity 'tanh' or (rnn only) 'relu'"
+            "cell takes 'rnn', 'gru', 'lstm', 'peephole_lstm' or 'coupled_lstm', "
+            "nonlinearity 'tanh' or (rnn only) 'relu'"
         ) from None
 
 
+# ---- Layer norm ---------------------------------------------------------------------------------
+
+
+def _normalize(v: Array, blocks: tuple[int, ...]) -> tuple[Array, Array]:
+    """N(v) = (v - mean) / sqrt(var + 1e-5) in each block of v's columns, and 1 / sqrt(var + 1e-5).
+
+    Ba, Kiros and Hinton, Layer Normalization (2016), eq. 20 to 22; the variance is the biased one.
+    """
+    centred = v - _means(v, blocks)
+    scale = 1 / np.sqrt(_means(centred * centred, blocks) + 1e-5)
+    return centred * scale, scale
+
+
+def _normalize_backward(dn: Array, n: Array, scale: Array, blocks: tuple[int, ...]) -> Array:
+    dv: Array = scale * (dn - _means(dn, blocks) - n * _means(dn * n, blocks))
+    return dv
+
+
+def _means(v: Array, blocks: tuple[int, ...]) -> Array:
+    """Each column holds its block's mean; blocks are given by their shares of the columns."""
+    edges = np.cumsum(blocks)[:-1] * v.shape[-1] // sum(blocks)
+    parts = np.split(v, edges, axis=-1)
+    means = [np.broadcast_to(part.mean(-1, keepdims=True), part.shape) for part in parts]
+    return np.concatenate(means, axis=-1)
+
+
+# ---- Random numbers and masks -------------------------------------------------------------------
+
+
+def philox(seed: int, position: int, lane: int = 0) -> tuple[int, int, int, int]:
+    """Philox4x32-10: four random 32-bit words from a 64-bit key and a counter, with no state.
+
+    Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (2011). The key is `seed`; the
+    counter's words are the low and high half of `position`, `lane`, and 0.
+    """
+    word = 0xFFFFFFFF
+    return _philox(seed, position & word, position >> 32 & word, lane & word, 0)
+
+
+def _philox(seed: int, c0: Any, c1: Any, c2: Any, c3: Any) -> tuple[Any, Any, Any, Any]:
+    """The same for any counter; its words may be arrays of uint64, which are broadcast."""
+    word = 0xFFFFFFFF
+    key0, key1 = seed & word, seed >> 32 & word
+    for _ in range(10):
+        a, b = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = b >> 32 ^ c1 ^ key0, b & word, a >> 32 ^ c3 ^ key1, a & word
+        key0, key1 = key0 + 0x9E3779B9 & word, key1 + 0xBB67AE85 & word
+    return c0, c1, c2, c3
+
+
+def uniform(seed: int, position: int) -> float:
+    """The uniform number in [0, 1) that decides draw `position` of stream `seed`: 24 bits."""
+    return (philox(seed, position)[0] >> 8) * 2.0**-24
+
+
+# the kinds of masks; OUTPUT stands at the layer above the last
+INPUT, RECURRENT, ZONEOUT_H, ZONEOUT_C, WEIGHT_DROP, OUTPUT = range(6)
+
+
+def site(kind: int, layer: int, direction: int = 0) -> int:
+    """The number of the place in the network that a mask is for: a word of its counters."""
+    return (layer * 2 + direction) * 8 + kind
+
+
+def mask(seed: int, site: int, rate: float, time: Any, streams: Any, units: Any) -> Array:
+    """True, with probability `rate`, where an element is dropped (zoneout: keeps its old value).
+
+    `time` is the step in the sequence (0 for one mask per call), `streams` the row of the batch
+    (weight_drop: of W_hh), `units` the column: integers or arrays of them, broadcast together; the
+    result has their shape. Each element depends on its own numbers alone. Raises ValueError for a
+    rate outside [0, 1).
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"a mask takes rates in [0, 1), got {rate}")
+    # Each counter gives four words: those of units 16 apart, so that 16 counters give 64 units.
+    block, place = np.divmod(np.asarray(units, "int64"), 64)
+    c0, c1, c2 = (np.array(c, "uint64", ndmin=1) for c in (block * 16 + place % 16, streams, time))
+    words = np.choose(place // 16, _philox(seed, c0, c1, c2, site))
+    shape = np.broadcast_shapes(np.shape(time), np.shape(streams), np.shape(units))
+    dropped: Array = words.reshape(shape) < math.floor(rate * 2**32)
+    return dropped
+
+
+def multipliers(seed: int, site: int, rate: float, time: Any, streams: Any, units: Any) -> Array:
+    """0 where `mask` drops, else 1 / (1 - rate), in float64: inverted dropout."""
+    return np.where(mask(seed, site, rate, time, streams, units), 0, 1 / (1 - rate))
+
+
 # ---- The network --------------------------------------------------------------------------------
+
+
+class Regularization(NamedTuple):
+    """What a call of `forward` with a `mask_seed` makes noise of: the rates of its masks.
+
+    Dropout (Srivastava et al., 2014) multiplies by 0 or by 1 / (1 - rate).
+    """
+
+    dropout: float = 0.0  # the input of each layer but the first
+    input_dropout: float = 0.0  # x; a token is its one-hot vector
+    output_dropout: float = 0.0  # the top layer's h, on its way to the decoder
+    recurrent_dropout: float = 0.0  # h on its way to W_hh
+    variational: bool = False  # these four: one mask for all steps (Gal and Ghahramani, 2016)
+    weight_drop: float = 0.0  # W_hh, one mask for all steps (Merity et al., 2018)
+    # h and c keep their old values (Krueger et al., 2017); with no mask_seed, by the expectation:
+    # rate old + (1 - rate) new
+    zoneout: tuple[float, float] = (0.0, 0.0)
 
 
 def init_parameters(
@@ -193,98 +369,224 @@ def init_parameters(
     cell: str = "rnn",
     num_layers: int = 1,
     bias: bool | str = True,
+    bidirectional: bool = False,
+    proj_size: int = 0,
+    layer_norm: bool = False,
     dtype: DTypeLike = "float32",
     seed: int = 0,
 ) -> Parameters:
     """Parameters drawn uniformly from [-1/sqrt(H), 1/sqrt(H)), by name, as PyTorch draws them.
 
     `output_size=None` leaves out the decoder. `bias` is True (bias_ih and bias_hh), "single"
-    (bias_ih only) or False (neither, and no decoder.bias). Raises ValueError for others.
+    (bias_ih only) or False (neither, and no decoder.bias). `proj_size=0` leaves h as it is; the
+    gains of `layer_norm` start at 1. Raises ValueError for others.
     """
-    num_gates = _find_cell(cell, "tanh").num_gates
+    unit, H = _find_cell(cell, "tanh"), hidden_size
     if bias not in (True, False, "single"):
         raise ValueError(f"bias takes True, 'single' or False, got {bias!r}")
-    rows, shapes = num_gates * hidden_size, dict[str, tuple[int, ...]]()
+    if proj_size and unit.num_states == 1:
+        raise ValueError(f"proj_size={proj_size} is for the LSTMs, got cell={cell!r}")
+    rows, R, D = unit.num_gates * H, proj_size or H, 2 if bidirectional else 1
+    shapes = dict[str, tuple[int, ...]]()
     for k in range(num_layers):
-        shapes[f"weight_ih_l{k}"] = (rows, hidden_size if k else input_size)
-        shapes[f"weight_hh_l{k}"] = (rows, hidden_size)
-        if bias:
-            shapes[f"bias_ih_l{k}"] = (rows,)
-        if bias is True:
-            shapes[f"bias_hh_l{k}"] = (rows,)
+        for suffix in (f"_l{k}", f"_l{k}_reverse")[:D]:
+            shapes["weight_ih" + suffix] = (rows, D * R if k else input_size)
+            shapes["weight_hh" + suffix] = (rows, R)
+            if bias:
+                shapes["bias_ih" + suffix] = (rows,)
+            if bias is True:
+                shapes["bias_hh" + suffix] = (rows,)
+            if cell == "peephole_lstm":
+                shapes["weight_peephole" + suffix] = (3, H)
+            if layer_norm:
+                shapes["gain_ih" + suffix] = shapes["gain_hh" + suffix] = (rows,)
+            if proj_size:
+                shapes["weight_hr" + suffix] = (proj_size, H)
     if output_size is not None:
-        shapes["decoder.weight"] = (output_size, hidden_size)
+        shapes["decoder.weight"] = (output_size, D * R)
         if bias:
             shapes["decoder.bias"] = (output_size,)
-    rng, limit = np.random.default_rng(seed), hidden_size**-0.5
-    return {name: rng.uniform(-limit, limit, shape).astype(dtype) for name, shape in shapes.items()}
+    rng, limit = np.random.default_rng(seed), H**-0.5
+    return {
+        name: np.ones(shape, dtype)
+        if name.startswith("gain")
+        else rng.uniform(-limit, limit, shape).astype(dtype)
+        for name, shape in shapes.items()
+    }
+
+
+class _Call(NamedTuple):
+    """What `forward` was asked for that is the same for all layers."""
+
+    regularization: Regularization
+    seed: int | None
+    dtype: DTypeLike
+    time: Array  # [T, 1, 1], the steps in the order of the walk
+    streams: Array  # [B, 1]
+    alive: Array | None  # [T, B, 1], whether the row has such a step; None: every row has
+
+    def turned(self) -> _Call:
+        alive = None if self.alive is None else self.alive[::-1]
+        return self._replace(time=self.time[::-1], alive=alive)
+
+    def dropout(self, site: int, rate: float, units: Array) -> Array | None:
+        """Multipliers [T, B, units]; None for no dropout."""
+        if self.seed is None or rate == 0:
+            return None
+        time = 0 * self.time if self.regularization.variational else self.time
+        return multipliers(self.seed, site, rate, time, self.streams, units).astype(self.dtype)
+
+    def weight_drop(self, site: int, W_hh: Array) -> Array | None:
+        """Multipliers of W_hh's shape; None for no dropout."""
+        rate = self.regularization.weight_drop
+        if self.seed is None or rate == 0:
+            return None
+        rows, columns = np.arange(len(W_hh))[:, None], np.arange(W_hh.shape[1])
+        return multipliers(self.seed, site, rate, 0, rows, columns).astype(self.dtype)
+
+    def held(self, site: int, rate: float, units: Array) -> Array | None:
+        """The old state's share of the new one, [T, B, units or 1]; None where it has none."""
+        held: Array | None = np.full(self.time.shape, rate) if rate else None
+        if rate and self.seed is not None:
+            held = mask(self.seed, site, rate, self.time, self.streams, units)
+        if self.alive is not None:  # a row that has ended keeps its state
+            held = np.where(self.alive, 0 if held is None else held, 1)
+        return None if held is None else held.astype(self.dtype)
+
+
+class _Noise(NamedTuple):
+    """The masks of one layer and direction, as `_Call` gives them."""
+
+    x: Array | None
+    h: Array | None
+    W_hh: Array | None
+    held: list[Array | None]  # one for each state
 
 
 class _Trace(NamedTuple):
-    """What one layer keeps for its backward."""
+    """What a layer keeps of one direction for its backward; time as the direction walks it."""
 
-    x: Array  # [T, B, I], or tokens [T, B]
-    states: list[_States]  # T + 1 of them, the initial one first; each [B, H]
+    x: Array  # [T, B, I] after dropout, or tokens [T, B]
+    x_norm: _Norm
+    states: list[_States]  # T + 1 of them, the initial one first; each [B, R or H]
     saved: list[_States]  # T of them: what the cell saved, each [B, H]
+    h_norm: list[_Norm]  # T
+    h_cell: list[Array]  # T: the cell's h [B, H], before projection and zoneout
+    W_hh: Array  # after weight_drop
+    noise: _Noise
 
 
 class Cache(NamedTuple):
     """What `forward` keeps for `backward`."""
 
     cell: _Cell
-    layers: list[_Trace]
-    h: Array  # [T, B, H], the top layer's hidden vectors
+    layers: list[_Trace]  # L*D
+    h: Array  # [T, B, D*R], the top layer's hidden vectors after dropout
+    noise: Array | None  # the multipliers in them
+    alive: Array | None  # [T, B, 1]
 
 
-def _layer(
-    cell: _Cell, parameters: Parameters, k: int, x: Array, first: _States
+def _gates(product: Array, own: Parameters, side: str, cell: _Cell) -> tuple[Array, _Norm]:
+    """One side's part of the gates, "ih" or "hh", from W x or W h: gain N(W x) + bias."""
+    norm = None
+    if f"gain_{side}" in own:
+        norm = _normalize(product, cell.blocks)
+        product = own[f"gain_{side}"] * norm[0]
+    return product + own.get(f"bias_{side}", 0), norm
+
+
+def _gates_backward(
+    dg: Array, own: Parameters, side: str, cell: _Cell, norm: _Norm, grads: Parameters
+) -> Array:
+    """The gradient of the product; those of gain and bias are added to `grads`."""
+    axes = tuple(range(dg.ndim - 1))
+    if f"bias_{side}" in own:
+        grads[f"bias_{side}"] += dg.sum(axes)
+    if norm is None:
+        return dg
+    grads[f"gain_{side}"] += (dg * norm[0]).sum(axes)
+    return _normalize_backward(own[f"gain_{side}"] * dg, *norm, cell.blocks)
+
+
+def _direction(
+    cell: _Cell, own: Parameters, x: Array, first: _States, call: _Call, layer: int, direction: int
 ) -> tuple[Array, _Trace]:
-    """Layer k from x and its initial states: its hidden vectors [T, B, H]."""
-    W_xh, W_hh = parameters[f"weight_ih_l{k}"], parameters[f"weight_hh_l{k}"]
-    b_xh, b_hh = parameters.get(f"bias_ih_l{k}", 0), parameters.get(f"bias_hh_l{k}", 0)
+    """One layer in one direction from x and its initial states: its hidden vectors [T, B, R].
+
+    `own` are its parameters, without the suffix; x and `call` have time as it walks.
+    """
+    W_xh, W_hh, peephole = own["weight_ih"], own["weight_hh"], _peephole(own)
+    rates, sites = call.regularization, [site(kind, layer, direction) for kind in range(OUTPUT)]
+    columns = x[..., None] if _are_tokens(x) else np.arange(W_xh.shape[1])
+    noise = _Noise(
+        call.dropout(site(INPUT, layer), rates.dropout if layer else rates.input_dropout, columns),
+        call.dropout(sites[RECURRENT], rates.recurrent_dropout, np.arange(W_hh.shape[1])),
+        call.weight_drop(sites[WEIGHT_DROP], W_hh),
+        [
+            call.held(sites[kind], rate, np.arange(s.shape[1]))
+            for kind, rate, s in zip((ZONEOUT_H, ZONEOUT_C), rates.zoneout, first, strict=False)
+        ],
+    )
+    W_hh = _times(W_hh, noise.W_hh)
     if _are_tokens(x):
         _check_ids("x", x, W_xh.shape[1])
-        gx = W_xh.T[x] + b_xh  # the column that a one-hot vector picks
+        product = _times(W_xh.T[x], noise.x)  # the column that a one-hot vector picks
     else:
-        gx = x @ W_xh.T + b_xh
-    trace = _Trace(x, [first], [])
+        x = _times(x, noise.x)
+        product = x @ W_xh.T
+    gx, x_norm = _gates(product, own, "ih", cell)
+    trace = _Trace(x, x_norm, [first], [], [], [], W_hh, noise)
     h = np.empty((*x.shape[:2], W_hh.shape[1]), W_hh.dtype)
     for t in range(len(x)):
         prev = trace.states[t]
-        following, saved = cell.forward(gx[t], prev[0] @ W_hh.T + b_hh, prev)
+        gh, h_norm = _gates(_times(prev[0], noise.h, t) @ W_hh.T, own, "hh", cell)
+        (h_cell, *c), saved = cell.forward(gx[t], gh, prev + peephole)
+        new = (h_cell @ own["weight_hr"].T if "weight_hr" in own else h_cell, *c)
+        following = tuple(
+            n if m is None else m[t] * s + (1 - m[t]) * n
+            for m, s, n in zip(noise.held, prev, new, strict=True)
+        )
         trace.states.append(following)
         trace.saved.append(saved)
+        trace.h_norm.append(h_norm)
+        trace.h_cell.append(h_cell)
         h[t] = following[0]
     return h, trace
 
 
-def _layer_backward(
-    cell: _Cell, parameters: Parameters, k: int, trace: _Trace, dh: Array, dnext: _States
+def _direction_backward(
+    cell: _Cell, own: Parameters, trace: _Trace, dh: Array, dnext: _States
 ) -> tuple[Array | None, _States, Parameters]:
-    """dx [T, B, I] (None for tokens), the gradients of the initial states and of layer k's weights.
+    """dx (None for tokens), the gradients of the initial states and of `own`.
 
-    From dh [T, B, H], the gradient of the layer's output, and that of its final states.
+    From dh [T, B, R], the gradient of the hidden vectors, and that of the final states.
     """
-    W_xh, W_hh = parameters[f"weight_ih_l{k}"], parameters[f"weight_hh_l{k}"]
-    dgx = np.empty((*dh.shape[:2], len(W_hh)), dh.dtype)
-    dgh, h_prev = np.empty_like(dgx), np.empty_like(dh)
+    W_xh, noise, peephole = own["weight_ih"], trace.noise, _peephole(own)
+    grads = {name: np.zeros_like(value) for name, value in own.items()}
+    dgx = np.empty((*dh.shape[:2], len(W_xh)), dh.dtype)
+    dproduct, h_prev = np.empty_like(dgx), np.empty_like(dh)
     for t in reversed(range(len(dh))):
         prev, dnext = trace.states[t], (dnext[0] + dh[t], *dnext[1:])
-        dgx[t], dgh[t], dprev = cell.backward(trace.saved[t], prev, dnext)
-        dnext = (dprev[0] + dgh[t] @ W_hh, *dprev[1:])
-        h_prev[t] = prev[0]
+        dheld = [0 if m is None else m[t] * d for m, d in zip(noise.held, dnext, strict=True)]
+        dh_cell, *dc = (d - kept for d, kept in zip(dnext, dheld, strict=True))
+        if "weight_hr" in own:
+            grads["weight_hr"] += dh_cell.T @ trace.h_cell[t]
+            dh_cell = dh_cell @ own["weight_hr"]
+        dgx[t], dgh, dprev = cell.backward(trace.saved[t], prev + peephole, (dh_cell, *dc))
+        if peephole:
+            grads["weight_peephole"] += dprev[-1]
+        dproduct[t] = _gates_backward(dgh, own, "hh", cell, trace.h_norm[t], grads)
+        h_prev[t] = _times(prev[0], noise.h, t)
+        dstates = (dprev[0] + _times(dproduct[t] @ trace.W_hh, noise.h, t), *dprev[1:])
+        dnext = tuple(d + kept for d, kept in zip(dstates, dheld, strict=False))
 
+    grads["weight_hh"] = _times(_outer(dproduct, h_prev), noise.W_hh)
+    dproduct = _gates_backward(dgx, own, "ih", cell, trace.x_norm, grads)
     if _are_tokens(trace.x):
-        dx, dW_xh = None, np.zeros_like(W_xh)
-        np.add.at(dW_xh.T, trace.x, dgx)
-    else:
-        dx, dW_xh = dgx @ W_xh, _outer(dgx, trace.x)
-    grads = {f"weight_ih_l{k}": dW_xh, f"weight_hh_l{k}": _outer(dgh, h_prev)}
-    if f"bias_ih_l{k}" in parameters:
-        grads[f"bias_ih_l{k}"] = dgx.sum((0, 1))
-    if f"bias_hh_l{k}" in parameters:
-        grads[f"bias_hh_l{k}"] = dgh.sum((0, 1))
-    return dx, dnext, grads
+        np.add.at(grads["weight_ih"].T, trace.x, _times(dproduct, noise.x))
+        return None, dnext, grads
+    grads["weight_ih"] = _outer(dproduct, trace.x)
+    return _times(dproduct @ W_xh, noise.x), dnext, grads
 
 
 def forward(
@@ -294,27 +596,56 @@ def forward(
     *,
     cell: str = "rnn",
     nonlinearity: str = "tanh",
+    lengths: ArrayLike | None = None,
+    regularization: Regularization | None = None,
+    mask_seed: int | None = None,
 ) -> tuple[Array, State, Cache]:
     """Run a stack of layers over a sequence from `state` (None: zero).
 
-    x: [T, B, I], or integer tokens [T, B]; a token stands for its one-hot vector.
-    Returns y [T, B, V] (without a decoder: the top layer's h [T, B, H]), the final state, and what
-    `backward` needs. Raises ValueError for an unknown cell or a token outside [0, I).
+    x: [T, B, I], or integer tokens [T, B]; a token stands for its one-hot vector. Directions,
+    projection and layer norm are those that `parameters` has.
+    lengths [B]: row b has lengths[b] steps (None: T). Past them x is not read, y is 0 and the state
+    stays; the reverse direction starts at the row's own last step.
+    mask_seed: the key of the masks of `regularization`, an integer of 64 bits; None: no masks.
+    Returns y [T, B, V] (without a decoder: the top layer's h [T, B, D*R]), the final state, and
+    what `backward` needs. Raises ValueError for an unknown cell, a token outside [0, I), lengths
+    outside [0, T] and for zoneout of an h that is projected.
     """
-    unit = _find_cell(cell, nonlinearity)
-    num_layers = sum(name.startswith("weight_hh_l") for name in parameters)
+    unit, rates = _find_cell(cell, nonlinearity), regularization or Regularization()
+    names, W_hh = _suffixes(parameters), parameters["weight_hh_l0"]
+    T, B = x.shape[:2]
+    alive = None
+    if lengths is not None:
+        _check_ids("lengths", np.asarray(lengths), T + 1)
+        alive = (np.arange(T)[:, None] < np.asarray(lengths))[..., None]
+        x = x if _are_tokens(x) else _living(x, alive)
+    if rates.zoneout[0] and "weight_hr_l0" in parameters:
+        raise ValueError(f"zoneout of h is not for projected h, got {rates.zoneout[0]}")
     if state is None:
-        W_hh = parameters["weight_hh_l0"]
-        zero = np.zeros((num_layers, x.shape[1], W_hh.shape[1]), W_hh.dtype)
-        state = (zero, zero) if unit.num_states == 2 else zero
-    h, traces = x, list[_Trace]()
-    for k, first in enumerate(_by_layer(state)):
-        h, trace = _layer(unit, parameters, k, h, first)
-        traces.append(trace)
-    y = h
+        rows, (GH, R) = len(names) * len(names[0]), W_hh.shape
+        state = np.zeros((rows, B, R), W_hh.dtype)
+        if unit.num_states == 2:
+            state = (state, np.zeros((rows, B, GH // unit.num_gates), W_hh.dtype))
+
+    time, streams = np.arange(T)[:, None, None], np.arange(B)[:, None]
+    call = _Call(rates, mask_seed, W_hh.dtype, time, streams, alive)
+    firsts, traces, h = iter(_by_layer(state)), list[_Trace](), x
+    for k, directions in enumerate(names):
+        halves = []
+        for d, suffix in enumerate(directions):
+            # the reverse direction is the other one with time turned round
+            turn, its = (slice(None, None, -1), call.turned()) if d else (slice(None), call)
+            own = _own(parameters, suffix)
+            half, trace = _direction(unit, own, h[turn], next(firsts), its, k, d)
+            halves.append(half[turn])
+            traces.append(trace)
+        h = np.concatenate(halves, axis=-1)
+    noise = call.dropout(site(OUTPUT, len(names)), rates.output_dropout, np.arange(h.shape[-1]))
+    y = h = _times(h, noise)
     if "decoder.weight" in parameters:
         y = h @ parameters["decoder.weight"].T + parameters.get("decoder.bias", 0)
-    return y, _stacked([trace.states[-1] for trace in traces]), Cache(unit, traces, h)
+    last = _stacked([trace.states[-1] for trace in traces])
+    return _living(y, alive), last, Cache(unit, traces, h, noise, alive)
 
 
 def backward(
@@ -322,31 +653,68 @@ def backward(
 ) -> tuple[Array | None, State, Parameters]:
     """Backpropagation through time: the gradients of any scalar, given those of y and state.
 
-    dy [T, B, V or H] and dstate (None: zero) are the gradients of what `forward` returned.
+    dy [T, B, V or D*R] and dstate (None: zero) are the gradients of what `forward` returned.
     Returns dx [T, B, I] (None for tokens), the gradient of the initial state, and the gradients of
     the parameters by name.
     """
-    grads, dh = Parameters(), dy
+    dh = dy = _living(dy, cache.alive)
+    grads = Parameters()
     if "decoder.weight" in parameters:
         grads["decoder.weight"] = _outer(dy, cache.h)
         if "decoder.bias" in parameters:
             grads["decoder.bias"] = dy.sum((0, 1))
         dh = dy @ parameters["decoder.weight"]
+    dh = _times(dh, cache.noise)
     if dstate is None:
         zeros = [tuple(np.zeros_like(s) for s in trace.states[-1]) for trace in cache.layers]
         dstate = _stacked(zeros)
-    dx, dfirst = None, list[_States]()
-    for k, dlast in reversed(list(enumerate(_by_layer(dstate)))):
-        dx, dinitial, own = _layer_backward(cache.cell, parameters, k, cache.layers[k], dh, dlast)
-        dfirst.insert(0, dinitial)
-        grads |= own
-        if dx is not None:
-            dh = dx
-    return dx, _stacked(dfirst), {name: grads[name] for name in parameters}
+    dlasts, traces = _by_layer(dstate), list(cache.layers)
+    dx, dfirsts = None, list[_States]()
+    for directions in reversed(_suffixes(parameters)):
+        halves, dxs = np.split(dh, len(directions), axis=-1), []
+        for suffix, half in reversed(list(zip(directions, halves, strict=True))):
+            turn = slice(None, None, -1 if suffix.endswith("_reverse") else 1)
+            dx, dfirst, own = _direction_backward(
+                cache.cell, _own(parameters, suffix), traces.pop(), half[turn], dlasts.pop()
+            )
+            dfirsts.insert(0, dfirst)
+            grads |= {name + suffix: grad for name, grad in own.items()}
+            if dx is not None:
+                dxs.append(dx[turn])
+        if dxs:
+            dx = dh = sum(dxs[1:], dxs[0])
+    return dx, _stacked(dfirsts), {name: grads[name] for name in parameters}
+
+
+def _suffixes(parameters: Parameters) -> list[list[str]]:
+    """For each layer the ends of its parameters' names, one for each direction."""
+    directions = ["", "_reverse"] if "weight_hh_l0_reverse" in parameters else [""]
+    num_layers = sum(name.startswith("weight_hh_l") for name in parameters) // len(directions)
+    return [[f"_l{k}{direction}" for direction in directions] for k in range(num_layers)]
+
+
+def _own(parameters: Parameters, suffix: str) -> Parameters:
+    """One layer's and direction's parameters, by names without the suffix."""
+    ending = {name: p for name, p in parameters.items() if name.endswith(suffix)}
+    return {name.removesuffix(suffix): p for name, p in ending.items()}
+
+
+def _peephole(own: Parameters) -> _States:
+    return (own["weight_peephole"],) if "weight_peephole" in own else ()
+
+
+def _times(a: Array, m: Array | None, t: Any = ...) -> Array:
+    """a ⊙ m[t], or a where there is no m."""
+    return a if m is None else a * m[t]
+
+
+def _living(a: Array, alive: Array | None) -> Array:
+    """a [T, B, ...] with 0 where rows have ended."""
+    return a if alive is None else np.where(alive, a, 0)
 
 
 def _by_layer(state: State) -> list[_States]:
-    """h or (h, c), each [L, B, H], as L tuples of arrays [B, H]."""
+    """h or (h, c), each [L*D, B, ...], as L*D tuples of arrays [B, ...]."""
     return list(zip(*state, strict=True)) if isinstance(state, tuple) else [(h,) for h in state]
 
 
@@ -369,7 +737,8 @@ def _outer(d: Array, x: Array) -> Array:
 def _check_ids(name: str, ids: Array, size: int, lowest: int = 0) -> None:
     # NumPy would take a negative index from the end
     if ids.size and not lowest <= ids.min() <= ids.max() < size:
-        raise ValueError(f"{name} takes ids in [{lowest}, {size}), got {ids.min()} to {ids.max()}")
+        found = f"{ids.min()} to {ids.max()}"
+        raise ValueError(f"{name} takes integers in [{lowest}, {size}), got {found}")
 
 
 # ---- Loss, clipping -----------------------------------------------------------------------------
@@ -564,27 +933,6 @@ class AdamW(Adam):
 # ---- Sampling -----------------------------------------------------------------------------------
 
 
-def philox(seed: int, position: int, lane: int = 0) -> tuple[int, int, int, int]:
-    """Philox4x32-10: four random 32-bit words from a 64-bit key and a counter, with no state.
-
-    Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (2011). The key is `seed`; the
-    counter's words are the low and high half of `position`, `lane`, and 0.
-    """
-    word = 0xFFFFFFFF
-    key0, key1 = seed & word, seed >> 32 & word
-    c0, c1, c2, c3 = position & word, position >> 32 & word, lane & word, 0
-    for _ in range(10):
-        a, b = 0xD2511F53 * c0, 0xCD9E8D57 * c2
-        c0, c1, c2, c3 = b >> 32 ^ c1 ^ key0, b & word, a >> 32 ^ c3 ^ key1, a & word
-        key0, key1 = key0 + 0x9E3779B9 & word, key1 + 0xBB67AE85 & word
-    return c0, c1, c2, c3
-
-
-def uniform(seed: int, position: int) -> float:
-    """The uniform number in [0, 1) that decides draw `position` of stream `seed`: 24 bits."""
-    return (philox(seed, position)[0] >> 8) * 2.0**-24
-
-
 def sample_tokens(
     logits: Array,
     seeds: Sequence[int],
@@ -627,6 +975,7 @@ def sample(
     *,
     cell: str = "rnn",
     nonlinearity: str = "tanh",
+    regularization: Regularization | None = None,
     position: int = 0,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -635,13 +984,16 @@ def sample(
     """Let B networks write: feed tokens [B], draw from y, feed what was drawn, `length` times.
 
     Returns the drawn tokens [length, B] and the state after the last token that was fed. `position`
-    counts the draws; the options are those of `sample_tokens`.
+    counts the draws; the options are those of `sample_tokens`. Of `regularization`, the zoneout
+    acts, by its expectation.
     """
+    kind: dict[str, Any] = {"cell": cell, "nonlinearity": nonlinearity}
+    kind["regularization"] = regularization
     if state is None:
-        state = forward(parameters, tokens[None][:0], cell=cell, nonlinearity=nonlinearity)[1]
+        state = forward(parameters, tokens[None][:0], **kind)[1]
     drawn = np.empty((length, len(tokens)), np.int32)
     for t in range(length):
-        y, state, _ = forward(parameters, tokens[None], state, cell=cell, nonlinearity=nonlinearity)
+        y, state, _ = forward(parameters, tokens[None], state, **kind)
         tokens = drawn[t] = sample_tokens(
             y[0], seeds, position + t, temperature=temperature, top_k=top_k, top_p=top_p
         )
