@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cases import UNITS, Case, named, parts, run_reference, smallest_preactivation
+from cases import UNITS, Case, named, parts, run_reference, smallest_preactivation, wide
 from charrnn_fast import reference
 from tolerances import (
     assert_close,
     elementwise,
     finite_difference,
     finite_difference_step,
+    losses,
     network,
 )
 
@@ -181,6 +182,89 @@ def test_cross_entropy() -> None:
     assert reference.cross_entropy(logits, np.full(3, -1))[0] == 0.0
 
 
+def _loss_arguments(name: str, weighted: bool, dtype: str = "float64") -> tuple[Any, ...]:
+    """A loss, what it is of, targets, and weights with zeros among them."""
+    rng = np.random.default_rng(4)
+    x = rng.uniform(-2, 2, (2, 3, 5)).astype(dtype)
+    targets: Array = np.asarray(rng.uniform(0, 1, x.shape), dtype)
+    if name == "cross_entropy":
+        targets = np.array([[3, -1, 0], [4, -1, 3]])
+    weights = np.asarray(rng.uniform(0, 2, targets.shape), dtype)
+    weights[0, 2] = 0
+    return getattr(reference, name), x, targets, weights if weighted else None
+
+
+LOSSES = ("cross_entropy", "binary_cross_entropy", "mean_square")
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_gradients(name: str, reduction: str, weighted: bool) -> None:
+    loss, x, targets, weights = _loss_arguments(name, weighted)
+    _, gradient = loss(x, targets, reduction, weights)
+    step = finite_difference_step("float64")
+    for index in np.ndindex(x.shape):
+        kept = x[index]
+        x[index] = kept + step
+        above = loss(x, targets, reduction, weights)[0]
+        x[index] = kept - step
+        below = loss(x, targets, reduction, weights)[0]
+        x[index] = kept
+        expected = (above - below) / (2 * step)
+        assert_close("gradient", gradient[index], expected, finite_difference("float64"))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_weights_of_losses(name: str) -> None:
+    """They multiply each loss; a mean is over their sum; those of ignored rows do not count."""
+    loss, x, targets, weights = _loss_arguments(name, True)
+    counted = targets != -1
+    tolerance = elementwise("float64", operations=100)
+    total, gradient = loss(x, targets, "sum", weights)
+    by_hand = 0.0
+    for index in np.ndindex(targets.shape):
+        own, single = loss(x[index][None], targets[index][None], "sum")
+        by_hand += weights[index] * own
+        assert_close("gradient", gradient[index], weights[index] * single[0], tolerance)
+    assert_close("sum", total, by_hand, tolerance)
+    mean, share = loss(x, targets, "mean", weights)
+    assert_close("mean", mean, total / weights[counted].sum(), tolerance)
+    assert_close("its gradient", share, gradient / weights[counted].sum(), tolerance)
+    for reduction in ("mean", "sum"):
+        plain, gradient = loss(x, targets, reduction)
+        ones, the_same = loss(x, targets, reduction, np.where(counted, 1.0, np.nan))
+        assert_close("weights of one", ones, plain, tolerance)
+        assert_close("weights of one", the_same, gradient, tolerance)
+        nothing, none = loss(x, targets, reduction, np.zeros(targets.shape))
+        assert nothing == 0 and not none.any()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_float32(name: str) -> None:
+    loss, x, targets, weights = _loss_arguments(name, True, "float32")
+    exact, gradient = loss(wide(x), wide(targets), "mean", wide(weights))
+    found, rounded = loss(x, targets, "mean", weights)
+    tolerance = losses("float32", classes=5, rows=targets.size, largest=2)
+    assert isinstance(found, float) and rounded.dtype == np.float32
+    assert_close("loss", found, exact, tolerance)
+    assert_close("gradient", rounded, gradient, tolerance)
+
+
+def test_binary_cross_entropy_of_extremes() -> None:
+    x = np.array([0.0, 1000.0, -1000.0, 1000.0])
+    z = np.array([0.5, 1.0, 0.0, 0.0])
+    loss, gradient = reference.binary_cross_entropy(x, z, "sum")
+    assert_close("loss", loss, 1000 + np.log(2), elementwise("float64", operations=10))
+    assert gradient.tolist() == [0, 0, 0, 1]
+    loss, gradient = reference.mean_square(np.array([1.0, 4.0]), np.array([0.0, 2.0]))
+    assert (loss, gradient.tolist()) == (2.5, [1, 2])
+    for empty in (reference.binary_cross_entropy, reference.mean_square):
+        assert empty(x[:0], z[:0])[0] == 0
+        with pytest.raises(ValueError, match="reduction takes 'mean' or 'sum', got 'max'"):
+            empty(x, z, "max")
+
+
 def test_clipping() -> None:
     grads = {"a": np.array([3.0, 0.0], "float32"), "b": np.array([[4.0]], "float32")}
     assert reference.clip_grad_norm(grads, 10.0) == 5.0
@@ -193,11 +277,19 @@ def test_clipping() -> None:
 
 
 def test_philox_known_answers() -> None:
-    """The answer for zeros is in Random123's kat_vectors; their others need a fourth counter word.
-
-    The second was computed once by this code, with that word a variable, when it gave all three.
-    """
+    """The answers in Random123's kat_vectors, with Python's integers and in arrays."""
     assert reference.philox(0, 0) == (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
+    ones, pi = 2**32 - 1, (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
+    known = [
+        (0, (0,) * 4, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        (2**64 - 1, (ones,) * 4, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (0x299F31D0A4093822, pi, (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
+    ]
+    for key, counter, words in known:
+        assert reference._philox(key, *counter) == words
+        arrays = reference._philox(key, *(np.full(3, c, "uint64") for c in counter))
+        assert [word.tolist() for word in arrays] == [[word] * 3 for word in words]
+    # once computed by this code, for the counter words of `philox`
     found = reference.philox(0x299F31D0A4093822, 0x85A308D3243F6A88, 0x13198A2E)
     assert found == (0xAE120E9D, 0xA08A4CAB, 0xD28EC6A2, 0x42D73C1F)
 
