@@ -1,4 +1,4 @@
-"""exp, sigmoid and tanh of the kernels: errors in ulp, special values; draws of random numbers."""
+"""exp, sigmoid, tanh, softplus of the kernels: errors in ulp, special values; random draws."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cases import SIZES, Array
 from charrnn_fast import _core, reference
 from tolerances import assert_same_bits, eps
 
-FUNCTIONS = ("exp", "sigmoid", "tanh")
+FUNCTIONS = ("exp", "sigmoid", "tanh", "softplus")
 ALL_FLOATS = 2**32
 
 
@@ -19,6 +19,8 @@ def _exact(function: str, x: Array) -> Array:
     if function == "sigmoid":
         e = np.exp(-np.abs(wide))
         return np.asarray(np.where(wide < 0, e, 1) / (1 + e))
+    if function == "softplus":
+        return np.asarray(np.maximum(wide, 0) + np.log1p(np.exp(-np.abs(wide))))
     return np.asarray(getattr(np, function)(wide))
 
 
@@ -81,6 +83,7 @@ SPECIAL = {
     "exp": [(0.0, 1.0), (-0.0, 1.0), *zip(_HUGE, (np.inf, 0.0) * 2, strict=True)],
     "sigmoid": [(0.0, 0.5), (-0.0, 0.5), *zip(_HUGE, (1.0, 0.0) * 2, strict=True)],
     "tanh": [(0.0, 0.0), (-0.0, -0.0), *zip(_HUGE, (1.0, -1.0) * 2, strict=True)],
+    "softplus": [*zip(_HUGE, (np.inf, 0.0, 1e30, 0.0), strict=True)],
 }
 
 
@@ -118,7 +121,7 @@ def test_subnormals(dtype: str) -> None:
         assert_same_bits("exp", _core.apply_math("exp", x), np.ones_like(x))
     below = np.log(info.smallest_normal) - np.arange(1, 10).astype(dtype)
     expected = _exact("exp", below)
-    for function in ("exp", "sigmoid"):
+    for function in ("exp", "sigmoid", "softplus"):
         found = _core.apply_math(function, below)
         assert (found > 0).all() and (found < info.smallest_normal).all()
         # half a subnormal's step for the rounding into their range, and the function's own ulp
@@ -141,15 +144,18 @@ def test_monotonic_to_saturation(function: str) -> None:
     """Results never leave the range of the function, and saturated ones are exactly its ends."""
     x = np.linspace(-120, 120, 20011).astype("float32")
     y = _core.apply_math(function, x)
-    low, high = {"exp": (0, np.inf), "sigmoid": (0, 1), "tanh": (-1, 1)}[function]
+    ranges = {"exp": (0, np.inf), "sigmoid": (0, 1), "tanh": (-1, 1), "softplus": (0, np.inf)}
+    low, high = ranges[function]
     assert (y >= low).all() and (y <= high).all()
-    if function != "exp":
+    if function == "softplus":
+        assert (y[x > 20] == x[x > 20]).all() and (y[x < -20] <= 3e-9).all()
+    elif function != "exp":
         assert (y[x > 20] == high).all()
         assert (y[x < -20] <= 3e-9 if function == "sigmoid" else y[x < -20] == low).all()
 
 
 def test_unknown_function() -> None:
-    with pytest.raises(ValueError, match=r"'cosh'.*'exp', 'sigmoid' or 'tanh'"):
+    with pytest.raises(ValueError, match=r"'cosh'.*'exp', 'sigmoid', 'tanh' or 'softplus'"):
         _core.apply_math("cosh", np.zeros(3, "float32"))
 
 

@@ -47,12 +47,14 @@ const Function functions[] = {
        return x < 0 ? std::exp(x) / (1 + std::exp(x)) : 1 / (1 + std::exp(-x));
      }},
     {"tanh", MathUlpBounds::tanh, [](long double x) { return std::tanh(x); }},
+    {"softplus", MathUlpBounds::softplus,
+     [](long double x) { return x < 0 ? std::log1p(std::exp(x)) : x + std::log1p(std::exp(-x)); }},
 };
 
 const Function& find(const std::string& name) {
   for (const Function& f : functions)
     if (f.name == name) return f;
-  fail("function is '", name, "', it takes 'exp', 'sigmoid' or 'tanh'");
+  fail("function is '", name, "', it takes 'exp', 'sigmoid', 'tanh' or 'softplus'");
 }
 
 // |got - expected| in units in the last place of expected, among the subnormals of their step.
@@ -74,7 +76,10 @@ template <class T>
 void apply_math(const std::string& function, const T* x, Index n, T* out) {
   const std::string name = find(function).name;
   const Kernels<T>& k = kernels<T>();
-  (name == "exp" ? k.exp : name == "sigmoid" ? k.sigmoid : k.tanh)(x, out, n);
+  (name == "exp"       ? k.exp
+   : name == "sigmoid" ? k.sigmoid
+   : name == "tanh"    ? k.tanh
+                       : k.softplus)(x, out, n);
 }
 
 double math_ulp_bound(const std::string& function) { return find(function).bound; }

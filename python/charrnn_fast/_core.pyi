@@ -155,7 +155,7 @@ def philox(seed: int, position: int, lane: int) -> tuple[int, int, int, int]:
     """Philox4x32-10 of key `seed` and counter (position, lane): four 32-bit words."""
 
 def apply_math(function: str, x: Floats) -> Floats:
-    """exp, tanh or sigmoid of every element by the kernels' own code (for accuracy tests)."""
+    """exp, sigmoid, tanh or softplus of every element by the kernels' own code (for tests)."""
 
 def math_ulp_bound(function: str) -> float:
     """The largest error in ulp that math.hpp states for float32."""

@@ -452,6 +452,10 @@ void check_products() {
 
 // ---- functions ----------------------------------------------------------------------------
 
+long double softplus(long double x) {
+  return std::max(x, 0.0L) + std::log1p(std::exp(-std::fabs(x)));
+}
+
 template <class T>
 void check_functions() {
   constexpr T inf = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
@@ -490,12 +494,13 @@ void check_functions() {
   check(
       "tanh", k.tanh, [](Lane<T> v) { return math::tanh(v); },
       [](long double v) { return std::tanh(v); });
+  check("softplus", k.softplus, [](Lane<T> v) { return math::softplus(v); }, softplus);
 }
 
 // Every float of a sample is as near to the truth as math.hpp states.
 void check_ulps() {
   constexpr std::uint64_t stride = 1000003, count = (std::uint64_t(1) << 32) / stride;
-  for (const char* function : {"exp", "sigmoid", "tanh"}) {
+  for (const char* function : {"exp", "sigmoid", "tanh", "softplus"}) {
     const auto [everywhere, at] = math_max_ulp(function, 0, count, stride);
     // Where gates live: 2^-10 to 16, of either sign.
     const auto [positive, at_positive] = math_max_ulp(function, 0x3a800000, 3000, 39119);

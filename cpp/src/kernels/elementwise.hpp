@@ -197,6 +197,10 @@ template <class T>
 void map_tanh(const T* x, T* out, Index n) {
   map(x, out, n, [](auto v) __attribute__((always_inline)) { return math::tanh(v); });
 }
+template <class T>
+void map_softplus(const T* x, T* out, Index n) {
+  map(x, out, n, [](auto v) __attribute__((always_inline)) { return math::softplus(v); });
+}
 
 // As many independent chains as a tile has accumulators: the machine's peak.
 constexpr int peak_chains = 12;

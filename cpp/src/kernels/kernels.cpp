@@ -52,6 +52,7 @@ constexpr Kernels<T> table = {
     .exp = &map_exp<T>,
     .sigmoid = &map_sigmoid<T>,
     .tanh = &map_tanh<T>,
+    .softplus = &map_softplus<T>,
     .fma_loop = &fma_loop<T>,
     .fma_loop_flops = 2.0 * peak_chains * Native<T>::lanes,
     .read_loop = &read_loop<T>,

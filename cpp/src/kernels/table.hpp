@@ -318,11 +318,12 @@ struct Kernels {
   void (*const* update)(const UpdateArgs<T>&, Range elements);  // by the rule's number
   const CellKernels<T>* cells;  // num_cells of them, in the order of Cells
   int num_cells;
-  // Each element by the kernels' exp, sigmoid, tanh; FMAs without dependences for the peak,
-  // a sum for the bandwidth of reading.
+  // Each element by the kernels' exp, sigmoid, tanh, softplus; FMAs without dependences for the
+  // peak, a sum for the bandwidth of reading.
   void (*exp)(const T* x, T* out, Index n);
   void (*sigmoid)(const T* x, T* out, Index n);
   void (*tanh)(const T* x, T* out, Index n);
+  void (*softplus)(const T* x, T* out, Index n);
   T (*fma_loop)(Index iterations);
   double fma_loop_flops;  // of one iteration
   T (*read_loop)(const T* x, Index n);
