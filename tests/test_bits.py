@@ -92,6 +92,42 @@ def test_threads_in_losses_clipping_and_updates() -> None:
         _assert_same(results(), expected, f"on {threads} threads")
 
 
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_threads_in_every_loss(weighted: bool, dtype: str) -> None:
+    """Rows and blocks of elements shared out evenly and unevenly, to all and to some."""
+
+    def results() -> dict[str, Array]:
+        named: dict[str, Array] = {}
+        for size in (20_000, 70_001, 131_072):
+            rng = np.random.default_rng(size)
+            x, z = 5 * rng.standard_normal(size).astype(dtype), rng.random(size).astype(dtype)
+            w = np.maximum(rng.uniform(-0.5, 1, size), 0).astype(dtype) if weighted else None
+            logits, targets = x[: size // 100 * 100].reshape(-1, 100), rng.integers(-1, 100, size)
+            rows = None if w is None else w[: len(logits)]
+            for reduction in ("mean", "sum"):
+                losses = {
+                    "cross_entropy": cf.cross_entropy(
+                        logits, targets[: len(logits)], reduction, weights=rows
+                    ),
+                    "binary_cross_entropy": cf.binary_cross_entropy(x, z, reduction, weights=w),
+                    "mean_square": cf.mean_square(x, z, reduction, weights=w),
+                }
+                for name, (loss, gradient) in losses.items():
+                    named[f"{name}, {reduction} of {size}"] = np.array(loss)
+                    named[f"d {name}, {reduction} of {size}"] = gradient
+        return named
+
+    cf.set_num_threads(1)
+    expected = results()
+    for threads in (2, 3, 4, 7):
+        cf.set_num_threads(threads)
+        before = _core.pool_teams()
+        _assert_same(results(), expected, f"on {threads} threads")
+        assert _core.pool_teams() - before == 18, "the work was not shared"
+
+
 def _slice(results: dict[str, Array], row: int) -> dict[str, Array]:
     """What belongs to one row of the batch: y, dx and all states; not the parameters' gradients."""
     return {

@@ -127,11 +127,35 @@ def test_directional_derivatives_in_float32(unit: str, hidden_size: int) -> None
         assert_close(f"d {name}", np.vdot(grad, direction), expected, finite_difference("float32"))
 
 
+def _some_weights(shape: tuple[int, ...]) -> Array:
+    """Weights of which some are 0."""
+    return np.maximum(np.random.default_rng(0).uniform(-0.3, 1, shape), 0)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_cross_entropy_gradient(reduction: str) -> None:
+def test_cross_entropy_gradient(reduction: str, weighted: bool) -> None:
     case = Case(dtype="float64", output_size=7)
     logits, targets = 3 * case.dy(), case.targets()
+    weights = _some_weights(targets.shape) if weighted else None
     assert (targets == -1).any() and (targets >= 0).any()
-    _, grad = cf.cross_entropy(logits, targets, reduction)
-    expected = _differences(lambda: cf.cross_entropy(logits, targets, reduction)[0], logits)
+    _, grad = cf.cross_entropy(logits, targets, reduction, weights=weights)
+    expected = _differences(
+        lambda: cf.cross_entropy(logits, targets, reduction, weights=weights)[0], logits
+    )
     assert_close("dlogits", grad, expected, finite_difference(case.dtype))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("loss", [cf.binary_cross_entropy, cf.mean_square])
+def test_gradients_of_losses_of_elements(
+    loss: Callable[..., tuple[float, Array]], reduction: str, weighted: bool
+) -> None:
+    case = Case(dtype="float64", seq_len=2, batch=2, output_size=5)
+    x, targets = 2 * case.dy(), (1 + case.but(seed=1).dy()) / 2
+    weights = _some_weights(x.shape) if weighted else None
+    _, grad = loss(x, targets, reduction, weights=weights)
+    expected = _differences(lambda: loss(x, targets, reduction, weights=weights)[0], x)
+    assert_close("gradient", grad, expected, finite_difference(case.dtype))
+    assert (grad == 0).any() == weighted

@@ -18,7 +18,13 @@ from tolerances import assert_close, network
 
 TESTS = Path(__file__).parent
 ISAS = _core.available_isas()
-CORE_TESTS = ("test_gradients.py", "test_parity_numpy.py", "test_bits.py", "test_math.py")
+CORE_TESTS = (
+    "test_gradients.py",
+    "test_parity_numpy.py",
+    "test_bits.py",
+    "test_math.py",
+    "test_losses.py",
+)
 
 
 def _python(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:

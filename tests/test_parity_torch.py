@@ -138,6 +138,78 @@ def test_cross_entropy(size: int, dtype: str, reduction: str, spread: float, see
     assert_close("dlogits", dlogits, leaf.grad, tolerance)
 
 
+@given(
+    size=st.integers(1, 100),
+    dtype=st.sampled_from(("float32", "float64")),
+    reduction=st.sampled_from(("mean", "sum")),
+    spread=st.sampled_from((1.0, 30.0)),
+    seed=st.integers(0, 2**16),
+)
+def test_cross_entropy_with_weights_of_classes(
+    size: int, dtype: str, reduction: str, spread: float, seed: int
+) -> None:
+    """PyTorch's weights are those of the classes: each row has its target's."""
+    rng = np.random.default_rng(seed)
+    logits = rng.uniform(-spread, spread, (5, 4, size)).astype(dtype)
+    targets = rng.integers(-1, size, (5, 4))
+    classes = np.maximum(rng.uniform(-0.5, 1, size), 0).astype(dtype)
+    weights = np.where(targets == -1, dtype == "float32", classes[targets]).astype(dtype)
+    counts = weights[targets != -1].sum(dtype="float64")
+    assume(counts > 0)  # PyTorch's mean of nothing is NaN
+    loss, dlogits = cf.cross_entropy(logits, targets, reduction, weights=weights)
+    leaf = _tensor(logits, leaf=True)
+    expected = torch.nn.functional.cross_entropy(
+        leaf.flatten(0, 1),
+        _tensor(targets).flatten(),
+        weight=_tensor(classes),
+        ignore_index=-1,
+        reduction=reduction,
+    )
+    expected.backward()
+    tolerance = 2 * losses(dtype, classes=size, rows=targets.size, largest=spread)
+    assert_close("loss", loss, expected.item(), tolerance)
+    assert_close("dlogits", dlogits, leaf.grad, tolerance)
+
+
+@given(
+    shape=st.lists(st.sampled_from((1, 2, 7, 16, 33)), min_size=0, max_size=2),
+    dtype=st.sampled_from(("float32", "float64")),
+    reduction=st.sampled_from(("mean", "sum")),
+    weighted=st.booleans(),
+    spread=st.sampled_from((1.0, 30.0)),
+    seed=st.integers(0, 2**16),
+)
+def test_losses_of_elements(
+    shape: list[int], dtype: str, reduction: str, weighted: bool, spread: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = np.asarray(rng.uniform(-spread, spread, shape)).astype(dtype)
+    z = np.asarray(np.clip(rng.uniform(-0.5, 1.5, shape), 0, 1)).astype(dtype)
+    weights = np.asarray(np.maximum(rng.uniform(-0.5, 1, shape), 0)).astype(dtype)
+    assume(not weighted or weights.any())
+    functional = torch.nn.functional
+    # PyTorch sums in the dtype of the elements
+    sums = elementwise(dtype, operations=4 + x.size)
+    for ours, theirs, tolerance in (
+        (
+            cf.binary_cross_entropy,
+            functional.binary_cross_entropy_with_logits,
+            losses(dtype, classes=2, rows=x.size, largest=spread) + sums,
+        ),
+        (cf.mean_square, functional.mse_loss, sums),
+    ):
+        loss, gradient = ours(x, z, reduction, weights=weights if weighted else None)
+        leaf = _tensor(x, leaf=True)
+        if weighted:  # its means differ in what they divide by
+            expected = (_tensor(weights) * theirs(leaf, _tensor(z), reduction="none")).sum()
+            expected = expected / (_tensor(weights).sum() if reduction == "mean" else 1)
+        else:
+            expected = theirs(leaf, _tensor(z), reduction=reduction)
+        expected.backward()
+        assert_close(ours.__name__, loss, expected.item(), 2 * tolerance)
+        assert_close(f"d {ours.__name__}", gradient, leaf.grad, 2 * tolerance)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("limit", [0.1, 1.0, 1000.0])
 def test_clipping(limit: float, dtype: str) -> None:

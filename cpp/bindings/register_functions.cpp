@@ -19,26 +19,61 @@ auto with_floats(const py::object& x, const char* name, F&& f) -> decltype(f(flo
   throw py::type_error(std::string(name) + " has " + got + ", it takes float32 or float64");
 }
 
+bool is_mean(const std::string& reduction) {
+  if (reduction != "mean" && reduction != "sum")
+    throw py::value_error("reduction is '" + reduction + "', it takes 'mean' or 'sum'");
+  return reduction == "mean";
+}
+
+template <class T>
+const T* weights_of(const py::object& weights, const Shape& shape) {
+  return weights.is_none() ? nullptr : input<T>(weights, "weights", shape);
+}
+
 py::tuple cross_entropy_of(const py::object& logits, const py::object& targets,
-                           const std::string& reduction) {
+                           const std::string& reduction, const py::object& weights) {
   return with_floats(logits, "logits", [&](auto scalar) -> py::tuple {
     using T = decltype(scalar);
     const py::array array = checked_array<T>(logits, "logits");
     if (array.ndim() != 2 || array.shape(1) < 1)
       throw py::value_error("logits has shape " + text(shape_of(array)) + ", it takes [N, V]");
     const Index rows = array.shape(0), classes = array.shape(1);
-    if (reduction != "mean" && reduction != "sum")
-      throw py::value_error("reduction is '" + reduction + "', it takes 'mean' or 'sum'");
+    const bool mean = is_mean(reduction);
     const Token* target_data = input<Token>(targets, "targets", {rows});
+    const T* const w = weights_of<T>(weights, {rows});
     auto dlogits = new_array<T>({rows, classes});
     T* const d = dlogits.mutable_data();
     const T* const x = static_cast<const T*>(array.data());
     double loss;
     {
       py::gil_scoped_release release;
-      loss = cross_entropy(x, target_data, rows, classes, reduction == "mean", d);
+      loss = cross_entropy(x, target_data, rows, classes, mean, d, w);
     }
     return py::make_tuple(loss, dlogits);
+  });
+}
+
+// A loss of single elements: arrays of one shape, whatever it is.
+template <class F>
+py::tuple element_loss_of(const char* name, const py::object& x, const py::object& targets,
+                          const std::string& reduction, const py::object& weights, F&& loss_of) {
+  return with_floats(x, name, [&](auto scalar) -> py::tuple {
+    using T = decltype(scalar);
+    const py::array array = checked_array<T>(x, name);
+    const Shape shape = shape_of(array);
+    const bool mean = is_mean(reduction);
+    const T* const z = input<T>(targets, "targets", shape);
+    const T* const w = weights_of<T>(weights, shape);
+    auto gradient = new_array<T>(shape);
+    T* const d = gradient.mutable_data();
+    const T* const data = static_cast<const T*>(array.data());
+    const Index n = array.size();
+    double loss;
+    {
+      py::gil_scoped_release release;
+      loss = loss_of(data, z, n, mean, d, w);
+    }
+    return py::make_tuple(loss, gradient);
   });
 }
 
@@ -82,7 +117,23 @@ py::array_t<Token> draw(const py::object& logits, const py::object& seeds, std::
 
 void register_functions(py::module_& m) {
   m.def("cross_entropy", &cross_entropy_of, py::arg("logits"), py::arg("targets"),
-        py::arg("reduction"));
+        py::arg("reduction"), py::arg("weights"));
+  m.def(
+      "binary_cross_entropy",
+      [](const py::object& logits, const py::object& targets, const std::string& reduction,
+         const py::object& weights) {
+        return element_loss_of("logits", logits, targets, reduction, weights,
+                               [](auto... args) { return binary_cross_entropy(args...); });
+      },
+      py::arg("logits"), py::arg("targets"), py::arg("reduction"), py::arg("weights"));
+  m.def(
+      "mean_square",
+      [](const py::object& y, const py::object& targets, const std::string& reduction,
+         const py::object& weights) {
+        return element_loss_of("y", y, targets, reduction, weights,
+                               [](auto... args) { return mean_square(args...); });
+      },
+      py::arg("y"), py::arg("targets"), py::arg("reduction"), py::arg("weights"));
   m.def(
       "sum_of_squares",
       [](const py::object& x) {

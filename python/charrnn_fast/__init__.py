@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from . import optim, reference
     from .checkpoint import CheckpointError
     from .corpus import Corpus
-    from .losses import clip_grad_norm, clip_grad_value, cross_entropy
+    from .losses import (
+        binary_cross_entropy,
+        clip_grad_norm,
+        clip_grad_value,
+        cross_entropy,
+        mean_square,
+    )
     from .model import CharLM
     from .rnn import RNN
     from .trainer import Trainer
@@ -28,11 +34,13 @@ __all__ = [
     "Corpus",
     "Trainer",
     "Vocabulary",
+    "binary_cross_entropy",
     "build_info",
     "clip_grad_norm",
     "clip_grad_value",
     "cross_entropy",
     "get_num_threads",
+    "mean_square",
     "optim",
     "reference",
     "set_num_threads",
@@ -45,9 +53,11 @@ _MODULES = {
     "Corpus": "corpus",
     "Trainer": "trainer",
     "Vocabulary": "vocabulary",
+    "binary_cross_entropy": "losses",
     "clip_grad_norm": "losses",
     "clip_grad_value": "losses",
     "cross_entropy": "losses",
+    "mean_square": "losses",
 }
 
 

@@ -132,8 +132,20 @@ class _Optimizer(Generic[_F]):
 class OptimizerFloat32(_Optimizer[np.float32]): ...
 class OptimizerFloat64(_Optimizer[np.float64]): ...
 
-def cross_entropy(logits: Floats, targets: Tokens, reduction: str) -> tuple[float, Floats]:
-    """logits [N, V], targets [N] (-1: ignored) -> loss in nats, dlogits [N, V]."""
+def cross_entropy(
+    logits: Floats, targets: Tokens, reduction: str, weights: Floats | None
+) -> tuple[float, Floats]:
+    """logits [N, V], targets [N] (-1: ignored), weights [N] -> loss in nats, dlogits [N, V]."""
+
+def binary_cross_entropy(
+    logits: Floats, targets: Floats, reduction: str, weights: Floats | None
+) -> tuple[float, Floats]:
+    """logits, targets in [0, 1] and weights of one shape -> loss in nats, dlogits."""
+
+def mean_square(
+    y: Floats, targets: Floats, reduction: str, weights: Floats | None
+) -> tuple[float, Floats]:
+    """y, targets and weights of one shape -> loss, dy."""
 
 def sum_of_squares(x: Floats) -> float: ...
 def scale(x: Floats, factor: float) -> None: ...

@@ -515,6 +515,25 @@ void check_ulps() {
 
 // ---- losses, optimizers, sampling ---------------------------------------------------------
 
+// Weights, some of them 0, and what each counts in the sum or the mean of the losses that `counts`.
+template <class T>
+std::vector<T> random_weights(Index n, unsigned seed) {
+  auto weights = random_values<T>(n, seed);
+  for (T& w : weights) w = w < T(-0.5) ? T(0) : w + T(0.5);
+  return weights;
+}
+template <class T, class F>
+std::vector<T> shares_of(const std::vector<T>& weights, bool mean, F&& counts) {
+  auto shares = weights;
+  double sums[8] = {}, total = 0;
+  for (std::size_t i = 0; i < weights.size(); ++i)
+    if (counts(i)) sums[i % 8] += double(weights[i]);
+  for (const double sum : sums) total += sum;
+  if (mean)
+    for (T& share : shares) share = T(double(share) / total);
+  return shares;
+}
+
 template <class T>
 void check_cross_entropy() {
   const Index lanes = kernels<T>().lanes;
@@ -526,28 +545,34 @@ void check_cross_entropy() {
     std::vector<T> found(logits.size()), expected(logits.size());
     const double loss =
         cross_entropy(logits.data(), targets.data(), rows, classes, false, found.data());
+    // A row's loss, and its gradient times a share.
+    const auto row = [&](Index r, T share) {
+      const T* const x = logits.data() + r * classes;
+      T* const d = expected.data() + r * classes;
+      const Token target = targets[std::size_t(r)];
+      const T most = *std::max_element(x, x + classes);
+      std::vector<T> sums(static_cast<std::size_t>(lanes), T(0));
+      for (Index j = 0; j < classes; ++j) {
+        d[j] = math::exp(Lane<T>(x[j] - most)).v;
+        sums[std::size_t(j % lanes)] += d[j];
+      }
+      for (Index width = lanes / 2; width > 0; width /= 2)
+        for (Index i = 0; i < width; ++i) sums[std::size_t(i)] += sums[std::size_t(i + width)];
+      for (Index j = 0; j < classes; ++j) d[j] *= share / sums[0];
+      d[target] -= share;
+      return double(T(std::log(double(sums[0])) - (double(x[target]) - double(most))));
+    };
     double by_hand = 0;
     long double truth = 0;
     for (Index r = 0; r < rows; ++r) {
       const T* const x = logits.data() + r * classes;
-      T* const d = expected.data() + r * classes;
       const Token target = targets[std::size_t(r)];
       if (target < 0) continue;
-      const T most = *std::max_element(x, x + classes);
-      std::vector<T> sums(static_cast<std::size_t>(lanes), T(0));
+      by_hand += row(r, T(1));
+      const long double most = *std::max_element(x, x + classes);
       long double sum = 0;
-      for (Index j = 0; j < classes; ++j) {
-        d[j] = math::exp(Lane<T>(x[j] - most)).v;
-        sums[std::size_t(j % lanes)] += d[j];
-        sum += std::exp(static_cast<long double>(x[j]) - static_cast<long double>(most));
-      }
-      for (Index width = lanes / 2; width > 0; width /= 2)
-        for (Index i = 0; i < width; ++i) sums[std::size_t(i)] += sums[std::size_t(i + width)];
-      by_hand +=
-          double(T(std::log(double(sums[0])) - (static_cast<double>(x[target]) - double(most))));
+      for (Index j = 0; j < classes; ++j) sum += std::exp(static_cast<long double>(x[j]) - most);
       truth += std::log(sum) - (static_cast<long double>(x[target]) - most);
-      for (Index j = 0; j < classes; ++j) d[j] *= T(1) / sums[0];
-      d[target] -= T(1);
     }
     CHECK(same_bits(&loss, &by_hand, 1), "loss in %s, %d classes", type_name<T>(), int(classes));
     CHECK(same_bits(found, expected), "gradient in %s, %d classes", type_name<T>(), int(classes));
@@ -556,7 +581,95 @@ void check_cross_entropy() {
                            (std::sqrt(double(classes)) + 24) * double(rows);
     CHECK(std::fabs(double(truth) - loss) <= allowed, "loss %.17g, true is %.17g", loss,
           double(truth));
+
+    const auto weights = random_weights<T>(rows, 3);
+    for (const bool mean : {false, true}) {
+      const auto shares = shares_of(weights, mean, [&](std::size_t r) { return targets[r] >= 0; });
+      const double weighted = cross_entropy(logits.data(), targets.data(), rows, classes, mean,
+                                            found.data(), weights.data());
+      std::fill(expected.begin(), expected.end(), T(0));
+      double sum = 0;
+      for (Index r = 0; r < rows; ++r) {
+        const T share = shares[std::size_t(r)];
+        if (targets[std::size_t(r)] >= 0 && share > T(0)) sum += double(share) * row(r, share);
+      }
+      CHECK(same_bits(&weighted, &sum, 1), "weighted loss in %s, %d classes", type_name<T>(),
+            int(classes));
+      CHECK(same_bits(found, expected), "weighted gradient in %s, %d classes", type_name<T>(),
+            int(classes));
+    }
   }
+}
+
+// A loss of single elements: terms by `step`, summed in double in blocks of interleaved sums.
+template <class T, class Loss, class Step, class Value, class Exact>
+void check_element_loss(const char* name, Loss&& loss_of, Step&& step, Value&& value,
+                        Exact&& exact) {
+  constexpr Index width = 64;
+  for (const Index n : {0, 1, 7, 64, 511, 512, 513, 1500})
+    for (const bool mean : {false, true})
+      for (const bool weighted : {false, true}) {
+        auto x = random_values<T>(n, 1), z = random_values<T>(n, 2);
+        for (T& v : x) v *= 20;
+        for (T& v : z) v = v < T(-0.8) ? T(0) : v > T(0.8) ? T(1) : (v + 1) / 2;
+        const auto weights = random_weights<T>(n, 3);
+        const auto shares = shares_of(weights, mean, [](std::size_t) { return true; });
+        const double factor = mean && !weighted && n > 0 ? 1.0 / double(n) : 1.0;
+        std::vector<T> found(x.size(), T(7)), expected(x.size());
+        const double loss =
+            loss_of(x.data(), z.data(), n, mean, found.data(), weighted ? weights.data() : nullptr);
+        double by_hand = 0;
+        long double truth = 0;
+        for (Index first = 0; first < n; first += loss_block) {
+          double sums[width] = {};
+          for (Index j = 0; first + j < n && j < loss_block; ++j) {
+            const std::size_t i = std::size_t(first + j);
+            const T share = weighted ? shares[i] : T(factor);
+            if (weighted && share == T(0)) continue;
+            Lane<T> term;
+            expected[i] = step(Lane<T>(x[i]), Lane<T>(z[i]), Lane<T>(share), term).v;
+            const double count = weighted ? double(share) : 1.0;
+            sums[j % width] += count * value(double(term.v));
+            truth += static_cast<long double>(weighted ? count : factor) * exact(x[i], z[i]);
+          }
+          for (Index half = width / 2; half > 0; half /= 2)
+            for (Index i = 0; i < half; ++i) sums[i] += sums[i + half];
+          by_hand += sums[0];
+        }
+        by_hand *= factor;
+        CHECK(same_bits(&loss, &by_hand, 1), "%s in %s, %d elements", name, type_name<T>(), int(n));
+        CHECK(same_bits(found, expected), "gradient of %s in %s, %d elements", name, type_name<T>(),
+              int(n));
+        // Relative: no digits are lost. Some ulp of each element, and the sum's own.
+        const double allowed = 4 * double(std::numeric_limits<T>::epsilon()) +
+                               double(n) * std::numeric_limits<double>::epsilon();
+        CHECK(std::fabs(double(truth) - loss) <= allowed * double(truth),
+              "%s of %d elements in %s is %.17g, true is %.17g", name, int(n), type_name<T>(), loss,
+              double(truth));
+      }
+}
+
+template <class T>
+void check_element_losses() {
+  using V = Lane<T>;
+  using Wide = long double;
+  check_element_loss<T>(
+      "binary cross-entropy", [](auto... a) { return binary_cross_entropy<T>(a...); },
+      [](V x, V z, V weight, V& term) {
+        const V distance = x.v < 0 ? z : V(1) - z;
+        term = fma(abs(x), distance, math::softplus(-abs(x)));
+        return (math::sigmoid(x) - z) * weight;
+      },
+      [](double loss) { return loss; },
+      [](T x, T z) { return softplus(Wide(x)) - Wide(x) * Wide(z); });
+  check_element_loss<T>(
+      "mean square", [](auto... a) { return mean_square<T>(a...); },
+      [](V x, V z, V weight, V& term) {
+        term = x - z;
+        return term * weight + term * weight;
+      },
+      [](double difference) { return difference * difference; },
+      [](T x, T z) { return (Wide(x) - Wide(z)) * (Wide(x) - Wide(z)); });
 }
 
 // Decoder, loss and their backward in one call give what the calls one by one give.
@@ -723,6 +836,7 @@ void check_all() {
   check_networks<T>(Cells());
   check_functions<T>();
   check_cross_entropy<T>();
+  check_element_losses<T>();
   check_head<T>();
   check_optimizers<T>();
   check_sums<T>();

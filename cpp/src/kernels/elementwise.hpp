@@ -1,4 +1,4 @@
-// Everything that is not a matrix product: the loss, the optimizers' updates, sums along rows.
+// Everything that is not a matrix product: the losses, the optimizers' updates, sums along rows.
 
 template <class T>
 void column_sums(const T* a, Index stride, Index rows, Range cols, T* sums) {
@@ -86,7 +86,8 @@ void cross_entropy(const CrossEntropyArgs<T>& p, Range rows) {
     const T* x = p.logits + r * p.stride;
     T* d = p.dlogits ? p.dlogits + r * p.dstride : nullptr;
     const Token target = p.targets[r];
-    if (target < 0) {
+    const T scale = p.weights ? p.weights[r] : p.scale;
+    if (target < 0 || (p.weights && !(scale > T(0)))) {
       p.losses[r] = T(0);
       if (d)
         for (Index j = 0; j < n; j += V::lanes) V(T(0)).store(d + j, n - j);
@@ -103,9 +104,9 @@ void cross_entropy(const CrossEntropyArgs<T>& p, Range rows) {
     const T sum = sums.sum();
     p.losses[r] = T(__builtin_log(double(sum)) - (double(at_target) - double(most)));
     if (d) {
-      const V factor = V(p.scale / sum);
+      const V factor = V(scale / sum);
       for (Index j = 0; j < n; j += V::lanes) (V::load(d + j, n - j) * factor).store(d + j, n - j);
-      d[target] -= p.scale;
+      d[target] -= scale;
     }
   }
 }
@@ -118,25 +119,90 @@ void exp_shifted(const T* x, Index n, T inverse_temperature, T* out) {
     math::exp((V::load(x + j, n - j) - most) * factor).store(out + j, n - j);
 }
 
-// In double, where the square of a float is exact and cannot overflow, in interleaved sums: as many
-// as hide the latency of an addition.
-template <class T>
-double sum_of_squares(const T* x, Index n) {
+// The sum of term(j) over j < n, in interleaved sums: as many as hide the latency of an addition.
+template <class F>
+CHARRNN_INLINE double interleaved_sum(Index n, F&& term) {
   constexpr int width = 64;
   double sums[width] = {};
   Index j = 0;
   for (; j + width <= n; j += width)
-    for (int i = 0; i < width; ++i) {
-      const double v = static_cast<double>(x[j + i]);
-      sums[i] += v * v;
-    }
-  for (int i = 0; j + i < n; ++i) {
-    const double v = static_cast<double>(x[j + i]);
-    sums[i] += v * v;
-  }
+    for (int i = 0; i < width; ++i) sums[i] += term(j + i);
+  for (int i = 0; j + i < n; ++i) sums[i] += term(j + i);
   for (int half = width / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
   return sums[0];
+}
+
+CHARRNN_INLINE double square(double x) { return x * x; }
+
+// In double, where the square of a float is exact and cannot overflow.
+template <class T>
+double sum_of_squares(const T* x, Index n) {
+  return interleaved_sum(
+      n, [&](Index j) __attribute__((always_inline)) { return square(static_cast<double>(x[j])); });
+}
+
+// step(x, z, weight, term) gives the gradient times the weight, and the term of which
+// value(double(term)) is the loss.
+template <class T, class Step, class Value>
+CHARRNN_INLINE void element_losses(const ElementLossArgs<T>& p, Range blocks, Step&& step,
+                                   Value&& value) {
+  using V = Native<T>;
+  T terms[loss_block];
+  for (Index block = blocks.begin; block < blocks.end; ++block) {
+    const Index first = block * loss_block, n = min_of(loss_block, p.elements - first);
+    const T* const x = p.x + first;
+    const T* const z = p.targets + first;
+    const T* const weights = p.weights ? p.weights + first : nullptr;
+    T* const dx = p.dx + first;
+    for (Index j = 0; j < n; j += V::lanes) {
+      const Index left = n - j;
+      const V weight = weights ? V::load(weights + j, left) : V(p.scale);
+      V term;
+      const V d = step(V::load(x + j, left), V::load(z + j, left), weight, term);
+      select_positive(weight, d, V(T(0))).store(dx + j, left);
+      term.store(terms + j, left);
+    }
+    if (weights)
+      p.sums[block] = interleaved_sum(n, [&](Index j) __attribute__((always_inline)) {
+        const double weight = static_cast<double>(weights[j]);
+        return weight > 0 ? weight * value(static_cast<double>(terms[j])) : 0.0;
+      });
+    else
+      p.sums[block] = interleaved_sum(n, [&](Index j) __attribute__((always_inline)) {
+        return value(static_cast<double>(terms[j]));
+      });
+  }
+}
+
+// softplus(x) - x z as the sum of two terms that are never negative, so that none of their digits
+// is lost: |x| times how far the target is from what the logit's sign says, and softplus(-|x|). Its
+// e^-|x| is that of the sigmoid.
+template <class T>
+void binary_cross_entropy(const ElementLossArgs<T>& p, Range blocks) {
+  using V = Native<T>;
+  element_losses(
+      p, blocks,
+      [](V x, V z, V weight, V& term) __attribute__((always_inline)) {
+        const V distance = select_negative(x, z, V(T(1)) - z);
+        term = fma(abs(x), distance, math::softplus_minus_abs(x));
+        return (math::sigmoid(x) - z) * weight;
+      },
+      [](double loss) __attribute__((always_inline)) { return loss; });
+}
+
+// The squares in double, as in sum_of_squares.
+template <class T>
+void mean_square(const ElementLossArgs<T>& p, Range blocks) {
+  using V = Native<T>;
+  element_losses(
+      p, blocks,
+      [](V x, V z, V weight, V& term) __attribute__((always_inline)) {
+        term = x - z;
+        const V half = term * weight;
+        return half + half;
+      },
+      [](double difference) __attribute__((always_inline)) { return square(difference); });
 }
 
 template <class T, class F>

@@ -242,6 +242,22 @@ struct CrossEntropyArgs {
   T* dlogits;  // may be the logits themselves; or null: losses alone
   Index dstride;
   T* losses;  // [rows]
+  // [rows], each in the place of scale, or null. One that is not above 0 gives zeros.
+  const T* weights = nullptr;
+};
+
+// Losses of single elements against targets, summed for each block of elements. An element's loss
+// and gradient count `weight` times; one whose weight is not above 0 gives zeros.
+constexpr Index loss_block = 512;
+template <class T>
+struct ElementLossArgs {
+  const T* x;
+  const T* targets;
+  const T* weights;  // one for each element, or null: the gradients count `scale` times
+  T scale;
+  Index elements;
+  T* dx;
+  double* sums;  // one for each block
 };
 
 template <class T>
@@ -310,6 +326,9 @@ struct Kernels {
   void (*layer_norm)(const LayerNormArgs<T>&, Range rows);
   void (*layer_norm_backward)(const LayerNormBackwardArgs<T>&, Range rows);
   void (*cross_entropy)(const CrossEntropyArgs<T>&, Range rows);
+  // softplus(x) - x z, of logits x; (x - z)^2
+  void (*binary_cross_entropy)(const ElementLossArgs<T>&, Range blocks);
+  void (*mean_square)(const ElementLossArgs<T>&, Range blocks);
   // out = exp((x - max(x)) * inverse_temperature), for sampling
   void (*exp_shifted)(const T* x, Index n, T inverse_temperature, T* out);
   double (*sum_of_squares)(const T* x, Index n);
