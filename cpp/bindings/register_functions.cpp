@@ -163,7 +163,8 @@ void register_functions(py::module_& m) {
   m.def("clip_factor", &clip_factor, py::arg("norm"), py::arg("limit"));
   m.def("sample_tokens", &draw, py::arg("logits"), py::arg("seeds"), py::arg("position"),
         py::arg("temperature"), py::arg("top_k"), py::arg("top_p"));
-  m.def("philox", &philox, py::arg("seed"), py::arg("position"), py::arg("lane"));
+  m.def("philox", py::overload_cast<std::uint64_t, std::uint64_t, std::uint32_t>(&philox),
+        py::arg("seed"), py::arg("position"), py::arg("lane"));
 }
 
 }  // namespace charrnn_fast::bindings

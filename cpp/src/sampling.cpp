@@ -9,11 +9,8 @@
 
 namespace charrnn_fast {
 
-std::array<std::uint32_t, 4> philox(std::uint64_t seed, std::uint64_t position,
-                                    std::uint32_t lane) {
-  auto key0 = static_cast<std::uint32_t>(seed), key1 = static_cast<std::uint32_t>(seed >> 32);
-  std::array<std::uint32_t, 4> c = {static_cast<std::uint32_t>(position),
-                                    static_cast<std::uint32_t>(position >> 32), lane, 0};
+std::array<std::uint32_t, 4> philox(std::uint64_t key, std::array<std::uint32_t, 4> c) {
+  auto key0 = static_cast<std::uint32_t>(key), key1 = static_cast<std::uint32_t>(key >> 32);
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t p0 = std::uint64_t{0xD2511F53} * c[0],
                         p1 = std::uint64_t{0xCD9E8D57} * c[2];
@@ -22,6 +19,12 @@ std::array<std::uint32_t, 4> philox(std::uint64_t seed, std::uint64_t position,
     key0 += 0x9E3779B9, key1 += 0xBB67AE85;
   }
   return c;
+}
+
+std::array<std::uint32_t, 4> philox(std::uint64_t seed, std::uint64_t position,
+                                    std::uint32_t lane) {
+  return philox(seed, {static_cast<std::uint32_t>(position),
+                       static_cast<std::uint32_t>(position >> 32), lane, 0});
 }
 
 void check(const SamplingOptions& o) {

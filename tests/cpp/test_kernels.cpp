@@ -854,6 +854,14 @@ int main() {
   CHECK((philox(0, 0, 0) ==
          std::array<std::uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}),
         "philox");
+  // Those of a counter and a key of ones, and of the digits of pi.
+  constexpr std::uint32_t ones = 0xffffffff;
+  CHECK((philox(~std::uint64_t{0}, {ones, ones, ones, ones}) ==
+         std::array<std::uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}),
+        "philox");
+  CHECK((philox(0x299f31d0a4093822, {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}) ==
+         std::array<std::uint32_t, 4>{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}),
+        "philox");
   check_all<float>();
   check_all<double>();
   for (int i = 0; i < kernels<float>().num_cells; ++i)

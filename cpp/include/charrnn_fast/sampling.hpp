@@ -9,7 +9,10 @@
 namespace charrnn_fast {
 
 // Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) of the key
-// (seed's low half, high half) and the counter (position's low half, high half, lane, 0).
+// (its low half, its high half) and a counter.
+std::array<std::uint32_t, 4> philox(std::uint64_t key, std::array<std::uint32_t, 4> counter);
+
+// The same of the key `seed` and the counter (position's low half, high half, lane, 0).
 std::array<std::uint32_t, 4> philox(std::uint64_t seed, std::uint64_t position, std::uint32_t lane);
 
 struct SamplingOptions {
