@@ -24,6 +24,7 @@ CORE_TESTS = (
     "test_bits.py",
     "test_math.py",
     "test_losses.py",
+    "test_masks.py",
 )
 
 

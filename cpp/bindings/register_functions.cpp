@@ -3,6 +3,8 @@
 
 #include "arrays.hpp"
 #include "charrnn_fast/losses.hpp"
+#include "dispatch.hpp"
+#include "masks.hpp"
 
 namespace charrnn_fast::bindings {
 namespace {
@@ -113,6 +115,23 @@ py::array_t<Token> draw(const py::object& logits, const py::object& seeds, std::
   });
 }
 
+template <class T>
+py::array mask(std::uint64_t seed, std::uint32_t site, double rate, std::uint32_t time,
+               const py::object& streams, Index cols) {
+  const py::array array = checked_array<Index>(streams, "streams");
+  if (array.ndim() != 1)
+    throw py::value_error("streams has shape " + text(shape_of(array)) + ", it takes [N]");
+  if (cols < 0) throw py::value_error("cols is " + std::to_string(cols) + ", it takes 0 or more");
+  MaskArgs<T> p = mask_args<T>(MaskKind::dropout, rate, seed, site);
+  auto out = new_array<T>({array.shape(0), cols});
+  p.time = time;
+  p.streams = static_cast<const Index*>(array.data());
+  p.out = out.mutable_data();
+  p.out_stride = p.cols = cols;
+  kernels<T>().mask(p, {0, array.shape(0)});
+  return py::array(out);
+}
+
 }  // namespace
 
 void register_functions(py::module_& m) {
@@ -163,6 +182,17 @@ void register_functions(py::module_& m) {
   m.def("clip_factor", &clip_factor, py::arg("norm"), py::arg("limit"));
   m.def("sample_tokens", &draw, py::arg("logits"), py::arg("seeds"), py::arg("position"),
         py::arg("temperature"), py::arg("top_k"), py::arg("top_p"));
+  m.def(
+      "mask",
+      [](std::uint64_t seed, std::uint32_t site, double rate, std::uint32_t time,
+         const py::object& streams, Index cols, const std::string& dtype) {
+        if (dtype != "float32" && dtype != "float64")
+          throw py::value_error("dtype is '" + dtype + "', it takes 'float32' or 'float64'");
+        return (dtype == "float32" ? mask<float> : mask<double>)(seed, site, rate, time, streams,
+                                                                 cols);
+      },
+      py::arg("seed"), py::arg("site"), py::arg("rate"), py::arg("time"), py::arg("streams"),
+      py::arg("cols"), py::arg("dtype"));
   m.def("philox", py::overload_cast<std::uint64_t, std::uint64_t, std::uint32_t>(&philox),
         py::arg("seed"), py::arg("position"), py::arg("lane"));
 }

@@ -163,6 +163,21 @@ def sample_tokens(
 ) -> Tokens:
     """One draw for each row: what `sample` does at each character."""
 
+def mask(
+    seed: int,
+    site: int,
+    rate: float,
+    time: int,
+    streams: NDArray[np.int64],  # [N], their low 32 bits count
+    cols: int,
+    dtype: str,  # "float32" | "float64"
+) -> Floats:
+    """A dropout mask [N, cols]: 0 with probability `rate`, else 1 / (1 - rate).
+
+    Element (n, unit) is 0 where word unit % 64 // 16 of Philox4x32-10 with the key `seed` and the
+    counter (unit // 64 * 16 + unit % 16, streams[n], time, site) is less than floor(rate * 2**32).
+    """
+
 def philox(seed: int, position: int, lane: int) -> tuple[int, int, int, int]:
     """Philox4x32-10 of key `seed` and counter (position, lane): four 32-bit words."""
 

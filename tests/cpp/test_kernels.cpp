@@ -22,6 +22,7 @@
 #include "charrnn_fast/threads.hpp"
 #include "check.hpp"
 #include "dispatch.hpp"
+#include "masks.hpp"
 #include "measure.hpp"
 #include "thread_pool.hpp"
 #include "values.hpp"
@@ -830,6 +831,78 @@ void check_draws() {
   }
 }
 
+// The multiplier at (stream, unit), by the scalar generator.
+template <class T>
+T mask_at(const MaskArgs<T>& p, Index stream, Index unit) {
+  const auto words = philox(p.key, {static_cast<std::uint32_t>(unit / 64 * 16 + unit % 16),
+                                    static_cast<std::uint32_t>(stream), p.time, p.site});
+  return words[std::size_t(unit % 64 / 16)] < p.threshold ? p.dropped : p.kept;
+}
+
+template <class T>
+void check_masks() {
+  constexpr Index rows = 37;  // more than two groups of rows, and odd
+  const std::uint64_t seed = 0xfedcba9876543210;
+  std::vector<Index> streams(rows);
+  for (Index r = 0; r < rows; ++r) streams[std::size_t(r)] = r * r * 0x3fffff1;  // past 32 bits
+  enum class Operand { none, in_place, separate };
+  for (const Index cols : {1, 15, 16, 17, 63, 64, 65, 100, 130, 256})
+    for (const Range range : {Range{0, rows}, Range{3, 4}, Range{1, 35}, Range{5, 5}})
+      for (const bool listed : {false, true})
+        for (const Operand operand : {Operand::none, Operand::in_place, Operand::separate}) {
+          const bool zoneout = listed != (operand == Operand::none);
+          MaskArgs<T> p = mask_args<T>(zoneout ? MaskKind::zoneout : MaskKind::dropout,
+                                       cols == 64 ? 0 : 0.3, seed, 0x80000005);
+          const auto x = random_values<T>(rows * (cols + 3), 1);
+          auto found = random_values<T>(rows * (cols + 5), 2);
+          if (operand == Operand::in_place) found.assign(x.begin(), x.end());
+          auto expected = found;
+          p.time = 0xfffffff0 + static_cast<std::uint32_t>(cols % 7);
+          p.streams = listed ? streams.data() : nullptr;
+          p.x_stride = cols + 3;
+          p.out_stride = cols + (operand == Operand::in_place ? 3 : 5);
+          p.cols = cols;
+          p.out = found.data();
+          p.x = operand == Operand::none       ? nullptr
+                : operand == Operand::in_place ? found.data()
+                                               : x.data();
+          for (Index r = range.begin; r < range.end; ++r)
+            for (Index j = 0; j < cols; ++j) {
+              const T m = mask_at(p, listed ? streams[std::size_t(r)] : r, j);
+              expected[std::size_t(r * p.out_stride + j)] =
+                  operand == Operand::none ? m : m * x[std::size_t(r * p.x_stride + j)];
+            }
+          kernels<T>().mask(p, range);
+          CHECK(same_bits(found, expected), "%s, %d columns, rows %d to %d, %s, operand %d",
+                type_name<T>(), int(cols), int(range.begin), int(range.end),
+                listed ? "streams" : "no streams", int(operand));
+        }
+
+  constexpr Index classes = 200;
+  const auto units = random_tokens(rows, classes, 3);
+  for (const bool listed : {false, true}) {
+    MaskArgs<T> p = mask_args<T>(MaskKind::dropout, 0.5, seed, 7);
+    std::vector<T> found(rows, T(-1)), expected = found;
+    p.time = 9;
+    p.streams = listed ? streams.data() : nullptr;
+    p.out = found.data();
+    for (Index r = 2; r < rows - 1; ++r)
+      expected[std::size_t(r)] =
+          mask_at(p, listed ? streams[std::size_t(r)] : r, units[std::size_t(r)]);
+    kernels<T>().mask_elements(p, units.data(), {2, rows - 1});
+    CHECK(same_bits(found, expected), "single elements in %s", type_name<T>());
+  }
+
+  const auto dropout = mask_args<T>(MaskKind::dropout, 0.1, 1, 2);
+  CHECK(dropout.threshold == 429496729 && dropout.dropped == 0 && dropout.kept == T(1 / 0.9), "%s",
+        type_name<T>());
+  const auto zoneout = mask_args<T>(MaskKind::zoneout, 0.1, 1, 2);
+  CHECK(zoneout.threshold == 429496729 && zoneout.dropped == 1 && zoneout.kept == 0, "%s",
+        type_name<T>());
+  CHECK(mask_args<T>(MaskKind::dropout, 1 - 0x1p-53, 1, 2).threshold == 0xffffffff, "%s",
+        type_name<T>());
+}
+
 template <class T>
 void check_all() {
   check_products<T>();
@@ -841,6 +914,7 @@ void check_all() {
   check_optimizers<T>();
   check_sums<T>();
   check_draws<T>();
+  check_masks<T>();
 }
 
 }  // namespace

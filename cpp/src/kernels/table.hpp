@@ -294,6 +294,23 @@ struct LayerNormBackwardArgs {
   Index stride;
 };
 
+// Masks of random numbers that depend on their place alone (Philox4x32-10, Salmon et al. 2011):
+// the element `unit` of a row has word unit % 64 / 16 of the counter (unit / 64 * 16 + unit % 16,
+// stream of the row, time, site), and is dropped where that word is less than `threshold`. These
+// are the same for all instruction sets and number types. Masks are multiplied by: what is infinite
+// or NaN in x is NaN where it is dropped by 0.
+template <class T>
+struct MaskArgs {
+  std::uint64_t key;
+  std::uint32_t time, site, threshold;
+  T dropped, kept;       // the multipliers: 0 and 1 / (1 - rate); for zoneout 1 and 0
+  const Index* streams;  // [rows], their low 32 bits count; or null: row r is stream r
+  const T* x;            // multiplied by the mask; or null: the mask itself
+  Index x_stride;
+  T* out;  // may be x
+  Index out_stride, cols;
+};
+
 template <class T>
 struct UpdateArgs {
   T* params;
@@ -313,6 +330,10 @@ struct Kernels {
   // scratch: gemm_tn_scratch() elements, one for each thread.
   void (*gemm_tn)(const GemmTnArgs<T>&, Range rows_of_c, T* scratch);
   Index (*gemm_tn_scratch)();
+  // out[row, unit] = mask * x[row, unit], of rows that have one time
+  void (*mask)(const MaskArgs<T>&, Range rows);
+  // out[row] = the mask at (row, units[row]); x, cols and strides are not looked at
+  void (*mask_elements)(const MaskArgs<T>&, const Token* units, Range rows);
   // sums[j] += sum over rows of a[row, j]
   void (*column_sums)(const T* a, Index stride, Index rows, Range cols, T* sums);
   // sums[j] += sum over rows of a[row, j] * b[row, j]
