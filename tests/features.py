@@ -1,4 +1,4 @@
-"""Networks with everything that the reference knows, inputs for them, and their runs by it."""
+"""Networks with every option of the layers, inputs for them, and ways to run them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+import charrnn_fast as cf
 from cases import UNITS, Array, Case, named
 from charrnn_fast import reference
 from charrnn_fast.reference import Regularization
@@ -94,6 +95,25 @@ class FeatureCase(Case):
                 p *= 4
         return parameters
 
+    def network(self) -> cf.RNN:
+        rates = self.regularization._asdict()
+        if self.unit not in LSTMS:
+            rates["zoneout"] = (rates["zoneout"][0], 0.0)
+        return cf.RNN(
+            self.input_size,
+            self.hidden_size,
+            self.output_size,
+            num_layers=self.num_layers,
+            bias=self.bias,
+            dtype=self.dtype,
+            seed=self.seed,
+            bidirectional=self.bidirectional,
+            proj_size=self.proj_size,
+            layer_norm=self.layer_norm,
+            **rates,
+            **self.kind,
+        )
+
     def but(self, **changes: Any) -> FeatureCase:
         return replace(self, **changes)
 
@@ -125,10 +145,44 @@ class FeatureCase(Case):
         }
 
 
-def run(parameters: dict[str, Array], case: FeatureCase) -> dict[str, Array]:
-    """One forward and backward by the reference."""
-    y, state, cache = reference.forward(parameters, case.x(), case.state(), **case.options())
-    return dict(named(y, state, *reference.backward(parameters, cache, case.dy(), case.dstate())))
+class ByReference:
+    """A case's network in NumPy, with the parameters as they are at each forward."""
+
+    def __init__(self, case: FeatureCase, parameters: dict[str, Array]) -> None:
+        self._parameters, self._options = parameters, case.options()
+
+    def forward(self, x: Array, state: Any) -> tuple[Array, Any]:
+        y, last, self._cache = reference.forward(self._parameters, x, state, **self._options)
+        return y, last
+
+    def backward(self, dy: Array, dstate: Any) -> Any:
+        return reference.backward(self._parameters, self._cache, dy, dstate)
+
+
+class ByKernels:
+    """The same network of the package."""
+
+    def __init__(self, case: FeatureCase, parameters: dict[str, Array]) -> None:
+        self._parameters, self.network = parameters, case.network()
+        self._options = {"lengths": case.lengths(), "mask_seed": case.mask_seed}
+
+    def forward(self, x: Array, state: Any) -> tuple[Array, Any]:
+        self.network.load_parameters(self._parameters)
+        return self.network.forward(x, state, **self._options)
+
+    def backward(self, dy: Array, dstate: Any) -> Any:
+        return self.network.backward(dy, dstate)
+
+
+def run(
+    parameters: dict[str, Array],
+    case: FeatureCase,
+    by: type[ByReference] | type[ByKernels] = ByReference,
+) -> dict[str, Array]:
+    """One forward and backward."""
+    network = by(case, parameters)
+    y, state = network.forward(case.x(), case.state())
+    return dict(named(y, state, *network.backward(case.dy(), case.dstate())))
 
 
 DROPOUTS = Regularization(0.3, 0.3, 0.3, 0.3)

@@ -79,6 +79,54 @@ def test_train_tells_what_it_does_and_saves(
     assert trainer.num_steps == 12
 
 
+def test_what_is_left_out_reaches_the_model(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model"
+    options = ["--hidden-size", "6", "--num-layers", "2", "--batch-size", "4", "--seq-len", "10"]
+    options += ["--layer-norm", "--dropout", "0.2", "--input-dropout", "0.1", "--variational"]
+    options += ["--output-dropout", "0.3", "--recurrent-dropout", "0.25", "--weight-drop", "0.15"]
+    options += ["--zoneout", "0.1,0.05", "--mask-seed", "7"]
+    assert main(["train", str(text), "-o", str(path), "--steps", "3", *options]) == 0
+    expected = (
+        "normalised, float32: {:,} parameters; in training dropout 0.2, input dropout 0.1, output "
+        "dropout 0.3, recurrent dropout 0.25, weight drop 0.15, zoneout 0.1, 0.05, variational\n"
+    )
+    trainer = Trainer.resume(path)
+    assert expected.format(trainer.model.num_parameters) in capsys.readouterr().out
+    assert trainer.model.rnn.zoneout == (0.1, 0.05)
+    assert trainer._settings()["mask_seed"] == 7
+    # the same words again, or none, go on; others do not
+    assert main(["train", str(text), "-o", str(path), "--steps", "4", "--resume", *options]) == 0
+    capsys.readouterr()
+    for option, message in (
+        (["--dropout", "0.3"], "--dropout is 0.3, but"),
+        (["--zoneout", "0.1"], "zoneout is [0.1, 0.1], but"),
+    ):
+        status = main(["train", str(text), "-o", str(path), "--steps", "5", "--resume", *option])
+        assert status == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--dropout", "1"], "--dropout: must be finite, at least 0, below 1, got 1.0"),
+        (["--zoneout", "0.1,0.2,0.3"], "--zoneout: takes one rate or two"),
+        (["--proj-size", "8", "--cell", "gru"], "--proj-size=8 is for LSTMs, got cell='gru'"),
+    ],
+)
+def test_wrong_rates_are_told(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str], option: list[str], message: str
+) -> None:
+    arguments = ["train", str(text), "-o", str(tmp_path / "model"), "--steps", "3", *option]
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = int(str(stop.code))
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
 def test_options_reach_the_model_and_the_training(tmp_path: Path, text: Path) -> None:
     path = tmp_path / "model"
     options = ["--cell", "gru", "--hidden-size", "5", "--num-layers", "3", "--seed", "9"]

@@ -66,17 +66,39 @@ def test_wrong_arguments_are_refused(vocabulary: Vocabulary) -> None:
         CharLM(vocabulary, dtype=None)  # type: ignore[arg-type]
 
 
-def test_keywords_kept_free_take_their_defaults(vocabulary: Vocabulary) -> None:
-    CharLM(vocabulary, 4, dropout=0.0, bidirectional=False, proj_size=0, device="cpu")
-    others: dict[str, Any] = {
-        "dropout": 0.1,
-        "bidirectional": True,
-        "proj_size": 3,
-        "device": "gpu",
-    }
-    for name, value in others.items():
-        with pytest.raises(ValueError, match=f"{name} must be .* in this version, got {value!r}"):
-            CharLM(vocabulary, 4, **{name: value})
+def test_a_language_model_reads_forward_on_the_cpu(vocabulary: Vocabulary) -> None:
+    with pytest.raises(ValueError, match="bidirectional must be False: a language model cannot"):
+        CharLM(vocabulary, 4, bidirectional=True)
+    with pytest.raises(ValueError, match="device must be 'cpu' in this version, got 'gpu'"):
+        CharLM(vocabulary, 4, device="gpu")
+
+
+OPTIONS: dict[str, Any] = {
+    "layer_norm": True,
+    "dropout": 0.2,
+    "input_dropout": 0.1,
+    "output_dropout": 0.3,
+    "recurrent_dropout": 0.25,
+    "variational": True,
+    "weight_drop": 0.15,
+}
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm", "peephole_lstm", "coupled_lstm"])
+def test_every_option_survives_a_checkpoint(
+    cell: str, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    for more in [{"zoneout": 0.1}, *([{"proj_size": 3}] if cell.endswith("lstm") else [])]:
+        model = CharLM(vocabulary, 7, cell=cell, **OPTIONS, **more)
+        model.save(tmp_path / "m.safetensors")
+        again = CharLM.load(tmp_path / "m.safetensors")
+        assert again._config == model._config
+        assert again.evaluate(TEXT) == model.evaluate(TEXT)
+        assert again.sample(30, seed=3) == model.sample(30, seed=3)
+        texts = model.sample(20, seeds=[1, 2, 3])
+        assert texts == [model.sample(20, seed=n) for n in (1, 2, 3)]
+        if cell != "rnn":
+            assert model.sample(20, seed=1, weight_dtype="bfloat16")
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])

@@ -46,7 +46,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"cell": "lstm", "forget_bias": 10**400}, ValueError, "forget_bias must be finite, got inf"),
     ({"dtype": None}, TypeError, "dtype.*'float32' or 'float64', got None"),
     ({"dtype": ">f4"}, TypeError, "dtype.*'float32' or 'float64', got >f4"),
-    ({"cell": "mgu"}, ValueError, "cell.*'rnn', 'gru' or 'lstm', got 'mgu'"),
+    ({"cell": "mgu"}, ValueError, "cell must be one of 'rnn', .*got 'mgu'"),
     ({"nonlinearity": "gelu"}, ValueError, "nonlinearity.*'tanh' or 'relu', got 'gelu'"),
     ({"cell": "lstm", "nonlinearity": "relu"}, ValueError, "nonlinearity='relu'.*'lstm'"),
     ({"bias": "both"}, ValueError, "bias.*True, 'single' or False, got 'both'"),
@@ -55,9 +55,25 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"dtype": "int32"}, TypeError, "dtype.*'float32' or 'float64', got int32"),
     ({"dtype": "single precision"}, TypeError, "dtype.*'float32' or 'float64'"),
     ({"cell": "lstm", "forget_bias": np.nan}, ValueError, "forget_bias.*finite.*nan"),
-    ({"dropout": 0.1}, ValueError, "dropout must be 0.0 in this version, got 0.1"),
-    ({"bidirectional": True}, ValueError, "bidirectional must be False.*got True"),
-    ({"proj_size": 3}, ValueError, "proj_size must be 0 .*got 3"),
+    ({"dropout": 1.0}, ValueError, "dropout must be .*at least 0, below 1, got 1.0"),
+    ({"weight_drop": -0.1}, ValueError, "weight_drop must be .*got -0.1"),
+    ({"recurrent_dropout": "half"}, TypeError, "recurrent_dropout must be a number.*'half'"),
+    ({"variational": 1}, TypeError, "variational must be True or False, got 1"),
+    ({"bidirectional": "yes"}, TypeError, "bidirectional must be True or False, got 'yes'"),
+    ({"layer_norm": None}, TypeError, "layer_norm must be True or False, got None"),
+    ({"proj_size": 3}, ValueError, "proj_size=3 is for LSTMs, got cell='rnn'"),
+    (
+        {"cell": "lstm", "proj_size": 6},
+        ValueError,
+        "proj_size must be less than hidden_size=3, got 6",
+    ),
+    ({"zoneout": (0.1, 0.1)}, ValueError, r"zoneout\[1\] is for the c of LSTMs, got 0.1.*'rnn'"),
+    ({"zoneout": (0.1,)}, ValueError, r"zoneout must be a rate or a pair \(h, c\)"),
+    (
+        {"cell": "lstm", "proj_size": 2, "zoneout": 0.1},
+        ValueError,
+        r"behind a projection: take zoneout=\(0, 0.1\)",
+    ),
     ({"device": "cuda"}, ValueError, "device must be 'cpu' .*got 'cuda'"),
 ]
 
@@ -188,6 +204,8 @@ def test_the_articles_names(unit: str) -> None:
 def test_the_articles_names_are_for_one_layer() -> None:
     with pytest.raises(AttributeError, match=r"W_hh .*one-layer.*2 layers"):
         _ = cf.RNN(4, 3, num_layers=2).W_hh
+    with pytest.raises(AttributeError, match=r"W_hh .*one-layer.*bidirectional"):
+        _ = cf.RNN(4, 3, bidirectional=True).W_hh
     with pytest.raises(AttributeError, match=r"W_hy .*decoder"):
         _ = cf.RNN(4, 3).W_hy
     with pytest.raises(AttributeError, match=r"b_h .*bias_ih_l0"):
@@ -385,8 +403,17 @@ def test_forward_refuses() -> None:
     for given, state, error, message in wrong:
         with pytest.raises(error, match=message):
             net.forward(given, state)
-    with pytest.raises(ValueError, match="lengths must be None in this version, got"):
-        net.forward(x, lengths=[5, 4, 3])  # type: ignore[arg-type]
+    options: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"lengths": [5, 4]}, ValueError, r"lengths must have shape \[B\] = \(3,\), got \(2,\)"),
+        ({"lengths": [5, 4, 6]}, ValueError, r"lengths\[2\] is 6, it takes 0 to 5"),
+        ({"lengths": [5, -1, 0]}, ValueError, r"lengths\[1\] is -1, it takes 0 to 5"),
+        ({"lengths": [5.0, 4.0, 3.0]}, TypeError, "lengths must be integers, got float64"),
+        ({"mask_seed": -1}, ValueError, "mask_seed must be in 0 to .*got -1"),
+        ({"mask_seed": 0.5}, TypeError, "mask_seed must be an integer.*got 0.5"),
+    ]
+    for given_options, error, message in options:
+        with pytest.raises(error, match=message):
+            net.forward(x, **given_options)
     lstm = Case("lstm").network()
     with pytest.raises(TypeError, match=r"state must be a tuple \(h, c\), got ndarray"):
         lstm.forward(x, h)

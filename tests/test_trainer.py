@@ -274,6 +274,65 @@ def test_resuming_something_else_is_refused(corpus: Corpus, tmp_path: Path) -> N
     assert Trainer.resume(path, corpus, learning_rate=0.5).learning_rate == 0.5
 
 
+REGULARIZED: dict[str, Any] = {
+    "layer_norm": True,
+    "dropout": 0.2,
+    "input_dropout": 0.1,
+    "output_dropout": 0.2,
+    "recurrent_dropout": 0.1,
+    "weight_drop": 0.2,
+    "zoneout": 0.1,
+}
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_fit_draws_masks_by_the_number_of_the_update(corpus: Corpus, cell: str) -> None:
+    """Each update is that of a forward with the mask_seed that the documentation names."""
+    model = CharLM(corpus.vocabulary, 8, 2, cell, seed=1, dtype="float64", **REGULARIZED)
+    trainer = Trainer(model, corpus, 6, 20, mask_seed=5)
+    by_hand = CharLM(corpus.vocabulary, 8, 2, cell, seed=1, dtype="float64", **REGULARIZED)
+    optimizer, state = cf.optim.Adam(by_hand.rnn, lr=2e-3), None
+    assert trainer._chunks is not None
+    for update in range(3):
+        low, high, *_ = cf.reference.philox(5, update)
+        x, targets = trainer._chunks[update]
+        y, state = by_hand.rnn.forward(x, state, mask_seed=low + (high << 32))
+        loss, dy = cf.cross_entropy(y, targets)
+        _, _, grads = by_hand.rnn.backward(dy)
+        cf.clip_grad_norm(grads, 5.0)
+        optimizer.step(grads)
+        trainer.fit(steps=1, progress=False)
+        assert trainer.losses[-1] == loss
+        for name, w in by_hand.rnn.parameters().items():
+            np.testing.assert_array_equal(w, model.rnn.parameters()[name])
+    other = CharLM(corpus.vocabulary, 8, 2, cell, seed=1, dtype="float64", **REGULARIZED)
+    again = Trainer(other, corpus, 6, 20, mask_seed=6)
+    again.fit(steps=3, progress=False)
+    assert again.losses != trainer.losses
+
+
+@pytest.mark.parametrize("proj_size", [0, 3])
+def test_a_regularized_training_is_resumed_exactly(
+    corpus: Corpus, tmp_path: Path, proj_size: int
+) -> None:
+    options = REGULARIZED | {"proj_size": proj_size}
+    if proj_size:
+        options["zoneout"] = (0.0, 0.1)
+
+    def trainer() -> Trainer:
+        model = CharLM(corpus.vocabulary, 8, 2, "lstm", seed=1, **options)
+        return Trainer(model, corpus, 6, 20, mask_seed=3)
+
+    straight, stopped = trainer(), trainer()
+    straight.fit(steps=9, progress=False)
+    stopped.fit(steps=4, progress=False)
+    stopped.save(tmp_path / "model")
+    resumed = Trainer.resume(tmp_path / "model", corpus)
+    resumed.fit(steps=5, progress=False)
+    assert resumed.losses == straight.losses
+    assert weights(resumed) == weights(straight)
+
+
 def test_a_model_alone_cannot_be_resumed(corpus: Corpus, tmp_path: Path) -> None:
     make(corpus).model.save(tmp_path / "model")
     with pytest.raises(ValueError, match="holds a model without its training"):

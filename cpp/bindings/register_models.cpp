@@ -210,18 +210,18 @@ template <class T>
 void register_model(py::module_& m, const char* name) {
   using M = Model<T>;
   py::class_<M, std::shared_ptr<M>>(m, name)
-      .def(py::init([](const std::string& cell, Index input_size, Index hidden_size,
-                       Index output_size, Index num_layers, const std::string& bias,
-                       bool bidirectional, Index proj_size, bool layer_norm,
-                       const py::dict& rates) {
-             return std::make_shared<M>(NetworkShape{
-                 cell, input_size, hidden_size, output_size, num_layers, bias_named(bias),
-                 bidirectional, proj_size, layer_norm, regularization(rates)});
-           }),
-           py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("output_size"),
-           py::arg("num_layers"), py::arg("bias"), py::arg("bidirectional") = false,
-           py::arg("proj_size") = 0, py::arg("layer_norm") = false,
-           py::arg("regularization") = py::dict())
+      .def(
+          py::init([](const std::string& cell, Index input_size, Index hidden_size,
+                      Index output_size, Index num_layers, const std::string& bias,
+                      bool bidirectional, Index proj_size, bool layer_norm, const py::dict& rates) {
+            return std::make_shared<M>(NetworkShape{cell, input_size, hidden_size, output_size,
+                                                    num_layers, bias_named(bias), bidirectional,
+                                                    proj_size, layer_norm, regularization(rates)});
+          }),
+          py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("output_size"),
+          py::arg("num_layers"), py::arg("bias"), py::arg("bidirectional") = false,
+          py::arg("proj_size") = 0, py::arg("layer_norm") = false,
+          py::arg("regularization") = py::dict())
       .def_property_readonly("num_states",
                              [](const M& self) { return self.network().num_states(); })
       .def_property_readonly("num_parameters",
@@ -259,9 +259,10 @@ void register_model(py::module_& m, const char* name) {
             self.change_parameters([&](T* flat) { copy_parameter(p, view, flat); });
           },
           py::arg("name"), py::arg("value"))
-      .def("state_shape",
-           [](const M& self, Index batch) { return py::tuple(py::cast(state_shape(self, batch))); },
-           py::arg("batch"))
+      .def(
+          "state_shape",
+          [](const M& self, Index batch) { return py::tuple(py::cast(state_shape(self, batch))); },
+          py::arg("batch"))
       .def("forward", &forward<T>, py::arg("x"), py::arg("state"), py::arg("keep"),
            py::arg("lengths") = py::none(), py::arg("mask_seed") = py::none())
       .def("backward", &backward<T>, py::arg("dy"), py::arg("dstate"))

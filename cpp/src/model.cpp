@@ -270,9 +270,7 @@ void Model<T>::backward(const Kept& expected, const T* dy, T* dstate, T* dx, T* 
   sort_states(state_.get(), in.batch, true, dstate);
   if (!dx) return;
   std::fill_n(dx, all_rows * I, T(0));
-  each_row(in, [&](Index n, Index row) {
-    std::copy_n(dx_.get() + n * I, I, dx + row * I);
-  });
+  each_row(in, [&](Index n, Index row) { std::copy_n(dx_.get() + n * I, I, dx + row * I); });
 }
 
 template <class T>

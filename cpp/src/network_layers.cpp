@@ -8,20 +8,21 @@
 
 namespace charrnn_fast {
 
-// Places on the tape, of a layer's arrays in its part, of a direction's in its part of that. Those
-// that a call does not need have no elements.
+// Places on the tape, of a layer's arrays in its part. Those that a call does not need have no
+// elements.
 template <class T>
 struct Network<T>::TapeLayout {
-  Index h;                      // [B + N (+ B), D*R]: initial rows, steps, initial rows of reverse
-  Index input;                  // [N, D*R] of layers above the first: their masked input
-  Index directions, direction;  // where the first one's part is, and from each to the next
-  Index states[max_states];     // but h: [B + N, H], or [B, H] updated in place
-  Index saved;                  // [N, num_saved*H]
-  Index recurrent;              // [N, R]
-  Index recurrent_mask;         // [N, R] or, for all steps, [B, R]
-  Index zoneout_mask[2];        // [N, H], or [H] for the expectation
-  Index zoneout_raw[2];         // [N, H]
-  Index hidden;                 // [N, H] before a projection
+  Index h;      // [B + N (+ B), D*R]: initial rows, steps, initial rows of reverse
+  Index input;  // [N, D*R] of layers above the first: their masked input
+  // Of the first direction; those of the second stand this much behind:
+  Index direction;
+  Index states[max_states];  // but h: [B + N, H], or [B, H] updated in place
+  Index saved;               // [N, num_saved*H]
+  Index recurrent;           // [N, R]
+  Index recurrent_mask;      // [N, R] or, for all steps, [B, R]
+  Index zoneout_mask[2];     // [N, H], or [H] for the expectation
+  Index zoneout_raw[2];      // [N, H]
+  Index hidden;              // [N, H] before a projection
   Index normalised_ih, inverse_ih, normalised_hh, inverse_hh;  // [N, G*H], [N, 2]
   Index layer;                                                 // from each layer to the next
   // Behind the layers:
@@ -51,7 +52,7 @@ typename Network<T>::TapeLayout Network<T>::tape_layout(const SequenceInput<T>& 
   };
   t.h = take(true, (N + B * D) * D * R);
   t.input = take(masked && r.dropout > 0, N * D * R);
-  t.directions = used;
+  const Index shared = used;
   // Without keep, only h is needed of every step.
   for (Index s = 1; s < S; ++s) t.states[s] = take(true, (keep ? N + B : B) * H);
   t.saved = take(keep, N * H * cell_->num_saved);
@@ -68,14 +69,13 @@ typename Network<T>::TapeLayout Network<T>::tape_layout(const SequenceInput<T>& 
   t.inverse_ih = take(norm && keep, N * 2);
   t.normalised_hh = take(norm, (keep ? N : B) * G * H);
   t.inverse_hh = take(norm && keep, N * 2);
-  t.direction = used - t.directions;
-  t.layer = t.directions + D * t.direction;
+  t.direction = used - shared;
+  t.layer = shared + D * t.direction;
 
   used = shape_.num_layers * t.layer;
   t.first_input = take(masked && r.input_dropout > 0, in.x ? N * shape_.input_size : N);
   t.output = take(masked && r.output_dropout > 0, N * D * R);
-  const bool input_part =
-      in.x || shape_.num_layers > 1 || norm || (masked && r.input_dropout > 0);
+  const bool input_part = in.x || shape_.num_layers > 1 || norm || (masked && r.input_dropout > 0);
   t.gates = take(true, N * H * (keep ? num_slots() : input_part ? G : 0));
   t.dprojected = take(keep && shape_.proj_size > 0, N * R);
   t.dh = take(keep && D > 1 && shape_.num_layers > 1, N * D * R);
@@ -190,7 +190,7 @@ class SequencePass {
         for (Index d = 0; d < D_; ++d) forward_layer(team, how.by_rows, l, d, state_0, state_n);
       if (masks(rates_.output_dropout)) {
         const T* const h = steps_of_h(L_ - 1);
-        multiply_by_mask(L_, MaskKind::output, rates_.output_dropout, team.share(N_), h,
+        multiply_by_mask(L_, MaskSite::output, rates_.output_dropout, team.share(N_), h,
                          tape_ + layout_.output, D_ * R_);
       }
     });
@@ -201,7 +201,7 @@ class SequencePass {
     ThreadPool::instance().run(std::min(how.threads, max_threads), [&](const Team& team) {
       T* const scratch = workspace + sums_elements() + team.part * tn_scratch();
       if (masks(rates_.output_dropout)) {
-        multiply_by_mask(L_, MaskKind::output, rates_.output_dropout, team.share(N_), dh, dh,
+        multiply_by_mask(L_, MaskSite::output, rates_.output_dropout, team.share(N_), dh, dh,
                          D_ * R_);
         team.wait();
       }
@@ -227,9 +227,7 @@ class SequencePass {
   Steps steps(Index d) const { return {T_, B_, in_.offsets, d > 0}; }
   bool masks(double rate) const { return in_.mask_seed && rate > 0; }
   T* layer(Index l) const { return tape_ + l * layout_.layer; }
-  T* direction(Index l, Index d) const {
-    return layer(l) + layout_.directions + d * layout_.direction;
-  }
+  T* direction(Index l, Index d) const { return layer(l) + d * layout_.direction; }
   T* steps_of_h(Index l) const { return layer(l) + layout_.h + B_ * D_ * R_; }
   double input_rate(Index l) const { return l == 0 ? rates_.input_dropout : rates_.dropout; }
   bool input_is_masked(Index l) const { return masks(input_rate(l)); }
@@ -260,9 +258,7 @@ class SequencePass {
     return result;
   }
 
-  bool has_recurrent() const {
-    return masks(rates_.recurrent_dropout) || (in_.offsets && keep_);
-  }
+  bool has_recurrent() const { return masks(rates_.recurrent_dropout) || (in_.offsets && keep_); }
   Mask<T> recurrent_mask(Index l, Index d) const {
     if (!masks(rates_.recurrent_dropout)) return {};
     const T* const data = direction(l, d) + layout_.recurrent_mask;
@@ -291,12 +287,14 @@ class SequencePass {
 
   // ---- masks ----
 
-  // out [N, cols] = x * mask, or the mask itself where x is null, of the given rows of the sequence.
-  void draw(Index site_layer, Index d, MaskKind kind, double rate, Range rows, const T* x, T* out,
+  // out [N, cols] = x * mask, or the mask itself where x is null, of the given rows of the
+  // sequence.
+  void draw(Index l, Index d, MaskSite site, double rate, Range rows, const T* x, T* out,
             Index cols) const {
-    MaskArgs<T> args = mask_args<T>(*in_.mask_seed, mask_site(site_layer, d, kind), rate);
-    if (kind == MaskKind::zoneout_h || kind == MaskKind::zoneout_c) args.dropped = 1, args.kept = 0;
-    const bool per_call = rates_.variational && args.dropped == 0;
+    const bool zoneout = site == MaskSite::zoneout_h || site == MaskSite::zoneout_c;
+    MaskArgs<T> args = mask_args<T>(zoneout ? MaskKind::zoneout : MaskKind::dropout, rate,
+                                    *in_.mask_seed, mask_site(l, d, site));
+    const bool per_call = rates_.variational && !zoneout;
     const Steps all = steps(0);
     args.streams = in_.streams;
     args.x_stride = args.out_stride = args.cols = cols;
@@ -310,13 +308,13 @@ class SequencePass {
       k_.mask(args, {here.begin - first, here.end - first});
     }
   }
-  void multiply_by_mask(Index l, MaskKind kind, double rate, Range rows, const T* x, T* out,
+  void multiply_by_mask(Index l, MaskSite site, double rate, Range rows, const T* x, T* out,
                         Index cols) const {
-    draw(l, 0, kind, rate, rows, x, out, cols);
+    draw(l, 0, site, rate, rows, x, out, cols);
   }
   void draw_token_scales(Range rows) const {
-    MaskArgs<T> args =
-        mask_args<T>(*in_.mask_seed, mask_site(0, 0, MaskKind::input), rates_.input_dropout);
+    MaskArgs<T> args = mask_args<T>(MaskKind::dropout, rates_.input_dropout, *in_.mask_seed,
+                                    mask_site(0, 0, MaskSite::input));
     const Steps all = steps(0);
     args.streams = in_.streams;
     for (Index t = 0; t < T_; ++t) {
@@ -334,20 +332,20 @@ class SequencePass {
     if (masks(rates_.recurrent_dropout)) {
       T* const mask = part + layout_.recurrent_mask;
       if (rates_.variational) {
-        MaskArgs<T> args = mask_args<T>(*in_.mask_seed, mask_site(l, d, MaskKind::recurrent),
-                                        rates_.recurrent_dropout);
+        MaskArgs<T> args = mask_args<T>(MaskKind::dropout, rates_.recurrent_dropout, *in_.mask_seed,
+                                        mask_site(l, d, MaskSite::recurrent));
         args.streams = in_.streams;
         args.out = mask, args.out_stride = args.cols = R_;
         k_.mask(args, batch_rows);
       } else {
-        draw(l, d, MaskKind::recurrent, rates_.recurrent_dropout, rows, nullptr, mask, R_);
+        draw(l, d, MaskSite::recurrent, rates_.recurrent_dropout, rows, nullptr, mask, R_);
       }
     }
     for (int s = 0; s < 2; ++s) {
       if (rates_.zoneout[s] == 0) continue;
       T* const mask = part + layout_.zoneout_mask[s];
       if (in_.mask_seed)
-        draw(l, d, s == 0 ? MaskKind::zoneout_h : MaskKind::zoneout_c, rates_.zoneout[s], rows,
+        draw(l, d, s == 0 ? MaskSite::zoneout_h : MaskSite::zoneout_c, rates_.zoneout[s], rows,
              nullptr, mask, H_);
       else if (batch_rows.begin == 0)
         std::fill_n(mask, H_, static_cast<T>(rates_.zoneout[s]));
@@ -396,7 +394,7 @@ class SequencePass {
       if (tokens)
         draw_token_scales(rows);
       else
-        multiply_by_mask(l, MaskKind::input, input_rate(l), rows, unmasked_input(l),
+        multiply_by_mask(l, MaskSite::input, input_rate(l), rows, unmasked_input(l),
                          masked_input(l), I);
     }
     if (gathers(l)) return;
@@ -409,9 +407,8 @@ class SequencePass {
                 rows);
     } else {
       const Packing ih = l == 0 ? Packing::forward_dense : Packing::forward;
-      const Weights<T> weights =
-          network_.packed_weights(ih, l == 0 ? packed_.dense : packed_.layers, packed_.storage,
-                                  p.ih, k_.gemm_units, I);
+      const Weights<T> weights = network_.packed_weights(
+          ih, l == 0 ? packed_.dense : packed_.layers, packed_.storage, p.ih, k_.gemm_units, I);
       k_.gemm(GemmArgs<T>{input(l), I, weights, bias_now, false, G_ * H_, I, gx, G_ * H_}, rows,
               {0, ceil_div(G_ * H_, k_.gemm_units)});
     }
@@ -462,12 +459,12 @@ class SequencePass {
         .recurrent_mask = recurrent_mask(l, d),
         .zoneout = zoneout.get(rates_),
         .norm = norm(p, l, d),
-        .projection = shape_.proj_size > 0
-                          ? Projection<T>{network_.packed_weights(Packing::forward, packed_.layers,
-                                                                  packed_.storage, p.hr,
-                                                                  k_.gemm_units, H_),
-                                          part + layout_.hidden}
-                          : Projection<T>{},
+        .projection =
+            shape_.proj_size > 0
+                ? Projection<T>{network_.packed_weights(Packing::forward, packed_.layers,
+                                                        packed_.storage, p.hr, k_.gemm_units, H_),
+                                part + layout_.hidden}
+                : Projection<T>{},
         .staged = shape_.layer_norm ? part + layout_.normalised_hh : nullptr,
         .staged_in_place = !keep_,
     };
@@ -499,12 +496,12 @@ class SequencePass {
     T* const dgates = tape_ + layout_.gates;
     T* dstates[max_states];
     for (Index s = 0; s < S_; ++s)
-      dstates[s] = dstate + network_.state_offset(s, B_) +
-                   (l * D_ + d) * B_ * network_.state_width(s);
+      dstates[s] =
+          dstate + network_.state_offset(s, B_) + (l * D_ + d) * B_ * network_.state_width(s);
     // A few streams read a weight about as often as packing would: they read it as it stands.
     const Weights<T> hh =
-        packed_.layers ? network_.packed_weights(Packing::backward, packed_.layers,
-                                                 packed_.storage, p.hh_t, k_.gemm_units, G_ * H_)
+        packed_.layers ? network_.packed_weights(Packing::backward, packed_.layers, packed_.storage,
+                                                 p.hh_t, k_.gemm_units, G_ * H_)
                        : Weights<T>{parameters_ + p.weight_hh, R_, k_.gemm_units};
     const RecurrentBackwardArgs<T> args{
         .steps = all,
@@ -522,11 +519,10 @@ class SequencePass {
         .zoneout = zoneout.get(rates_),
         .norm = norm(p, l, d),
         .normalised = part + layout_.normalised_hh,
-        .projection =
-            shape_.proj_size > 0
-                ? Projection<T>{{parameters_ + p.weight_hr, H_, k_.gemm_units},
-                                part + layout_.hidden}
-                : Projection<T>{},
+        .projection = shape_.proj_size > 0
+                          ? Projection<T>{{parameters_ + p.weight_hr, H_, k_.gemm_units},
+                                          part + layout_.hidden}
+                          : Projection<T>{},
         .dprojected = tape_ + layout_.dprojected,
     };
     // The sums of the slots' columns, for the biases and the cell's own parameters.
@@ -562,14 +558,14 @@ class SequencePass {
     const Index split = cell_.num_split * H_, GH = G_ * H_, summed = GH - split;
     const Index width = network_.num_slots() * H_;
     T* const part = direction(l, d);
-    T* const dgx = tape_ + layout_.gates + GH;    // of the input part
-    const T* const dsplit = dgx + GH;             // of the recurrent part of split gates
+    T* const dgx = tape_ + layout_.gates + GH;  // of the input part
+    const T* const dsplit = dgx + GH;           // of the recurrent part of split gates
     const T* const dparams = dsplit + split;
-    const T *const hat_ih = part + layout_.normalised_ih, *const hat_hh = part + layout_.normalised_hh;
+    const T *const hat_ih = part + layout_.normalised_ih, *const hat_hh =
+                                                              part + layout_.normalised_hh;
     const Range mine = team.share(GH, alignment_elements);
     const Range first = intersect(mine, {0, summed});
-    const Range second{std::max(mine.begin, summed) - summed,
-                       std::max(mine.end, summed) - summed};
+    const Range second{std::max(mine.begin, summed) - summed, std::max(mine.end, summed) - summed};
     k_.column_products(dgx, width, hat_ih, GH, N_, mine, gradients + p.gain_ih);
     k_.column_products(dgx, width, hat_hh, GH, N_, first, gradients + p.gain_hh);
     k_.column_products(dsplit, width, hat_hh + summed, GH, N_, second,
@@ -583,10 +579,13 @@ class SequencePass {
       k_.column_sums(dparams, width, N_, team.share(cell_.num_params * H_, alignment_elements),
                      gradients + p.params);
     team.wait();
-    k_.layer_norm_backward(
-        LayerNormBackwardArgs<T>{
-            {summed, split}, parameters_ + p.gain_ih, hat_ih, part + layout_.inverse_ih, dgx, width},
-        team.share(N_));
+    k_.layer_norm_backward(LayerNormBackwardArgs<T>{{summed, split},
+                                                    parameters_ + p.gain_ih,
+                                                    hat_ih,
+                                                    part + layout_.inverse_ih,
+                                                    dgx,
+                                                    width},
+                           team.share(N_));
     team.wait();
   }
 
@@ -610,7 +609,7 @@ class SequencePass {
     if (split > 0)
       add_part(dgates + G_ * H_, summed, p.ih_t_split, split * H_, accumulate || summed > 0);
     if (last && input_is_masked(l))
-      multiply_by_mask(l, MaskKind::input, input_rate(l), rows, to, to, I);
+      multiply_by_mask(l, MaskSite::input, input_rate(l), rows, to, to, I);
   }
 
   // Weight gradients: rows of gates, depth time and batch, against the layer's input and against
@@ -629,8 +628,8 @@ class SequencePass {
     // h of the step before stands a step's rows away from h.
     const StateRows<T> h = states(l, d).rows[0];
     const bool recurrent = has_recurrent();
-    const T* const before = recurrent ? direction(l, d) + layout_.recurrent
-                                      : h.rows + (d == 0 ? -B_ : B_) * h.stride;
+    const T* const before =
+        recurrent ? direction(l, d) + layout_.recurrent : h.rows + (d == 0 ? -B_ : B_) * h.stride;
     const Index before_stride = recurrent ? R_ : h.stride;
     const auto to_hh = [&](Index gate) {
       return GemmTnProduct<T>{before, before_stride, R_, d_hh + gate * H_ * R_, R_};
@@ -640,7 +639,11 @@ class SequencePass {
     };
     const auto products = [&](Index slot, Index n, GemmTnProduct<T> first, GemmTnProduct<T> second,
                               int count) {
-      k_.gemm_tn(GemmTnArgs<T>{dgates + slot * H_, width, N_, {first, second}, count,
+      k_.gemm_tn(GemmTnArgs<T>{dgates + slot * H_,
+                               width,
+                               N_,
+                               {first, second},
+                               count,
                                norm ? nullptr : sums + slot * H_},
                  team.share(n * H_, alignment_elements), scratch);
     };
@@ -651,9 +654,9 @@ class SequencePass {
         k_.scatter_add(dgx, width, in_.tokens, token_scales(), N_,
                        team.share(n, alignment_elements), d_ih + gate * H_, G_ * H_);
       else
-        k_.gemm_tn(GemmTnArgs<T>{x, I, N_, {{dgx, width, n, d_ih + gate * H_, G_ * H_}, {}}, 1,
-                                 nullptr},
-                   team.share(I), scratch);
+        k_.gemm_tn(
+            GemmTnArgs<T>{x, I, N_, {{dgx, width, n, d_ih + gate * H_, G_ * H_}, {}}, 1, nullptr},
+            team.share(I), scratch);
     };
     if (summed > 0) {
       products(0, summed, to_hh(0), to_ih(0), l > 0 ? 2 : 1);
@@ -667,15 +670,15 @@ class SequencePass {
         first_layer(dgx_split, summed, split);
     }
     if (p.weight_hr >= 0)
-      k_.gemm_tn(GemmTnArgs<T>{tape_ + layout_.dprojected,
-                               R_,
-                               N_,
-                               {{direction(l, d) + layout_.hidden, H_, H_, gradients + p.weight_hr,
-                                 H_},
-                                {}},
-                               1,
-                               nullptr},
-                 team.share(R_), scratch);
+      k_.gemm_tn(
+          GemmTnArgs<T>{
+              tape_ + layout_.dprojected,
+              R_,
+              N_,
+              {{direction(l, d) + layout_.hidden, H_, H_, gradients + p.weight_hr, H_}, {}},
+              1,
+              nullptr},
+          team.share(R_), scratch);
     if (norm) return;
     // Those sums that no product has made on its way.
     const Index first_left = (l > 0 ? G_ + split : G_) * H_;
@@ -741,8 +744,8 @@ void Network<T>::multiply_by_weight_masks(std::uint64_t mask_seed, T* weights) c
   ThreadPool::instance().run(threads_for(work), [&](const Team& team) {
     for (Index l = 0; l < shape_.num_layers; ++l)
       for (Index d = 0; d < D; ++d) {
-        MaskArgs<T> args = mask_args<T>(mask_seed, mask_site(l, d, MaskKind::weights),
-                                        shape_.regularization.weight_drop);
+        MaskArgs<T> args = mask_args<T>(MaskKind::dropout, shape_.regularization.weight_drop,
+                                        mask_seed, mask_site(l, d, MaskSite::weights));
         args.x = args.out = weights + layer(l, d).weight_hh;
         args.x_stride = args.out_stride = args.cols = R;
         k.mask(args, team.share(rows));

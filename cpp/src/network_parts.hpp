@@ -42,9 +42,9 @@ inline Range intersect(Range a, Range b) {
 }
 
 // What masks are drawn for. A site is a layer, a direction and one of these.
-enum class MaskKind { input, recurrent, zoneout_h, zoneout_c, weights, output };
-inline std::uint32_t mask_site(Index layer, Index direction, MaskKind kind) {
-  return static_cast<std::uint32_t>((layer * 2 + direction) * 8 + static_cast<int>(kind));
+enum class MaskSite { input, recurrent, zoneout_h, zoneout_c, weights, output };
+inline std::uint32_t mask_site(Index layer, Index direction, MaskSite site) {
+  return static_cast<std::uint32_t>((layer * 2 + direction) * 8 + static_cast<int>(site));
 }
 
 }  // namespace charrnn_fast

@@ -76,8 +76,8 @@ __global__ void pointwise_backward(PointwiseBackward<Cell, T> p) {
     next.v[s] = p.next[s][row * H + unit];
     dnext.v[s] = p.dstates[s][row * H + unit];
   }
-  Cell::backward(CellBackward<T>{saved.v, params.v, prev.v, next.v, dnext.v, dgates.v,
-                                 dgx.v, dparams.v, dprev.v});
+  Cell::backward(CellBackward<T>{saved.v, params.v, prev.v, next.v, dnext.v, dgates.v, dgx.v,
+                                 dparams.v, dprev.v});
   T* out = p.dgates + row * (G + split + P) * H + unit;
   for (int g = 0; g < G; ++g, out += H) *out = dgates.v[g];
   for (int g = 0; g < split; ++g, out += H) *out = dgx.v[g];

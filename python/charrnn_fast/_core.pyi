@@ -1,7 +1,8 @@
 """The compiled kernels. Everything here is private; `charrnn_fast` is the public face.
 
-Shapes: T seq_len, B batch, I input_size, H hidden_size, L num_layers, S num_states
-(rnn and gru 1: h; lstm 2: h, c), O output_size (or H where there is no decoder).
+Shapes: T seq_len, B batch, I input_size, H hidden_size, L num_layers (times two of a bidirectional
+network), S num_states (rnn and gru 1: h; the LSTMs 2: h, c), O output_size (where there is no
+decoder, the features of the top layer's h). With a projection a state is flat: all h, then all c.
 Arrays are C-contiguous and of the network's dtype; tokens and targets are int32.
 Wrong dtypes raise TypeError, wrong shapes and values ValueError, before any work.
 """
@@ -15,7 +16,7 @@ _F = TypeVar("_F", np.float32, np.float64)
 Tokens = NDArray[np.int32]
 Floats = NDArray[Any]
 
-cells: tuple[str, ...]  # "rnn_tanh", "rnn_relu", "gru", "lstm"
+cells: tuple[str, ...]  # "rnn_tanh", "rnn_relu", "gru", "lstm", "peephole_lstm", "coupled_lstm"
 optimizers: tuple[str, ...]  # "sgd", "rmsprop", "adagrad", "adam", "adamw"
 
 def build_info() -> dict[str, Any]: ...
@@ -45,6 +46,11 @@ class _Network(Generic[_F]):
         output_size: int,  # 0: no decoder
         num_layers: int,
         bias: str,  # "double" | "single" | "none"
+        bidirectional: bool = False,
+        proj_size: int = 0,  # 0: no projection
+        layer_norm: bool = False,
+        regularization: dict[str, float] = ...,  # input_dropout, dropout, output_dropout,
+        # recurrent_dropout, variational, weight_drop, zoneout_h, zoneout_c
     ) -> None: ...
     @property
     def num_states(self) -> int: ...
@@ -57,8 +63,14 @@ class _Network(Generic[_F]):
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]: ...
     def parameter(self, name: str) -> NDArray[_F]: ...  # read-only view, PyTorch's orientation
     def set_parameter(self, name: str, value: Floats) -> None: ...
+    def state_shape(self, batch: int) -> tuple[int, ...]: ...
     def forward(
-        self, x: Floats | Tokens, state: Floats | None, keep: bool
+        self,
+        x: Floats | Tokens,
+        state: Floats | None,
+        keep: bool,
+        lengths: NDArray[np.int64] | None = None,  # [B], 0 to T
+        mask_seed: int | None = None,  # of the regularization's masks; None: there are none
     ) -> tuple[NDArray[_F], NDArray[_F]]:
         """x [T, B, I] or tokens [T, B], state [S, L, B, H] -> y [T, B, O], state_n [S, L, B, H].
 
@@ -66,7 +78,7 @@ class _Network(Generic[_F]):
         """
 
     def backward(
-        self, dy: Floats, dstate: Floats | None
+        self, dy: Floats | None, dstate: Floats | None
     ) -> tuple[NDArray[_F] | None, NDArray[_F], dict[str, NDArray[_F]]]:
         """-> dx [T, B, I] (None for tokens), dstate_0 [S, L, B, H], gradients by name (fresh)."""
 
@@ -86,6 +98,7 @@ class _Network(Generic[_F]):
         clip_norm: float,  # inf: none
         clip_value: float,  # inf: none
         reduction: str,  # "mean" | "sum"
+        mask_seed: int | None = None,
     ) -> tuple[float, float]:
         """One update on tokens [T, B]; state [S, L, B, H] is carried in place.
 

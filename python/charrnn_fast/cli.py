@@ -311,9 +311,7 @@ def _model_line(model: CharLM) -> str:
         shape += f" projected to {config['proj_size']}"
     if config["layer_norm"]:
         shape += ", normalised"
-    left_out = [
-        f"{name.replace('_', ' ')} {config[name]:g}" for name in _RATES if config[name]
-    ]
+    left_out = [f"{name.replace('_', ' ')} {config[name]:g}" for name in _RATES if config[name]]
     if any(config["zoneout"]):
         left_out.append("zoneout " + ", ".join(f"{rate:g}" for rate in config["zoneout"]))
     if left_out and config["variational"]:

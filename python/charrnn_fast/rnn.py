@@ -41,8 +41,8 @@ class RNN:
     integer tokens 0 to I - 1, which stand for one-hot vectors and give the same bits.
 
     Two variants of the LSTM (Greff et al., 2017): "peephole_lstm", whose gates see the cell's state
-    (i = σ(a_i + p_i c), likewise f; o = σ(a_o + p_o c')), and "coupled_lstm", which forgets what it
-    replaces (c' = f c + (1 - f) g; gate order f, g, o).
+    (i = sigmoid(a_i + p_i c), f likewise; o = sigmoid(a_o + p_o c')), and "coupled_lstm", which
+    forgets what it replaces (c' = f c + (1 - f) g; gate order f, g, o).
 
     Results are the same bits for any number of threads, for any company in the batch, and for
     stepping as for whole sequences.
@@ -282,10 +282,10 @@ class RNN:
 
     def _article_view(self, article: str, name: str) -> Array:
         if self.num_layers != 1 or self.bidirectional:
-            kind = "a bidirectional one" if self.bidirectional else f"one of {self.num_layers}"
+            kind = "is bidirectional" if self.bidirectional else f"has {self.num_layers} layers"
             raise AttributeError(
-                f"{article} names a weight of a one-layer network, this is {kind} "
-                f"layer(s): see parameters()"
+                f"{article} names a weight of a one-layer network, this one {kind}: see "
+                f"parameters()"
             )
         if name not in self._core.parameter_shapes():
             raise AttributeError(f"this network has no {article} ({name})")
@@ -527,9 +527,10 @@ class RNN:
         """Backpropagation through time of the last `forward`.
 
         dy [T, B, O]: gradient of a loss by y (None: zero; it is not read past the end of a row).
-        dstate: gradient by the last state, in the form of a state (None: zero). Returns the gradients by x ([T, B, I]; None for tokens), by the
-        initial state and, by name, by the parameters, all in fresh arrays. Raises RuntimeError
-        where no forward has kept what this needs, and where a parameter has changed since.
+        dstate: gradient by the last state, in the form of a state (None: zero). Returns the
+        gradients by x ([T, B, I]; None for tokens), by the initial state and, by name, by the
+        parameters, all in fresh arrays. Raises RuntimeError where no forward has kept what this
+        needs, and where a parameter has changed since.
         """
         if self._kept_shape is None or not self._core.has_tape:
             raise RuntimeError(

@@ -96,9 +96,9 @@ class Trainer:
         steps, and shows sample_length characters drawn from the model. It writes a checkpoint to
         checkpoint_path at each evaluation and every checkpoint_every steps.
 
-        mask_seed: of what a model with dropout, weight_drop or zoneout leaves out. Update n, counted
-        from 0, takes ``philox(mask_seed, n)`` for the network's mask_seed: the first two words, the
-        low one first.
+        mask_seed: of what a model with dropout, weight_drop or zoneout leaves out. The network's
+        mask_seed in update n, counted from 0, is the first two words of ``philox(mask_seed, n)``,
+        the low one first.
 
         Raises ValueError where the corpus has another vocabulary than the model or is too short
         for one chunk, and OSError where checkpoint_path cannot be written.

@@ -103,7 +103,7 @@ void check_cell(const std::string& cell, int threads) {
   if (sizeof(T) == 4) check("sample by bfloat16", [&] { sample({1, 0, 1}, Storage::bfloat16); });
   check("forward and backward", [&] {
     for (const SequenceInput<T>& in : {tokens, dense}) {
-      model.forward(in, state.data(), true, y.data(), state_n.data());
+      model.forward({steps, B, in.tokens, in.x}, state.data(), true, y.data(), state_n.data());
       model.backward(model.kept(), dy.data(), dstate.data(), in.x ? dx.data() : nullptr,
                      gradients.data());
     }

@@ -15,8 +15,8 @@
 
 using namespace charrnn_fast;
 
-#define X(isa, name)                           \
-  namespace charrnn_fast::isa {                \
+#define X(isa, name)                        \
+  namespace charrnn_fast::isa {             \
   const CellKernels<float>& leaky(float);   \
   const CellKernels<double>& leaky(double); \
   }
@@ -228,18 +228,17 @@ void check_epilogues(const CellKernels<T>& cell) {
           .saved = r.saved.data(),
           .staged = staged ? rows_of_gates.data() : nullptr,
           .staged_in_place = true};
-      const RecurrentBackwardArgs<T> b{
-          .steps = all,
-          .hidden_size = H,
-          .width = H,
-          .hh = {packed_t.data(), k.gemm_units, k.gemm_units * G * H},
-          .params = params.data(),
-          .states = states,
-          .saved = r.saved.data(),
-          .dy = dy.data(),
-          .dy_stride = H,
-          .dstates = dstates,
-          .dgates = r.dgates.data()};
+      const RecurrentBackwardArgs<T> b{.steps = all,
+                                       .hidden_size = H,
+                                       .width = H,
+                                       .hh = {packed_t.data(), k.gemm_units, k.gemm_units * G * H},
+                                       .params = params.data(),
+                                       .states = states,
+                                       .saved = r.saved.data(),
+                                       .dy = dy.data(),
+                                       .dy_stride = H,
+                                       .dstates = dstates,
+                                       .dgates = r.dgates.data()};
       if (by_units) {
         for (Index t = 0; t < steps; ++t)
           for (Index p = 0; p < panels; ++p) cell.forward(f, {t, t + 1}, {0, B}, {p, p + 1});

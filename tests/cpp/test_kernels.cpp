@@ -172,7 +172,7 @@ template <class Cell, class T>
 Result<T> by_hand(const Problem<T>& p) {
   using V = Lane<T>;
   constexpr int G = Cell::num_gates, S = Cell::num_states, split = Cell::num_split,
-                summed = G - split, num_saved = Cell::num_saved;
+                summed = G - split, num_saved = Cell::num_saved, P = Cell::num_params;
   const Index steps = p.c.seq_len, B = p.c.batch, H = p.c.hidden_size, L = p.c.num_layers,
               rows = steps * B, BH = B * H, O = p.c.output_size;
   Result<T> r;
@@ -216,6 +216,7 @@ Result<T> by_hand(const Problem<T>& p) {
     const T* const w_hh = values(find("weight_hh" + suffix));
     const T* const b_ih = values(find("bias_ih" + suffix));
     const T* const b_hh = values(find("bias_hh" + suffix));
+    const T* const own = values(find(std::string("weight_") + Cell::params_name + suffix));
     for (int s = 0; s < S; ++s) {
       run.states[s].resize(static_cast<std::size_t>((steps + 1) * BH));
       std::copy_n(p.state_0.begin() + (s * L + l) * BH, BH, run.states[s].begin());
@@ -224,7 +225,7 @@ Result<T> by_hand(const Problem<T>& p) {
     for (Index row = 0; row < rows; ++row) {
       const T* const h = run.states[0].data() + row * H;
       for (Index u = 0; u < H; ++u) {
-        V gates[G], gx[split + 1], params[1], prev[S], next[S], saved[num_saved + 1];
+        V gates[G], gx[split + 1], params[P + 1], prev[S], next[S], saved[num_saved + 1];
         for (int g = 0; g < G; ++g) {
           const Index j = g * H + u;
           const T bias = g < summed ? b_ih[j] + b_hh[j] : b_ih[j];
@@ -239,7 +240,8 @@ Result<T> by_hand(const Problem<T>& p) {
               [&](Index k) { return w_hh[j * H + k]; }));
         }
         for (int s = 0; s < S; ++s) prev[s] = V(run.states[s][std::size_t(row * H + u)]);
-        Cell::forward(CellForward<V>{gates, gx, params, nullptr, prev, next, saved});
+        for (int i = 0; i < P; ++i) params[i] = V(own[i * H + u]);
+        Cell::forward(CellForward<V>{gates, gx, params, prev, next, saved});
         for (int s = 0; s < S; ++s) run.states[s][std::size_t(BH + row * H + u)] = next[s].v;
         for (int i = 0; i < num_saved; ++i)
           run.saved[std::size_t((row * num_saved + i) * H + u)] = saved[i].v;
@@ -283,8 +285,10 @@ Result<T> by_hand(const Problem<T>& p) {
     const Index I = l == 0 ? p.c.input_size : H, GH = G * H;
     const bool gather = l == 0 && p.c.tokens;
     const T* const w_hh = values(find("weight_hh" + suffix));
+    const Parameter* const own = find(std::string("weight_") + Cell::params_name + suffix);
     std::vector<T> dgates(static_cast<std::size_t>(rows * GH));  // of the recurrent part
     std::vector<T> dgx(dgates.size());                           // of the input part
+    std::vector<T> dparams_of(static_cast<std::size_t>(rows * P * H + 1));
     T* dstate[S];
     for (int s = 0; s < S; ++s) dstate[s] = r.dstate_0.data() + (s * L + l) * BH;
     const auto recurrent = [&](Index t, Index b, Index u, T start) {
@@ -299,8 +303,9 @@ Result<T> by_hand(const Problem<T>& p) {
           T start = dh[std::size_t(row * H + u)];
           if (Cell::h_bypass || t == steps - 1) start = start + dstate[0][at];
           if (t + 1 < steps) start = recurrent(t + 1, b, u, start);
-          V saved[num_saved + 1], params[1], prev[S], next[S], dnext[S], d[G], d_split[split + 1],
-              dparams[1], dprev[S];
+          V saved[num_saved + 1], params[P + 1], prev[S], next[S], dnext[S], d[G],
+              d_split[split + 1], dparams[P + 1], dprev[S];
+          for (int i = 0; i < P; ++i) params[i] = V(values(own)[i * H + u]);
           for (int i = 0; i < num_saved; ++i)
             saved[i] = V(run.saved[std::size_t((row * num_saved + i) * H + u)]);
           for (int s = 0; s < S; ++s) {
@@ -308,12 +313,13 @@ Result<T> by_hand(const Problem<T>& p) {
             next[s] = V(run.states[s][std::size_t(BH + row * H + u)]);
             dnext[s] = V(s == 0 ? start : dstate[s][at]);
           }
-          Cell::backward(CellBackward<V>{saved, params, nullptr, prev, next, dnext, d, d_split,
-                                         dparams, dprev});
+          Cell::backward(
+              CellBackward<V>{saved, params, prev, next, dnext, d, d_split, dparams, dprev});
           for (int g = 0; g < G; ++g) {
             dgates[std::size_t(row * GH + g * H + u)] = d[g].v;
             dgx[std::size_t(row * GH + g * H + u)] = g < summed ? d[g].v : d_split[g - summed].v;
           }
+          for (int i = 0; i < P; ++i) dparams_of[std::size_t((row * P + i) * H + u)] = dparams[i].v;
           for (int s = 0; s < S; ++s)
             if (s > 0 || Cell::h_bypass) dstate[s][at] = dprev[s].v;
         }
@@ -341,6 +347,8 @@ Result<T> by_hand(const Problem<T>& p) {
       if (const Parameter* q = find("bias_ih" + suffix)) gradient(q, j) += sum_split;
       if (const Parameter* q = find("bias_hh" + suffix)) gradient(q, j) += sum;
     }
+    for (Index j = 0; j < P * H; ++j)
+      for (Index k = 0; k < rows; ++k) gradient(own, j) += dparams_of[std::size_t(k * P * H + j)];
     if (gather) continue;
     std::vector<T> below(static_cast<std::size_t>(rows * I));
     for (Index row = 0; row < rows; ++row)
@@ -396,8 +404,8 @@ float rounded_to_bfloat16(float x) {
   return x;
 }
 
-// Weights stored as bfloat16 give what rounded weights give. Biases are not rounded, nor are the
-// input weights of layer 0 where tokens pick their rows.
+// Weights stored as bfloat16 give what rounded weights give. Biases and peepholes are not rounded,
+// nor are the input weights of layer 0 where tokens pick their rows.
 void check_bfloat16(const char* cell) {
   for (const Case& c :
        {Case{5, 23, 6, 33, 7, 2, true, Bias::both}, Case{3, 4, 19, 50, 20, 2, false, Bias::both},
@@ -407,7 +415,8 @@ void check_bfloat16(const char* cell) {
     const Index rows = c.seq_len * c.batch;
     std::vector<float> rounded = problem.parameters;
     for (const Parameter& p : n.parameters())
-      if (p.cols > 0 && !(c.tokens && p.name == "weight_ih_l0"))
+      if (p.cols > 0 && !(c.tokens && p.name == "weight_ih_l0") &&
+          p.name.find("peephole") == std::string::npos)
         for (Index i = 0; i < p.elements(); ++i) {
           float& x = rounded[static_cast<std::size_t>(p.offset + i)];
           x = rounded_to_bfloat16(x);

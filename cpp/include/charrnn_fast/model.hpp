@@ -75,8 +75,8 @@ class Model {
     bool tokens;
   };
   Kept kept();
-  // dy [T, B, O] or null: zeros; dstate as in Network::backward, dx [T, B, I] or null, gradients are
-  // overwritten. Throws std::invalid_argument where `expected` is not what kept() gives now.
+  // dy [T, B, O] or null: zeros; dstate as in Network::backward, dx [T, B, I] or null, gradients
+  // are overwritten. Throws std::invalid_argument where `expected` is not what kept() gives now.
   void backward(const Kept& expected, const T* dy, T* dstate, T* dx, T* gradients);
 
   // One step: in.seq_len 1, y [B, O], state in place.
@@ -118,8 +118,7 @@ class Model {
   PackedWeights<T> packed_backward(const Source& from, const SequenceInput<T>& in, bool dense);
   void run_forward(const Source& from, const SequenceInput<T>& in, const T* state_0, bool keep,
                    T* state_n);
-  void run_backward(const Source& from, const SequenceInput<T>& in, T* dstate, T* dx,
-                    T* gradients);
+  void run_backward(const Source& from, const SequenceInput<T>& in, T* dstate, T* dx, T* gradients);
   SequenceInput<T> sort(const Batch& in);
   template <class F>
   void each_row(const SequenceInput<T>& in, F&& f) const;

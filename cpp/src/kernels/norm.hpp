@@ -37,8 +37,7 @@ void normalise(T* x, Index n, T* inverse) {
     return d * d;
   });
   *inverse = T(1) / __builtin_sqrt(squares / T(n) + norm_epsilon<T>);
-  for (Index j = 0; j < n; j += V::lanes)
-    ((at(j) - mean) * V(*inverse)).store(x + j, n - j);
+  for (Index j = 0; j < n; j += V::lanes) ((at(j) - mean) * V(*inverse)).store(x + j, n - j);
 }
 
 // d, the gradient of gain * normalised(x), becomes that of x.
@@ -52,10 +51,9 @@ void normalise_backward(T* d, const T* gain, const T* normalised, T inverse, Ind
   const auto hat = [&](Index j)
                        __attribute__((always_inline)) { return V::load(normalised + j, n - j); };
   const V mean = V(sum_of<T>(n, scaled) / T(n));
-  const V slope = V(sum_of<T>(n, [&](Index j) __attribute__((always_inline)) {
-                      return scaled(j) * hat(j);
-                    }) /
-                    T(n));
+  const V slope =
+      V(sum_of<T>(n, [&](Index j) __attribute__((always_inline)) { return scaled(j) * hat(j); }) /
+        T(n));
   for (Index j = 0; j < n; j += V::lanes)
     (V(inverse) * (fma(-hat(j), slope, scaled(j)) - mean)).store(d + j, n - j);
 }

@@ -269,10 +269,10 @@ CHARRNN_INLINE void step_forward(const RecurrentForwardArgs<T>& p, Index t, bool
   T* const staged = p.staged ? p.staged + (p.staged_in_place ? 0 : step.first * G * H) : nullptr;
   alignas(64) T buffer[tile_accumulators * V::lanes];
   const auto run_tile = [&](const Place& at, const Start<T>& start) __attribute__((always_inline)) {
-    tiles<RowMajor, T, G>.run(at.rows, at.vectors * G,
-                              TileArgs<T>{a + at.row * a_stride, a_stride, R,
-                                          from_panel(p.hh, at.panel), start, buffer,
-                                          at.vectors * G * V::lanes});
+    tiles<RowMajor, T, G>.run(
+        at.rows, at.vectors * G,
+        TileArgs<T>{a + at.row * a_stride, a_stride, R, from_panel(p.hh, at.panel), start, buffer,
+                    at.vectors * G * V::lanes});
   };
   const auto in_buffer = [&](const Place& at) __attribute__((always_inline)) {
     return Start<T>{buffer, at.vectors * G * V::lanes, V::lanes, G * V::lanes};
@@ -292,7 +292,8 @@ CHARRNN_INLINE void step_forward(const RecurrentForwardArgs<T>& p, Index t, bool
       T *const gates = staged + r * G * H, inverse[2] = {};
       normalise(gates, summed * H, inverse);
       normalise(gates + summed * H, (G - summed) * H, inverse + 1);
-      if (p.norm.inverse) __builtin_memcpy(p.norm.inverse + (step.first + r) * 2, inverse, sizeof inverse);
+      if (p.norm.inverse)
+        __builtin_memcpy(p.norm.inverse + (step.first + r) * 2, inverse, sizeof inverse);
     }
   if (staged)
     for_tiles<Set, T>(rows, panels, H, [&](const Place& at) {
@@ -451,8 +452,7 @@ CHARRNN_INLINE void add_recurrent(const RecurrentBackwardArgs<T>& p, Index t, co
                                         from_panel(p.hh, at.panel), begin, out, stride});
   if (masked)
     each([&](T* dh, Index row, Index unit) __attribute__((always_inline)) {
-      const V m =
-          V::load(mask_row(p.recurrent_mask, first + row, row) + unit, p.width - unit);
+      const V m = V::load(mask_row(p.recurrent_mask, first + row, row) + unit, p.width - unit);
       fma(m, V::load(dh), start(row, unit)).store(dh);
     });
 }
@@ -508,8 +508,7 @@ CHARRNN_INLINE void step_backward(const RecurrentBackwardArgs<T>& p, Index t, bo
     if (goes_on) return add_recurrent<Cell>(p, step_after(p.steps, t), at, start, dh);
     for (Index r = 0; r < at.rows; ++r)
       for (Index u = 0; u < at.vectors; ++u)
-        start(at.row + r, (at.vector + u) * V::lanes)
-            .store(dh + (r * at.vectors + u) * V::lanes);
+        start(at.row + r, (at.vector + u) * V::lanes).store(dh + (r * at.vectors + u) * V::lanes);
   };
   if (p.projection.hidden) {
     T* const projected = p.dprojected + step.first * R;
@@ -538,8 +537,7 @@ CHARRNN_INLINE void step_backward(const RecurrentBackwardArgs<T>& p, Index t, bo
     });
   }
   if (p.norm.gain)
-    for (Index r = rows.begin; r < rows.end; ++r)
-      normalise_gates_backward<Cell>(p, step.first + r);
+    for (Index r = rows.begin; r < rows.end; ++r) normalise_gates_backward<Cell>(p, step.first + r);
 }
 
 template <class Cell, class T>
@@ -567,9 +565,8 @@ void recurrent_backward_initial(const RecurrentBackwardArgs<T>& p, Range rows, R
   struct Bypass {
     const RecurrentBackwardArgs<T>& p;
     CHARRNN_INLINE V operator()(Index row, Index unit) const {
-      return bypasses<Cell>(p)
-                 ? V::load(p.dstates[0] + row * p.width + unit, p.width - unit)
-                 : V(T(0));
+      return bypasses<Cell>(p) ? V::load(p.dstates[0] + row * p.width + unit, p.width - unit)
+                               : V(T(0));
     }
     CHARRNN_INLINE Start<T> operator()(const Place& at, T* to) const {
       for (Index r = 0; r < at.rows; ++r)

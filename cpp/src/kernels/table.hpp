@@ -196,9 +196,9 @@ struct RecurrentBackwardArgs {
   const T* saved;              // [N, num_saved*H]
   const T* dy;                 // [N, R] gradients of h from above, or null: zeros
   Index dy_stride;
-  T* const* dstates;           // [S] pointers to [B, R], [B, H]: gradients of each row's last state
-                               // on entry (kept from step to step), of its first at the end
-  T* dgates;                   // [N, num_slots*H]
+  T* const* dstates;  // [S] pointers to [B, R], [B, H]: gradients of each row's last state
+                      // on entry (kept from step to step), of its first at the end
+  T* dgates;          // [N, num_slots*H]
   Mask<T> recurrent_mask = {};
   const Zoneout<T>* zoneout = nullptr;
   RecurrentNorm<T> norm = {};

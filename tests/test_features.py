@@ -1,4 +1,7 @@
-"""The reference with everything beside the plain layers: its gradients, lengths and masks."""
+"""Everything beside the plain layers, in the reference and in the kernels.
+
+Gradients by differences, lengths and masks; and the kernels against the reference.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from features import (
     ALL_UNITS,
     DROPOUTS,
     LSTMS,
+    ByKernels,
+    ByReference,
     FeatureCase,
     combinations,
     label,
@@ -54,15 +59,18 @@ def _smallest_preactivation(case: FeatureCase) -> float:
     return min(found)
 
 
-def _check_gradients(case: FeatureCase) -> None:
+def _check_gradients(
+    case: FeatureCase, by: type[ByReference] | type[ByKernels] = ByReference
+) -> None:
     """Along a random direction of each array that the results depend on."""
-    parameters, x, state, options = case.parameters(), case.x(), case.state(), case.options()
+    parameters, x, state = case.parameters(), case.x(), case.state()
     dy, dstate = case.dy(), case.dstate()
-    y, last, cache = reference.forward(parameters, x, state, **options)
-    grads = dict(named(y, last, *reference.backward(parameters, cache, dy, dstate)))
+    network = by(case, parameters)
+    y, last = network.forward(x, state)
+    grads = dict(named(y, last, *network.backward(dy, dstate)))
 
     def value() -> float:
-        y, last, _ = reference.forward(parameters, x, state, **options)
+        y, last = network.forward(x, state)
         pairs = [(y, dy), *zip(parts(last), parts(dstate), strict=True)]
         return sum(float(np.vdot(a, weight)) for a, weight in pairs)
 
@@ -91,9 +99,12 @@ def _off_kinks(case: FeatureCase) -> FeatureCase:
     return next(c for c in moved if _smallest_preactivation(c) > 5 * STEP)
 
 
+@pytest.mark.parametrize("by", [ByReference, ByKernels])
 @pytest.mark.parametrize("case", [*single_features(), *combinations()], ids=label)
-def test_gradients_against_differences(case: FeatureCase) -> None:
-    _check_gradients(_off_kinks(case))
+def test_gradients_against_differences(
+    case: FeatureCase, by: type[ByReference] | type[ByKernels]
+) -> None:
+    _check_gradients(_off_kinks(case), by)
 
 
 _RATES = st.sampled_from((0.0, 0.0, 0.25, 0.5))
@@ -140,7 +151,8 @@ def test_gradients_of_any_combination(case: FeatureCase) -> None:
     if case.layer_norm:
         case = case.but(bias=True, hidden_size=7, input_size=6)
     assume(_smallest_preactivation(case) > 5 * STEP)
-    _check_gradients(case)
+    for by in (ByReference, ByKernels):
+        _check_gradients(case, by)
 
 
 @pytest.mark.parametrize("case", [c for c in combinations() if not c.tokens], ids=label)

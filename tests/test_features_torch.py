@@ -1,4 +1,4 @@
-"""The reference with everything beside the plain layers against PyTorch.
+"""Everything beside the plain layers, in the reference and in the kernels, against PyTorch.
 
 Against torch.nn's own modules where they have the feature; else against the definition written
 out here for one row and one step at a time, with PyTorch's differentiation and the reference's
@@ -18,6 +18,8 @@ from charrnn_fast.reference import Regularization, mask, multipliers, site
 from features import (
     ALL_UNITS,
     LSTMS,
+    ByKernels,
+    ByReference,
     FeatureCase,
     combinations,
     label,
@@ -61,10 +63,11 @@ def _inputs(case: FeatureCase) -> tuple[Tensors, Any, tuple[Any, ...]]:
 
 
 def _compare(case: FeatureCase, expected: dict[str, Array]) -> None:
-    found = run(case.parameters(), case)
-    assert list(found) == list(expected)
-    for name, value in expected.items():
-        assert_close(name, found[name], value, case.tolerance)
+    for by in (ByReference, ByKernels):
+        found = run(case.parameters(), case, by)
+        assert list(found) == list(expected)
+        for name, value in expected.items():
+            assert_close(f"{name} {by.__name__}", found[name], value, case.tolerance)
 
 
 # ---- Modules of torch.nn ------------------------------------------------------------------------
