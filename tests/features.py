@@ -164,11 +164,11 @@ class ByKernels:
 
     def __init__(self, case: FeatureCase, parameters: dict[str, Array]) -> None:
         self._parameters, self.network = parameters, case.network()
-        self._options = {"lengths": case.lengths(), "mask_seed": case.mask_seed}
+        self._lengths, self._mask_seed = case.lengths(), case.mask_seed
 
     def forward(self, x: Array, state: Any) -> tuple[Array, Any]:
         self.network.load_parameters(self._parameters)
-        return self.network.forward(x, state, **self._options)
+        return self.network.forward(x, state, lengths=self._lengths, mask_seed=self._mask_seed)
 
     def backward(self, dy: Array, dstate: Any) -> Any:
         return self.network.backward(dy, dstate)

@@ -88,7 +88,10 @@ OPTIONS: dict[str, Any] = {
 def test_every_option_survives_a_checkpoint(
     cell: str, vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
-    for more in [{"zoneout": 0.1}, *([{"proj_size": 3}] if cell.endswith("lstm") else [])]:
+    others: list[dict[str, Any]] = [{"zoneout": 0.1}]
+    if cell.endswith("lstm"):
+        others.append({"proj_size": 3})
+    for more in others:
         model = CharLM(vocabulary, 7, cell=cell, **OPTIONS, **more)
         model.save(tmp_path / "m.safetensors")
         again = CharLM.load(tmp_path / "m.safetensors")
