@@ -24,6 +24,47 @@ def _example(name: str) -> Any:
     return module
 
 
+def test_one_to_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Less than a third of the updates: most drawings are described, by far not all."""
+    picture = tmp_path / "drawings.png"
+    figures = _example("one_to_many").main(picture, updates=600)
+    assert figures.exact > 0.5 and figures.baseline < 0.15
+    assert figures.losses[0] == pytest.approx(np.log(21), abs=0.2)  # it knows nothing yet
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "unseen drawings" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_one_to_many_in_full() -> None:
+    example = _example("one_to_many")
+    figures = example.main()
+    assert figures.exact >= example.BOUND
+    assert figures.baseline < 0.15
+
+
+def test_drawings_are_what_their_descriptions_say() -> None:
+    example = _example("one_to_many")
+    example.NOISE = 0
+    x, texts = example.drawings(np.random.default_rng(1), 500)
+    assert x.shape == (1, 500, example.SIZE**2) and x.dtype == np.float32
+    bitmaps = x.reshape(500, example.SIZE, example.SIZE)
+    assert bitmaps.min() == 0 and bitmaps.max() == 1
+    assert len({bitmap.tobytes() for bitmap in bitmaps}) == 500
+    third = example.SIZE / 3
+    for bitmap, text in zip(bitmaps, texts, strict=True):
+        rows, columns = np.nonzero(bitmap > 0.5)
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert abs(height - width) <= 2
+        assert ("large" in text) == (height > 12)
+        row, column = (rows.min() + rows.max() + 1) / 2, (columns.min() + columns.max() + 1) / 2
+        if "left" in text or "right" in text:
+            assert ("left" in text) == (column < 1.5 * third)
+        if "upper" in text or "lower" in text:
+            assert ("upper" in text) == (row < 1.5 * third)
+        blank = bitmap[round(row - 0.5), round(column - 0.5)] < 0.5
+        assert blank == ("hollow" in text), text
+
+
 def test_many_to_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example, picture = _example("many_to_many"), tmp_path / "curve.png"
     figures = example.main(picture)
