@@ -38,7 +38,7 @@ Array = NDArray[Any]
 
 FIRST, DAYS = date(1950, 1, 1), 36525  # to the end of 2049
 HIDDEN_SIZE, WIDTH = 64, 4  # units of each layer and direction, beams
-FORGET_BIAS = 2.0  # the day is written ten steps after it has been read, or more
+FORGET_BIAS = 2.0  # the day is written eight steps or more after it has been read
 BATCH, UPDATES, LEARNING_RATE, CLIP_NORM = 32, 1500, 1e-2, 1.0
 TESTS, EVERY = 1000, 100  # of the dates held out, and the updates between two points of the curve
 BOUND = 0.95  # the least share of exact dates
@@ -256,6 +256,8 @@ if __name__ == "__main__":
     given = parser.parse_args()
     if given.plot and find_spec("matplotlib") is None:
         parser.error("--plot takes matplotlib: pip install 'charrnn_fast[plot]'")
+    if given.plot and not given.plot.parent.is_dir():
+        parser.error(f"--plot: there is no folder {given.plot.parent}")
     figures = main(given.plot)
     worst = min(figures.greedy, figures.beam)
     if worst < BOUND:

@@ -178,6 +178,8 @@ if __name__ == "__main__":
     given = parser.parse_args()
     if given.plot and find_spec("matplotlib") is None:
         parser.error("--plot takes matplotlib: pip install 'charrnn_fast[plot]'")
+    if given.plot and not given.plot.parent.is_dir():
+        parser.error(f"--plot: there is no folder {given.plot.parent}")
     figures = main(given.plot)
     if figures.exact < BOUND:
         sys.exit(f"failed: {figures.exact:.1%} described exactly, it has to be {BOUND:.0%}")
