@@ -9,7 +9,8 @@ does not see the order, gets little out of them.
 
 An LSTM reads word by word; rows of different lengths share a batch (`lengths`). The loss is that of
 y at each row's last word, all other targets are -1; dropout is at work in the updates alone. There
-is a y at the other words too: the trained network tells how its verdict changes on the way.
+is a y at the other words too, which no target has taught: the picture shows how the verdict changes
+on the way.
 
     python examples/many_to_one.py [--plot PICTURE]
 """
@@ -113,17 +114,24 @@ def encode(sentences: Sequence[Sentence], ids: dict[str, int]) -> tuple[Array, A
     return tokens, lengths
 
 
-def update(
-    rnn: cf.RNN, adam: cf.optim.Adam, tokens: Array, lengths: Array, classes: Array, mask_seed: int
-) -> float:
+def train(rnn: cf.RNN, tokens: Array, lengths: Array, classes: Array) -> None:
+    """EPOCHS passes over tokens [T, B], lengths [B] and classes [B], BATCH sentences at a time."""
     targets = np.full(tokens.shape, -1)
     targets[lengths - 1, np.arange(len(lengths))] = classes
-    y, _ = rnn.forward(tokens, lengths=lengths, mask_seed=mask_seed)  # [T, B, O = 2]
-    loss, dy = cf.cross_entropy(y, targets)
-    _, _, grads = rnn.backward(dy)
-    cf.clip_grad_norm(grads, 1.0)
-    adam.step(grads)
-    return loss
+    adam, rng = cf.optim.Adam(rnn), np.random.default_rng(0)
+    for epoch in range(EPOCHS):
+        adam.lr = LEARNING_RATE * (1 - epoch / EPOCHS)
+        losses: list[float] = []
+        for rows in rng.permutation(len(lengths)).reshape(-1, BATCH):
+            mask_seed = epoch * len(lengths) + len(losses)  # another one for each update
+            x = np.ascontiguousarray(tokens[:, rows])
+            y, _ = rnn.forward(x, lengths=lengths[rows], mask_seed=mask_seed)  # [T, B, O = 2]
+            loss, dy = cf.cross_entropy(y, np.ascontiguousarray(targets[:, rows]))
+            _, _, grads = rnn.backward(dy)
+            cf.clip_grad_norm(grads, 1.0)
+            adam.step(grads)
+            losses.append(loss)
+        print(f"epoch {epoch + 1:2}: {np.mean(losses):.4f} nats")
 
 
 def predict(rnn: cf.RNN, tokens: Array, lengths: Array) -> Array:
@@ -180,7 +188,7 @@ def plot(shown: dict[Sentence, Array], path: Path) -> None:
         axes.set_xticks(range(len(p)), sentence, rotation=20)
         axes.set_ylim(0, 1)
         axes.set_ylabel("positive")
-    figure.suptitle("Many to one: the probability of a positive sentence, word by word")
+    figure.suptitle("Many to one: the probability of the positive class after each word")
     figure.savefig(path, dpi=130)
 
 
@@ -197,17 +205,7 @@ def main(argv: Sequence[str] | None = None) -> Figures:
     classes, unseen_classes = classes[:SEEN], classes[SEEN:]
 
     rnn = cf.RNN(len(words), HIDDEN_SIZE, 2, cell="lstm", output_dropout=0.2)
-    adam = cf.optim.Adam(rnn)
-    rng, updates = np.random.default_rng(0), 0
-    for epoch in range(EPOCHS):
-        adam.lr = LEARNING_RATE * (1 - epoch / EPOCHS)
-        losses = []
-        for rows in rng.permutation(SEEN).reshape(-1, BATCH):
-            chunk = np.ascontiguousarray(tokens[:, rows])
-            losses.append(update(rnn, adam, chunk, lengths[rows], classes[rows], updates))
-            updates += 1
-        print(f"epoch {epoch + 1:2}: {np.mean(losses):.4f} nats")
-
+    train(rnn, tokens, lengths, classes)
     found = predict(rnn, unseen, unseen_lengths)
     by_bags = by_bag_of_words(
         count_words(tokens, lengths, len(words)),

@@ -4,7 +4,8 @@
 the video)" (A. Karpathy, The Unreasonable Effectiveness of Recurrent Neural Networks, 2015): the
 fifth of the article's five shapes. A blurred dot moves over a grid whose edges meet, one pixel a
 frame, and changes its direction at random; noise covers it, and some frames miss it altogether.
-The label of a frame is where the dot goes from it: left, right, up, down, or nowhere.
+The label of a frame is where the dot goes from it, or, of a clip's last one, would go: left, right,
+up, down, or nowhere.
 
 No frame shows that by itself: the same network trained on single frames (T = 1) finds no more than
 guessing does. Frame and next frame show it, so the network is bidirectional, and reads each clip
@@ -70,6 +71,7 @@ def single(frames: Array) -> Array:
 
 
 def update(rnn: cf.RNN, adam: cf.optim.Adam, frames: Array, labels: Array) -> float:
+    """One step on frames [T, B, I] and labels [T, B]; returns the loss before it."""
     y, _ = rnn.forward(frames)  # [T, B, O]
     loss, dy = cf.cross_entropy(y, labels)
     _, _, grads = rnn.backward(dy)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from test_article import _example
+from test_article import EXAMPLES, _example
 
 SHAPES = ("one_to_one", "many_to_one", "synced_many_to_many")
 
@@ -63,3 +65,13 @@ def test_a_picture_is_refused_before_the_training(
     with pytest.raises(SystemExit):
         example.main(["--plot", "a.png"])
     assert "takes matplotlib: pip install 'charrnn_fast[plot]'" in capsys.readouterr().err
+
+
+def test_a_missed_bound_fails_the_script(tmp_path: Path) -> None:
+    script, bound = tmp_path / "many_to_one.py", "LEAST_ACCURACY = 0.95"
+    source = (EXAMPLES / script.name).read_text(encoding="utf-8")
+    assert bound in source
+    script.write_text(source.replace(bound, "LEAST_ACCURACY = 1.01"), encoding="utf-8")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith("% right, it has to be 101%\n")
