@@ -25,6 +25,7 @@ CORE_TESTS = (
     "test_math.py",
     "test_losses.py",
     "test_masks.py",
+    "test_feature_bits.py",
 )
 
 

@@ -118,8 +118,10 @@ SequenceInput<T> Model<T>::sort(const Batch& in) {
             in.lengths[b], ", it takes 0 to ", in.seq_len);
   order_.resize(static_cast<std::size_t>(in.batch));
   std::iota(order_.begin(), order_.end(), Index(0));
-  std::stable_sort(order_.begin(), order_.end(),
-                   [&](Index a, Index b) { return in.lengths[a] > in.lengths[b]; });
+  // Equals in the caller's order; std::stable_sort would allocate.
+  std::sort(order_.begin(), order_.end(), [&](Index a, Index b) {
+    return in.lengths[a] != in.lengths[b] ? in.lengths[a] > in.lengths[b] : a < b;
+  });
   offsets_.assign(static_cast<std::size_t>(in.seq_len) + 1, 0);
   for (Index b = 0; b < in.batch; ++b)  // first the rows of each step
     for (Index t = 0; t < in.lengths[b]; ++t) ++offsets_[static_cast<std::size_t>(t) + 1];

@@ -55,7 +55,14 @@ template <class T>
 void check_cell(const std::string& cell, int threads) {
   constexpr Index steps = 6, B = 13, V = 11, H = 40, L = 2;
   set_num_threads(threads);
-  Model<T> model(NetworkShape{cell, V, H, V, L, Bias::both});
+  NetworkShape shape{cell, V, H, V, L, Bias::both};
+  shape.regularization = {.input_dropout = 0.1,
+                          .dropout = 0.2,
+                          .output_dropout = 0.3,
+                          .recurrent_dropout = 0.4,
+                          .weight_drop = 0.1,
+                          .zoneout = {0.1, 0}};
+  Model<T> model(shape);
   model.change_parameters([&](T* p) {
     const auto values = random_values<T>(model.network().parameter_elements(), 1);
     for (const Parameter& q : model.network().parameters())
@@ -108,6 +115,21 @@ void check_cell(const std::string& cell, int threads) {
                      gradients.data());
     }
   });
+  const std::uint64_t mask_seed = 3;
+  std::vector<Index> lengths;
+  for (Index b = 0; b < B; ++b) lengths.push_back(b * 5 % (steps + 1));
+  check("forward and backward of different lengths, with masks", [&] {
+    for (const SequenceInput<T>& in : {tokens, dense}) {
+      model.forward({steps, B, in.tokens, in.x, lengths.data(), &mask_seed}, state.data(), true,
+                    y.data(), state_n.data());
+      model.backward(model.kept(), dy.data(), dstate.data(), in.x ? dx.data() : nullptr,
+                     gradients.data());
+    }
+  });
+  SequenceInput<T> masked = tokens;
+  masked.mask_seed = &mask_seed;
+  check("train_step with masks",
+        [&] { model.train_step(masked, targets.data(), state.data(), optimizer, train); });
   check("update", [&] { model.update(optimizer, gradients.data(), 1e-3); });
   CHECK((ThreadPool::instance().teams() > teams) == (threads > 1), "%d threads", threads);
 }
