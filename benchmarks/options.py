@@ -101,7 +101,8 @@ def main() -> None:
     arguments = parser.parse_args()
     machine = facts()
     lines = [
-        f"{machine['processor']}, {machine['isa']}, commit {machine['commit']}. Written by `benchmarks/options.py`.",
+        f"{machine['processor']}, {machine['isa']}, commit {machine['commit']}. Written by",
+        "`python benchmarks/options.py --markdown benchmarks/results/options.md`.",
         "",
         "Training steps with an option, over those without:",
         "",
@@ -119,7 +120,7 @@ def main() -> None:
             print(lines[-1], flush=True)
     lines += [
         "",
-        "Forward and backward of 64 sequences of up to 100 steps, two layers, over those of 100 each:",
+        "Forward and backward of 64 sequences, two layers, over those of 100 steps each:",
         "",
         "| cell, H; threads | lengths 0 to 100, in any order | all of 50 |",
         "| --- | --- | --- |",
