@@ -52,7 +52,7 @@ struct Regularization {
   double output_dropout = 0;     // of the top layer's h
   double recurrent_dropout = 0;  // of h on its way into W_hh
   bool variational = false;      // those four: one mask for all steps (Gal and Ghahramani 2016), or
-                             // each step its own
+                                 // each step its own
   double weight_drop = 0;  // of the elements of W_hh, one mask for all steps (Merity et al. 2018)
   double zoneout[2] = {0, 0};  // of h and of c: keeps the value of the step before (Krueger et al.
                                // 2017); without masks its expectation
