@@ -61,7 +61,7 @@ class Case:
             self.input_size + self.hidden_size, self.seq_len * self.batch, self.output_size or 0
         )
 
-    def network(self) -> cf.RNN:
+    def network(self, **options: Any) -> cf.RNN:
         return cf.RNN(
             self.input_size,
             self.hidden_size,
@@ -71,9 +71,10 @@ class Case:
             dtype=self.dtype,
             seed=self.seed,
             **self.kind,
+            **options,
         )
 
-    def parameters(self) -> dict[str, Array]:
+    def parameters(self, **options: Any) -> dict[str, Array]:
         return reference.init_parameters(
             self.input_size,
             self.hidden_size,
@@ -83,6 +84,7 @@ class Case:
             bias=self.bias,
             dtype=self.dtype,
             seed=self.seed,
+            **options,
         )
 
     def x(self) -> Array:

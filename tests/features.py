@@ -72,21 +72,18 @@ class FeatureCase(Case):
         """For two ways to compute the same, both of which round."""
         return 2 * network(self.dtype, terms=self.terms, steps=self.steps)
 
-    def parameters(self) -> dict[str, Array]:
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The keywords of the shape of the layers."""
+        return {
+            "bidirectional": self.bidirectional,
+            "proj_size": self.proj_size,
+            "layer_norm": self.layer_norm,
+        }
+
+    def parameters(self, **options: Any) -> dict[str, Array]:
         """As they are drawn but for the gains, which would hide behind their 1."""
-        parameters = reference.init_parameters(
-            self.input_size,
-            self.hidden_size,
-            self.output_size,
-            cell=self.kind["cell"],
-            num_layers=self.num_layers,
-            bias=self.bias,
-            bidirectional=self.bidirectional,
-            proj_size=self.proj_size,
-            layer_norm=self.layer_norm,
-            dtype=self.dtype,
-            seed=self.seed,
-        )
+        parameters = super().parameters(**self.shape, **options)
         for n, (name, p) in enumerate(parameters.items()):
             if name.startswith("gain"):
                 p += self._draw(200 + n, *p.shape) / 2
@@ -95,24 +92,11 @@ class FeatureCase(Case):
                 p *= 4
         return parameters
 
-    def network(self) -> cf.RNN:
+    def network(self, **options: Any) -> cf.RNN:
         rates = self.regularization._asdict()
         if self.unit not in LSTMS:
             rates["zoneout"] = (rates["zoneout"][0], 0.0)
-        return cf.RNN(
-            self.input_size,
-            self.hidden_size,
-            self.output_size,
-            num_layers=self.num_layers,
-            bias=self.bias,
-            dtype=self.dtype,
-            seed=self.seed,
-            bidirectional=self.bidirectional,
-            proj_size=self.proj_size,
-            layer_norm=self.layer_norm,
-            **rates,
-            **self.kind,
-        )
+        return super().network(**self.shape, **rates, **options)
 
     def but(self, **changes: Any) -> FeatureCase:
         return replace(self, **changes)
