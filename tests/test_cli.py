@@ -144,7 +144,8 @@ def test_options_reach_the_model_and_the_training(tmp_path: Path, text: Path) ->
         10,
         "rmsprop",
     )
-    assert (settings["lr_decay"], settings["lr_decay_after"], settings["clip_norm"]) == (0.5, 3, 2)
+    assert settings["schedule"] == {"name": "decay", "warmup": 0.0, "decay": 0.5, "after": 3}
+    assert settings["clip_norm"] == 2
     assert trainer.learning_rate == 0.01
     assert trainer.num_steps == 7
 
@@ -290,7 +291,10 @@ def test_resume_needs_a_training(
         (["train", "{text}", "-o", "{text}/b"], "its folder is a file"),
         (["train", "{text}", "-o", "{out}", "--hidden-size", "0"], "must be >= 1, got 0"),
         (["train", "{text}", "-o", "{out}", "--hidden-size", "x"], "--hidden-size: invalid"),
-        (["train", "{text}", "-o", "{out}", "--epochs", "1", "--steps", "1"], "not allowed with"),
+        (
+            ["train", "{text}", "-o", "{out}", "--epochs", "1", "--steps", "1"],
+            "the command line gives both epochs and steps",
+        ),
         (["train", "{text}", "-o", "{out}", "--cell", "tcn"], "invalid choice: 'tcn'"),
         (
             ["train", "{text}", "-o", "{out}", "--learning-rate", "-1"],

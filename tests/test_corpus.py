@@ -202,7 +202,7 @@ def test_chunks_walk_each_stream_without_a_gap(n: int, batch_size: int, seq_len:
             _Chunks(ids, batch_size, seq_len, "character")
         return
     chunks = _Chunks(ids, batch_size, seq_len, "character")
-    pairs = [(x.copy(), y.copy()) for x, y in (chunks[i] for i in range(len(chunks)))]
+    pairs = [(x.copy(), y.copy()) for x, y in (chunks.read(i) for i in range(len(chunks)))]
     inputs = np.concatenate([x for x, _ in pairs])
     targets = np.concatenate([y for _, y in pairs])
     assert inputs.dtype == targets.dtype == np.int32
@@ -214,17 +214,25 @@ def test_chunks_walk_each_stream_without_a_gap(n: int, batch_size: int, seq_len:
     np.testing.assert_array_equal(targets, expected + 1)
 
 
-def test_chunks_do_not_copy_the_text() -> None:
+def test_an_offset_turns_the_text() -> None:
+    """A chunk at an offset is that of the text turned by as much, its end before its beginning."""
     ids = np.arange(1000, dtype=np.uint16)
     chunks = _Chunks(ids, 7, 5, "character")
-    assert np.shares_memory(chunks._inputs, ids)
-    assert np.shares_memory(chunks._targets, ids)
-    x, y = chunks[0]
+    for offset in (1, 5, 137, 860, 998, 999):
+        turned = _Chunks(np.roll(ids, -offset), 7, 5, "character")
+        for index in range(len(chunks)):
+            for ours, theirs in zip(chunks.read(index, offset), turned.read(index), strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+
+
+def test_chunks_are_read_where_they_are() -> None:
+    chunks = _Chunks(np.arange(1000, dtype=np.uint16), 7, 5, "character")
+    x, y = chunks.read(0)
     assert x.flags.c_contiguous
     assert y.flags.c_contiguous
     for wrong in (-1, len(chunks)):
         with pytest.raises(IndexError):
-            chunks[wrong]
+            chunks.read(wrong)
 
 
 def test_a_short_text_is_told_what_it_takes() -> None:

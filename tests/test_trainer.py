@@ -15,6 +15,8 @@ import pytest
 import charrnn_fast as cf
 from charrnn_fast import CharLM, Corpus, Trainer, Vocabulary, checkpoint
 from charrnn_fast.checkpoint import CheckpointError
+from charrnn_fast.corpus import _Chunks
+from charrnn_fast.schedules import Cosine, Decay, Plateau
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20  # 880 characters, 792 to train
 OPTIMIZERS = ("sgd", "rmsprop", "adagrad", "adam", "adamw")
@@ -116,8 +118,8 @@ def test_optimizers_by_name_and_by_object_agree(corpus: Corpus, optimizer: str) 
     assert weights(by_name) == weights(by_object)
 
 
-def test_the_learning_rate_decays_after_epochs(corpus: Corpus) -> None:
-    trainer = make(corpus, lr_decay=0.5, lr_decay_after=2, learning_rate=0.008)
+def test_the_learning_rate_follows_the_schedule(corpus: Corpus) -> None:
+    trainer = make(corpus, schedule=Decay(decay=0.5, after=2), learning_rate=0.008)
     rates = []
     for _ in range(4):
         rates.append(trainer.learning_rate)
@@ -126,9 +128,31 @@ def test_the_learning_rate_decays_after_epochs(corpus: Corpus) -> None:
     assert make(corpus).learning_rate == 2e-3
 
 
+def test_a_plateau_lowers_the_learning_rate(corpus: Corpus) -> None:
+    trainer = make(corpus, schedule=Plateau(decay=0.1, patience=2), learning_rate=1e-30)
+    trainer.fit(epochs=5, progress=False)  # nothing is learned: only the first is a new best
+    assert [entry.learning_rate for entry in trainer.history] == pytest.approx(
+        [1e-30, 1e-30, 1e-31, 1e-31, 1e-32]
+    )
+
+
+def test_a_random_offset_is_another_one_each_epoch(corpus: Corpus) -> None:
+    """Each epoch reads the training part turned, as philox(mask_seed, epoch, 1) tells."""
+    straight, turned = make(corpus), make(corpus, random_offset=True, mask_seed=3)
+    for epoch in range(2):
+        low, high, *_ = cf.reference.philox(3, epoch, 1)
+        offset = (low + (high << 32)) % len(corpus.train)
+        assert offset > 0
+        text = np.roll(corpus.train, -offset)
+        straight._chunks = _Chunks(text, 6, 20, "character")
+        for trainer in (straight, turned):
+            trainer.fit(epochs=1, progress=False)
+        assert weights(straight) == weights(turned)
+
+
 def test_the_learning_rate_reaches_the_update(corpus: Corpus) -> None:
     """Decayed to nothing, an update changes nothing."""
-    trainer = make(corpus, lr_decay=1e-300, lr_decay_after=1)
+    trainer = make(corpus, schedule=Decay(decay=1e-300, after=1))
     trainer.fit(epochs=1, progress=False)
     before = weights(trainer)
     trainer.fit(epochs=1, progress=False)
@@ -160,8 +184,8 @@ def test_clipping_bounds_the_update(corpus: Corpus) -> None:
 def test_history_has_an_entry_for_each_evaluation(corpus: Corpus) -> None:
     trainer = make(corpus, evaluate_every=4)
     trainer.fit(steps=15, progress=False)
-    assert [entry.step for entry in trainer.history] == [4, 6, 8, 12, 15]
-    assert [entry.epoch for entry in trainer.history] == [4 / 6, 1, 8 / 6, 2, 2.5]
+    assert [entry.step for entry in trainer.history] == [4, 8, 12, 15]
+    assert [entry.epoch for entry in trainer.history] == [4 / 6, 8 / 6, 2, 2.5]
     assert trainer.num_steps == len(trainer.losses) == 15
     assert trainer.epoch == 2.5
     last = trainer.history[-1]
@@ -202,7 +226,8 @@ def test_a_resumed_training_is_the_same_training(
     options: dict[str, Any] = {
         "cell": cell,
         "optimizer": optimizer,
-        "lr_decay_after": 1,
+        "schedule": Cosine(epochs=3, warmup=0.5),
+        "random_offset": True,
         "checkpoint_every": 1,
     }
     straight = make(corpus, **options)
@@ -295,7 +320,7 @@ def test_fit_draws_masks_by_the_number_of_the_update(corpus: Corpus, cell: str) 
     assert trainer._chunks is not None
     for update in range(3):
         low, high, *_ = cf.reference.philox(5, update)
-        x, targets = trainer._chunks[update]
+        x, targets = trainer._chunks.read(update)
         y, state = by_hand.rnn.forward(x, state, mask_seed=low + (high << 32))
         loss, dy = cf.cross_entropy(y, targets)
         _, _, grads = by_hand.rnn.backward(dy)
@@ -482,8 +507,7 @@ def test_fit_puts_the_interrupt_handler_back(corpus: Corpus) -> None:
         ({"clip_norm": -1}, ValueError, "clip_norm must be finite, above 0, got -1"),
         ({"clip_value": 0}, ValueError, "clip_value must be finite, above 0, got 0"),
         ({"reduction": "none"}, ValueError, "reduction must be 'mean' or 'sum', got 'none'"),
-        ({"lr_decay": 0}, ValueError, "lr_decay must be finite, above 0, got 0"),
-        ({"lr_decay_after": 0}, ValueError, "lr_decay_after must be >= 1, got 0"),
+        ({"schedule": "cosine"}, TypeError, "schedule must be of charrnn_fast.schedules or None"),
         ({"evaluate_every": 0}, ValueError, "evaluate_every must be >= 1, got 0"),
         ({"checkpoint_every": 0}, ValueError, "checkpoint_every must be >= 1, got 0"),
         ({"sample_length": -1}, ValueError, "sample_length must be >= 0, got -1"),

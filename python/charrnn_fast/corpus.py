@@ -133,22 +133,30 @@ class _Chunks:
                 f"of batch_size={batch_size} streams by seq_len={seq_len} takes "
                 f"{batch_size * seq_len + 1}; use a smaller batch_size or seq_len, or more text"
             )
-        self._inputs = ids[: batch_size * piece].reshape(batch_size, piece).T
-        self._targets = ids[1 : batch_size * piece + 1].reshape(batch_size, piece).T
+        self._ids = ids
+        self._starts = np.arange(batch_size) * piece
         self._buffers = np.empty((2, seq_len, batch_size), np.int32)
         self._count = piece // seq_len
 
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """inputs and targets [T, B], valid until the next call."""
+    def read(self, index: int, offset: int = 0) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """inputs and targets [T, B] of a chunk, valid until the next call.
+
+        offset: where in the ids the first stream begins; behind the last id comes the first one.
+        """
         if not 0 <= index < self._count:
             raise IndexError(f"chunk {index} of {self._count}")
         inputs, targets = self._buffers
-        steps = slice(index * len(inputs), (index + 1) * len(inputs))
-        inputs[...] = self._inputs[steps]
-        targets[...] = self._targets[steps]
+        steps, size = len(inputs), len(self._ids)
+        for stream, start in enumerate(self._starts):
+            first = (offset + start + index * steps) % size
+            piece = self._ids[first : first + steps + 1]
+            if len(piece) <= steps:
+                piece = np.concatenate([piece, self._ids[: steps + 1 - len(piece)]])
+            inputs[:, stream] = piece[:-1]
+            targets[:, stream] = piece[1:]
         return inputs, targets
 
 

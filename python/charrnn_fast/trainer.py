@@ -22,6 +22,7 @@ from ._checks import LARGEST_SEED, StrPath, instance, integer, real
 from .corpus import Corpus, _Chunks
 from .model import CharLM, _tensor_name
 from .rnn import _tokens
+from .schedules import Decay, Schedule, from_config, to_config
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -33,6 +34,7 @@ _OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "adam": optim.Adam,
     "adamw": optim.AdamW,
 }
+_OFFSETS = 1  # words of the random counter: the site of the epochs' offsets; the masks' is 0
 _STATES = ("h", "c")  # names of a cell's states, in the kernels' order
 
 
@@ -60,6 +62,9 @@ class Trainer:
     model: CharLM
     corpus: Corpus | None
     optimizer: optim.Optimizer
+    schedule: Schedule
+    configuration: dict[str, Any]
+    """JSON values that a checkpoint keeps for whoever trains; empty at first."""
     losses: list[float]
     history: list[Evaluation]
 
@@ -75,8 +80,8 @@ class Trainer:
         clip_value: float | None = None,
         *,
         reduction: str = "mean",
-        lr_decay: float = 0.97,
-        lr_decay_after: int = 10,
+        schedule: Schedule | None = None,
+        random_offset: bool = False,
         evaluate_every: int | None = None,
         sample_length: int = 200,
         checkpoint_path: StrPath | None = None,
@@ -87,18 +92,21 @@ class Trainer:
 
         optimizer: sgd, rmsprop, adagrad, adam or adamw, or an object of `charrnn_fast.optim` made
         for ``model.rnn``; with an object, whose settings a checkpoint does not hold, `resume` is
-        refused. learning_rate None: 2e-3, or the object's own. After lr_decay_after epochs, and
-        after each one from then on, it is multiplied by lr_decay. clip_norm bounds the gradient's
-        norm, then clip_value its elements; None or inf: no bound. reduction: the loss is the
-        "mean" over a chunk's characters or their "sum".
+        refused. learning_rate None: 2e-3, or the object's own; the schedule, of
+        `charrnn_fast.schedules`, changes it as the training goes on; None: ``Decay()``. clip_norm
+        bounds the gradient's norm, then clip_value its elements; None or inf: no bound. reduction:
+        the loss is the "mean" over a chunk's characters or their "sum".
 
-        `fit` evaluates at each epoch's end, at its own end and, if given, every evaluate_every
-        steps, and shows sample_length characters drawn from the model. It writes a checkpoint to
+        random_offset: each epoch begins at another place of the training part, drawn from
+        mask_seed, and reads it around its end, so that the same text is cut differently each time.
+
+        `fit` evaluates every evaluate_every steps, or, None, at each epoch's end, and at its own
+        end, and shows sample_length characters drawn from the model. It writes a checkpoint to
         checkpoint_path at each evaluation and every checkpoint_every steps.
 
-        mask_seed: of what a model with dropout, weight_drop or zoneout leaves out. The network's
-        mask_seed in update n, counted from 0, is the first two words of ``philox(mask_seed, n)``,
-        the low one first.
+        mask_seed: of the random numbers of training. What a model with dropout, weight_drop or
+        zoneout leaves out in update n, counted from 0, has the first two words of
+        ``philox(mask_seed, n)``, the low one first, as the network's mask_seed.
 
         Raises ValueError where the corpus has another vocabulary than the model or is too short
         for one chunk, and OSError where checkpoint_path cannot be written.
@@ -114,8 +122,9 @@ class Trainer:
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
         self._reduction = reduction
-        self._lr_decay = real("lr_decay", lr_decay, above=0)
-        self._lr_decay_after = integer("lr_decay_after", lr_decay_after, 1)
+        instance("schedule", schedule, (Schedule, type(None)), "of charrnn_fast.schedules or None")
+        self.schedule = Decay() if schedule is None else schedule
+        self._random_offset = bool(random_offset)
         self._evaluate_every = _steps("evaluate_every", evaluate_every)
         self._sample_length = integer("sample_length", sample_length, 0)
         self._checkpoint_path = checkpoint_path
@@ -126,9 +135,11 @@ class Trainer:
             checkpoint.check_writable(checkpoint_path)
         self.optimizer = _make_optimizer(optimizer, model, learning_rate)
         self._optimizer_name = optimizer if isinstance(optimizer, str) else None
+        self.configuration = {}
         self.losses = []
         self.history = []
         self._state: NDArray[Any] | None = None
+        self._drops = 0  # of the learning rate, by the schedule
         self._saved_step: int | None = None
 
     @classmethod
@@ -162,6 +173,7 @@ class Trainer:
                 raise ValueError(
                     f"{key} is {changes[key]!r}, but {name} was trained with {settings[key]!r}"
                 )
+        settings = {**settings, "schedule": from_config(settings["schedule"])}
         trainer = cls(model, corpus, **{**settings, **changes})
         if corpus is not None and training["corpus"] not in (None, _identity(corpus)):
             raise ValueError(
@@ -189,9 +201,15 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the next update: the optimizer's, decayed by the epochs done."""
-        decays = max(0, int(self.epoch) - self._lr_decay_after + 1)
-        return real("optimizer.lr", self.optimizer.lr, least=0) * self._lr_decay**decays
+        """Of the next update: the optimizer's, as the schedule changes it.
+
+        Without a corpus there are no epochs, and the optimizer's own is taken.
+        """
+        lr = real("optimizer.lr", self.optimizer.lr, least=0)
+        if not self.steps_per_epoch:
+            return lr
+        middle = (self.num_steps + 0.5) / self.steps_per_epoch
+        return lr * self.schedule.factor(middle, self._drops)
 
     def reset(self) -> None:
         """Sets the hidden state that is carried from update to update to zero."""
@@ -241,12 +259,12 @@ class Trainer:
                 index = self.num_steps % len(chunks)
                 if index == 0:
                     self.reset()
-                loss = self._update(*chunks[index])
+                loss = self._update(*chunks.read(index, self._offset()))
                 self.losses.append(loss if self._reduction == "mean" else loss / symbols)
                 reporter.advance(symbols, self.losses)
                 stop = interrupted()
-                ends = index + 1 == len(chunks) or self.num_steps == last
-                if ends or self._due(self._evaluate_every):
+                every = self._evaluate_every or len(chunks)
+                if self._due(every) or self.num_steps == last:
                     self._evaluate(corpus, reporter)
                     self._save()
                 elif stop or self._due(self._checkpoint_every):
@@ -271,6 +289,7 @@ class Trainer:
         tensors["losses"] = np.array(self.losses, np.float64)
         config["training"] = {
             "settings": self._settings(),
+            "configuration": self.configuration,
             "optimizer_steps": optimizer.num_steps,
             "history": self.history,
             "corpus": None if self.corpus is None else _identity(self.corpus),
@@ -334,6 +353,14 @@ class Trainer:
         low, high, *_ = _core.philox(self._mask_seed, optimizer.num_steps, 0)
         return low | high << 32
 
+    def _offset(self) -> int:
+        """Where in the training part the epoch of the next update begins."""
+        if not self._random_offset or self.corpus is None:
+            return 0
+        epoch = self.num_steps // self.steps_per_epoch
+        low, high, *_ = _core.philox(self._mask_seed, epoch, _OFFSETS)
+        return int((low | high << 32) % len(self.corpus.train))
+
     def _evaluate(self, corpus: Corpus, reporter: _Reporter) -> None:
         """Adds an entry to the history, and shows it with a text drawn from the model."""
         with reporter.paused():
@@ -344,6 +371,8 @@ class Trainer:
                     f"{loss}{self._last_checkpoint()}. Try a smaller learning_rate"
                 )
             since = self.history[-1].step if self.history else 0
+            losses = [entry.validation_loss for entry in self.history]
+            self._drops = self.schedule.drops([*losses, loss])
             self.history.append(
                 Evaluation(
                     step=self.num_steps,
@@ -380,8 +409,8 @@ class Trainer:
             "clip_norm": self._clip_norm if math.isfinite(self._clip_norm) else None,
             "clip_value": self._clip_value if math.isfinite(self._clip_value) else None,
             "reduction": self._reduction,
-            "lr_decay": self._lr_decay,
-            "lr_decay_after": self._lr_decay_after,
+            "schedule": to_config(self.schedule),
+            "random_offset": self._random_offset,
             "evaluate_every": self._evaluate_every,
             "sample_length": self._sample_length,
             "checkpoint_every": self._checkpoint_every,
@@ -389,6 +418,7 @@ class Trainer:
         }
 
     def _restore(self, tensors: checkpoint.Tensors, training: dict[str, Any]) -> None:
+        self.configuration = training["configuration"]
         optimizer: Any = self.optimizer._core
         optimizer.num_steps = training["optimizer_steps"]
         for slot in optimizer.slot_names:
@@ -398,6 +428,7 @@ class Trainer:
         self._state = self.model.rnn._joined_state(states) if states else None
         self.losses = tensors["losses"].tolist()
         self.history = [Evaluation(*entry) for entry in training["history"]]
+        self._drops = self.schedule.drops([entry.validation_loss for entry in self.history])
 
 
 class _Reporter:

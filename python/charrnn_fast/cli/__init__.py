@@ -1,0 +1,75 @@
+"""The command ``charrnn-fast``: a module for each command, `main` in front of them."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from .. import build_info, get_num_threads, set_num_threads
+from . import bench, evaluate, info, options, sample, train
+from .parsing import USER_ERROR, Commands, Parser
+from .show import complain
+
+_FAILED = 1
+_INTERRUPTED = 130  # as a shell reports SIGINT
+_BROKEN_PIPE = 141  # and SIGPIPE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status.
+
+    0: done; 1: the training diverged, or the demonstration missed its bound; 2: the arguments or
+    the files were wrong, told in one line; 130: interrupted.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model may draw what a terminal cannot show
+    try:
+        get_num_threads()  # complains of a CHARRNN_NUM_THREADS that is no number
+        arguments = _parser().parse_args(argv)
+        if arguments.threads is not None:
+            set_num_threads(arguments.threads)
+        run: Callable[..., int] = arguments.run
+        status = run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read the output has gone; what is left in the buffer must not fail at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except FloatingPointError as error:
+        return complain(_with_flags(str(error)), _FAILED)
+    except OSError as error:
+        name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        return complain(f"{name}{error.strerror or error}", USER_ERROR)
+    except MemoryError:
+        return complain("out of memory; try a smaller model or batch size", USER_ERROR)
+    except (ValueError, OverflowError) as error:
+        return complain(_with_flags(str(error)), USER_ERROR)
+
+
+def _with_flags(message: str) -> str:
+    """A message about arguments, as one about options; names within a path stay."""
+    names = "|".join(name for name in (*options.NAMES, "top_k", "top_p") if "_" in name)
+    return re.sub(
+        rf"(?<![\w/.-])({names})(?![\w/-]|\.\w)",
+        lambda found: f"--{found[0].replace('_', '-')}",
+        message,
+    )
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="charrnn-fast",
+        description="Character-level language models with recurrent networks, fast on a CPU.",
+    )
+    version = f"charrnn-fast {build_info()['version']}"
+    parser.add_argument("--version", action="version", version=version)
+    commands = Commands(parser)
+    for command in (train, sample, evaluate, info, bench):
+        command.add(commands)
+    return parser

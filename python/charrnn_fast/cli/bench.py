@@ -1,0 +1,63 @@
+"""``charrnn-fast bench``: the speed of the kernels beside their peers."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+
+from .parsing import Commands, integer_option
+
+
+def add(commands: Commands) -> None:
+    bench = commands.add("bench", run, "Measure the kernels beside their peers.")
+    bench.add_argument(
+        "suites",
+        nargs="*",
+        metavar="SUITE",
+        help="train, forward, backward, sample, step, gemm, time-to-loss (default: all)",
+    )
+    bench.add_argument("--quick", action="store_true", help="few and short: under two minutes")
+    bench.add_argument(
+        "--cases",
+        nargs="+",
+        metavar="CASE",
+        help="cell,B,T,H,L as lstm,50,50,128,2 (sample: B streams, T characters a call), for gemm "
+        "M,K,N",
+    )
+    bench.add_argument(
+        "--threads",
+        dest="threads_list",
+        nargs="+",
+        type=integer_option(1, 4096),
+        metavar="N",
+        help="default: 1 2",
+    )
+    bench.add_argument(
+        "--peers",
+        nargs="*",
+        metavar="PEER",
+        help="numpy, torch, torch.compile, jax, onnxruntime (default: all that are installed)",
+    )
+    bench.add_argument(
+        "--blocks",
+        type=integer_option(1),
+        metavar="N",
+        help="turns of each side (default: 11, quick 5)",
+    )
+    bench.add_argument(
+        "--text", metavar="FILE", help="UTF-8 (default: the source of Python's standard library)"
+    )
+    bench.add_argument("--json", metavar="FILE", help="write rows and the machine's facts there")
+    bench.add_argument("--markdown", metavar="FILE", help="write the tables there too")
+    bench.add_argument("--plots", metavar="FOLDER", help="draw a roofline and bar charts there")
+    bench.add_argument(
+        "--compare", metavar="OLD.json", help="tell what has changed since that run's --json"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ..bench import command  # imports much that nothing else needs
+
+    names = [field.name for field in fields(command.Options)]
+    given = {name: getattr(arguments, name) for name in names if name != "threads"}
+    return command.run(command.Options(**given, threads=arguments.threads_list))

@@ -1,0 +1,40 @@
+"""``charrnn-fast info``: what a checkpoint holds."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from .. import checkpoint
+from ..model import CharLM
+from ..trainer import Evaluation
+from . import show
+from .parsing import Commands, add_threads
+
+
+def add(commands: Commands) -> None:
+    info = commands.add("info", run, "Tell what a checkpoint holds.")
+    info.add_argument("model", metavar="FILE")
+    add_threads(info)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    tensors, config = checkpoint.read(arguments.model)
+    model = CharLM._from_checkpoint(arguments.model, tensors, config)
+    print(f"file        {arguments.model}, {show.size(os.path.getsize(arguments.model))}")
+    print(f"model       {show.model_line(model)}")
+    print(f"vocabulary  {show.vocabulary_line(model.vocabulary)}")
+    if "training" not in config:
+        print("training    none stored: the model alone")
+        return 0
+    training = config["training"]
+    print(f"training    {show.training_line(training['settings'])}")
+    print(f"trained     {len(tensors['losses']):,} steps")
+    if training["history"]:
+        last = Evaluation(*training["history"][-1])
+        print(
+            f"losses      at step {last.step:,} (epoch {last.epoch:.2f}): training "
+            f"{last.train_loss:.4f}, held out "
+            f"{show.losses(last.validation_loss, model.vocabulary)}"
+        )
+    return 0

@@ -1,0 +1,220 @@
+"""What shapes a training: one table for flags, TOML files, ``--set`` and checkpoints.
+
+A value comes from the flag, else from ``--set``, else from the file of ``--config``, else, with
+``--resume``, from the checkpoint, else from the defaults below. The same words everywhere:
+``--seq-len 50`` is ``seq_len = 50``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .._checks import LARGEST_SEED
+from .parsing import Parser, bound_option, integer_option, number_option, zoneout_option
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting of a training: of its text, of the model, or of how the model is trained."""
+
+    name: str  # as in the Python API; the flag has hyphens
+    default: Any
+    parse: Callable[[str], Any] | None  # None: a switch
+    help: str
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
+    def convert(self, value: Any, source: str) -> Any:
+        """A value of a TOML file or of ``--set``; ValueError names source."""
+        try:
+            if self.parse is None:
+                if value not in (True, False, "true", "false"):
+                    raise ValueError(f"takes true or false, got {value!r}")
+                return value in (True, "true")
+            if isinstance(value, bool | dict):
+                raise ValueError(f"got {value!r}")
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            if self.choices and text not in self.choices:
+                raise ValueError(f"takes {', '.join(self.choices)}, got {text!r}")
+            return self.parse(text)
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            raise ValueError(f"{source}: {self.name}: {error}") from None
+
+
+_count, _share = integer_option(1), number_option(least=0, below=1)
+
+TEXT = (Option("bytes", False, None, "model the 256 bytes instead of the characters"),)
+
+MODEL = (
+    Option(
+        "cell",
+        "lstm",
+        str,
+        "the recurrent unit",
+        choices=("rnn", "gru", "lstm", "peephole_lstm", "coupled_lstm"),
+    ),
+    Option("hidden_size", 128, _count, "units in each layer", "H"),
+    Option("num_layers", 2, _count, "layers", "L"),
+    Option("seed", 0, integer_option(0, LARGEST_SEED), "of the initial weights", "N"),
+    Option("proj_size", 0, integer_option(0), "features that an LSTM's h is projected to", "P"),
+    Option("layer_norm", False, None, "normalise the gates' sums"),
+    Option("dropout", 0.0, _share, "left out of what the layers above the first read", "P"),
+    Option("input_dropout", 0.0, _share, "left out of what the first layer reads: characters", "P"),
+    Option("output_dropout", 0.0, _share, "left out of what the top layer gives", "P"),
+    Option("recurrent_dropout", 0.0, _share, "left out of a layer's h of the step before", "P"),
+    Option("variational", False, None, "leave out the same at all steps between two updates"),
+    Option("weight_drop", 0.0, _share, "left out of the recurrent weights", "P"),
+    Option("zoneout", 0.0, zoneout_option, "units that keep their h (and an LSTM's c)", "P[,P]"),
+)
+
+TRAINING = (
+    Option("batch_size", 50, _count, "pieces of the text that are read side by side", "B"),
+    Option("seq_len", 50, _count, "characters between two updates", "T"),
+    Option(
+        "optimizer",
+        "adam",
+        str,
+        "the rule of the updates",
+        choices=("sgd", "rmsprop", "adagrad", "adam", "adamw"),
+    ),
+    Option("learning_rate", 2e-3, number_option(above=0), "of the optimizer", "LR"),
+    Option("clip_norm", 5.0, bound_option, "bound of the gradient's norm; inf: none", "X"),
+    Option("random_offset", False, None, "begin each epoch at another place of the text"),
+    Option(
+        "mask_seed",
+        0,
+        integer_option(0, LARGEST_SEED),
+        "of what is left out, and of the random offsets",
+        "N",
+    ),
+)
+
+SCHEDULE = (
+    Option(
+        "schedule",
+        "decay",
+        str,
+        "how the learning rate changes",
+        choices=("constant", "decay", "cosine", "linear", "plateau"),
+    ),
+    Option("warmup", 0.0, number_option(least=0), "epochs over which it rises at first", "EPOCHS"),
+    Option("lr_decay", None, number_option(above=0), "decay, plateau: its factor", "X"),
+    Option("lr_decay_after", 10, _count, "decay: epochs before the first", "N"),
+    Option("lr_patience", 3, _count, "plateau: evaluations without a new best before it", "N"),
+    Option("final_lr", 0.0, number_option(least=0, most=1), "cosine, linear: its last share", "X"),
+)
+
+RUN = (
+    Option("epochs", None, _count, "passes in all (default: 20)", "N"),
+    Option("steps", None, _count, "updates in all, instead of --epochs", "N"),
+    Option("evaluate_every", None, _count, "default: at each epoch's end", "STEPS"),
+    Option("checkpoint_every", None, _count, "save this often, too", "STEPS"),
+)
+
+ALL = (*TEXT, *MODEL, *TRAINING, *SCHEDULE, *RUN)
+NAMES = tuple(option.name for option in ALL)
+
+
+def add(parser: Parser) -> None:
+    """Adds the flags. None has a default in the parser: `given` must tell what was asked for."""
+    for title, options in (
+        ("text", TEXT),
+        ("model", MODEL),
+        ("training", TRAINING),
+        ("learning rate", SCHEDULE),
+        ("length", RUN),
+    ):
+        group = parser.add_argument_group(title)
+        for option in options:
+            about = option.help
+            if option.default is not None and option.parse is not None:
+                about = f"{about} (default: {option.default})"
+            if option.parse is None:
+                group.add_argument(option.flag, action="store_const", const=True, help=about)
+            else:
+                group.add_argument(
+                    option.flag,
+                    type=option.parse,
+                    metavar=option.metavar,
+                    choices=option.choices or None,
+                    help=about,
+                )
+    parser.add_argument(
+        "--config", metavar="FILE.toml", help="read settings from a TOML file: seq_len = 50"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="replace a setting of the file",
+    )
+
+
+def given(arguments: argparse.Namespace) -> Values:
+    """What the file of ``--config``, ``--set`` and flags ask for, each before the one after."""
+    values: Values = {}
+    if arguments.config is not None:
+        with open(arguments.config, "rb") as file:
+            try:
+                table = tomllib.load(file)
+            except ValueError as error:  # of TOML or of UTF-8
+                raise ValueError(f"{arguments.config} is no TOML file: {error}") from None
+        values = override(values, _converted(table, arguments.config), arguments.config)
+    pairs = {}
+    for text in arguments.settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes key=value, got {text!r}")
+        pairs[name.strip()] = value.strip()
+    values = override(values, _converted(pairs, "--set"), "--set")
+    flags = {name: getattr(arguments, name) for name in NAMES}
+    return override(values, {n: v for n, v in flags.items() if v is not None}, "the command line")
+
+
+def override(values: Mapping[str, Any], stronger: Mapping[str, Any], source: str) -> Values:
+    """values, replaced by those that source gives; epochs and steps exclude each other."""
+    result = {**values, **stronger}
+    if stronger.get("epochs") and stronger.get("steps"):
+        raise ValueError(f"{source} gives both epochs and steps; give one of them")
+    for one, other in (("epochs", "steps"), ("steps", "epochs")):
+        if stronger.get(one):
+            result[other] = None
+    return result
+
+
+def to_json(values: Values) -> Values:
+    """As `from_json` takes them; JSON has no infinity."""
+    return {name: "inf" if value == math.inf else value for name, value in values.items()}
+
+
+def from_json(table: Mapping[str, Any], source: str) -> Values:
+    """The settings that a checkpoint holds."""
+    return _converted({n: v for n, v in table.items() if v is not None}, source)
+
+
+def _converted(table: Mapping[str, Any], source: str) -> Values:
+    by_name = {option.name: option for option in ALL}
+    unknown = [name for name in table if name not in by_name]
+    if unknown:
+        raise ValueError(
+            f"{source}: there is no setting {unknown[0]!r}; it takes {', '.join(by_name)}"
+        )
+    return {name: by_name[name].convert(value, source) for name, value in table.items()}
+
+
+def pick(options: Iterable[Option], values: Mapping[str, Any]) -> Values:
+    """The values of some options, or their defaults."""
+    return {option.name: values.get(option.name, option.default) for option in options}

@@ -1,0 +1,76 @@
+"""What the commands' arguments are made of: argparse with one-line errors, numbers in bounds."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+from .._checks import LARGEST, integer, real
+
+_T = TypeVar("_T")
+
+USER_ERROR = 2  # exit status: the arguments or the files were wrong
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"charrnn-fast: error: {message} (see {self.prog} --help)\n")
+
+
+class Commands:
+    """The commands' parsers; each command's module adds its own."""
+
+    def __init__(self, parser: Parser) -> None:
+        self._commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(self, name: str, run: Callable[[argparse.Namespace], int], about: str) -> Parser:
+        """A command: run takes the parsed options and returns the exit status."""
+        sub: Parser = self._commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(run=run, threads=None)
+        return sub
+
+
+def add_threads(parser: Parser) -> None:
+    parser.add_argument(
+        "--threads", type=integer_option(1, 4096), metavar="N", help="default: all cores"
+    )
+
+
+def integer_option(minimum: int, maximum: int = LARGEST) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        value = int(text)
+        return _checked(lambda: integer("", value, minimum, maximum))
+
+    convert.__name__ = "integer"  # argparse: "invalid integer value"
+    return convert
+
+
+def number_option(**bounds: float) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        value = float(text)
+        return _checked(lambda: real("", value, **bounds))
+
+    convert.__name__ = "number"
+    return convert
+
+
+def bound_option(text: str) -> float:
+    """A number above 0, or "inf"."""
+    return math.inf if text == "inf" else number_option(above=0)(text)
+
+
+def zoneout_option(text: str) -> float | list[float]:
+    rates = [number_option(least=0, below=1)(part) for part in text.split(",")]
+    if len(rates) > 2:
+        raise argparse.ArgumentTypeError(f"takes one rate or two, got {text!r}")
+    return rates[0] if len(rates) == 1 else rates
+
+
+def _checked(check: Callable[[], _T]) -> _T:
+    """What a check returns; argparse puts the option's name before its message."""
+    try:
+        return check()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).strip()) from None

@@ -1,0 +1,66 @@
+"""Models, vocabularies and losses in words, one line each."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+from ..model import CharLM
+from ..schedules import from_config
+from ..vocabulary import Vocabulary
+
+_RATES = ("dropout", "input_dropout", "output_dropout", "recurrent_dropout", "weight_drop")
+
+
+def model_line(model: CharLM) -> str:
+    config = model._config
+    layers = f"{config['num_layers']} layer{'s' * (config['num_layers'] > 1)}"
+    shape = f"{config['cell']}, {layers} of {config['hidden_size']}"
+    if config["proj_size"]:
+        shape += f" projected to {config['proj_size']}"
+    if config["layer_norm"]:
+        shape += ", normalised"
+    left_out = [f"{name.replace('_', ' ')} {config[name]:g}" for name in _RATES if config[name]]
+    if any(config["zoneout"]):
+        left_out.append("zoneout " + ", ".join(f"{rate:g}" for rate in config["zoneout"]))
+    if left_out and config["variational"]:
+        left_out.append("variational")
+    noise = f"; in training {', '.join(left_out)}" if left_out else ""
+    return f"{shape}, {config['dtype']}: {model.num_parameters:,} parameters{noise}"
+
+
+def vocabulary_line(vocabulary: Vocabulary) -> str:
+    if vocabulary.kind == "bytes":
+        return "the 256 bytes"
+    return f"{len(vocabulary)} characters: {vocabulary._shown()}"
+
+
+def training_line(settings: dict[str, Any]) -> str:
+    clip_norm, schedule = settings["clip_norm"], from_config(settings["schedule"]).describe()
+    return (
+        f"{settings['optimizer'] or 'optimizer object'}, "
+        f"learning rate {settings['learning_rate']:.3g}{f' ({schedule})' * bool(schedule)}, "
+        f"{'no clipping' if clip_norm is None else f'gradient norm clipped to {clip_norm:.6g}'}; "
+        f"batch size {settings['batch_size']}, sequence length {settings['seq_len']}"
+        f"{', at a random offset' * settings['random_offset']}"
+    )
+
+
+def losses(nats: float, vocabulary: Vocabulary) -> str:
+    return f"{nats:.4f} nats per {vocabulary._unit} ({nats / math.log(2):.4f} bits)"
+
+
+def size(count: float) -> str:
+    """Bytes."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} GB"
+
+
+def complain(message: str, status: int) -> int:
+    """Tells an error in one line, whatever a file's name or a message holds; returns status."""
+    print(f"charrnn-fast: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
