@@ -14,6 +14,7 @@ import pytest
 
 import charrnn_fast as cf
 from charrnn_fast import CharLM, Corpus, Trainer, Vocabulary, checkpoint
+from charrnn_fast.callbacks import Callback, Evaluation, Update
 from charrnn_fast.checkpoint import CheckpointError
 from charrnn_fast.corpus import _Chunks
 from charrnn_fast.schedules import Cosine, Decay, Plateau
@@ -31,6 +32,16 @@ def make(corpus: Corpus, cell: str = "lstm", seed: int = 1, **options: Any) -> T
     """Six chunks an epoch."""
     model = CharLM(corpus.vocabulary, 8, 2, cell, seed=seed, dtype="float64")
     return Trainer(model, corpus, **{"batch_size": 6, "seq_len": 20, **options})
+
+
+class Watch(Callback):
+    """Keeps the losses of all updates."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def updated(self, trainer: Trainer, update: Update) -> None:
+        self.losses.append(update.loss)
 
 
 def weights(trainer: Trainer) -> dict[str, bytes]:
@@ -57,7 +68,8 @@ def test_a_repeated_sentence_is_learnt(corpus: Corpus, cell: str) -> None:
 
 def test_fit_is_steps_over_the_streams(corpus: Corpus) -> None:
     """The state is carried from chunk to chunk and starts at zero at each epoch."""
-    trainer, by_hand = make(corpus), make(corpus)
+    watch = Watch()
+    trainer, by_hand = make(corpus, callbacks=[watch]), make(corpus)
     trainer.fit(epochs=2, progress=False)
     piece = (792 - 1) // 6
     ids = corpus.train.astype(np.int32)
@@ -69,7 +81,7 @@ def test_fit_is_steps_over_the_streams(corpus: Corpus) -> None:
             chunk = np.stack([ids[row] for row in rows], axis=1)
             losses.append(by_hand.step(chunk[:-1], chunk[1:]))
     assert trainer.steps_per_epoch == 6
-    assert trainer.losses == losses
+    assert watch.losses == losses
     assert weights(trainer) == weights(by_hand)
 
 
@@ -97,10 +109,12 @@ def test_ignored_targets_do_not_count(corpus: Corpus) -> None:
 
 
 def test_summed_losses_are_recorded_per_character(corpus: Corpus) -> None:
-    mean, total = make(corpus), make(corpus, reduction="sum")
+    of_mean, of_total = Watch(), Watch()
+    mean = make(corpus, callbacks=[of_mean])
+    total = make(corpus, reduction="sum", callbacks=[of_total])
     mean.fit(steps=1, progress=False)
     total.fit(steps=1, progress=False)
-    assert total.losses[0] == pytest.approx(mean.losses[0], rel=1e-12)
+    assert of_total.losses == pytest.approx(of_mean.losses, rel=1e-12)
     assert total.step([[0]], [[1]]) > 0
 
 
@@ -182,14 +196,15 @@ def test_clipping_bounds_the_update(corpus: Corpus) -> None:
 
 
 def test_history_has_an_entry_for_each_evaluation(corpus: Corpus) -> None:
-    trainer = make(corpus, evaluate_every=4)
+    watch = Watch()
+    trainer = make(corpus, evaluate_every=4, callbacks=[watch])
     trainer.fit(steps=15, progress=False)
     assert [entry.step for entry in trainer.history] == [4, 8, 12, 15]
     assert [entry.epoch for entry in trainer.history] == [4 / 6, 8 / 6, 2, 2.5]
-    assert trainer.num_steps == len(trainer.losses) == 15
+    assert trainer.num_steps == len(watch.losses) == 15
     assert trainer.epoch == 2.5
     last = trainer.history[-1]
-    assert last.train_loss == pytest.approx(np.mean(trainer.losses[12:]))
+    assert last.train_loss == pytest.approx(np.mean(watch.losses[12:]))
     validation = corpus.vocabulary.decode(corpus.validation)
     assert last.validation_loss == trainer.model.evaluate(validation)
 
@@ -240,11 +255,11 @@ def test_a_resumed_training_is_the_same_training(
     assert resumed.history == stopped.history
     assert resumed.learning_rate == stopped.learning_rate
     resumed.fit(steps=7, progress=False)
-    assert resumed.losses == straight.losses
     assert weights(resumed) == weights(straight)
     assert resumed.history[-1] == straight.history[-1]._replace(
         train_loss=resumed.history[-1].train_loss
     )
+    assert resumed._losses == straight._losses == (0, 0.0)
 
 
 def test_stopping_and_resuming_at_evaluations_gives_the_same_file(
@@ -271,15 +286,107 @@ def test_checkpoints_are_written_when_asked(
     write = checkpoint.write
 
     def record(path: Path, tensors: Any, config: Any) -> None:
-        saved.append(len(tensors["losses"]))
+        saved.append((os.path.basename(path), config["training"]["num_steps"]))
         write(path, tensors, config)
 
     monkeypatch.setattr(checkpoint, "write", record)
     make(corpus, checkpoint_path=tmp_path / "a").fit(steps=14, progress=False)
-    assert saved == [6, 12, 14]
+    assert [step for name, step in saved if name == "a"] == [6, 12, 14]
     saved.clear()
     make(corpus, checkpoint_path=tmp_path / "b", checkpoint_every=4).fit(steps=13, progress=False)
-    assert saved == [4, 6, 8, 12, 13]
+    assert [step for name, step in saved if name == "b"] == [4, 6, 8, 12, 13]
+
+
+def test_the_best_is_kept_beside_the_last(corpus: Corpus, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    trainer = make(corpus, checkpoint_path=path)
+    trainer.fit(epochs=3, progress=False)
+    best = CharLM.load(tmp_path / "model.best.safetensors")
+    assert trainer.best == trainer.history[-1]
+    assert (tmp_path / "model.best.safetensors").read_bytes() == path.read_bytes()
+    trainer.optimizer.lr = 10.0
+    trainer.fit(epochs=1, progress=False)
+    assert trainer.best == trainer.history[-2]
+    kept = CharLM.load(tmp_path / "model.best.safetensors")
+    for name, w in kept.rnn.parameters().items():
+        np.testing.assert_array_equal(w, best.rnn.parameters()[name])
+    assert Trainer.resume(path, corpus).best == trainer.best
+
+
+def test_a_training_ends_where_nothing_gets_better(corpus: Corpus, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    trainer = make(corpus, learning_rate=1e-30, patience=2, checkpoint_path=path)
+    trainer.fit(epochs=9, progress=False)  # nothing is learned: only the first is a new best
+    assert trainer.epoch == 3
+    trainer.fit(epochs=1, progress=False)
+    assert trainer.epoch == 3
+    resumed = Trainer.resume(path, corpus)
+    resumed.fit(epochs=1, progress=False)
+    assert resumed.epoch == 3
+    resumed = Trainer.resume(path, corpus, patience=4)
+    resumed.fit(epochs=9, progress=False)
+    assert resumed.epoch == 5
+
+
+def test_the_validation_part_may_be_cut_short(corpus: Corpus) -> None:
+    trainer = make(corpus, evaluate_length=30)
+    trainer.fit(steps=1, progress=False)
+    text = corpus.vocabulary.decode(corpus.validation[:30])
+    assert trainer.history[0].validation_loss == trainer.model.evaluate(text)
+
+
+def test_callbacks_are_told_in_turn(corpus: Corpus, tmp_path: Path) -> None:
+    path = str(tmp_path / "model")
+    events: list[object] = []
+
+    class Recorder(Callback):
+        def started(self, trainer: Trainer, steps: int) -> None:
+            events.append(("started", steps))
+
+        def updated(self, trainer: Trainer, update: Update) -> None:
+            events.append(("updated", update.step, update.epoch, update.symbols))
+            assert update.learning_rate == 2e-3
+            assert update.gradient_norm > 0
+            if update.step == 8:
+                trainer.stop()
+
+        def evaluated(self, trainer: Trainer, evaluation: Evaluation, sample: str) -> None:
+            events.append(("evaluated", evaluation.step, len(sample)))
+
+        def saved(self, trainer: Trainer, path: str) -> None:
+            events.append(("saved", os.path.basename(path)))
+
+        def ended(self, trainer: Trainer) -> None:
+            events.append("ended")
+
+    trainer = make(corpus, checkpoint_path=path, sample_length=5, callbacks=[Recorder()])
+    trainer.fit(epochs=5, progress=False)
+    updates = [("updated", n, n / 6, 120) for n in range(1, 9)]
+    saves = [("saved", "model.best"), ("saved", "model")]
+    assert events == [
+        ("started", 30),
+        *updates[:6],
+        ("evaluated", 6, 5),
+        *saves,
+        *updates[6:],
+        ("evaluated", 8, 5),
+        *saves,
+        "ended",
+    ]
+
+
+def test_a_callback_that_fails_ends_the_training(corpus: Corpus) -> None:
+    class Failing(Watch):
+        def updated(self, trainer: Trainer, update: Update) -> None:
+            raise RuntimeError("the disk of the log is full")
+
+        def ended(self, trainer: Trainer) -> None:
+            self.losses.append(-1.0)
+
+    failing = Failing()
+    with pytest.raises(RuntimeError, match="the log is full"):
+        make(corpus, callbacks=[failing]).fit(epochs=1, progress=False)
+    assert failing.losses == [-1.0]
 
 
 def test_resuming_something_else_is_refused(corpus: Corpus, tmp_path: Path) -> None:
@@ -314,7 +421,8 @@ REGULARIZED: dict[str, Any] = {
 def test_fit_draws_masks_by_the_number_of_the_update(corpus: Corpus, cell: str) -> None:
     """Each update is that of a forward with the mask_seed that the documentation names."""
     model = CharLM(corpus.vocabulary, 8, 2, cell, seed=1, dtype="float64", **REGULARIZED)
-    trainer = Trainer(model, corpus, 6, 20, mask_seed=5)
+    watch, others = Watch(), Watch()
+    trainer = Trainer(model, corpus, 6, 20, mask_seed=5, callbacks=[watch])
     by_hand = CharLM(corpus.vocabulary, 8, 2, cell, seed=1, dtype="float64", **REGULARIZED)
     optimizer, state = cf.optim.Adam(by_hand.rnn, lr=2e-3), None
     assert trainer._chunks is not None
@@ -327,13 +435,12 @@ def test_fit_draws_masks_by_the_number_of_the_update(corpus: Corpus, cell: str) 
         cf.clip_grad_norm(grads, 5.0)
         optimizer.step(grads)
         trainer.fit(steps=1, progress=False)
-        assert trainer.losses[-1] == loss
+        assert watch.losses[-1] == loss
         for name, w in by_hand.rnn.parameters().items():
             np.testing.assert_array_equal(w, model.rnn.parameters()[name])
     other = CharLM(corpus.vocabulary, 8, 2, cell, seed=1, dtype="float64", **REGULARIZED)
-    again = Trainer(other, corpus, 6, 20, mask_seed=6)
-    again.fit(steps=3, progress=False)
-    assert again.losses != trainer.losses
+    Trainer(other, corpus, 6, 20, mask_seed=6, callbacks=[others]).fit(steps=3, progress=False)
+    assert others.losses != watch.losses
 
 
 @pytest.mark.parametrize("proj_size", [0, 3])
@@ -354,7 +461,6 @@ def test_a_regularized_training_is_resumed_exactly(
     stopped.save(tmp_path / "model")
     resumed = Trainer.resume(tmp_path / "model", corpus)
     resumed.fit(steps=5, progress=False)
-    assert resumed.losses == straight.losses
     assert weights(resumed) == weights(straight)
 
 
@@ -425,10 +531,10 @@ def test_a_last_update_to_nan_is_not_saved(
     good = path.read_bytes()
     update = trainer._update
 
-    def update_to_nan(*chunk: Any) -> float:
-        loss = update(*chunk)
+    def update_to_nan(*chunk: Any) -> tuple[float, float]:
+        result = update(*chunk)
         poison(trainer.model)
-        return loss
+        return result
 
     monkeypatch.setattr(trainer, "_update", update_to_nan)
     with pytest.raises(FloatingPointError, match="after step 4 the validation loss is nan"):

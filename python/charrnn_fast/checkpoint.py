@@ -11,10 +11,10 @@ import errno
 import hashlib
 import json
 import os
-import secrets
 import tempfile
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import IO, Any
 
 import numpy as np
 import safetensors
@@ -50,22 +50,27 @@ def write(path: StrPath, tensors: Tensors, config: Config) -> None:
     header = {"format": _FORMAT, "sha256": _digest(arrays, config), "config": config}
     # One entry only: safetensors writes several in an order that changes from run to run.
     data = safetensors.numpy.save(arrays, {_KEY: json.dumps(header, allow_nan=False)})
-    target, folder = _replaceable(path)
-    temporary = os.path.join(folder, f".charrnn_fast-{secrets.token_hex(8)}.tmp")
+    target, _ = _replaceable(path)
     try:
-        # Mode "x" creates the file with the permissions that the umask leaves.
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        _sync_folder(folder)
-    except BaseException as error:
-        if os.path.lexists(temporary):
-            os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise _of_path(error, path) from error
-        raise
+        replace(target, [data])
+    except OSError as error:
+        raise _of_path(error, path) from error
+
+
+def replace(target: str, parts: Iterable[bytes]) -> None:
+    """Puts a new file of these parts in the place of target, in one step and durably."""
+    with _unnamed_file(target) as file:
+        file.writelines(parts)
+        file.flush()
+        os.fsync(file.fileno())
+        _give_name(file, target)
+    _sync_folder(os.path.dirname(target))
+
+
+def remove_litter(path: StrPath) -> None:
+    """Removes what a save to path that was killed at the wrong instant has left beside it."""
+    with suppress(FileNotFoundError):
+        os.unlink(_temporary(os.path.realpath(path)))
 
 
 def read(path: StrPath) -> tuple[dict[str, NDArray[Any]], Config]:
@@ -129,6 +134,55 @@ def _replaceable(path: StrPath) -> tuple[str, str]:
     return target, folder
 
 
+def _temporary(target: str) -> str:
+    """The name of a new checkpoint between its two last steps, or while it is written."""
+    folder, name = os.path.split(target)
+    return os.path.join(folder, f".{name}.new")
+
+
+@contextmanager
+def _unnamed_file(target: str) -> Iterator[IO[bytes]]:
+    """A file to write to in the folder of target, that a kill leaves nothing of.
+
+    Where the system has no files without a name, it has the temporary one.
+    """
+    # Permissions are those that the umask leaves, as of any file that a program creates.
+    try:
+        descriptor = os.open(os.path.dirname(target), os.O_TMPFILE | os.O_WRONLY, 0o666)
+    except (AttributeError, OSError) as error:
+        # EISDIR: a kernel, and EOPNOTSUPP: a file system, that does not know O_TMPFILE.
+        if isinstance(error, OSError) and error.errno not in (errno.EISDIR, errno.EOPNOTSUPP):
+            raise
+        remove_litter(target)
+        with open(_temporary(target), "xb") as file:
+            try:
+                yield file
+            finally:
+                remove_litter(target)
+        return
+    with open(descriptor, "wb") as file:
+        yield file
+
+
+def _give_name(file: IO[bytes], target: str) -> None:
+    """Puts a file of `_unnamed_file` in the place of target, in one step."""
+    temporary = _temporary(target)
+    if not isinstance(file.name, str):
+        remove_litter(target)
+        # No system call replaces a file by one without a name: it is named, then renamed. And
+        # os.link follows the link that /proc has for the file only where a folder is given.
+        descriptors = os.open("/proc/self/fd", os.O_RDONLY)
+        try:
+            os.link(str(file.fileno()), temporary, src_dir_fd=descriptors, follow_symlinks=True)
+        finally:
+            os.close(descriptors)
+    try:
+        os.replace(temporary, target)
+    except BaseException:
+        remove_litter(target)
+        raise
+
+
 def _of_path(error: OSError, path: StrPath) -> OSError:
     """The error of a temporary file, as that of the path that was given."""
     return type(error)(error.errno, error.strerror, os.fspath(path))
@@ -138,7 +192,8 @@ def _header(path: StrPath, data: bytes) -> Config:
     """Our entry of the metadata in a safetensors file: eight bytes of length, then JSON."""
     size = int.from_bytes(data[:8], "little")
     try:
-        header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_KEY])
+        outer = json.loads(data[8 : 8 + size], object_pairs_hook=_unique)
+        header = json.loads(outer["__metadata__"][_KEY], object_pairs_hook=_unique)
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{os.fspath(path)} is no charrnn_fast checkpoint, or its beginning is damaged "
@@ -147,6 +202,14 @@ def _header(path: StrPath, data: bytes) -> Config:
     if not isinstance(header, dict):
         raise CheckpointError(f"{os.fspath(path)} is damaged: its header is no JSON object")
     return header
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError where a key stands twice, of which readers would take either."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("a key stands twice")
+    return table
 
 
 def _digest(tensors: Tensors, config: Config) -> str:

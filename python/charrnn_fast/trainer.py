@@ -5,27 +5,24 @@ from __future__ import annotations
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from textwrap import indent
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import FrameType
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core, checkpoint, optim
 from ._checks import LARGEST_SEED, StrPath, instance, integer, real
+from .callbacks import Callback, Evaluation, Update
 from .corpus import Corpus, _Chunks
 from .model import CharLM, _tensor_name
+from .progress import Progress
 from .rnn import _tokens
 from .schedules import Decay, Schedule, from_config, to_config
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 _OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "sgd": optim.SGD,
@@ -38,16 +35,6 @@ _OFFSETS = 1  # words of the random counter: the site of the epochs' offsets; th
 _STATES = ("h", "c")  # names of a cell's states, in the kernels' order
 
 
-class Evaluation(NamedTuple):
-    """One entry of `Trainer.history`; losses in nats per character (or byte)."""
-
-    step: int  # updates done
-    epoch: float  # passes over the training part done
-    train_loss: float  # mean over the updates since the entry before
-    validation_loss: float  # over the validation part, in one stream from the zero state
-    learning_rate: float  # of the update that comes next
-
-
 class Trainer:
     """Trains a model on chunks of [seq_len, batch_size] characters.
 
@@ -55,8 +42,7 @@ class Trainer:
     is carried from chunk to chunk and starts at zero at each epoch, the gradient stays within a
     chunk (Williams and Peng, 1990; Mikolov et al., 2010).
 
-    `losses` holds the loss of every update of `fit`, in nats per character (or byte); `history` an
-    `Evaluation` for each look at the validation part.
+    `history` has an `Evaluation` for each look at the validation part; callbacks see every update.
     """
 
     model: CharLM
@@ -65,8 +51,9 @@ class Trainer:
     schedule: Schedule
     configuration: dict[str, Any]
     """JSON values that a checkpoint keeps for whoever trains; empty at first."""
-    losses: list[float]
     history: list[Evaluation]
+    seconds: float
+    """Time that the updates of the last `fit` have taken, without evaluations and saving."""
 
     def __init__(
         self,
@@ -83,10 +70,13 @@ class Trainer:
         schedule: Schedule | None = None,
         random_offset: bool = False,
         evaluate_every: int | None = None,
+        evaluate_length: int | None = None,
+        patience: int | None = None,
         sample_length: int = 200,
         checkpoint_path: StrPath | None = None,
         checkpoint_every: int | None = None,
         mask_seed: int = 0,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         """corpus None permits `step` only; batch_size and seq_len are those of `fit`.
 
@@ -101,12 +91,18 @@ class Trainer:
         mask_seed, and reads it around its end, so that the same text is cut differently each time.
 
         `fit` evaluates every evaluate_every steps, or, None, at each epoch's end, and at its own
-        end, and shows sample_length characters drawn from the model. It writes a checkpoint to
-        checkpoint_path at each evaluation and every checkpoint_every steps.
+        end, and shows sample_length characters drawn from the model. evaluate_length: how many
+        characters of the validation part are looked at, from its beginning; None: all. After
+        patience evaluations in a row without a new best one, `fit` ends; None: it does not.
+
+        A checkpoint is written to checkpoint_path at each evaluation and every checkpoint_every
+        steps; the one of the best evaluation is kept beside it, see `best_path`.
 
         mask_seed: of the random numbers of training. What a model with dropout, weight_drop or
         zoneout leaves out in update n, counted from 0, has the first two words of
         ``philox(mask_seed, n)``, the low one first, as the network's mask_seed.
+
+        callbacks are told what happens, see `charrnn_fast.callbacks`.
 
         Raises ValueError where the corpus has another vocabulary than the model or is too short
         for one chunk, and OSError where checkpoint_path cannot be written.
@@ -125,19 +121,28 @@ class Trainer:
         instance("schedule", schedule, (Schedule, type(None)), "of charrnn_fast.schedules or None")
         self.schedule = Decay() if schedule is None else schedule
         self._random_offset = bool(random_offset)
-        self._evaluate_every = _steps("evaluate_every", evaluate_every)
+        self._evaluate_every = _optional("evaluate_every", evaluate_every, 1)
+        self._evaluate_length = _optional("evaluate_length", evaluate_length, 2)
+        self._patience = _optional("patience", patience, 1)
         self._sample_length = integer("sample_length", sample_length, 0)
         self._checkpoint_path = checkpoint_path
-        self._checkpoint_every = _steps("checkpoint_every", checkpoint_every)
+        self._checkpoint_every = _optional("checkpoint_every", checkpoint_every, 1)
         self._mask_seed = integer("mask_seed", mask_seed, 0, LARGEST_SEED)
+        for i, callback in enumerate(callbacks):
+            instance(f"callbacks[{i}]", callback, Callback, "a Callback")
+        self._callbacks = tuple(callbacks)
         self._chunks = None if corpus is None else self._cut(corpus)
         if checkpoint_path is not None:
-            checkpoint.check_writable(checkpoint_path)
+            for path in (checkpoint_path, best_path(checkpoint_path)):
+                checkpoint.check_writable(path)
         self.optimizer = _make_optimizer(optimizer, model, learning_rate)
         self._optimizer_name = optimizer if isinstance(optimizer, str) else None
         self.configuration = {}
-        self.losses = []
         self.history = []
+        self.seconds = 0.0
+        self._num_steps = 0
+        self._losses = (0, 0.0)  # number and sum since the last evaluation
+        self._stopping = False
         self._state: NDArray[Any] | None = None
         self._drops = 0  # of the learning rate, by the schedule
         self._saved_step: int | None = None
@@ -187,12 +192,22 @@ class Trainer:
     @property
     def num_steps(self) -> int:
         """The number of updates that `fit` has done."""
-        return len(self.losses)
+        return self._num_steps
 
     @property
     def steps_per_epoch(self) -> int:
         """The updates in one pass over the training part; 0 without a corpus."""
         return 0 if self._chunks is None else len(self._chunks)
+
+    @property
+    def symbols_per_step(self) -> int:
+        """The characters (or bytes) that an update of `fit` reads."""
+        return self._batch_size * self._seq_len
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The entry of `history` with the lowest validation loss, the first of equals."""
+        return min(self.history, key=lambda entry: entry.validation_loss, default=None)
 
     @property
     def epoch(self) -> float:
@@ -208,7 +223,7 @@ class Trainer:
         lr = real("optimizer.lr", self.optimizer.lr, least=0)
         if not self.steps_per_epoch:
             return lr
-        middle = (self.num_steps + 0.5) / self.steps_per_epoch
+        middle = (self._num_steps + 0.5) / self.steps_per_epoch
         return lr * self.schedule.factor(middle, self._drops)
 
     def reset(self) -> None:
@@ -227,7 +242,7 @@ class Trainer:
             raise ValueError(
                 f"targets must have the shape of inputs, {list(x.shape)}, got {list(y.shape)}"
             )
-        return self._update(x, y)
+        return self._update(x, y)[0]
 
     def fit(
         self, *, epochs: int | None = None, steps: int | None = None, progress: bool = True
@@ -237,9 +252,9 @@ class Trainer:
         progress: a bar on a terminal (a line every ten seconds elsewhere), the evaluations, and
         texts drawn from the model.
 
-        The first Ctrl-C takes effect after the update at hand: a checkpoint is written, then
-        KeyboardInterrupt raised. Raises FloatingPointError where the loss, the gradient or a
-        weight is no longer finite; the last checkpoint stays as it is.
+        The first Ctrl-C (or SIGTERM) takes effect after the update at hand: a checkpoint is
+        written, then KeyboardInterrupt raised. Raises FloatingPointError where the loss, the
+        gradient or a weight is no longer finite; the last checkpoint stays as it is.
         """
         corpus, chunks = self.corpus, self._chunks
         if corpus is None or chunks is None:
@@ -248,29 +263,33 @@ class Trainer:
             raise ValueError(f"give either epochs or steps, got epochs={epochs}, steps={steps}")
         if epochs is not None:
             steps = integer("epochs", epochs, 0) * len(chunks)
-        last = self.num_steps + integer("steps", steps, 0, 2**63 - 1)
-        symbols = self._batch_size * self._seq_len
-        total = (last - self.num_steps) * symbols
-        with (
-            _Reporter(total, corpus.vocabulary._unit, progress) as reporter,
-            _deferred_interrupt() as interrupted,
-        ):
-            while self.num_steps < last:
-                index = self.num_steps % len(chunks)
-                if index == 0:
-                    self.reset()
-                loss = self._update(*chunks.read(index, self._offset()))
-                self.losses.append(loss if self._reduction == "mean" else loss / symbols)
-                reporter.advance(symbols, self.losses)
-                stop = interrupted()
-                every = self._evaluate_every or len(chunks)
-                if self._due(every) or self.num_steps == last:
-                    self._evaluate(corpus, reporter)
-                    self._save()
-                elif stop or self._due(self._checkpoint_every):
-                    self._save()
-                if stop:
-                    raise KeyboardInterrupt
+        last = self._num_steps + integer("steps", steps, 0, 2**63 - 1)
+        callbacks = (*self._callbacks, Progress()) if progress else self._callbacks
+        self._stopping, self.seconds = self._is_stale(), 0.0
+        for callback in callbacks:
+            callback.started(self, last - self._num_steps)
+        try:
+            with _deferred_interrupt() as interrupted:
+                while self._num_steps < last and not self._stopping:
+                    update = self._next_update(chunks)
+                    for callback in callbacks:
+                        callback.updated(self, update)
+                    stop = interrupted()
+                    every = self._evaluate_every or len(chunks)
+                    if self._due(every) or self._num_steps == last or self._stopping:
+                        self._evaluate(corpus, callbacks)
+                        self._save(callbacks)
+                    elif stop or self._due(self._checkpoint_every):
+                        self._save(callbacks)
+                    if stop:
+                        raise KeyboardInterrupt
+        finally:
+            for callback in callbacks:
+                callback.ended(self)
+
+    def stop(self) -> None:
+        """Lets `fit` end after the update at hand, with an evaluation and a checkpoint."""
+        self._stopping = True
 
     def save(self, path: StrPath) -> None:
         """Writes a checkpoint: the model, the optimizer, the carried state and the position.
@@ -286,10 +305,11 @@ class Trainer:
         if self._state is not None:
             parts = self.model.rnn._state_parts(self._state)
             tensors |= {f"state.{name}": s for name, s in zip(_STATES, parts, strict=False)}
-        tensors["losses"] = np.array(self.losses, np.float64)
         config["training"] = {
             "settings": self._settings(),
             "configuration": self.configuration,
+            "num_steps": self._num_steps,
+            "losses": self._losses,
             "optimizer_steps": optimizer.num_steps,
             "history": self.history,
             "corpus": None if self.corpus is None else _identity(self.corpus),
@@ -298,7 +318,7 @@ class Trainer:
             checkpoint.write(path, tensors, config)
         except FloatingPointError as error:
             raise FloatingPointError(
-                f"after step {self.num_steps} {error}{self._last_checkpoint()}"
+                f"after step {self._num_steps} {error}{self._last_checkpoint()}"
             ) from None
 
     def _cut(self, corpus: Corpus) -> _Chunks:
@@ -324,7 +344,23 @@ class Trainer:
             raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
         return _tokens(name, array, lowest, len(self.model.vocabulary))
 
-    def _update(self, inputs: NDArray[np.int32], targets: NDArray[np.int32]) -> float:
+    def _next_update(self, chunks: _Chunks) -> Update:
+        """The next update of `fit`."""
+        began = time.perf_counter()
+        index, rate = self._num_steps % len(chunks), self.learning_rate
+        if index == 0:
+            self.reset()
+        loss, norm = self._update(*chunks.read(index, self._offset()))
+        if self._reduction == "sum":
+            loss /= self.symbols_per_step
+        self._num_steps += 1
+        count, total = self._losses
+        self._losses = (count + 1, total + loss)
+        self.seconds += time.perf_counter() - began
+        return Update(self._num_steps, self.epoch, loss, norm, rate, self.symbols_per_step)
+
+    def _update(self, inputs: NDArray[np.int32], targets: NDArray[np.int32]) -> tuple[float, float]:
+        """One update; returns the loss before it and the norm of its gradient."""
         batch, rnn = inputs.shape[1], self.model.rnn
         if self._state is None or rnn._batch(self._state) != batch:
             self._state = rnn.zero_state(batch)
@@ -342,11 +378,11 @@ class Trainer:
         )
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(
-                f"training has diverged: at step {self.num_steps + 1} the loss is {loss} and the "
+                f"training has diverged: at step {self._num_steps + 1} the loss is {loss} and the "
                 f"norm of the gradient {norm}; the weights are those before this step"
                 f"{self._last_checkpoint()}. Try a smaller learning_rate"
             )
-        return float(loss)
+        return float(loss), float(norm)
 
     def _next_mask_seed(self) -> int:
         optimizer: Any = self.optimizer._core
@@ -357,42 +393,54 @@ class Trainer:
         """Where in the training part the epoch of the next update begins."""
         if not self._random_offset or self.corpus is None:
             return 0
-        epoch = self.num_steps // self.steps_per_epoch
+        epoch = self._num_steps // self.steps_per_epoch
         low, high, *_ = _core.philox(self._mask_seed, epoch, _OFFSETS)
         return int((low | high << 32) % len(self.corpus.train))
 
-    def _evaluate(self, corpus: Corpus, reporter: _Reporter) -> None:
-        """Adds an entry to the history, and shows it with a text drawn from the model."""
-        with reporter.paused():
-            loss = self.model._evaluate(corpus.validation)
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"training has diverged: after step {self.num_steps} the validation loss is "
-                    f"{loss}{self._last_checkpoint()}. Try a smaller learning_rate"
-                )
-            since = self.history[-1].step if self.history else 0
-            losses = [entry.validation_loss for entry in self.history]
-            self._drops = self.schedule.drops([*losses, loss])
-            self.history.append(
-                Evaluation(
-                    step=self.num_steps,
-                    epoch=self.epoch,
-                    train_loss=float(np.mean(self.losses[since:])),
-                    validation_loss=loss,
-                    learning_rate=self.learning_rate,
-                )
+    def _evaluate(self, corpus: Corpus, callbacks: Sequence[Callback]) -> None:
+        """Adds an entry to the history."""
+        loss = self.model._evaluate(corpus.validation[: self._evaluate_length])
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"training has diverged: after step {self._num_steps} the validation loss is "
+                f"{loss}{self._last_checkpoint()}. Try a smaller learning_rate"
             )
-            if reporter.enabled:
-                text = self.model.sample(self._sample_length, seed=self.num_steps)
-                reporter.show(self.history[-1], text)
+        losses = [entry.validation_loss for entry in self.history]
+        self._drops = self.schedule.drops([*losses, loss])
+        count, total = self._losses
+        self._losses = (0, 0.0)
+        train_loss = total / count if count else math.nan
+        evaluation = Evaluation(self._num_steps, self.epoch, train_loss, loss, self.learning_rate)
+        self.history.append(evaluation)
+        self._stopping = self._stopping or self._is_stale()
+        if callbacks:
+            sample = self.model.sample(self._sample_length, seed=self._num_steps)
+            for callback in callbacks:
+                callback.evaluated(self, evaluation, sample)
+
+    def _is_stale(self) -> bool:
+        """Whether the last `patience` evaluations have brought no new best one."""
+        best = self.best
+        if self._patience is None or best is None:
+            return False
+        return len(self.history) - self.history.index(best) > self._patience
 
     def _due(self, every: int | None) -> bool:
-        return every is not None and self.num_steps % every == 0
+        return every is not None and self._num_steps % every == 0
 
-    def _save(self) -> None:
-        if self._checkpoint_path is not None:
-            self.save(self._checkpoint_path)
-            self._saved_step = self.num_steps
+    def _save(self, callbacks: Sequence[Callback]) -> None:
+        if self._checkpoint_path is None:
+            return
+        best, last = best_path(self._checkpoint_path), os.fspath(self._checkpoint_path)
+        evaluation = self.best
+        # The best one first: a training that is killed between the two, and resumed from the
+        # last one, comes past the best one again.
+        is_best = evaluation is not None and evaluation.step == self._num_steps
+        for path in (best, last) if is_best else (last,):
+            self.save(path)
+            for callback in callbacks:
+                callback.saved(self, path)
+        self._saved_step = self._num_steps
 
     def _last_checkpoint(self) -> str:
         if self._checkpoint_path is None or self._saved_step is None:
@@ -412,6 +460,8 @@ class Trainer:
             "schedule": to_config(self.schedule),
             "random_offset": self._random_offset,
             "evaluate_every": self._evaluate_every,
+            "evaluate_length": self._evaluate_length,
+            "patience": self._patience,
             "sample_length": self._sample_length,
             "checkpoint_every": self._checkpoint_every,
             "mask_seed": self._mask_seed,
@@ -426,123 +476,50 @@ class Trainer:
                 optimizer.set_slot(slot, name, tensors[_slot_name(slot, name)])
         states = [tensors[f"state.{name}"] for name in _STATES if f"state.{name}" in tensors]
         self._state = self.model.rnn._joined_state(states) if states else None
-        self.losses = tensors["losses"].tolist()
+        self._num_steps = training["num_steps"]
+        count, total = training["losses"]
+        self._losses = (count, total)
         self.history = [Evaluation(*entry) for entry in training["history"]]
         self._drops = self.schedule.drops([entry.validation_loss for entry in self.history])
 
 
-class _Reporter:
-    """Shows how a training goes: a bar on a terminal, elsewhere a line now and then."""
-
-    def __init__(self, total: int, unit: str, enabled: bool) -> None:
-        """total: the symbols to train on; unit: what one is called."""
-        self.enabled = enabled
-        self._total, self._unit = total, unit
-        self._bar = _bar(total, unit) if enabled and sys.stderr.isatty() else None
-        self._period = 10.0 if self._bar is None else 0.1  # seconds
-        self._done = 0  # symbols
-        self._seconds = 0.0  # of training, without evaluations
-        self._evaluated = (0, 0.0)  # both, at the last evaluation
-        self._resumed = self._shown = time.perf_counter()
-
-    def __enter__(self) -> _Reporter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def advance(self, symbols: int, losses: Sequence[float]) -> None:
-        self._done += symbols
-        now = time.perf_counter()
-        if not self.enabled or now - self._shown < self._period:
-            return
-        self._shown = now
-        loss = float(np.mean(losses[-100:]))
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-            self._bar.update(self._done - self._bar.n)
-            return
-        rate = self._done / (self._seconds + now - self._resumed)
-        self._print(
-            f"{self._done / self._total:4.0%}  loss {loss:.3f} nats/{self._unit}  "
-            f"{rate:,.0f} {self._unit}s/s  {(self._total - self._done) / rate:,.0f} s left"
-        )
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """What runs inside is not training: the speed that is shown leaves it out."""
-        self._seconds += time.perf_counter() - self._resumed
-        yield
-        self._resumed = time.perf_counter()
-
-    def show(self, evaluation: Evaluation, text: str) -> None:
-        """Prints an evaluation and the text drawn with it; call it while paused."""
-        done, seconds = self._evaluated
-        rate = (self._done - done) / (self._seconds - seconds)
-        self._evaluated = (self._done, self._seconds)
-        nats = evaluation.validation_loss
-        self._print(
-            f"step {evaluation.step:,}  epoch {evaluation.epoch:.2f}  "
-            f"training {evaluation.train_loss:.4f}  validation {nats:.4f} nats/{self._unit} "
-            f"({nats / math.log(2):.3f} bits)  {rate:,.0f} {self._unit}s/s"
-        )
-        if text:
-            self._print(indent(_visible(text), "    | ", lambda line: True))
-
-    def _print(self, text: str) -> None:
-        """Prints above the bar, whatever characters the output can show."""
-        encoding = sys.stdout.encoding or "utf-8"
-        line = text.encode(encoding, "replace").decode(encoding)
-        if self._bar is None:
-            print(line)
-        else:
-            self._bar.write(line, file=sys.stdout)
-        sys.stdout.flush()
-
-
 @contextmanager
 def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C only makes the function it yields return True; a second one interrupts as ever.
+    """Ctrl-C and SIGTERM only make the function it yields return True; a second one acts as ever.
 
     Leaves alone a handler that the program has set, and threads, which get no signals.
     """
     received = False
+    usual: dict[signal.Signals, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+    }
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    ours = [n for n, handler in usual.items() if in_main_thread and signal.getsignal(n) is handler]
+
+    def restore() -> None:
+        for number in ours:
+            signal.signal(number, usual[number])
 
     def receive(number: int, frame: FrameType | None) -> None:
         nonlocal received
         received = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        restore()
 
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
-        yield lambda: False
-        return
-    signal.signal(signal.SIGINT, receive)
+    for number in ours:
+        signal.signal(number, receive)
     try:
         yield lambda: received
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        restore()
 
 
-def _bar(total: int, unit: str) -> tqdm[Any]:
-    from tqdm import tqdm  # slow to import, and only wanted on a terminal
-
-    return tqdm(total=total, unit=unit[:4], unit_scale=True, leave=False)
-
-
-def _visible(text: str) -> str:
-    """A drawn text without control characters, which a terminal would obey."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
+def best_path(path: StrPath) -> str:
+    """Where the checkpoint of the best evaluation is kept: model.best.safetensors beside
+    model.safetensors.
+    """
+    root, extension = os.path.splitext(os.fspath(path))
+    return f"{root}.best{extension}"
 
 
 def _make_optimizer(
@@ -568,8 +545,8 @@ def _bound(name: str, value: float | None) -> float:
     return math.inf if value is None or value == math.inf else real(name, value, above=0)
 
 
-def _steps(name: str, value: int | None) -> int | None:
-    return None if value is None else integer(name, value, 1)
+def _optional(name: str, value: int | None, least: int) -> int | None:
+    return None if value is None else integer(name, value, least)
 
 
 def _identity(corpus: Corpus) -> dict[str, Any]:

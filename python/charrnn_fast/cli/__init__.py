@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from .. import build_info, get_num_threads, set_num_threads
-from . import bench, evaluate, info, options, sample, train
+from . import bench, evaluate, info, options, plot, sample, train
 from .parsing import USER_ERROR, Commands, Parser
 from .show import complain
 
@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         return complain(f"{name}{error.strerror or error}", USER_ERROR)
+    except ImportError as error:  # of an extra; it says which
+        return complain(str(error), USER_ERROR)
     except MemoryError:
         return complain("out of memory; try a smaller model or batch size", USER_ERROR)
     except (ValueError, OverflowError) as error:
@@ -70,6 +72,6 @@ def _parser() -> Parser:
     version = f"charrnn-fast {build_info()['version']}"
     parser.add_argument("--version", action="version", version=version)
     commands = Commands(parser)
-    for command in (train, sample, evaluate, info, bench):
+    for command in (train, sample, evaluate, info, plot, bench):
         command.add(commands)
     return parser

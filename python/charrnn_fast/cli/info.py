@@ -6,8 +6,8 @@ import argparse
 import os
 
 from .. import checkpoint
+from ..callbacks import Evaluation
 from ..model import CharLM
-from ..trainer import Evaluation
 from . import show
 from .parsing import Commands, add_threads
 
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     training = config["training"]
     print(f"training    {show.training_line(training['settings'])}")
-    print(f"trained     {len(tensors['losses']):,} steps")
+    print(f"trained     {training['num_steps']:,} steps")
     if training["history"]:
         last = Evaluation(*training["history"][-1])
         print(

@@ -8,6 +8,7 @@ A value comes from the flag, else from ``--set``, else from the file of ``--conf
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -56,7 +57,7 @@ _count, _share = integer_option(1), number_option(least=0, below=1)
 
 TEXT = (Option("bytes", False, None, "model the 256 bytes instead of the characters"),)
 
-MODEL = (
+SHAPE = (
     Option(
         "cell",
         "lstm",
@@ -66,9 +67,13 @@ MODEL = (
     ),
     Option("hidden_size", 128, _count, "units in each layer", "H"),
     Option("num_layers", 2, _count, "layers", "L"),
-    Option("seed", 0, integer_option(0, LARGEST_SEED), "of the initial weights", "N"),
     Option("proj_size", 0, integer_option(0), "features that an LSTM's h is projected to", "P"),
     Option("layer_norm", False, None, "normalise the gates' sums"),
+)
+
+MODEL = (
+    *SHAPE,
+    Option("seed", 0, integer_option(0, LARGEST_SEED), "of the initial weights", "N"),
     Option("dropout", 0.0, _share, "left out of what the layers above the first read", "P"),
     Option("input_dropout", 0.0, _share, "left out of what the first layer reads: characters", "P"),
     Option("output_dropout", 0.0, _share, "left out of what the top layer gives", "P"),
@@ -119,7 +124,11 @@ RUN = (
     Option("epochs", None, _count, "passes in all (default: 20)", "N"),
     Option("steps", None, _count, "updates in all, instead of --epochs", "N"),
     Option("evaluate_every", None, _count, "default: at each epoch's end", "STEPS"),
+    Option("evaluate_length", None, integer_option(2), "held-out characters looked at", "N"),
+    Option("patience", None, _count, "end after so many evaluations without a new best", "N"),
+    Option("sample_length", 200, integer_option(0), "of the text at each evaluation", "N"),
     Option("checkpoint_every", None, _count, "save this often, too", "STEPS"),
+    Option("log_every", 100, _count, "updates that a line of the log sums up", "STEPS"),
 )
 
 ALL = (*TEXT, *MODEL, *TRAINING, *SCHEDULE, *RUN)
@@ -207,11 +216,11 @@ def from_json(table: Mapping[str, Any], source: str) -> Values:
 
 def _converted(table: Mapping[str, Any], source: str) -> Values:
     by_name = {option.name: option for option in ALL}
-    unknown = [name for name in table if name not in by_name]
-    if unknown:
-        raise ValueError(
-            f"{source}: there is no setting {unknown[0]!r}; it takes {', '.join(by_name)}"
-        )
+    for name in table:
+        if name not in by_name:
+            near = difflib.get_close_matches(name, by_name, 1)
+            hint = f"did you mean {near[0]!r}?" if near else "see charrnn-fast train --help"
+            raise ValueError(f"{source}: there is no setting {name!r}; {hint}")
     return {name: by_name[name].convert(value, source) for name, value in table.items()}
 
 

@@ -7,15 +7,16 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
 from .. import checkpoint, demo, get_num_threads
+from ..callbacks import Callback
 from ..corpus import Corpus
+from ..log import JsonLog, TensorBoardLog
 from ..model import CharLM
 from ..rnn import _zoneout
 from ..schedules import Constant, Cosine, Decay, Linear, Plateau, Schedule
-from ..trainer import Trainer
+from ..trainer import Trainer, best_path
 from ..vocabulary import Vocabulary
 from . import options, show
 from .parsing import Commands, add_threads
@@ -36,6 +37,17 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="train on the source of Python's standard library for about a minute",
     )
+    train.add_argument(
+        "--log",
+        metavar="FILE",
+        help="a log of JSON lines, for charrnn-fast plot (default: MODEL.jsonl beside the model)",
+    )
+    train.add_argument("--tensorboard", metavar="FOLDER", help="write a log for TensorBoard, too")
+    train.add_argument(
+        "--init-from",
+        metavar="FILE",
+        help="begin with the weights and the vocabulary of a trained model, on another text",
+    )
     existing = train.add_mutually_exclusive_group()
     existing.add_argument(
         "--resume", action="store_true", help="go on with the training that -o FILE holds"
@@ -47,23 +59,21 @@ def add(commands: Commands) -> None:
     options.add(train)
 
 
+class _Origin(NamedTuple):
+    """A checkpoint that a training goes on with, or begins from."""
+
+    path: str
+    model: CharLM
+    values: options.Values  # the settings that it was trained with
+
+
 def run(arguments: argparse.Namespace) -> int:
     _check_paths(arguments)
     given = options.given(arguments)
-    values = given
-    vocabulary = None
-    if arguments.resume:
-        model, stored = _stored(arguments.output)
-        _check_same_model(arguments.output, model, given)
-        values = options.override(stored, given, "the command line")
-        vocabulary = model.vocabulary
-    elif values.get("bytes"):
-        vocabulary = Vocabulary.from_bytes()
-    if arguments.demo:
-        corpus = Corpus.from_text(demo.text(), vocabulary)
-    else:
-        corpus = Corpus.from_files(*arguments.text, vocabulary=vocabulary)
-    trainer, steps = _trainer(arguments, corpus, values, given)
+    origin = _origin(arguments, given)
+    values = options.override(origin.values, given, "") if arguments.resume and origin else given
+    corpus = _corpus(arguments, values, origin)
+    trainer, steps = _trainer(arguments, corpus, values, given, origin)
     _describe(trainer, corpus, steps)
     if trainer.num_steps >= steps:
         print(f"nothing left to train: {trainer.num_steps:,} steps are done")
@@ -73,7 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"\ninterrupted after step {trainer.num_steps:,}")
         if arguments.output and os.path.exists(arguments.output):
-            print(f"to go on from {arguments.output}: the same command with --resume")
+            again = "" if not arguments.overwrite else ", without --overwrite"
+            print(f"to go on from {arguments.output}: the same command with --resume{again}")
         return _INTERRUPTED
     return _conclude(arguments, trainer, plain=arguments.demo and not given)
 
@@ -94,6 +105,8 @@ def _check_paths(arguments: argparse.Namespace) -> None:
     for text in arguments.text:
         if os.path.exists(output) and os.path.samefile(output, text):
             raise ValueError(f"{output} is a text to train on; -o would overwrite it")
+    if arguments.resume and arguments.init_from:
+        raise ValueError("--resume goes on with a training, --init-from begins one; give one")
     if arguments.resume and not os.path.exists(output):
         raise ValueError(f"{output} does not exist: nothing to resume")
     checkpoint.check_writable(output)
@@ -103,51 +116,90 @@ def _check_paths(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{output} exists: --resume goes on with it, --overwrite starts anew")
 
 
-def _stored(path: str) -> tuple[CharLM, options.Values]:
-    """The model of a checkpoint to go on with, and the settings it was trained with."""
+def _origin(arguments: argparse.Namespace, given: options.Values) -> _Origin | None:
+    path = arguments.output if arguments.resume else arguments.init_from
+    if path is None:
+        return None
     tensors, config = checkpoint.read(path)
     model = CharLM._from_checkpoint(path, tensors, config)
     training = config.get("training", {})
-    return model, options.from_json(training.get("configuration", {}), path)
-
-
-def _check_same_model(path: str, model: CharLM, given: Mapping[str, Any]) -> None:
-    """Refuses settings with which the weights of a checkpoint would have no meaning."""
-    for option in options.MODEL:
-        name = option.name
-        asked, ours = given.get(name), model._config[name]
-        if name == "zoneout" and isinstance(asked, float):
+    values = options.from_json(training.get("configuration", {}), path)
+    # What is left out in training may be another thing for another text.
+    fixed = options.MODEL if arguments.resume else options.SHAPE
+    for option in fixed:
+        asked, stored = given.get(option.name), model._config[option.name]
+        if option.name == "zoneout" and isinstance(asked, float):
             asked = list(_zoneout(asked, model.rnn.cell, model.rnn.proj_size))
-        if asked not in (None, ours):
-            raise ValueError(f"{option.flag} is {asked}, but {path} was trained with {ours}")
+        if asked not in (None, stored):
+            raise ValueError(f"{option.flag} is {asked}, but {path} was trained with {stored}")
     if given.get("bytes") and model.vocabulary.kind != "bytes":
         raise ValueError(f"--bytes is given, but {path} was trained on characters")
+    return _Origin(path, model, values)
+
+
+def _corpus(
+    arguments: argparse.Namespace, values: options.Values, origin: _Origin | None
+) -> Corpus:
+    vocabulary = None
+    if origin is not None:
+        vocabulary = origin.model.vocabulary
+    elif values.get("bytes"):
+        vocabulary = Vocabulary.from_bytes()
+    if arguments.demo:
+        return Corpus.from_text(demo.text(), vocabulary)
+    return Corpus.from_files(*arguments.text, vocabulary=vocabulary)
 
 
 def _trainer(
-    arguments: argparse.Namespace, corpus: Corpus, values: options.Values, given: options.Values
+    arguments: argparse.Namespace,
+    corpus: Corpus,
+    values: options.Values,
+    given: options.Values,
+    origin: _Origin | None,
 ) -> tuple[Trainer, int]:
     """The trainer, new or gone on with, and the number of steps that it is to reach."""
     training = options.pick(options.TRAINING, values)
     run = options.pick(options.RUN, values)
-    files = {"checkpoint_path": arguments.output, "checkpoint_every": run["checkpoint_every"]}
-    settings = {**files, "evaluate_every": run["evaluate_every"]}
+    epochs, steps, log_every = run.pop("epochs"), run.pop("steps"), run.pop("log_every")
+    settings = {**run, "checkpoint_path": arguments.output}
+    settings["callbacks"] = _callbacks(arguments, log_every)
     if arguments.resume:
+        checkpoint.remove_litter(arguments.output)
         changed = {name: value for name, value in training.items() if name in given}
         trainer = Trainer.resume(arguments.output, corpus, **settings, **changed)
     else:
-        model = CharLM(corpus.vocabulary, **options.pick(options.MODEL, values))
+        model = _model(corpus.vocabulary, values, origin)
         trainer = Trainer(model, corpus, **settings, **training)
-    steps = run["steps"]
-    if steps is None and run["epochs"] is None and arguments.demo:
+    if steps is None and epochs is None and arguments.demo:
         steps = demo.STEPS
     if steps is None:
-        steps = (run["epochs"] or _EPOCHS) * trainer.steps_per_epoch
+        steps = (epochs or _EPOCHS) * trainer.steps_per_epoch
     trainer.schedule = _schedule(
         options.pick(options.SCHEDULE, values), steps / trainer.steps_per_epoch
     )
-    trainer.configuration = options.to_json(values)
+    trainer.configuration = options.to_json(options.pick(options.ALL, values))
     return trainer, steps
+
+
+def _model(vocabulary: Vocabulary, values: options.Values, origin: _Origin | None) -> CharLM:
+    if origin is None:
+        return CharLM(vocabulary, **options.pick(options.MODEL, values))
+    asked = {o.name: values[o.name] for o in options.MODEL if o.name in values}
+    model = CharLM(vocabulary, **{**origin.model._config, **asked})
+    model.rnn.load_parameters(origin.model.rnn.parameters())
+    return model
+
+
+def _callbacks(arguments: argparse.Namespace, log_every: int) -> list[Callback]:
+    callbacks: list[Callback] = []
+    path = arguments.log
+    if path is None and arguments.output:
+        path = f"{os.path.splitext(arguments.output)[0]}.jsonl"
+    if path is not None:
+        callbacks.append(JsonLog(path, log_every))
+    if arguments.tensorboard is not None:
+        callbacks.append(TensorBoardLog(arguments.tensorboard))
+    return callbacks
 
 
 def _schedule(values: options.Values, epochs: float) -> Schedule:
@@ -187,8 +239,13 @@ def _conclude(arguments: argparse.Namespace, trainer: Trainer, plain: bool) -> i
     plain: it was the demonstration as it is, so that its bound holds.
     """
     model = trainer.model
-    loss = trainer.history[-1].validation_loss
+    loss, best = trainer.history[-1].validation_loss, trainer.best
     print(f"\nheld-out loss: {show.losses(loss, model.vocabulary)}")
+    if best is not None and best.validation_loss < loss and arguments.output:
+        print(
+            f"the best was {best.validation_loss:.4f} after {best.step:,} steps: "
+            f"{best_path(arguments.output)}"
+        )
     if arguments.demo:
         print(f"\n{model.sample(400, prime='def ', temperature=0.7, seed=1)}\n")
     if arguments.output:

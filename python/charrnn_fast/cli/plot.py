@@ -1,0 +1,26 @@
+"""``charrnn-fast plot``: curves of trainings from their logs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from .. import plot
+from .parsing import Commands
+
+
+def add(commands: Commands) -> None:
+    command = commands.add("plot", run, "Draw the curves of trainings from their logs.")
+    command.add_argument("logs", nargs="+", metavar="RUN.jsonl", help="what train --log wrote")
+    command.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="a picture: .png, .svg or .pdf"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    for path in arguments.logs:
+        if os.path.exists(arguments.output) and os.path.samefile(arguments.output, path):
+            raise ValueError(f"{arguments.output} is a log to read; -o would overwrite it")
+    plot.curves(arguments.logs, arguments.output)
+    print(f"drawn to {arguments.output}")
+    return 0

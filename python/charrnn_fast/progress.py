@@ -1,0 +1,92 @@
+"""What a person sees of a training: a bar on a terminal, elsewhere a line now and then."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import deque
+from textwrap import indent
+from typing import TYPE_CHECKING, Any
+
+from .callbacks import Callback, Evaluation, Update
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from .trainer import Trainer
+
+_AVERAGED = 100  # updates in the loss that is shown
+_LINE_PERIOD, _BAR_PERIOD = 10.0, 0.1  # seconds
+
+
+class Progress(Callback):
+    """Loss, speed and time left; each evaluation, and a text drawn from the model."""
+
+    def started(self, trainer: Trainer, steps: int) -> None:
+        self._total = steps * trainer.symbols_per_step
+        self._unit = trainer.model.vocabulary._unit
+        self._bar = _bar(self._total, self._unit) if sys.stderr.isatty() else None
+        self._period = _LINE_PERIOD if self._bar is None else _BAR_PERIOD
+        self._losses: deque[float] = deque(maxlen=_AVERAGED)
+        self._done = 0  # symbols
+        self._shown = time.perf_counter()
+        self._evaluated = (0, 0.0)  # symbols and seconds of training at the last evaluation
+
+    def updated(self, trainer: Trainer, update: Update) -> None:
+        self._done += update.symbols
+        self._losses.append(update.loss)
+        now = time.perf_counter()
+        if now - self._shown < self._period:
+            return
+        self._shown = now
+        loss = sum(self._losses) / len(self._losses)
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            self._bar.update(self._done - self._bar.n)
+            return
+        rate = self._done / trainer.seconds
+        self._print(
+            f"{self._done / self._total:4.0%}  loss {loss:.3f} nats/{self._unit}  "
+            f"{rate:,.0f} {self._unit}s/s  {(self._total - self._done) / rate:,.0f} s left"
+        )
+
+    def evaluated(self, trainer: Trainer, evaluation: Evaluation, sample: str) -> None:
+        done, seconds = self._evaluated
+        rate = (self._done - done) / (trainer.seconds - seconds)
+        self._evaluated = (self._done, trainer.seconds)
+        nats = evaluation.validation_loss
+        self._print(
+            f"step {evaluation.step:,}  epoch {evaluation.epoch:.2f}  "
+            f"training {evaluation.train_loss:.4f}  validation {nats:.4f} nats/{self._unit} "
+            f"({nats / math.log(2):.3f} bits)  {rate:,.0f} {self._unit}s/s"
+        )
+        if sample:
+            self._print(indent(_visible(sample), "    | ", lambda line: True))
+
+    def ended(self, trainer: Trainer) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _print(self, text: str) -> None:
+        """Prints above the bar, whatever characters the output can show."""
+        encoding = sys.stdout.encoding or "utf-8"
+        line = text.encode(encoding, "replace").decode(encoding)
+        if self._bar is None:
+            print(line)
+        else:
+            self._bar.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def _bar(total: int, unit: str) -> tqdm[Any]:
+    from tqdm import tqdm  # slow to import, and only wanted on a terminal
+
+    return tqdm(total=total, unit=unit[:4], unit_scale=True, leave=False)
+
+
+def _visible(text: str) -> str:
+    """A drawn text without control characters, which a terminal would obey."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )

@@ -1,0 +1,160 @@
+"""Logs of trainings, and the pictures drawn from them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from charrnn_fast import CharLM, Corpus, Trainer, log, plot
+from charrnn_fast.callbacks import Callback, Update
+from charrnn_fast.log import JsonLog, TensorBoardLog
+
+TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
+
+
+def make(*callbacks: Callback, **options: Any) -> Trainer:
+    """Six chunks an epoch."""
+    corpus = Corpus.from_text(TEXT)
+    model = CharLM(corpus.vocabulary, 8, 1, seed=1)
+    return Trainer(model, corpus, 6, 20, callbacks=callbacks, sample_length=7, **options)
+
+
+class Watch(Callback):
+    def __init__(self) -> None:
+        self.updates: list[Update] = []
+
+    def updated(self, trainer: Trainer, update: Update) -> None:
+        self.updates.append(update)
+
+
+def entries(path: Path, kind: str) -> list[dict[str, Any]]:
+    return [entry for entry in log.read(path) if entry["type"] == kind]
+
+
+def test_a_log_sums_up_the_updates(tmp_path: Path) -> None:
+    path, watch = tmp_path / "run.jsonl", Watch()
+    trainer = make(JsonLog(path, every=4), watch)
+    trainer.fit(epochs=2, progress=False)
+    (start,) = entries(path, "start")
+    assert start["model"]["num_parameters"] == trainer.model.num_parameters
+    assert start["settings"]["batch_size"] == 6
+    assert (start["text"], start["vocabulary"], start["unit"]) == (880, 28, "character")
+    lines = entries(path, "updates")
+    assert [(line["step"], line["count"]) for line in lines] == [(4, 4), (6, 2), (10, 4), (12, 2)]
+    for line in lines:
+        part = watch.updates[line["step"] - line["count"] : line["step"]]
+        assert line["loss"] == pytest.approx(np.mean([u.loss for u in part]))
+        assert line["gradient_norm"] == pytest.approx(np.mean([u.gradient_norm for u in part]))
+        assert (line["epoch"], line["learning_rate"]) == (part[-1].epoch, part[-1].learning_rate)
+        assert line["symbols_per_second"] > 0
+    assert [
+        {k: v for k, v in e.items() if k not in ("type", "sample")}
+        for e in entries(path, "evaluation")
+    ] == [entry._asdict() for entry in trainer.history]
+    assert all(len(entry["sample"]) == 7 for entry in entries(path, "evaluation"))
+
+
+def test_a_resumed_training_goes_on_in_its_log(tmp_path: Path) -> None:
+    """Killed after more steps than its checkpoint holds: what comes again is not there twice."""
+    straight, path, model = (tmp_path / name for name in ("straight", "log", "model"))
+    make(JsonLog(straight, 1)).fit(epochs=3, progress=False)
+    killed = make(JsonLog(path, 1), checkpoint_path=model)
+    killed.fit(steps=6, progress=False)
+    kept = model.read_bytes()
+    killed.fit(steps=5, progress=False)
+    model.write_bytes(kept)
+    with path.open("a") as file:
+        file.write('{"type": "updates", "st')  # the kill came in the middle of a line
+    resumed = Trainer.resume(model, Corpus.from_text(TEXT), callbacks=[JsonLog(path, 1)])
+    resumed.fit(steps=12, progress=False)
+    assert [e["step"] for e in entries(path, "resume")] == [6, 6]  # each fit but the first
+    for kind, names in (
+        ("updates", ("step", "epoch", "loss", "gradient_norm", "learning_rate")),
+        ("evaluation", ("step", "validation_loss", "train_loss", "sample")),
+    ):
+        ours, theirs = entries(path, kind), entries(straight, kind)
+        assert [[e[n] for n in names] for e in ours] == [[e[n] for n in names] for e in theirs]
+
+
+def test_a_file_that_is_no_log_is_not_overwritten(tmp_path: Path) -> None:
+    for content in ("years of work\n", '{"type": "updates"}\n', "[1]\n", "no end"):
+        (tmp_path / "thesis").write_text(content)
+        with pytest.raises(FileExistsError, match="no log of a training"):
+            JsonLog(tmp_path / "thesis")
+        assert (tmp_path / "thesis").read_text() == content
+    with pytest.raises(FileNotFoundError):
+        JsonLog(tmp_path / "missing" / "log")
+    with pytest.raises(ValueError, match="every must be >= 1, got 0"):
+        JsonLog(tmp_path / "log", 0)
+
+
+def test_a_log_with_a_wrong_line_is_told(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text('{"type": "start"}\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"log is no log of a training: line 2 is no entry"):
+        list(log.read(tmp_path / "log"))
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
+    board = pytest.importorskip("tensorboardX.proto.event_pb2")
+    record = pytest.importorskip("tensorboardX.record_writer")
+    watch = Watch()
+    trainer = make(TensorBoardLog(tmp_path), watch)
+    trainer.fit(epochs=1, progress=False)
+    (file,) = tmp_path.iterdir()
+    data, at, found = file.read_bytes(), 0, {}
+    assert record.RecordWriter
+    while at < len(data):  # length, its checksum, the event, its checksum
+        size = int.from_bytes(data[at : at + 8], "little")
+        event = board.Event.FromString(data[at + 12 : at + 12 + size])
+        at += 16 + size
+        for value in event.summary.value:
+            found[value.tag, event.step] = value.simple_value
+    for update in watch.updates:
+        for name in ("loss", "gradient_norm", "learning_rate"):
+            expected = getattr(update, name)
+            assert found[f"training/{name}", update.step] == pytest.approx(expected, rel=1e-6)
+    loss = trainer.history[0].validation_loss
+    assert found["validation/loss", 6] == pytest.approx(loss, rel=1e-6)
+
+
+def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ImportError, match=r"pip install charrnn-fast\[tensorboard\]"):
+        TensorBoardLog(tmp_path)
+    path = tmp_path / "log"
+    make(JsonLog(path)).fit(steps=1, progress=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install charrnn-fast\[plot\]"):
+        plot.curves([path], tmp_path / "picture.png")
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_curves_are_drawn(tmp_path: Path, ending: str) -> None:
+    logs = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    for path in logs:
+        make(JsonLog(path, 2)).fit(epochs=2, progress=False)
+    picture = tmp_path / f"curve.{ending}"
+    plot.curves(logs, picture)
+    beginning = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[ending]
+    assert picture.read_bytes().startswith(beginning)
+    if ending == "svg":  # its words are drawn as shapes, and stand beside them as comments
+        words = picture.read_text()
+        for word in ("one.jsonl: training", "two.jsonl: validation, best", "learning rate"):
+            assert f"<!-- {word}" in words
+
+
+def test_a_log_without_updates_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text(json.dumps({"type": "start", "unit": "byte"}) + "\n")
+    with pytest.raises(ValueError, match="holds no updates: there is nothing to draw yet"):
+        plot.curves([path], tmp_path / "picture.png")
+    make(JsonLog(path)).fit(steps=1, progress=False)
+    with pytest.raises(ValueError, match=r"picture.xyz: Format 'xyz' is not supported"):
+        plot.curves([path], tmp_path / "picture.xyz")
+    assert os.listdir(tmp_path) == ["log"]

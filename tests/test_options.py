@@ -1,0 +1,124 @@
+"""Where a training's settings come from: flags, --set, a TOML file, a checkpoint, the defaults."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from charrnn_fast.cli import _parser, main, options
+from charrnn_fast.trainer import Trainer
+
+
+def given(*arguments: str) -> options.Values:
+    return options.given(_parser().parse_args(["train", *arguments]))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "run.toml"
+    path.write_text(
+        'seq_len = 20  # a comment\ncell = "gru"\nzoneout = [0.1]\nlayer_norm = true\n'
+        "epochs = 5\nclip_norm = inf\nlearning_rate = 1e-3\n"
+    )
+    return str(path)
+
+
+def test_the_nearest_source_counts(config: str) -> None:
+    assert given() == {}
+    of_file = {
+        "seq_len": 20,
+        "cell": "gru",
+        "zoneout": 0.1,
+        "layer_norm": True,
+        "epochs": 5,
+        "clip_norm": math.inf,
+        "learning_rate": 1e-3,
+        "steps": None,
+    }
+    assert given("--config", config) == of_file
+    arguments = ("--config", config, "--set", "seq_len=30", "--set", " layer_norm = false ")
+    assert given(*arguments) == of_file | {"seq_len": 30, "layer_norm": False}
+    flags = ("--seq-len", "40", "--cell", "lstm")
+    assert given(*arguments, *flags) == of_file | {
+        "seq_len": 40,
+        "layer_norm": False,
+        "cell": "lstm",
+    }
+
+
+def test_a_nearer_length_replaces_the_other_one(config: str) -> None:
+    for asked in (("--set", "steps=7"), ("--steps", "7")):
+        values = given("--config", config, *asked)
+        assert (values["epochs"], values["steps"]) == (None, 7)
+    values = given("--set", "steps=7", "--epochs", "3")
+    assert (values["epochs"], values["steps"]) == (3, None)
+    with pytest.raises(ValueError, match="--set gives both epochs and steps"):
+        given("--set", "steps=7", "--set", "epochs=3")
+
+
+def test_every_setting_survives_a_checkpoint() -> None:
+    values = options.pick(options.ALL, {"clip_norm": math.inf, "zoneout": [0.1, 0.2]})
+    read = options.from_json(options.to_json(values), "model")
+    assert read == {name: value for name, value in values.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sequence_len = 3", "there is no setting 'sequence_len'; did you mean 'seq_len'?"),
+        ("xyz = 3", "there is no setting 'xyz'; see charrnn-fast train --help"),
+        ("seq_len = 0", "seq_len: .*must be >= 1, got 0"),
+        ("seq_len = 1.5", "seq_len: invalid literal"),
+        ("seq_len = true", "seq_len: got True"),
+        ("layer_norm = 1.5", "layer_norm: takes true or false, got 1.5"),
+        ('cell = "tcn"', "cell: takes rnn, gru, lstm, .*, got 'tcn'"),
+        ("dropout = 1", "dropout: .*below 1, got 1"),
+        ("epochs = 2\nsteps = 3", "gives both epochs and steps"),
+        ("seq_len = ", "run.toml is no TOML file: "),
+        ("[model]\ncell = 1", "there is no setting 'model'"),
+    ],
+)
+def test_wrong_settings_are_told(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        given("--config", str(path))
+
+
+def test_a_pair_without_a_value_is_told() -> None:
+    with pytest.raises(ValueError, match="--set takes key=value, got 'seq_len'"):
+        given("--set", "seq_len")
+
+
+def test_a_configuration_is_kept_and_gone_on_with(
+    tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resumed without a word about its settings, a training keeps them and its length."""
+    text, path = tmp_path / "text", tmp_path / "model"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 20)
+    shape = ["--hidden-size", "6", "--batch-size", "4", "--schedule", "cosine", "--warmup", "0.5"]
+
+    def train(*arguments: Any) -> None:
+        assert main(["train", str(text), "-o", str(path), *arguments]) == 0
+
+    train("--config", config, *shape, "--overwrite")
+    straight = path.read_bytes()
+    trainer = Trainer.resume(path)
+    assert trainer.configuration["clip_norm"] == "inf"
+    assert trainer.configuration["warmup"] == 0.5
+    assert trainer.configuration["batch_size"] == 4
+    assert trainer.num_steps == 45
+    path.unlink()
+    train("--config", config, *shape[:4], "--epochs", "2", "--set", "schedule=constant")
+    other = Trainer.resume(path)
+    assert other.schedule.name == "constant"
+    train("--resume", "--epochs", "3")
+    again = Trainer.resume(path)
+    assert again.num_steps == 27
+    assert again.schedule == other.schedule
+    assert straight != path.read_bytes()
+    train("--resume")
+    assert "nothing left to train: " in capsys.readouterr().out
