@@ -102,10 +102,15 @@ def check_writable(path: StrPath) -> None:
 
     A file that is there is only replaced if it is a checkpoint (or empty). Nothing is changed.
     """
-    _, folder = _replaceable(path)
+    _replaceable(path)
+    check_folder(path)
+
+
+def check_folder(path: StrPath) -> None:
+    """Raises OSError if a new file at path cannot be written. Nothing is changed."""
     # The permissions alone do not tell: the file system may be read-only, or the user root.
     try:
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
             pass
     except OSError as error:
         raise _of_path(error, path) from error

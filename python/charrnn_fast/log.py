@@ -168,17 +168,20 @@ def _start(trainer: Trainer) -> dict[str, Any]:
 
 def _check(path: str) -> None:
     """OSError unless path can be written to and holds nothing but a log."""
-    if os.path.exists(path) and os.path.getsize(path):
+    if not os.path.exists(path):
+        checkpoint.check_folder(path)
+        return
+    with open(path, "a", encoding="utf-8"):
+        pass
+    if os.path.getsize(path):
         try:
             first = next(read(path), {"type": None})
-        except (ValueError, UnicodeDecodeError):
+        except ValueError:
             first = {"type": None}
         if first["type"] != "start":
             raise FileExistsError(
                 errno.EEXIST, "this file is no log of a training; it is not overwritten", path
             )
-    with open(path, "a", encoding="utf-8"):
-        pass
 
 
 def _keep(path: str, step: int) -> None:
