@@ -253,7 +253,7 @@ def test_resume_refuses_another_text(
     other = tmp_path / "other.txt"
     other.write_text(TEXT + "the")
     error = refused(["train", str(other), "-o", str(model), "--resume"], capsys)
-    assert "883 characters is not the text" in error
+    assert "the corpus has 883 characters (fingerprint " in error
     other.write_text(TEXT + "Q")
     error = refused(["train", str(other), "-o", str(model), "--resume"], capsys)
     assert "other.txt has the character 'Q' (U+0051) at position 880" in error

@@ -262,10 +262,11 @@ class CharLM:
     ) -> CharLM:
         try:
             vocabulary = Vocabulary(tensors["vocabulary"], config["vocabulary"])
+            _check_size(tensors, config["model"])
             model = cls(vocabulary, **config["model"])
             names = model.rnn.parameters()
             model.rnn.load_parameters({name: tensors[_tensor_name(name)] for name in names})
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError, MemoryError) as error:
             raise checkpoint.CheckpointError(
                 f"{os.fspath(path)} does not hold the model that it describes: {error!r}"
             ) from error
@@ -324,6 +325,18 @@ class CharLM:
                 yield piece
         if rest := decoder.decode([], final=True):
             yield rest
+
+
+def _check_size(tensors: checkpoint.Tensors, config: dict[str, Any]) -> None:
+    """ValueError where a model would be larger than its tensors; nothing is allocated before."""
+    size, layers = config["hidden_size"], config["num_layers"]
+    if not isinstance(size, int) or not isinstance(layers, int):
+        raise TypeError(f"{layers!r} layers of {size!r}")
+    # The gates' weights [G*H, H], or [G*H, P] with a projection.
+    for layer in (0, layers - 1):
+        rows, columns = tensors[f"rnn.weight_hh_l{layer}"].shape
+        if size > rows or columns != (config["proj_size"] or size):
+            raise ValueError(f"layer {layer} has {rows} x {columns} weights for a size of {size}")
 
 
 def _tensor_name(parameter: str) -> str:

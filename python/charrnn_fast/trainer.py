@@ -166,27 +166,44 @@ class Trainer:
                 f"{name} holds a model without its training; to begin one from its weights, use "
                 f"Trainer(CharLM.load({name!r}), corpus)"
             )
-        training = config["training"]
-        settings = training["settings"]
-        if settings["optimizer"] is None:
+        try:
+            training = config["training"]
+            settings = {
+                **training["settings"],
+                "schedule": from_config(training["settings"]["schedule"]),
+            }
+            named = settings["optimizer"] is not None
+            text = training["corpus"]
+            length, fingerprint = (0, "") if text is None else (text["length"], text["fingerprint"])
+        except (LookupError, TypeError, ValueError) as error:
+            raise _inconsistent(name, error) from error
+        if not named:
             raise ValueError(
                 f"{name} was trained with an optimizer object, whose settings it does not hold; "
                 f"name the optimizer, as in Trainer(..., optimizer='adam'), to resume later"
             )
         for key in ("batch_size", "seq_len", "optimizer"):
-            if changes.get(key, settings[key]) != settings[key]:
+            if changes.get(key, settings.get(key)) != settings.get(key):
                 raise ValueError(
-                    f"{key} is {changes[key]!r}, but {name} was trained with {settings[key]!r}"
+                    f"{key} is {changes[key]!r}, but {name} was trained with {settings.get(key)!r}"
                 )
-        settings = {**settings, "schedule": from_config(settings["schedule"])}
-        trainer = cls(model, corpus, **{**settings, **changes})
-        if corpus is not None and training["corpus"] not in (None, _identity(corpus)):
-            raise ValueError(
-                f"the corpus of {len(corpus)} {corpus.vocabulary._unit}s is not the text that "
-                f"{name} was trained on ({training['corpus']['length']}); to train its weights on "
-                f"another text, use Trainer(CharLM.load({name!r}), corpus)"
-            )
-        trainer._restore(tensors, training)
+        if corpus is not None and text is not None:
+            _check_vocabulary(model, corpus)
+            if (length, fingerprint) != (len(corpus), corpus._fingerprint):
+                unit = corpus.vocabulary._unit
+                raise ValueError(
+                    f"the corpus has {len(corpus)} {unit}s (fingerprint "
+                    f"{corpus._fingerprint[:12]}), but {name} was trained on {length} "
+                    f"(fingerprint {str(fingerprint)[:12]}); to train its weights on another text, "
+                    f"use Trainer(CharLM.load({name!r}), corpus)"
+                )
+        try:
+            trainer = cls(model, corpus, **{**settings, **changes})
+            trainer._restore(tensors, training)
+        except (LookupError, TypeError, ValueError, OverflowError, MemoryError) as error:
+            if changes:  # they may be what is wrong
+                raise
+            raise _inconsistent(name, error) from error
         return trainer
 
     @property
@@ -309,6 +326,7 @@ class Trainer:
             "settings": self._settings(),
             "configuration": self.configuration,
             "num_steps": self._num_steps,
+            "has_state": self._state is not None,
             "losses": self._losses,
             "optimizer_steps": optimizer.num_steps,
             "history": self.history,
@@ -322,17 +340,13 @@ class Trainer:
             ) from None
 
     def _cut(self, corpus: Corpus) -> _Chunks:
-        ours, theirs = self.model.vocabulary, corpus.vocabulary
-        if ours != theirs:
-            raise ValueError(
-                f"the corpus has another vocabulary, {theirs!r}, than the model, {ours!r}; read "
-                f"the corpus with vocabulary=model.vocabulary"
-            )
-        chunks = _Chunks(corpus.train, self._batch_size, self._seq_len, ours._unit)
+        _check_vocabulary(self.model, corpus)
+        unit = corpus.vocabulary._unit
+        chunks = _Chunks(corpus.train, self._batch_size, self._seq_len, unit)
         if len(corpus.validation) < 2:
             raise ValueError(
                 f"the text is too short: its validation part, the last 10 % of {len(corpus)} "
-                f"{ours._unit}s, must have two or more"
+                f"{unit}s, must have two or more"
             )
         return chunks
 
@@ -474,8 +488,14 @@ class Trainer:
         for slot in optimizer.slot_names:
             for name in self.model.rnn.parameters():
                 optimizer.set_slot(slot, name, tensors[_slot_name(slot, name)])
-        states = [tensors[f"state.{name}"] for name in _STATES if f"state.{name}" in tensors]
-        self._state = self.model.rnn._joined_state(states) if states else None
+        if training["has_state"]:
+            batch = tensors["state.h"].shape[1]  # of `step`, it may be another than batch_size
+            shapes = self.model.rnn._state_shapes(batch)
+            parts = [tensors[f"state.{name}"] for name in _STATES[: len(shapes)]]
+            kinds = [(part.shape, part.dtype) for part in parts]
+            if kinds != [(tuple(shape), self.model.rnn.dtype) for shape in shapes]:
+                raise ValueError(f"its states are {kinds}")
+            self._state = self.model.rnn._joined_state(parts)
         self._num_steps = training["num_steps"]
         count, total = training["losses"]
         self._losses = (count, total)
@@ -539,6 +559,21 @@ def _make_optimizer(
     if learning_rate is not None:
         optimizer.lr = real("learning_rate", learning_rate, above=0)
     return optimizer
+
+
+def _check_vocabulary(model: CharLM, corpus: Corpus) -> None:
+    ours, theirs = model.vocabulary, corpus.vocabulary
+    if ours != theirs:
+        raise ValueError(
+            f"the corpus has another vocabulary, {theirs!r}, than the model, {ours!r}; read the "
+            f"corpus with vocabulary=model.vocabulary"
+        )
+
+
+def _inconsistent(name: str, error: Exception) -> checkpoint.CheckpointError:
+    return checkpoint.CheckpointError(
+        f"{name} does not hold the training that it describes: {error!r}"
+    )
 
 
 def _bound(name: str, value: float | None) -> float:
