@@ -5,7 +5,10 @@ Each peak is that of a process of its own. Bounds are of sizes, never of times.
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,3 +55,39 @@ def test_memory_is_linear_in_time(L: int) -> None:
     assert slope == pytest.approx(tape, rel=0.1)
     assert np.allclose(start + slope * T, peaks, atol=2 * MB, rtol=0)
     assert 0 <= start < 10 * MB
+
+
+LONG = r"""
+import sys
+import charrnn_fast as cf
+from charrnn_fast.callbacks import Callback
+from charrnn_fast.log import JsonLog
+
+steps, folder = int(sys.argv[1]), sys.argv[2]
+cf.set_num_threads(1)
+
+def resident():
+    status = open("/proc/self/status").read()
+    return int(status.split("VmRSS:")[1].split()[0])
+
+class Watch(Callback):
+    def updated(self, trainer, update):
+        if update.step in (steps // 10, steps):
+            print(resident(), flush=True)
+
+corpus = cf.Corpus.from_text("the quick brown fox jumps over the lazy dog\n" * 200)
+model = cf.CharLM(corpus.vocabulary, 4, 1, "rnn", dropout=0.1, seed=1)
+callbacks = [JsonLog(folder + "/log", 1000), Watch()]
+files = dict(checkpoint_path=folder + "/model", evaluate_every=steps // 100, callbacks=callbacks)
+cf.Trainer(model, corpus, 2, 4, **files).fit(steps=steps, progress=False)
+"""
+
+
+@pytest.mark.parametrize("steps", [50_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_a_long_training_keeps_its_memory(tmp_path: Path, steps: int) -> None:
+    """From the end of the first tenth on, resident memory grows by 1 MB at most."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", LONG, str(steps), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    warm, last = map(int, done.stdout.split())
+    assert last - warm <= 1024
