@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import charrnn_fast as cf
-from charrnn_fast import CharLM, Trainer, demo
+from charrnn_fast import CharLM, Trainer, demo, log
 from charrnn_fast.cli import _with_flags, main
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
@@ -257,6 +257,85 @@ def test_resume_refuses_another_text(
     other.write_text(TEXT + "Q")
     error = refused(["train", str(other), "-o", str(model), "--resume"], capsys)
     assert "other.txt has the character 'Q' (U+0051) at position 880" in error
+
+
+def test_a_training_begins_with_the_weights_of_another(
+    tmp_path: Path, text: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On another text, with the vocabulary kept; what is left out may change, the shape not."""
+    other, tuned = tmp_path / "other.txt", tmp_path / "tuned"
+    other.write_text("a lazy fox\n" * 80)
+    train = ["train", str(other), "-o", str(tuned), "--init-from", str(model), *SMALL]
+    options = ["--learning-rate", "1e-30", "--dropout", "0.3"]
+    assert main([*train, "--steps", "1", *options]) == 0
+    before, after = CharLM.load(model), CharLM.load(tuned)
+    assert after.vocabulary == before.vocabulary
+    assert after.rnn.dropout == 0.3
+    for name, w in before.rnn.parameters().items():
+        np.testing.assert_array_equal(after.rnn.parameters()[name], w)
+    assert Trainer.resume(tuned).num_steps == 1
+    capsys.readouterr()
+    tuned.unlink()
+    error = refused([*train, "--hidden-size", "9"], capsys)
+    assert f"--hidden-size is 9, but {model} was trained with 8" in error
+    other.write_text("A lazy fox\n" * 80)
+    error = refused(train, capsys)
+    assert "other.txt has the character 'A' (U+0041) at position 0" in error
+    error = refused([*train, "--resume"], capsys)
+    assert "--resume goes on with a training, --init-from begins one" in error
+
+
+def test_a_log_is_written_beside_the_model(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, picture = tmp_path / "a.safetensors", tmp_path / "curve.png"
+    assert main(["train", str(text), "-o", str(path), "--epochs", "2", *SMALL]) == 0
+    assert main(["plot", str(tmp_path / "a.jsonl"), "-o", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    named = tmp_path / "named"
+    assert main(["train", str(text), "-o", str(path), "--epochs", "3", "--resume", "--log",
+                 str(named), "--log-every", "2"]) == 0  # fmt: skip
+    assert [e["step"] for e in log.read(named) if e["type"] == "updates"] == [14, 16, 18]
+    capsys.readouterr()
+    error = refused(["plot", str(text), "-o", str(picture)], capsys)
+    assert "text.txt is no log of a training: line 1 is no entry" in error
+    error = refused(["plot", str(named), "-o", str(named)], capsys)
+    assert "named is a log to read; -o would overwrite it" in error
+    error = refused(["train", str(text), "-o", str(path), "--resume", "--log", str(text)], capsys)
+    assert "text.txt: this file is no log of a training; it is not overwritten" in error
+    assert text.read_text() == TEXT
+
+
+def test_the_best_model_is_named(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m.safetensors"
+    train = ["train", str(text), "-o", str(path), *SMALL]
+    assert main([*train, "--epochs", "2"]) == 0
+    assert main([*train, "--epochs", "4", "--resume", "--learning-rate", "30"]) == 0
+    trainer = Trainer.resume(path)
+    best = trainer.best
+    assert best is not None
+    assert best.step < trainer.num_steps
+    assert (
+        f"the best was {best.validation_loss:.4f} after {best.step} steps: "
+        f"{tmp_path / 'm.best.safetensors'}\n"
+    ) in capsys.readouterr().out
+
+
+def test_info_writes_the_settings(
+    tmp_path: Path, text: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", str(model), "--config"]) == 0
+    settings, again = tmp_path / "run.toml", tmp_path / "again"
+    settings.write_text(capsys.readouterr().out)
+    assert main(["train", str(text), "-o", str(again), "--config", str(settings)]) == 0
+    assert again.read_bytes() == model.read_bytes()
+    CharLM.load(model).save(again)
+    capsys.readouterr()
+    assert "was not trained by charrnn-fast train" in refused(
+        ["info", str(again), "--config"], capsys
+    )
 
 
 def test_resume_needs_a_training(

@@ -65,6 +65,16 @@ def test_every_setting_survives_a_checkpoint() -> None:
     assert read == {name: value for name, value in values.items() if value is not None}
 
 
+def test_every_setting_survives_a_file(tmp_path: Path) -> None:
+    values = options.pick(options.ALL, {"clip_norm": math.inf, "zoneout": [0.1, 0.2]})
+    path = tmp_path / "run.toml"
+    path.write_text(options.to_toml(values))
+    read = given("--config", str(path))
+    assert {n: v for n, v in read.items() if v is not None} == {
+        name: value for name, value in values.items() if value is not None
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -46,7 +46,8 @@ class JsonLog(Callback):
             self._file = open(self._path, "w", encoding="utf-8")  # noqa: SIM115
             self._write(_start(trainer))
         else:
-            _keep(self._path, trainer.num_steps)
+            if os.path.exists(self._path):
+                _keep(self._path, trainer.num_steps)
             self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
             if not os.path.getsize(self._path):
                 self._write(_start(trainer))

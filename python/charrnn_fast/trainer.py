@@ -195,7 +195,7 @@ class Trainer:
                     f"the corpus has {len(corpus)} {unit}s (fingerprint "
                     f"{corpus._fingerprint[:12]}), but {name} was trained on {length} "
                     f"(fingerprint {str(fingerprint)[:12]}); to train its weights on another text, "
-                    f"use Trainer(CharLM.load({name!r}), corpus)"
+                    f"use Trainer(CharLM.load({name!r}), corpus), or train --init-from"
                 )
         try:
             trainer = cls(model, corpus, **{**settings, **changes})

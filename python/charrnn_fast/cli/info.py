@@ -8,19 +8,30 @@ import os
 from .. import checkpoint
 from ..callbacks import Evaluation
 from ..model import CharLM
-from . import show
+from . import options, show
 from .parsing import Commands, add_threads
 
 
 def add(commands: Commands) -> None:
     info = commands.add("info", run, "Tell what a checkpoint holds.")
     info.add_argument("model", metavar="FILE")
+    info.add_argument(
+        "--config",
+        action="store_true",
+        help="write the settings it was trained with as TOML, for train --config",
+    )
     add_threads(info)
 
 
 def run(arguments: argparse.Namespace) -> int:
     tensors, config = checkpoint.read(arguments.model)
     model = CharLM._from_checkpoint(arguments.model, tensors, config)
+    if arguments.config:
+        configuration = config.get("training", {}).get("configuration")
+        if not configuration:
+            raise ValueError(f"{arguments.model} was not trained by charrnn-fast train")
+        print(options.to_toml(options.from_json(configuration, arguments.model)), end="")
+        return 0
     print(f"file        {arguments.model}, {show.size(os.path.getsize(arguments.model))}")
     print(f"model       {show.model_line(model)}")
     print(f"vocabulary  {show.vocabulary_line(model.vocabulary)}")

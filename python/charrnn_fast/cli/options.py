@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -212,6 +213,16 @@ def to_json(values: Values) -> Values:
 def from_json(table: Mapping[str, Any], source: str) -> Values:
     """The settings that a checkpoint holds."""
     return _converted({n: v for n, v in table.items() if v is not None}, source)
+
+
+def to_toml(values: Mapping[str, Any]) -> str:
+    """Settings as a file for ``--config``, one in each line."""
+    # JSON writes booleans, numbers, lists and (ASCII) strings as TOML does, all but infinity.
+    return "".join(
+        f"{name} = {'inf' if value == math.inf else json.dumps(value)}\n"
+        for name, value in values.items()
+        if value is not None
+    )
 
 
 def _converted(table: Mapping[str, Any], source: str) -> Values:
