@@ -1,0 +1,119 @@
+"""How well a model learns a text: the training of benchmarks/quality.toml, with several seeds.
+
+    python benchmarks/quality.py tinyshakespeare.txt --seeds 0 1 2
+
+Each run is ``charrnn-fast train TEXT --config benchmarks/quality.toml --seed S --mask-seed S`` in a
+process of its own; one that was interrupted goes on where it was. The logs stay in --folder; curves
+and settings of all runs go to --json, the table to --markdown, the picture to --plot. The losses do
+not depend on the number of threads; the times do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from charrnn_fast import log, plot
+from charrnn_fast.bench.machine import facts
+
+HERE = Path(__file__).parent
+CONFIG = HERE / "quality.toml"
+
+
+def train(text: str, seed: int, threads: int | None, folder: Path) -> Path:
+    """Trains with a seed, if that has not been done; returns the log."""
+    model = folder / f"seed{seed}.safetensors"
+    command = [sys.executable, "-m", "charrnn_fast", "train", text, "-o", str(model)]
+    command += ["--config", str(CONFIG), "--seed", str(seed), "--mask-seed", str(seed)]
+    command += ["--threads", str(threads)] if threads else []
+    command += ["--resume"] if model.exists() else []
+    print(f"$ {shlex.join(command)}", flush=True)
+    subprocess.run(command, check=True)
+    return model.with_suffix(".jsonl")
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """The settings and the curve of a run."""
+    entries = list(log.read(path))
+    evaluations = [entry for entry in entries if entry["type"] == "evaluation"]
+    updates = [entry for entry in entries if entry["type"] == "updates"]
+    names = ("step", "epoch", "train_loss", "validation_loss", "learning_rate")
+    settings = entries[0]["settings"]
+    symbols = [u["count"] * settings["batch_size"] * settings["seq_len"] for u in updates]
+    seconds = [n / u["symbols_per_second"] for n, u in zip(symbols, updates, strict=True)]
+    return {
+        "start": entries[0],
+        "curve_columns": names,
+        "curve": [[entry[name] for name in names] for entry in evaluations],
+        "best": min(entry["validation_loss"] for entry in evaluations),
+        "last": evaluations[-1]["validation_loss"],
+        "symbols_per_second": sum(symbols) / sum(seconds),
+        "training_minutes": sum(seconds) / 60,  # of the updates alone
+        "resumed": sum(entry["type"] == "resume" for entry in entries),
+    }
+
+
+def table(runs: dict[int, dict[str, Any]], machine: dict[str, Any]) -> str:
+    """Markdown: a line for each seed, then the losses over the epochs."""
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores; losses in nats per character.",
+        "",
+        "| seed | best | at the end | in bits | minutes of updates | characters/s |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for seed, run in runs.items():
+        lines.append(
+            f"| {seed} | {run['best']:.4f} | {run['last']:.4f} | {run['last'] / np.log(2):.4f} "
+            f"| {run['training_minutes']:.1f} | {run['symbols_per_second']:,.0f} |"
+        )
+    last = [run["last"] for run in runs.values()]
+    lines += ["", f"Mean at the end {np.mean(last):.4f}, from {min(last):.4f} to {max(last):.4f}."]
+    heads = " | ".join(f"training, seed {seed} | validation, seed {seed}" for seed in runs)
+    lines += ["", f"| epoch | {heads} |", "| --- |" + " --- | --- |" * len(runs)]
+    for row in zip(*(run["curve"] for run in runs.values()), strict=False):
+        losses = " | ".join(f"{entry[2]:.4f} | {entry[3]:.4f}" for entry in row)
+        lines.append(f"| {row[0][1]:g} | {losses} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How well a model learns a text.")
+    parser.add_argument("text")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--folder", type=Path, default=Path("build/quality"))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    data = Path(options.text).read_bytes()
+    logs = [train(options.text, seed, options.threads, options.folder) for seed in options.seeds]
+    runs = {seed: summary(path) for seed, path in zip(options.seeds, logs, strict=True)}
+    machine = facts()
+    text = table(runs, machine)
+    print(f"\n{text}")
+    if options.markdown:
+        options.markdown.write_text(text)
+    if options.plot:
+        plot.curves(logs, options.plot)
+    if options.json:
+        content = {
+            "machine": machine,
+            "text": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
+            "runs": {str(seed): run for seed, run in runs.items()},
+        }
+        options.json.write_text(json.dumps(content, indent=1) + os.linesep)
+
+
+if __name__ == "__main__":
+    main()
