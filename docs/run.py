@@ -1,0 +1,64 @@
+"""Runs the commands of documents and puts what they print in its place.
+
+    python docs/run.py docs/training.md
+
+Commands are the lines that begin with ``$ `` in fenced blocks of ``console``; what follows in the
+block is their output, standard error with it. All commands of a document run in one new folder, one
+after another, each by ``bash``; one that fails ends the run, unless it ends in ``  # fails``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+FAILS = "  # fails"
+
+
+def output(command: str, folder: str) -> str:
+    """What a command prints."""
+    environment = {**os.environ, "COLUMNS": "100", "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run(
+        ["bash", "-c", command.removesuffix(FAILS)],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if (done.returncode != 0) != command.endswith(FAILS):
+        raise SystemExit(f"{command}\n{done.stdout}ended with status {done.returncode}")
+    return done.stdout
+
+
+def run(document: Path) -> None:
+    """Replaces the outputs in a document."""
+    with tempfile.TemporaryDirectory(prefix="document-") as folder:
+
+        def block(found: re.Match[str]) -> str:
+            lines = []
+            for line in found[1].splitlines():
+                if line.startswith("$ "):
+                    print(line, flush=True)
+                    lines += [line, output(line[2:], folder).rstrip("\n").replace(folder, ".")]
+            return "```console\n" + "\n".join(line for line in lines if line) + "\n```"
+
+        text = re.sub(r"```console\n(.*?)\n```", block, document.read_text(), flags=re.DOTALL)
+    document.write_text(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Run the commands of documents.")
+    parser.add_argument("documents", nargs="+", type=Path)
+    for document in parser.parse_args().documents:
+        run(document)
+
+
+if __name__ == "__main__":
+    main()
