@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from charrnn_fast import CharLM, Vocabulary
-from charrnn_fast.sampler import rounded_to_bfloat16
+from charrnn_fast.sampler import _Text, rounded_to_bfloat16
 
 TEXT = "the quick brown fox jumps over the lazy dog\n"
 CELLS = ("rnn", "gru", "lstm")
@@ -66,8 +68,8 @@ def test_a_longer_text_begins_with_the_shorter(model: CharLM) -> None:
 )
 def test_stream_gives_what_sample_gives(model: CharLM, options: dict[str, Any]) -> None:
     pieces = list(model.stream(70, seed=9, **options))
-    assert all(pieces)
-    assert len(pieces) > 2
+    prime = options.get("prime", "")
+    assert [len(piece) for piece in pieces] == [len(prime)] * bool(prime) + [1] * 70
     assert "".join(pieces) == model.sample(70, seed=9, **options)
 
 
@@ -80,9 +82,120 @@ def test_a_text_depends_on_its_seed_alone(model: CharLM) -> None:
     assert model.sample(10, seeds=[]) == []
 
 
+def test_how_many_are_drawn_together_does_not_show(
+    model: CharLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = model.sample(50, "the ", seeds=range(8))
+    monkeypatch.setattr("charrnn_fast.sampler._STREAMS", 3)
+    assert model.sample(50, "the ", seeds=range(8)) == expected
+    monkeypatch.setattr("charrnn_fast.sampler._TOGETHER", 100)  # of texts of 50 characters
+    assert model.sample(50, "the ", seeds=range(8)) == expected
+
+
+def stopped(text: str, prime: str, stops: list[str]) -> str:
+    """text, drawn up to the first end of a stop string in it, without the longest that ends so."""
+    for end in range(len(prime) + 1, len(text) + 1):
+        drawn = text[len(prime) : end]
+        if found := [stop for stop in stops if drawn.endswith(stop)]:
+            return text[: end - max(map(len, found))]
+    return text
+
+
+STOPS = [
+    ["e"],
+    [" "],
+    ["o", "qo"],
+    ["zz", "z", "azz"],
+    ["er", "re", "ee"],
+    ["aab", "aac", "aad", "ab", "b"],
+    ["the quick brown fox jumps over the lazy dog"],
+    ["o", "u", "i", "e", "a"],
+]
+
+
+@pytest.mark.parametrize("stops", STOPS, ids="-".join)
+@pytest.mark.parametrize("block", [1, 3, 64])
+def test_a_text_ends_before_the_first_stop_string(
+    model: CharLM, stops: list[str], block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streamed, alone and in company, wherever the blocks of the drawing end."""
+    monkeypatch.setattr("charrnn_fast.sampler._STOP_BLOCK", block)
+    prime, seeds = "the e", range(20)
+    expected = [stopped(text, prime, stops) for text in model.sample(90, prime, seeds=seeds)]
+    assert model.sample(90, prime, seeds=seeds, stop=stops) == expected
+    for seed in seeds:
+        assert model.sample(90, prime, seed=seed, stop=stops) == expected[seed]
+        pieces = list(model.stream(90, prime, seed=seed, stop=stops))
+        assert all(pieces)
+        assert "".join(pieces) == expected[seed]
+
+
+@given(
+    pieces=st.lists(st.text("abc", max_size=6), max_size=6),
+    stops=st.lists(st.text("abc", min_size=1, max_size=5), max_size=3),
+)
+@example(pieces=["abcb"], stops=["abcb", "b"])
+def test_pieces_and_overlapping_stop_strings(pieces: list[str], stops: list[str]) -> None:
+    vocabulary = Vocabulary.from_text("abc")
+    text = _Text(vocabulary, tuple(stops))
+    written = ""
+    for piece in pieces:
+        written += text.extend(vocabulary.encode(piece))
+        if text.ended:
+            break
+    assert written + text.finish() == stopped("".join(pieces), "", stops)
+
+
+def test_nothing_is_drawn_once_every_text_has_ended(model: CharLM) -> None:
+    endless = 2**31 - 1
+    first = model.sample(endless, seed=1, stop="e")
+    assert "e" not in first
+    assert model.sample(endless, seeds=[1, 2, 1], stop=["e"])[::2] == [first] * 2
+    assert "".join(model.stream(endless, seed=1, stop="e")) == first
+
+
+def test_a_stop_string_may_begin_a_text_or_not_come(model: CharLM) -> None:
+    text = model.sample(30, "the ", seed=1)
+    assert model.sample(30, "the ", seed=1, stop=text[4:7]) == "the "
+    assert model.sample(6, "the ", seed=1, stop=text[4:11]) == text[:10]  # all but its last draw
+    assert model.sample(7, "the ", seed=1, stop=text[4:11]) == "the "
+    assert model.sample(30, "the ", seed=1, stop=text[:7]) == text  # it began in the prime
+    assert model.sample(30, "the ", seed=1, stop=[]) == text
+
+
+def test_what_may_be_a_stop_string_is_held_back_and_nothing_else() -> None:
+    vocabulary = Vocabulary.from_text("abcd")
+    text = _Text(vocabulary, ("abac", "cc"))
+    pieces = [text.extend(vocabulary.encode(c)) for c in "dabababcacd"]
+    assert pieces == ["d", "", "", "", "ab", "", "ab", "ab", "c", "a", "cd"]
+    assert text.finish() == ""
+    assert (text.extend(vocabulary.encode("aba")), text.finish()) == ("", "aba")
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_streams_that_go_on_keep_their_states(cell: str) -> None:
+    """With a projection the state is flat: h is narrower than c."""
+    proj_size = 5 if cell == "lstm" else 0
+    model = CharLM(Vocabulary.from_text(TEXT), 12, 3, cell, seed=3, proj_size=proj_size)
+    seeds = range(12)
+    expected = [stopped(text, "", ["e", "x"]) for text in model.sample(200, seeds=seeds)]
+    assert len({len(text) for text in expected}) > 5
+    assert model.sample(200, seeds=seeds, stop=["e", "x"]) == expected
+
+
+def test_a_stop_string_of_bytes_is_one_of_characters() -> None:
+    model = make(vocabulary=Vocabulary.from_bytes())
+    for seed in range(3):
+        text = model.sample(300, seed=seed)
+        stop = next(c for c in text[20:] if c.isascii())
+        ended = model.sample(300, seed=seed, stop=["é", stop])
+        assert ended == text[: text.index(stop)]
+        assert "".join(model.stream(300, seed=seed, stop=["é", stop])) == ended
+
+
 def test_blocks_do_not_show(model: CharLM, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.sample(100, prime=TEXT, seed=4)
-    monkeypatch.setattr("charrnn_fast.model._SAMPLE_BLOCK", 7)
+    monkeypatch.setattr("charrnn_fast.sampler.BLOCK", 7)
     monkeypatch.setattr("charrnn_fast.sampler._PRIME_BLOCK", 5)
     assert model.sample(100, prime=TEXT, seed=4) == expected
 
@@ -172,6 +285,12 @@ def test_draws_follow_the_softmax() -> None:
         ({"seed": "x"}, TypeError, "seed must be an integer"),
         ({"prime": "Quick"}, ValueError, r"prime has the character 'Q' \(U\+0051\) at position 0"),
         ({"prime": b"quick"}, TypeError, "prime must be a str, got bytes"),
+        ({"stop": ""}, ValueError, "stop is empty; it takes one character or more"),
+        ({"stop": ["a", ""]}, ValueError, r"stop\[1\] is empty"),
+        ({"stop": ["a", b"b"]}, TypeError, r"stop\[1\] must be a str, got bytes"),
+        ({"stop": b"a"}, TypeError, "stop must be a str or a sequence of them, got bytes"),
+        ({"stop": 3}, TypeError, "stop must be a str or a sequence of them, got int"),
+        ({"stop": ["a", "bQ"]}, ValueError, r"stop\[1\] has the character 'Q' .* position 1"),
     ],
 )
 def test_bad_arguments_are_refused_at_the_call(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from typing import Any, overload
 
 import numpy as np
@@ -14,12 +13,19 @@ from numpy.typing import NDArray
 from . import checkpoint
 from ._checks import LARGEST_SEED, StrPath, instance, integer
 from .rnn import RNN
-from .sampler import _draw, _Sampling, check_weight_dtype, read_as_bfloat16
-from .vocabulary import Vocabulary, _StreamDecoder
+from .sampler import (
+    Stop,
+    _Request,
+    _Sampling,
+    check_weight_dtype,
+    checked_stops,
+    draw_pieces,
+    draw_texts,
+    read_as_bfloat16,
+)
+from .vocabulary import Vocabulary
 
 _EVALUATION_BLOCK = 1024  # steps: bounds the memory, and lets an interrupt through
-_SAMPLE_BLOCK = 1024  # characters, likewise
-_STREAM_BLOCK = 16  # characters: short enough to look like typing with any model
 
 
 class CharLM:
@@ -157,6 +163,7 @@ class CharLM:
         seed: int | None = None,
         *,
         seeds: None = None,
+        stop: Stop = None,
         weight_dtype: str | None = None,
     ) -> str: ...
 
@@ -170,6 +177,7 @@ class CharLM:
         top_p: float | None = None,
         *,
         seeds: Sequence[int],
+        stop: Stop = None,
         weight_dtype: str | None = None,
     ) -> list[str]: ...
 
@@ -183,6 +191,7 @@ class CharLM:
         seed: int | None = None,
         *,
         seeds: Sequence[int] | None = None,
+        stop: Stop = None,
         weight_dtype: str | None = None,
     ) -> str | list[str]:
         """prime and a continuation of `length` characters (or bytes) drawn from the model.
@@ -196,6 +205,11 @@ class CharLM:
         seed in 0 to 2**64 - 1; None takes a fresh one and keeps it in `last_seed`. With seeds, one
         text for each, computed together: the same texts as one by one, in less time.
 
+        stop: a string, or several. The text, otherwise the same, ends before the one that is
+        completed first (where one draw completes several, before the longest), or after `length`
+        characters. They are looked for in the continuation alone, not in prime. Raises ValueError
+        for one that is empty or has a character that the vocabulary lacks.
+
         weight_dtype="bfloat16" reads the weights rounded to bfloat16, which halves the memory that
         a step reads: faster where the model exceeds the processor's caches. Arithmetic stays in
         float32; `evaluate` with the same argument tells what the rounding costs.
@@ -208,15 +222,8 @@ class CharLM:
             keys = [_checked_seed(key, f"seeds[{i}]") for i, key in enumerate(seeds)]
         else:
             raise TypeError(f"seeds must be a sequence of integers, got {seeds!r}")
-        ids, start = self._prime(prime)
-        check_weight_dtype(weight_dtype, self.rnn)
-        sampling = _Sampling(temperature, top_k, top_p, weight_dtype)
-        length = integer("length", length, 0)
-        if not keys:
-            return []
-        blocks = _draw(self.rnn, start, length, keys, sampling, _SAMPLE_BLOCK)
-        drawn = np.concatenate([np.empty((0, len(keys)), np.int32), *blocks])
-        texts = [self.vocabulary.decode(np.concatenate([ids, stream])) for stream in drawn.T]
+        request = self._request(length, prime, temperature, top_k, top_p, stop, weight_dtype)
+        texts = list(draw_texts(self.rnn, self.vocabulary, request, keys))
         return texts[0] if seeds is None else texts
 
     def stream(
@@ -228,17 +235,18 @@ class CharLM:
         top_p: float | None = None,
         seed: int | None = None,
         *,
+        stop: Stop = None,
         weight_dtype: str | None = None,
     ) -> Iterator[str]:
-        """The text of `sample` with the same arguments, in pieces as they are drawn."""
+        """The text of `sample` with the same arguments, each character as soon as it is drawn.
+
+        The first piece is prime. A character of several bytes comes whole, and what may be the
+        beginning of a stop string comes once it is known not to be. No piece is empty.
+        """
         key = self._seed(seed)
-        ids, start = self._prime(prime)
-        check_weight_dtype(weight_dtype, self.rnn)
-        sampling = _Sampling(temperature, top_k, top_p, weight_dtype)
-        length = integer("length", length, 0)
-        blocks = _draw(self.rnn, start, length, [key], sampling, _STREAM_BLOCK)
+        request = self._request(length, prime, temperature, top_k, top_p, stop, weight_dtype)
         # The arguments are checked at the call, which a generator would put off.
-        return self._pieces(ids, blocks)
+        return draw_pieces(self.rnn, self.vocabulary, request, key, 1)
 
     def save(self, path: StrPath) -> None:
         """Writes a checkpoint (a safetensors file); the file at path is replaced in one step.
@@ -310,21 +318,31 @@ class CharLM:
         self.last_seed = secrets.randbits(64)
         return self.last_seed
 
-    def _prime(self, prime: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """The ids of prime, and the ids (one at least) that the network reads before it draws."""
+    def _request(
+        self,
+        length: int,
+        prime: str | bytes,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        stop: Stop,
+        weight_dtype: str | None,
+    ) -> _Request:
+        """The checked arguments of `sample` and `stream`."""
         ids = self.vocabulary._encode(prime, "prime", 0)
-        newline = max(self.vocabulary._id(ord("\n")), 0)
-        return ids, ids if ids.size else np.array([newline], np.int32)
+        check_weight_dtype(weight_dtype, self.rnn)
+        return _Request(
+            prime=ids,
+            read=ids if ids.size else np.array([self._first], np.int32),
+            length=integer("length", length, 0),
+            sampling=_Sampling(temperature, top_k, top_p, weight_dtype),
+            stops=checked_stops(stop, self.vocabulary),
+        )
 
-    def _pieces(
-        self, prime: NDArray[np.int32], blocks: Iterator[NDArray[np.int32]]
-    ) -> Iterator[str]:
-        decoder = _StreamDecoder(self.vocabulary)
-        for ids in chain([prime], (block[:, 0] for block in blocks)):
-            if piece := decoder.decode(ids):
-                yield piece
-        if rest := decoder.decode([], final=True):
-            yield rest
+    @property
+    def _first(self) -> int:
+        """The id that the network reads before a text with nothing before it: a newline's."""
+        return max(self.vocabulary._id(ord("\n")), 0)
 
 
 def _check_size(tensors: checkpoint.Tensors, config: dict[str, Any]) -> None:

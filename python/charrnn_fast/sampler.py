@@ -11,9 +11,16 @@ from numpy.typing import NDArray
 
 from ._checks import integer, real
 from .rnn import RNN
+from .vocabulary import Vocabulary, _StreamDecoder
 
+BLOCK = 1024  # tokens drawn at once: bounds the memory, and lets an interrupt through
+_STOP_BLOCK = 64  # where a stop string may end the text: what is drawn beyond it is lost
+_STREAMS = 64  # texts drawn together: more are hardly faster
+_TOGETHER = 2**24  # characters of these texts, which stand in memory until all are drawn
 _PRIME_BLOCK = 1024  # steps of a prime fed at once
 _PRIME_LOGITS = 2**22  # and no more than make so many logits, which nobody reads
+
+Stop = str | Sequence[str] | None
 
 
 @dataclass(frozen=True)
@@ -69,40 +76,202 @@ def rounded_to_bfloat16(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(np.isnan(weights), weights, nearest.view(np.float32))
 
 
-def _draw(
-    rnn: RNN,
-    prime: NDArray[np.int32],
-    length: int,
-    seeds: Sequence[int],
-    sampling: _Sampling,
-    block: int,
-) -> Iterator[NDArray[np.int32]]:
-    """Yields blocks of drawn tokens [at most block, B], B = len(seeds), length steps in all.
+@dataclass(frozen=True)
+class _Request:
+    """A text to draw.
 
-    All streams read prime [N], N >= 1, from the zero state. Draw n of a stream (counted from 0)
-    depends on its seed and n alone: neither on the other streams nor on the size of the blocks.
+    prime: the ids [N] that it begins with; read: the ids, one at least, that the network reads
+    before the first draw; length: the draws at most; stops: the text ends before the first of them.
     """
+
+    prime: NDArray[np.int32]
+    read: NDArray[np.int32]
+    length: int
+    sampling: _Sampling
+    stops: tuple[str, ...] = ()
+
+
+def checked_stops(stop: Stop, vocabulary: Vocabulary) -> tuple[str, ...]:
+    """The stop strings; ValueError for an empty one, and for one that cannot occur."""
+    if stop is None:
+        return ()
+    named = {"stop": stop} if isinstance(stop, str) else _numbered_stops(stop)
+    for name, text in named.items():
+        if not isinstance(text, str):
+            raise TypeError(f"{name} must be a str, got {type(text).__name__}")
+        if not text:
+            raise ValueError(f"{name} is empty; it takes one character or more")
+        vocabulary._encode(text, name, 0)
+    return tuple(named.values())
+
+
+def _numbered_stops(stop: Sequence[str]) -> dict[str, str]:
+    if not isinstance(stop, Sequence) or isinstance(stop, (bytes, bytearray)):
+        raise TypeError(f"stop must be a str or a sequence of them, got {type(stop).__name__}")
+    return {f"stop[{i}]": text for i, text in enumerate(stop)}
+
+
+def draw_pieces(
+    rnn: RNN, vocabulary: Vocabulary, request: _Request, seed: int, block: int
+) -> Iterator[str]:
+    """The text of one seed in pieces, none of them empty, as every `block` tokens are drawn."""
+    text = _Text(vocabulary, request.stops)
+    if piece := text.begin(request.prime):
+        yield piece
+    drawing = _Drawing(rnn, _read(rnn, request.read), [seed], request.sampling)
+    for position in range(0, request.length, block):
+        tokens = drawing.draw(min(block, request.length - position))
+        if piece := text.extend(tokens[:, 0]):
+            yield piece
+        if text.ended:
+            return
+    if piece := text.finish():
+        yield piece
+
+
+def draw_texts(
+    rnn: RNN, vocabulary: Vocabulary, request: _Request, seeds: Sequence[int]
+) -> Iterator[str]:
+    """The text of each seed, in order. Many are drawn together, as many as the memory allows."""
+    first = _read(rnn, request.read)
+    count = max(1, min(_STREAMS, _TOGETHER // max(1, request.length)))
+    for begin in range(0, len(seeds), count):
+        drawing = _Drawing(rnn, first, seeds[begin : begin + count], request.sampling)
+        yield from _texts(drawing, vocabulary, request)
+
+
+def _texts(drawing: _Drawing, vocabulary: Vocabulary, request: _Request) -> list[str]:
+    """The text of each stream of a drawing; a stream whose text has ended is drawn no further."""
+    texts = [_Text(vocabulary, request.stops) for _ in range(drawing.count)]
+    pieces = [[text.begin(request.prime)] for text in texts]
+    going = list(range(drawing.count))
+    block = _STOP_BLOCK if request.stops else BLOCK
+    for position in range(0, request.length, block):
+        tokens = drawing.draw(min(block, request.length - position))
+        for stream, b in enumerate(going):
+            pieces[b].append(texts[b].extend(tokens[:, stream]))
+        kept = [stream for stream, b in enumerate(going) if not texts[b].ended]
+        if not kept:
+            break
+        if len(kept) < len(going):
+            drawing.keep(kept)
+            going = [going[stream] for stream in kept]
+    return ["".join([*pieces[b], text.finish()]) for b, text in enumerate(texts)]
+
+
+class _Text:
+    """The text of a stream of tokens, piece by piece, up to the first stop string.
+
+    Stop strings are looked for in what was drawn, not in the prime. What may be the beginning of
+    one is held back until it is known, and so are the first bytes of a character.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, stops: tuple[str, ...]) -> None:
+        self._decoder = _StreamDecoder(vocabulary)
+        self._stops = stops
+        self._held = ""
+        self.ended = False
+        """Whether a stop string has come."""
+
+    def begin(self, prime: NDArray[np.int32]) -> str:
+        return self._decoder.decode(prime)
+
+    def extend(self, tokens: NDArray[np.int32]) -> str:
+        text = self._cut(self._held + self._decoder.decode(tokens))
+        held = 0 if self.ended else _beginning_of_stop(text, self._stops)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+    def finish(self) -> str:
+        """What was held back, once nothing more is drawn."""
+        if self.ended:
+            return ""
+        return self._cut(self._held + self._decoder.decode([], final=True))
+
+    def _cut(self, text: str) -> str:
+        """text up to the stop string that is complete first; of several, the longest."""
+        found = [(at + len(s), at) for s in self._stops if (at := text.find(s)) >= 0]
+        self.ended = bool(found)
+        return text[: min(found)[1]] if found else text
+
+
+def _beginning_of_stop(text: str, stops: tuple[str, ...]) -> int:
+    """How many characters at the end of text may be the beginning of a stop string."""
+    possible = (
+        n
+        for stop in stops
+        for n in range(1, min(len(stop), len(text) + 1))
+        if text.endswith(stop[:n])
+    )
+    return max(possible, default=0)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where drawing begins: the state of one row (kernels' layout), and the token to read next."""
+
+    state: NDArray[Any]
+    token: int
+
+
+def _read(rnn: RNN, tokens: NDArray[np.int32]) -> _Start:
+    """Reads tokens [N], N >= 1, from the zero state; the last of them is left for the drawing."""
     network: Any = rnn._core
     state = rnn.zero_state(1)
     fed = max(1, min(_PRIME_BLOCK, _PRIME_LOGITS // (rnn.output_size or 1)))
-    for start in range(0, len(prime) - 1, fed):
-        tokens = prime[start : min(start + fed, len(prime) - 1), None]
-        _, state = network.forward(tokens, state, False)
-    parts = [np.repeat(part, len(seeds), axis=1) for part in rnn._state_parts(state)]
-    state = rnn._joined_state(parts)
-    last = np.full(len(seeds), prime[-1], np.int32)
-    keys = np.array(seeds, np.uint64)
-    for position in range(0, length, block):
+    for start in range(0, len(tokens) - 1, fed):
+        block = tokens[start : min(start + fed, len(tokens) - 1), None]
+        _, state = network.forward(block, state, False)
+    return _Start(state, int(tokens[-1]))
+
+
+class _Drawing:
+    """Streams of tokens, one for each seed, from a common start.
+
+    Draw n of a stream (counted from 0) depends on its seed and n alone: neither on the other
+    streams nor on how many tokens are drawn at once. The kernels keep their packed copy of the
+    weights from call to call.
+    """
+
+    def __init__(self, rnn: RNN, start: _Start, seeds: Sequence[int], sampling: _Sampling) -> None:
+        self._rnn = rnn
+        self._sampling = sampling
+        self._seeds = np.array(seeds, np.uint64)
+        self._last = np.full(len(seeds), start.token, np.int32)
+        self._position = 0
+        self._state = start.state
+        self._select(np.zeros(len(seeds), np.intp))
+
+    @property
+    def count(self) -> int:
+        """B, the number of streams."""
+        return len(self._seeds)
+
+    def draw(self, steps: int) -> NDArray[np.int32]:
+        """The next tokens [steps, B] of the streams."""
+        network: Any = self._rnn._core
+        sampling = self._sampling
         drawn: NDArray[np.int32] = network.sample(
-            min(block, length - position),
-            last,
-            state,
-            keys,
-            position,
+            steps,
+            self._last,
+            self._state,
+            self._seeds,
+            self._position,
             float(sampling.temperature),
-            min(sampling.top_k or 0, rnn.output_size or rnn.hidden_size),
+            min(sampling.top_k or 0, self._rnn.output_size or self._rnn.hidden_size),
             1.0 if sampling.top_p is None else float(sampling.top_p),
             sampling.weight_dtype == "bfloat16",
         )
-        last = np.ascontiguousarray(drawn[-1])
-        yield drawn
+        self._last = np.ascontiguousarray(drawn[-1])
+        self._position += steps
+        return drawn
+
+    def keep(self, streams: Sequence[int]) -> None:
+        """Goes on with these of the streams alone, in this order."""
+        rows = np.array(streams, np.intp)
+        self._seeds, self._last = self._seeds[rows], self._last[rows]
+        self._select(rows)
+
+    def _select(self, rows: NDArray[np.intp]) -> None:
+        parts = [part[:, rows] for part in self._rnn._state_parts(self._state)]
+        self._state = self._rnn._joined_state(parts)
