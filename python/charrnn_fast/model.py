@@ -23,6 +23,7 @@ from .sampler import (
     draw_texts,
     read_as_bfloat16,
 )
+from .scorer import log_probabilities
 from .vocabulary import Vocabulary
 
 _EVALUATION_BLOCK = 1024  # steps: bounds the memory, and lets an interrupt through
@@ -151,6 +152,23 @@ class CharLM:
         that the vocabulary lacks.
         """
         return self._read_as(weight_dtype)._evaluate(self.vocabulary.encode(text))
+
+    def score(
+        self, texts: Iterable[str], *, weight_dtype: str | None = None
+    ) -> NDArray[np.float64]:
+        """The log-probability of each text, in nats [N], computed together.
+
+        That of all its characters (or bytes), each given those before it; before the first one the
+        network reads, from the zero state, what `sample` reads for an empty prime: a newline. It is
+        thus the probability that ``sample(len(text))`` gives this text. 0 for an empty text. That
+        of a whole line is that of ``line + "\\n"``: over all lines these add up to 1. A text has
+        the same score in any company. weight_dtype as for `evaluate`. Raises ValueError for a
+        character that the vocabulary lacks.
+        """
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+            raise TypeError(f"texts must be a sequence of strings, got {type(texts).__name__}")
+        ids = [self.vocabulary._encode(text, f"texts[{i}]", 0) for i, text in enumerate(texts)]
+        return self._read_as(weight_dtype)._score(ids)
 
     @overload
     def sample(
@@ -311,6 +329,10 @@ class CharLM:
             loss, _ = network.evaluate(block[:-1], block[1:], state)
             total += loss
         return total / (len(ids) - 1)
+
+    def _score(self, texts: Sequence[NDArray[np.int32]]) -> NDArray[np.float64]:
+        """As `score`, for texts of ids."""
+        return log_probabilities(self.rnn, self._first, texts)
 
     def _seed(self, seed: int | None) -> int:
         if seed is not None:
