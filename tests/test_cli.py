@@ -462,7 +462,7 @@ def test_errors_are_one_clear_line(
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
 
 
-# ---- sample, eval, info ----
+# ---- sample (more in test_cli_sample.py), eval, info ----
 
 
 def test_sample_writes_what_the_model_draws(

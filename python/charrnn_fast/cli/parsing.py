@@ -56,6 +56,17 @@ def number_option(**bounds: float) -> Callable[[str], float]:
     return convert
 
 
+def numbers_option(**bounds: float) -> Callable[[str], list[float]]:
+    """Numbers with commas between them."""
+    number = number_option(**bounds)
+
+    def convert(text: str) -> list[float]:
+        return [number(part) for part in text.split(",")]
+
+    convert.__name__ = "list of numbers"
+    return convert
+
+
 def bound_option(text: str) -> float:
     """A number above 0, or "inf"."""
     return math.inf if text == "inf" else number_option(above=0)(text)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
+import secrets
+import shutil
 import sys
+from collections.abc import Iterator, Sequence
 
 from .._checks import LARGEST_SEED
 from ..model import CharLM
-from .parsing import Commands, Parser, add_threads, integer_option, number_option
+from ..sampler import BLOCK, _Request, draw_pieces, draw_texts
+from ..vocabulary import Vocabulary
+from .columns import side_by_side
+from .parsing import Commands, Parser, add_threads, integer_option, number_option, numbers_option
 
 
 def add(commands: Commands) -> None:
@@ -20,22 +27,19 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="characters (default: 500)",
     )
-    sample.add_argument("--prime", default="", metavar="TEXT", help="how the text begins")
-    sample.add_argument(
-        "--temperature",
-        type=number_option(least=0),
-        default=1.0,
-        metavar="T",
-        help="below 1 safer, above 1 wilder, 0 the most probable (default: 1)",
+    prime = sample.add_mutually_exclusive_group()
+    prime.add_argument(
+        "--prime", default="", metavar="TEXT", help="how the text begins, taken literally"
     )
-    sample.add_argument(
-        "--top-k", type=integer_option(1), metavar="K", help="draw from the K most probable only"
+    prime.add_argument(
+        "--prime-file", metavar="FILE", help="a file with it, as it stands; - for standard input"
     )
+    _add_drawing(sample)
     sample.add_argument(
-        "--top-p",
-        type=number_option(above=0, most=1),
-        metavar="P",
-        help="draw from the most probable with P together",
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="end before TEXT where it is drawn; may be given several times",
     )
     sample.add_argument(
         "--seed",
@@ -43,8 +47,50 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="default: a fresh one, told on stderr",
     )
+    sample.add_argument(
+        "--num-samples",
+        type=integer_option(1),
+        default=1,
+        metavar="COUNT",
+        help="so many texts, with the seeds N, N + 1, ... of --seed N (default: 1)",
+    )
+    sample.add_argument(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        help="write each character as it is drawn (default: on a terminal, where it is one text)",
+    )
+    sample.add_argument(
+        "--json", action="store_true", help='a line {"seed": ..., "text": ...} for each text'
+    )
     add_weight_dtype(sample)
     add_threads(sample)
+
+
+def _add_drawing(parser: Parser) -> None:
+    """How a character is drawn."""
+    temperature = parser.add_mutually_exclusive_group()
+    temperature.add_argument(
+        "--temperature",
+        type=number_option(least=0),
+        default=1.0,
+        metavar="T",
+        help="below 1 safer, above 1 wilder, 0 the most probable (default: 1)",
+    )
+    temperature.add_argument(
+        "--temperatures",
+        type=numbers_option(least=0),
+        metavar="T,T,...",
+        help="the text at each of them, side by side",
+    )
+    parser.add_argument(
+        "--top-k", type=integer_option(1), metavar="K", help="draw from the K most probable only"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=number_option(above=0, most=1),
+        metavar="P",
+        help="draw from the most probable with P together",
+    )
 
 
 def add_weight_dtype(parser: Parser) -> None:
@@ -56,19 +102,123 @@ def add_weight_dtype(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    seeds = _seeds(arguments)
+    if arguments.stream and (arguments.json or arguments.temperatures):
+        other = "--json" if arguments.json else "--temperatures"
+        raise ValueError(f"--stream writes characters, {other} whole texts: leave out one of them")
     model = CharLM.load(arguments.model)
-    pieces = model.stream(
-        arguments.length,
-        arguments.prime,
-        arguments.temperature,
-        arguments.top_k,
-        arguments.top_p,
-        arguments.seed,
-        weight_dtype=arguments.weight_dtype,
-    )
-    if arguments.seed is None:
-        print(f"seed {model.last_seed}", file=sys.stderr)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+    requests = _requests(arguments, model)
+    if arguments.seed is None and len(seeds) == 1 and not arguments.json:
+        print(f"seed {seeds[0]}", file=sys.stderr)
+    if arguments.json:
+        _write_json(model, requests, seeds, arguments.temperatures)
+    elif arguments.temperatures:
+        _write_columns(model, requests, seeds, arguments.temperatures)
+    elif arguments.stream or len(seeds) == 1:
+        streamed = sys.stdout.isatty() if arguments.stream is None else arguments.stream
+        _write_pieces(model, requests[0], seeds, 1 if streamed else BLOCK)
+    else:
+        for seed, (text,) in _texts(model, requests, seeds):
+            print(f"{_heading(seed, seeds)}{text}", flush=True)
     return 0
+
+
+def _seeds(arguments: argparse.Namespace) -> range:
+    count: int = arguments.num_samples
+    first: int | None = arguments.seed
+    if first is None:
+        first = secrets.randbelow(LARGEST_SEED + 2 - count)
+    elif first + count - 1 > LARGEST_SEED:
+        raise ValueError(
+            f"--seed {first} and the --num-samples {count} - 1 seeds after it exceed the largest, "
+            f"{LARGEST_SEED}"
+        )
+    return range(first, first + count)
+
+
+def _requests(arguments: argparse.Namespace, model: CharLM) -> list[_Request]:
+    """One for each temperature."""
+    prime: str | bytes = arguments.prime
+    if arguments.prime_file is not None:
+        prime = _read_prime(arguments.prime_file, model.vocabulary)
+    return [
+        model._request(
+            arguments.length,
+            prime,
+            temperature,
+            arguments.top_k,
+            arguments.top_p,
+            arguments.stop,
+            arguments.weight_dtype,
+        )
+        for temperature in arguments.temperatures or [arguments.temperature]
+    ]
+
+
+def _read_prime(path: str, vocabulary: Vocabulary) -> str | bytes:
+    """The whole file; with a byte vocabulary it may hold anything."""
+    name = "standard input" if path == "-" else path
+    if path == "-":
+        data = sys.stdin.buffer.read()
+    else:
+        with open(path, "rb") as file:
+            data = file.read()
+    if vocabulary.kind == "bytes":
+        return data
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name}: invalid UTF-8 at byte {error.start} (0x{data[error.start]:02x}: "
+            f"{error.reason})"
+        ) from None
+    vocabulary._encode(text, name, 0)  # whose message names the file
+    return text
+
+
+def _texts(
+    model: CharLM, requests: Sequence[_Request], seeds: Sequence[int]
+) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Each seed with its texts, one for each request."""
+    texts = [draw_texts(model.rnn, model.vocabulary, request, seeds) for request in requests]
+    return zip(seeds, zip(*texts, strict=True), strict=True)
+
+
+def _write_pieces(model: CharLM, request: _Request, seeds: Sequence[int], block: int) -> None:
+    for seed in seeds:
+        print(_heading(seed, seeds), end="", flush=True)
+        for piece in draw_pieces(model.rnn, model.vocabulary, request, seed, block):
+            print(piece, end="", flush=True)
+        print(flush=True)
+
+
+def _write_json(
+    model: CharLM,
+    requests: Sequence[_Request],
+    seeds: Sequence[int],
+    temperatures: Sequence[float] | None,
+) -> None:
+    labels = [{"temperature": t} for t in temperatures] if temperatures else [{}]
+    for seed, texts in _texts(model, requests, seeds):
+        for label, text in zip(labels, texts, strict=True):
+            print(json.dumps({**label, "seed": seed, "text": text}), flush=True)
+
+
+def _write_columns(
+    model: CharLM, requests: Sequence[_Request], seeds: Sequence[int], temperatures: Sequence[float]
+) -> None:
+    titles = [f"temperature {t:g}" for t in temperatures]
+    width = shutil.get_terminal_size().columns
+    for seed, texts in _texts(model, requests, seeds):
+        print(_heading(seed, seeds), end="")
+        for line in side_by_side(titles, texts, width):
+            print(line)
+        sys.stdout.flush()
+
+
+def _heading(seed: int, seeds: Sequence[int]) -> str:
+    """What tells several texts apart, as head and tail tell files apart."""
+    if len(seeds) == 1:
+        return ""
+    gap = "" if seed == seeds[0] else "\n"
+    return f"{gap}==> seed {seed} <==\n"

@@ -1,0 +1,81 @@
+"""Texts side by side on a terminal."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+
+_GAP = " | "
+_NARROWEST = 16  # cells of a column: what does not fit beside the others goes below them
+_TAB = 4
+
+
+def side_by_side(titles: Sequence[str], texts: Sequence[str], width: int) -> Iterator[str]:
+    """Lines of at most `width` cells (2 at least): each of one or more texts under its title.
+
+    Lines are broken at a space where there is one. Where the columns would be too narrow, as
+    many as fit stand side by side, and the others below them.
+    """
+    fitting = max(1, (width + len(_GAP)) // (_NARROWEST + len(_GAP)))
+    bands = math.ceil(len(texts) / fitting)
+    count = math.ceil(len(texts) / bands)  # of columns in a band: about as many in each
+    cells = max(2, (width - (count - 1) * len(_GAP)) // count)
+    pairs = list(zip(titles, texts, strict=True))
+    for first in range(0, len(pairs), count):
+        if first:
+            yield ""
+        columns = [
+            [*_wrapped(title, cells), "-" * cells, *_wrapped(text, cells)]
+            for title, text in pairs[first : first + count]
+        ]
+        for row in zip_longest(*columns, fillvalue=""):
+            yield _GAP.join(part + " " * (cells - _width(part)) for part in row).rstrip()
+
+
+def _wrapped(text: str, cells: int) -> list[str]:
+    return [part for line in text.split("\n") for part in _broken(_printable(line), cells)]
+
+
+def _broken(line: str, cells: int) -> list[str]:
+    """A line in parts of at most so many cells; a space at which it is broken is left out."""
+    parts, used, start, space = [], 0, 0, -1
+    for i, character in enumerate(line):
+        used += _cells(character)
+        if used > cells:
+            at = i if character == " " else space
+            # Not in an indentation, which would leave an empty line.
+            if at >= start and line[start:at].strip():
+                parts.append(line[start:at])
+                start = at + 1
+            else:
+                parts.append(line[start:i])
+                start = i
+            used = _width(line[start : i + 1])
+        if character == " ":
+            space = i
+    return [*parts, line[start:]]
+
+
+def _printable(line: str) -> str:
+    """A line without tabs, and with U+FFFD for what would move the cursor or show nothing."""
+    return "".join(
+        " " if unicodedata.category(c) == "Zs" else c if _shows(c) else "\ufffd"
+        for c in line.expandtabs(_TAB)
+    )
+
+
+def _shows(character: str) -> bool:
+    return unicodedata.category(character)[0] not in "CZ"
+
+
+def _width(text: str) -> int:
+    return sum(map(_cells, text))
+
+
+def _cells(character: str) -> int:
+    """How wide a terminal shows a character: marks take no cell, East Asian wide ones two."""
+    if unicodedata.category(character) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1

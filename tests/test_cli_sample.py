@@ -1,0 +1,322 @@
+"""Sampling from the command line."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from charrnn_fast import CharLM, Vocabulary
+from charrnn_fast.cli import main
+from charrnn_fast.cli.columns import side_by_side
+
+TEXT = "the quick brown fox jumps over the lazy dog\n"
+COMMAND = [sys.executable, "-m", "charrnn_fast"]
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> CharLM:
+    return made(CharLM(Vocabulary.from_text(TEXT), 12, 2, seed=3), folder / "m.safetensors")
+
+
+@pytest.fixture(scope="module")
+def byte_model(folder: Path) -> CharLM:
+    return made(CharLM(Vocabulary.from_bytes(), 12, 1, seed=3), folder / "bytes.safetensors")
+
+
+@pytest.fixture
+def path(folder: Path, model: CharLM) -> str:
+    return str(folder / "m.safetensors")
+
+
+@pytest.fixture
+def byte_path(folder: Path, byte_model: CharLM) -> str:
+    return str(folder / "bytes.safetensors")
+
+
+def made(model: CharLM, path: Path) -> CharLM:
+    """A model with weights far from zero, so that its choices differ, and its checkpoint."""
+    rng = np.random.default_rng(5)
+    weights = model.rnn.parameters().items()
+    model.rnn.load_parameters({n: rng.normal(size=w.shape).astype(w.dtype) for n, w in weights})
+    model.save(path)
+    return model
+
+
+def output(capsys: Capture, *arguments: str) -> str:
+    """What a command that ends well writes to stdout; it writes nothing to stderr."""
+    status = main(arguments)
+    out, err = capsys.readouterr()
+    assert (status, err) == (0, "")
+    return out
+
+
+def refused(capsys: Capture, *arguments: str) -> str:
+    """The one line on stderr with which a user's error ends; nothing else is written."""
+    try:
+        status: object = main(arguments)
+    except SystemExit as stop:  # argparse leaves this way
+        status = stop.code
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, "")
+    assert err.startswith("charrnn-fast: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def give(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    """data as the standard input."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+class Screen(io.StringIO):
+    """A standard output that keeps what each flush brings to light."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+        self.shown: list[str] = []
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def flush(self) -> None:
+        if piece := self.getvalue()[len("".join(self.shown)) :]:
+            self.shown.append(piece)
+
+
+# ---- sample: streamed or not ----
+
+
+@pytest.mark.parametrize(
+    ("terminal", "flags", "streamed"),
+    [
+        (True, [], True),
+        (False, [], False),
+        (False, ["--stream"], True),
+        (True, ["--no-stream"], False),
+    ],
+)
+def test_a_terminal_sees_each_character_as_it_is_drawn(
+    model: CharLM,
+    path: str,
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,
+    flags: list[str],
+    streamed: bool,
+) -> None:
+    screen = Screen(terminal)
+    monkeypatch.setattr("sys.stdout", screen)
+    arguments = ["sample", path, "--length", "40", "--prime", "the ", "--seed", "7", *flags]
+    assert main(arguments) == 0
+    text = model.sample(40, "the ", seed=7)
+    expected = ["the ", *text[4:], "\n"] if streamed else ["the ", text[4:], "\n"]
+    assert screen.shown == expected
+
+
+def test_a_long_text_is_written_while_it_is_drawn(
+    model: CharLM, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Screen(False)
+    monkeypatch.setattr("sys.stdout", screen)
+    assert main(["sample", path, "--length", "2500", "--seed", "7"]) == 0
+    assert [len(piece) for piece in screen.shown] == [1024, 1024, 452, 1]
+    assert "".join(screen.shown) == model.sample(2500, seed=7) + "\n"
+
+
+def test_a_stream_of_bytes_is_one_of_characters(
+    byte_model: CharLM, byte_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that writes "é" for ever, two bytes each."""
+    parameters = {n: np.zeros_like(w) for n, w in byte_model.rnn.parameters().items()}
+    parameters["weight_ih_l0"][2 * 12, 0xC3] = 9  # the gate g: what byte was read last
+    parameters["bias_ih_l0"][[0, 36]] = 9  # the gates i and o are open
+    parameters["bias_ih_l0"][12] = -9  # f is closed
+    parameters["decoder.weight"][[0xC3, 0xA9], 0] = -200, 200
+    parameters["decoder.bias"][:] = -99
+    parameters["decoder.bias"][[0xC3, 0xA9]] = 50, 0
+    writer = CharLM(Vocabulary.from_bytes(), 12, 1)
+    writer.rnn.load_parameters(parameters)
+    file = Path(byte_path).with_name("writer.safetensors")
+    writer.save(file)
+    screen = Screen(False)
+    monkeypatch.setattr("sys.stdout", screen)
+    assert main(["sample", str(file), "--length", "7", "--seed", "1", "--stream"]) == 0
+    assert screen.shown == ["é", "é", "é", "\ufffd", "\n"]  # the last has one byte of two
+
+
+# ---- sample: several, stop strings, temperatures, primes ----
+
+
+def test_several_texts_stand_under_their_seeds(model: CharLM, path: str, capsys: Capture) -> None:
+    arguments = ["sample", path, "--length", "30", "--num-samples", "3", "--seed", "5"]
+    texts = model.sample(30, seeds=[5, 6, 7])
+    expected = "\n".join(f"==> seed {5 + i} <==\n{text}\n" for i, text in enumerate(texts))
+    assert output(capsys, *arguments) == expected
+    assert output(capsys, *arguments, "--stream") == expected
+    lines = output(capsys, *arguments, "--json").splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"seed": 5 + i, "text": text} for i, text in enumerate(texts)
+    ]
+
+
+def test_more_texts_than_are_drawn_together(
+    model: CharLM, path: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charrnn_fast.sampler._STREAMS", 4)
+    arguments = ["--length", "9", "--num-samples", "10", "--seed", "0", "--json"]
+    lines = output(capsys, "sample", path, *arguments).splitlines()
+    assert [json.loads(line)["text"] for line in lines] == model.sample(9, seeds=range(10))
+
+
+def test_fresh_seeds_are_told(model: CharLM, path: str, capsys: Capture) -> None:
+    out = output(capsys, "sample", path, "--length", "9", "--num-samples", "2", "--json")
+    first, second = map(json.loads, out.splitlines())
+    assert second["seed"] == first["seed"] + 1
+    assert [first["text"], second["text"]] == model.sample(9, seeds=[first["seed"], second["seed"]])
+    assert main(["sample", path, "--length", "5", "--temperatures", "0.5,1"]) == 0
+    name, seed = capsys.readouterr().err.split()
+    assert (name, seed.isdigit()) == ("seed", True)
+
+
+def test_stop_strings_end_the_text(model: CharLM, path: str, capsys: Capture) -> None:
+    arguments = ["sample", path, "--prime", "the ", "--stop", "e", "--stop", "qo", "--length", "99"]
+    expected = model.sample(99, "the ", seeds=[3, 4], stop=["e", "qo"])
+    for flags in ([], ["--stream"]):
+        alone = [output(capsys, *arguments, "--seed", seed, *flags) for seed in "34"]
+        assert alone == [text + "\n" for text in expected]
+    lines = output(capsys, *arguments, "--seed", "3", "--num-samples", "2", "--json").splitlines()
+    assert [json.loads(line)["text"] for line in lines] == expected
+
+
+def test_what_follows_a_backslash_is_no_escape(model: CharLM, path: str, capsys: Capture) -> None:
+    assert "the character '\\\\'" in refused(capsys, "sample", path, "--prime", r"a\n")
+
+
+def test_temperatures_stand_side_by_side(
+    model: CharLM, path: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    arguments = ["sample", path, "--temperatures", "0.5,1", "--seed", "2", "--length", "100"]
+    texts = [model.sample(100, temperature=t, seed=2) for t in (0.5, 1)]
+    out = output(capsys, *arguments)
+    titles = ["temperature 0.5", "temperature 1"]
+    assert out.splitlines() == list(side_by_side(titles, texts, 60))
+    twice = output(capsys, *arguments, "--num-samples", "2")
+    assert twice.startswith(f"==> seed 2 <==\n{out}\n==> seed 3 <==\n")
+    lines = output(capsys, *arguments, "--json", "--num-samples", "2").splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"temperature": t, "seed": seed, "text": model.sample(100, temperature=t, seed=seed)}
+        for seed in (2, 3)
+        for t in (0.5, 1.0)
+    ]
+
+
+def test_a_prime_may_come_from_a_file(
+    model: CharLM,
+    path: str,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prime = tmp_path / "prime"
+    prime.write_bytes(b"the dog\njumps\n")
+    expected = model.sample(20, "the dog\njumps\n", seed=1) + "\n"
+    arguments = ["sample", path, "--length", "20", "--seed", "1", "--prime-file"]
+    assert output(capsys, *arguments, str(prime)) == expected
+    give(monkeypatch, prime.read_bytes())
+    assert output(capsys, *arguments, "-") == expected
+
+
+def test_a_prime_of_a_byte_model_may_hold_anything(
+    byte_model: CharLM, byte_path: str, tmp_path: Path, capsys: Capture
+) -> None:
+    prime = tmp_path / "prime"
+    prime.write_bytes(b"a\xffb\xc3")
+    arguments = ["--prime-file", str(prime), "--length", "0", "--seed", "1"]
+    assert output(capsys, "sample", byte_path, *arguments) == "a\ufffdb\ufffd\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prime", "a", "--prime-file", "b"], "--prime-file: not allowed with argument --prime"),
+        (["--prime-file", "{folder}/none"], "none: No such file or directory"),
+        (["--prime-file", "{folder}"], "Is a directory"),
+        (["--prime-file", "{latin}"], "latin: invalid UTF-8 at byte 2 (0xfc: invalid start byte)"),
+        (["--prime-file", "{other}"], "other has the character 'Q' (U+0051) at position 2"),
+        (["--temperature", "1", "--temperatures", "1,2"], "not allowed with argument"),
+        (["--temperatures", "1,x"], "--temperatures: invalid list of numbers value: '1,x'"),
+        (["--temperatures", "1,-1"], "--temperatures: must be finite, at least 0, got -1.0"),
+        (["--temperatures", ""], "--temperatures: invalid list of numbers value: ''"),
+        (["--num-samples", "0"], "--num-samples: must be >= 1, got 0"),
+        (
+            ["--num-samples", "2", "--seed", str(2**64 - 1)],
+            "the --num-samples 2 - 1 seeds after it exceed the largest, 18446744073709551615",
+        ),
+        (["--stream", "--json"], "--stream writes characters, --json whole texts"),
+        (["--stream", "--temperatures", "1"], "--stream writes characters, --temperatures whole"),
+        (["--stop", ""], "stop[0] is empty; it takes one character or more"),
+        (["--stop", "a", "--stop", "Q"], "stop[1] has the character 'Q' (U+0051) at position 0"),
+        (["--weight-dtype", "float64"], "--weight-dtype is 'float64', a float32 model takes"),
+    ],
+)
+def test_sample_refuses(
+    path: str, tmp_path: Path, capsys: Capture, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "latin").write_bytes(b"an\xfc")
+    (tmp_path / "other").write_text("anQ")
+    names = {"folder": tmp_path, "latin": tmp_path / "latin", "other": tmp_path / "other"}
+    given = [argument.format(**names) for argument in arguments]
+    assert message in refused(capsys, "sample", path, *given)
+
+
+def test_the_largest_seeds_are_taken(model: CharLM, path: str, capsys: Capture) -> None:
+    arguments = ["--num-samples", "2", "--seed", str(2**64 - 2), "--length", "5", "--json"]
+    lines = output(capsys, "sample", path, *arguments).splitlines()
+    assert [json.loads(line)["seed"] for line in lines] == [2**64 - 2, 2**64 - 1]
+
+
+# ---- columns ----
+
+
+def test_columns_keep_to_the_width_and_lose_no_character() -> None:
+    texts = [TEXT * 2, "x" * 100 + "\n\n    return  self", "", "日本語のテキスト。" * 9, "é" * 40]
+    titles = [f"title {i}" for i in range(len(texts))]
+    for width in (2, 5, 16, 35, 54, 80, 200):
+        lines = list(side_by_side(titles, texts, width))
+        wide = "日本語のテキスト。"
+        assert all(len(line) + sum(c in wide for c in line) <= max(2, width) for line in lines)
+        shown = sorted("".join(lines).replace(" ", "").replace("|", "").replace("-", ""))
+        assert shown == sorted("".join([*titles, *texts]).replace(" ", "").replace("\n", ""))
+
+
+def test_columns_break_at_spaces_and_stand_below_each_other_where_there_is_no_room() -> None:
+    lines = list(side_by_side(["a", "b", "c"], ["one two three", "    indented\n", "x\ty\x1b"], 40))
+    assert lines == [
+        "a                  | b",
+        "------------------ | ------------------",
+        "one two three      |     indented",
+        "                   |",
+        "",
+        "c",
+        "------------------",
+        "x   y\ufffd",
+    ]
+    assert list(side_by_side(["t"], ["one two threefour five"], 9))[2:] == [
+        "one two",
+        "threefour",
+        "five",
+    ]
+    assert list(side_by_side(["t"], ["        longer"], 10))[2:] == ["        lo", "nger"]
