@@ -462,7 +462,7 @@ def test_errors_are_one_clear_line(
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
 
 
-# ---- sample (more in test_cli_sample.py), eval, info ----
+# ---- sample (more in test_cli_sample.py), info ----
 
 
 def test_sample_writes_what_the_model_draws(
@@ -494,16 +494,6 @@ def test_sample_ends_quietly_when_nobody_reads(model: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 141
-
-
-def test_eval_measures_the_whole_text(
-    text: Path, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["eval", str(model), str(text), str(text)]) == 0
-    loss = CharLM.load(model).evaluate(TEXT * 2)
-    bits = loss / np.log(2)
-    expected = f"{loss:.4f} nats per character ({bits:.4f} bits) over 1,760 characters\n"
-    assert capsys.readouterr() == (expected, "")
 
 
 def test_info_tells_what_a_checkpoint_holds(

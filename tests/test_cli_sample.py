@@ -1,4 +1,4 @@
-"""Sampling from the command line."""
+"""Sampling and measuring from the command line: sample, eval and score."""
 
 from __future__ import annotations
 
@@ -320,3 +320,78 @@ def test_columns_break_at_spaces_and_stand_below_each_other_where_there_is_no_ro
         "five",
     ]
     assert list(side_by_side(["t"], ["        longer"], 10))[2:] == ["        lo", "nger"]
+
+
+# ---- eval ----
+
+
+def test_eval_measures_each_file_as_a_stream_of_its_own(
+    model: CharLM, path: str, tmp_path: Path, capsys: Capture
+) -> None:
+    contents = {"first": TEXT * 3, "second": "fox", "third": "a" * 2000}
+    files = [tmp_path / name for name in contents]
+    for file, content in zip(files, contents.values(), strict=True):
+        file.write_text(content)
+    losses = [model.evaluate(content) for content in contents.values()]
+    predicted = [len(content) - 1 for content in contents.values()]
+    nats = [loss * n for loss, n in zip(losses, predicted, strict=True)]
+    out = output(capsys, "eval", path, *map(str, files), "--json")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [record["file"] for record in records] == [*map(str, files), None]
+    assert [record["predicted"] for record in records] == [*predicted, sum(predicted)]
+    assert [r["characters"] for r in records] == [*(n + 1 for n in predicted), sum(predicted) + 3]
+    assert [r["nats"] for r in records] == pytest.approx([*nats, sum(nats)])
+    means = [*losses, sum(nats) / sum(predicted)]
+    assert [r["nats_per_character"] for r in records] == pytest.approx(means)
+    assert [r["bits_per_character"] for r in records] == pytest.approx(np.divide(means, np.log(2)))
+    assert [r["perplexity"] for r in records] == pytest.approx(np.exp(means))
+    table = output(capsys, "eval", path, *map(str, files)).splitlines()
+    assert table[0].split() == ["file", "characters", "nats/char", "bits/char", "perplexity"]
+    for line, record in zip(table[1:], records, strict=True):
+        assert line.split() == [
+            record["file"] or "total",
+            f"{record['characters']:,}",
+            f"{record['nats_per_character']:.4f}",
+            f"{record['bits_per_character']:.4f}",
+            f"{record['perplexity']:.4f}",
+        ]
+    assert len({len(line) for line in table}) == 1
+    one = output(capsys, "eval", path, str(files[0])).splitlines()
+    assert [line.split() for line in one] == [line.split() for line in table[:2]]
+
+
+def test_eval_reads_weights_as_asked(
+    model: CharLM, path: str, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "text").write_text(TEXT)
+    arguments = ["eval", path, str(tmp_path / "text"), "--json", "--weight-dtype", "bfloat16"]
+    record = json.loads(output(capsys, *arguments).splitlines()[0])
+    expected = model.evaluate(TEXT, weight_dtype="bfloat16")
+    assert record["nats_per_character"] == pytest.approx(expected)
+    assert expected != model.evaluate(TEXT)
+
+
+def test_eval_of_bytes(byte_model: CharLM, byte_path: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "text").write_text("dé")
+    lines = output(capsys, "eval", byte_path, str(tmp_path / "text")).splitlines()
+    assert lines[0].split() == ["file", "bytes", "nats/byte", "bits/byte", "perplexity"]
+    assert lines[1].split()[1:3] == ["3", f"{byte_model.evaluate('dé'):.4f}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("other", b"the Q", "other has the character 'Q' (U+0051) at position 4"),
+        ("empty", b"", "the text is empty: "),
+        ("one", b"a", "one has one character; to evaluate takes two or more"),
+        ("latin", b"a\xfc", "latin: invalid UTF-8 at byte 1"),
+    ],
+)
+def test_eval_looks_at_every_file_before_it_measures_one(
+    path: str, tmp_path: Path, capsys: Capture, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / "good").write_text(TEXT)
+    (tmp_path / name).write_bytes(content)
+    error = refused(capsys, "eval", path, str(tmp_path / "good"), str(tmp_path / name))
+    assert message in error
+    assert str(tmp_path / name) in error

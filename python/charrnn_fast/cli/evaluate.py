@@ -3,25 +3,131 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from ..corpus import Corpus
 from ..model import CharLM
+from ..vocabulary import Vocabulary
 from . import show
 from .parsing import Commands, add_threads
 from .sample import add_weight_dtype
+
+_TOTAL = "total"
 
 
 def add(commands: Commands) -> None:
     evaluate = commands.add("eval", run, "Measure a trained model's loss on text files.")
     evaluate.add_argument("model", metavar="FILE")
     evaluate.add_argument("text", nargs="+", metavar="TEXT", help="UTF-8 files")
+    evaluate.add_argument(
+        "--json", action="store_true", help="a line of JSON for each file, and one for all"
+    )
     add_weight_dtype(evaluate)
     add_threads(evaluate)
 
 
+@dataclass(frozen=True)
+class _Loss:
+    """Of one text or several: characters in all, those of them predicted, nats in all."""
+
+    characters: int
+    predicted: int
+    nats: float
+
+    def __add__(self, other: _Loss) -> _Loss:
+        return _Loss(
+            self.characters + other.characters,
+            self.predicted + other.predicted,
+            self.nats + other.nats,
+        )
+
+    @property
+    def mean(self) -> float:
+        """Nats per character predicted."""
+        return self.nats / self.predicted
+
+    @property
+    def bits(self) -> float:
+        """Per character predicted."""
+        return self.mean / math.log(2)
+
+    @property
+    def perplexity(self) -> float:
+        try:
+            return math.exp(self.mean)
+        except OverflowError:
+            return math.inf
+
+
 def run(arguments: argparse.Namespace) -> int:
-    model = CharLM.load(arguments.model)
-    corpus = Corpus.from_files(*arguments.text, vocabulary=model.vocabulary)
-    loss = model._read_as(arguments.weight_dtype)._evaluate(corpus._ids)
-    print(f"{show.losses(loss, model.vocabulary)} over {len(corpus):,} {model.vocabulary.kind}")
+    stored = CharLM.load(arguments.model)
+    for path in arguments.text:  # all of them before the first is measured
+        _corpus(path, stored.vocabulary)
+    model = stored._read_as(arguments.weight_dtype)
+    write = _json_writer() if arguments.json else _table_writer(arguments.text, model.vocabulary)
+    total = _Loss(0, 0, 0.0)
+    for path in arguments.text:
+        loss = _measured(model, path)
+        write(path, loss)
+        total += loss
+    if arguments.json or len(arguments.text) > 1:
+        write(None, total)
     return 0
+
+
+def _corpus(path: str, vocabulary: Vocabulary) -> Corpus:
+    corpus = Corpus.from_files(path, vocabulary=vocabulary)
+    if len(corpus) < 2:
+        raise ValueError(
+            f"{path} has one {vocabulary._unit}; to evaluate takes two or more: the first is "
+            f"given, the others are predicted"
+        )
+    return corpus
+
+
+def _measured(model: CharLM, path: str) -> _Loss:
+    """Of one file: one stream from the zero state, its first character given."""
+    corpus = _corpus(path, model.vocabulary)
+    predicted = len(corpus) - 1
+    return _Loss(len(corpus), predicted, model._evaluate(corpus._ids) * predicted)
+
+
+_Writer = Callable[[str | None, _Loss], None]
+"""Writes the line of a file, or, None, that of all."""
+
+
+def _json_writer() -> _Writer:
+    def write(path: str | None, loss: _Loss) -> None:
+        record = {
+            "file": path,
+            "characters": loss.characters,
+            "predicted": loss.predicted,
+            "nats": show.json_number(loss.nats),
+            "nats_per_character": show.json_number(loss.mean),
+            "bits_per_character": show.json_number(loss.bits),
+            "perplexity": show.json_number(loss.perplexity),
+        }
+        print(json.dumps(record), flush=True)
+
+    return write
+
+
+def _table_writer(paths: list[str], vocabulary: Vocabulary) -> _Writer:
+    unit = {"characters": "char", "bytes": "byte"}[vocabulary.kind]
+    width = max(map(len, (*paths, _TOTAL)))
+    print(
+        f"{'file':{width}}  {vocabulary.kind:>13}  {f'nats/{unit}':>9}  {f'bits/{unit}':>9}  "
+        f"{'perplexity':>10}"
+    )
+
+    def write(path: str | None, loss: _Loss) -> None:
+        print(
+            f"{_TOTAL if path is None else path:{width}}  {loss.characters:13,}  {loss.mean:9.4f}  "
+            f"{loss.bits:9.4f}  {loss.perplexity:10.4f}",
+            flush=True,
+        )
+
+    return write

@@ -51,6 +51,11 @@ def losses(nats: float, vocabulary: Vocabulary) -> str:
     return f"{nats:.4f} nats per {vocabulary._unit} ({nats / math.log(2):.4f} bits)"
 
 
+def json_number(value: float) -> float | None:
+    """JSON has no infinity and no NaN: None stands for them."""
+    return value if math.isfinite(value) else None
+
+
 def size(count: float) -> str:
     """Bytes."""
     for unit in ("B", "kB", "MB"):
