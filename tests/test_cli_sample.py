@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -395,3 +398,152 @@ def test_eval_looks_at_every_file_before_it_measures_one(
     error = refused(capsys, "eval", path, str(tmp_path / "good"), str(tmp_path / name))
     assert message in error
     assert str(tmp_path / name) in error
+
+
+# ---- score ----
+
+LINES = ["the fox", "", "lazy dog", "q" * 3000, "the fox"]
+INPUT = "\n".join(LINES).encode() + b"\n"
+
+
+def scores(capsys: Capture, *arguments: str) -> list[str]:
+    return output(capsys, "score", *arguments).splitlines()
+
+
+def test_score_gives_each_line_its_log_probability(
+    model: CharLM, path: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wholes = model.score([line + "\n" for line in LINES])
+    lengths = np.array([len(line) + 1 for line in LINES])
+    for flags, expected in (
+        ([], wholes),
+        (["--mean"], wholes / lengths),
+        (["--bits"], wholes / math.log(2)),
+        (["--mean", "--bits"], wholes / lengths / math.log(2)),
+        (["--no-newline"], model.score(LINES)),
+    ):
+        give(monkeypatch, INPUT)
+        assert scores(capsys, path, *flags) == [f"{score:.6f}" for score in expected]
+    give(monkeypatch, INPUT[:-1])  # the last line need not be ended
+    assert scores(capsys, path) == [f"{score:.6f}" for score in wholes]
+    give(monkeypatch, b"")
+    assert scores(capsys, path) == []
+
+
+def test_score_as_json_has_it_all(
+    model: CharLM, path: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(monkeypatch, INPUT)
+    records = [json.loads(line) for line in scores(capsys, path, "--json")]
+    wholes = model.score([line + "\n" for line in LINES]).tolist()
+    for number, (line, nats, record) in enumerate(zip(LINES, wholes, records, strict=True), 1):
+        n = len(line) + 1
+        assert record == {
+            "line": number,
+            "characters": n,
+            "nats": nats,
+            "bits": nats / math.log(2),
+            "nats_per_character": nats / n,
+            "bits_per_character": nats / n / math.log(2),
+            "text": line,
+        }
+
+
+def test_a_line_of_nothing_has_no_mean(
+    path: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(monkeypatch, b"\n")
+    assert scores(capsys, path, "--no-newline", "--mean") == ["nan"]
+    give(monkeypatch, b"\n")
+    (line,) = scores(capsys, path, "--no-newline", "--json")
+    assert (json.loads(line)["nats"], json.loads(line)["nats_per_character"]) == (0, None)
+
+
+def test_lines_end_at_newlines_alone(
+    byte_model: CharLM, byte_path: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = "a\r\u2028\x0bb\x00\né".encode() + b"\xff"
+    give(monkeypatch, data)
+    first, second = data.split(b"\n")
+    ids = [byte_model.vocabulary.encode(line + b"\n") for line in (first, second)]
+    expected = [f"{score:.6f}" for score in byte_model._score(ids)]
+    assert scores(capsys, byte_path) == expected
+
+
+@pytest.mark.parametrize("block", [1, 5, 64])
+def test_how_lines_arrive_does_not_show(
+    path: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    give(monkeypatch, INPUT)
+    expected = scores(capsys, path, "--json")
+    monkeypatch.setattr("charrnn_fast.cli.score._BLOCK", block)
+    give(monkeypatch, INPUT)
+    assert scores(capsys, path, "--json") == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"lazy Q dog", "standard input, line 3, column 6: the character 'Q' (U+0051) is not "),
+        (b"an\xfc", "standard input, line 3, byte 3: invalid UTF-8 (0xfc: invalid start byte)"),
+    ],
+)
+@pytest.mark.parametrize("block", [1, 1 << 16])
+def test_a_line_that_cannot_be_spelled(
+    model: CharLM,
+    path: str,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    line: bytes,
+    message: str,
+    block: int,
+) -> None:
+    """An error, once the lines before it have their scores; or the probability 0."""
+    monkeypatch.setattr("charrnn_fast.cli.score._BLOCK", block)
+    data = b"the\nfox\n" + line + b"\ndog\n"
+    give(monkeypatch, data)
+    assert main(["score", path]) == 2
+    out, err = capsys.readouterr()
+    the, fox, dog = (f"{score:.6f}" for score in model.score(["the\n", "fox\n", "dog\n"]))
+    assert out.split() == [the, fox]
+    assert message in err
+    assert err.count("\n") == 1
+    for flags in ([], ["--mean"]):
+        give(monkeypatch, data)
+        assert scores(capsys, path, "--allow-unknown", *flags)[2] == "-inf"
+    give(monkeypatch, data)
+    assert scores(capsys, path, "--allow-unknown") == [the, fox, "-inf", dog]
+    give(monkeypatch, data)
+    record = json.loads(scores(capsys, path, "--allow-unknown", "--json")[2])
+    assert (record["characters"], record["nats"]) == (0, None)
+
+
+def test_score_refuses_what_makes_no_sense(
+    path: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "leave out --mean" in refused(capsys, "score", path, "--json", "--mean")
+    assert "leave out --bits" in refused(capsys, "score", path, "--json", "--bits")
+    other = CharLM(Vocabulary.from_text("helo"), 5, seed=1)
+    other.save(tmp_path / "other")
+    error = refused(capsys, "score", str(tmp_path / "other"))
+    assert "has no newline, so that no line can end: give --no-newline" in error
+    give(monkeypatch, b"hello\n")
+    expected = f"{other.score(['hello'])[0]:.6f}"
+    assert scores(capsys, str(tmp_path / "other"), "--no-newline") == [expected]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX pipes")
+def test_score_answers_each_line_before_the_next_is_written(model: CharLM, path: str) -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*COMMAND, "score", path], stdin=pipe, stdout=pipe) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for line in ("the fox", "", "lazy dog"):
+            process.stdin.write(line[:2].encode())
+            process.stdin.flush()
+            process.stdin.write(line[2:].encode() + b"\n")
+            process.stdin.flush()
+            assert float(process.stdout.readline()) == round(model.score([line + "\n"])[0], 6)
+        process.stdin.close()
+        assert process.stdout.read() == b""
+        assert process.wait(60) == 0

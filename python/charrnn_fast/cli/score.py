@@ -1,0 +1,169 @@
+"""``charrnn-fast score``: the log-probability of each line of the standard input."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..model import CharLM
+from ..vocabulary import Vocabulary
+from . import show
+from .parsing import Commands, add_threads
+from .sample import add_weight_dtype
+
+_BLOCK = 1 << 16  # bytes read at once, as a pipe holds
+
+_Ids = NDArray[np.int32]
+
+
+def add(commands: Commands) -> None:
+    score = commands.add(
+        "score", run, "Write the log-probability of each line of the standard input, in nats."
+    )
+    score.add_argument("model", metavar="FILE")
+    score.add_argument("--mean", action="store_true", help="per character of the line")
+    score.add_argument("--bits", action="store_true", help="in bits")
+    score.add_argument(
+        "--json", action="store_true", help="all of these and the line as a line of JSON"
+    )
+    score.add_argument(
+        "--no-newline",
+        action="store_true",
+        help="that of the line's characters, however it goes on (default: that of the whole line, "
+        "with the newline that ends it)",
+    )
+    score.add_argument(
+        "--allow-unknown",
+        action="store_true",
+        help="-inf for a line that the vocabulary cannot spell (default: an error)",
+    )
+    add_weight_dtype(score)
+    add_threads(score)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.json and (arguments.mean or arguments.bits):
+        given = "--mean" if arguments.mean else "--bits"
+        raise ValueError(f"--json writes sums, means and bits alike: leave out {given}")
+    model = CharLM.load(arguments.model)._read_as(arguments.weight_dtype)
+    ending = b"" if arguments.no_newline else b"\n"
+    if ending and model.vocabulary._id(ord("\n")) < 0:
+        raise ValueError(
+            f"the vocabulary of {arguments.model} has no newline, so that no line can end: give "
+            f"--no-newline"
+        )
+    shown = _format(arguments)
+    number = 0
+    for lines in _arriving(sys.stdin.buffer):
+        ids, error = _encoded(lines, number, ending, model.vocabulary, arguments.allow_unknown)
+        for line, text, nats in zip(lines, ids, _scores(model, ids), strict=False):
+            number += 1
+            print(shown(number, line, 0 if text is None else len(text), nats))
+        sys.stdout.flush()
+        if error is not None:
+            raise error
+    return 0
+
+
+def _arriving(file: IO[bytes]) -> Iterator[list[bytes]]:
+    """The lines of a file, without their newlines, as many at once as have arrived.
+
+    So whoever writes a line and waits for its score gets it, and whoever writes many at once has
+    them scored together.
+    """
+    rest = bytearray()  # the beginning of a line
+    while data := file.read1(_BLOCK):  # type: ignore[attr-defined]
+        *ended, last = data.split(b"\n")
+        if ended:
+            yield [bytes(rest) + ended[0], *ended[1:]]
+            rest.clear()
+        rest += last
+    if rest:
+        yield [bytes(rest)]
+
+
+def _encoded(
+    lines: list[bytes], before: int, ending: bytes, vocabulary: Vocabulary, allow_unknown: bool
+) -> tuple[list[_Ids | None], ValueError | None]:
+    """The ids of the lines, None for one that the vocabulary cannot spell.
+
+    Unless such are allowed, the ids up to the first of them, and the error that it is. before: the
+    number of lines that came before these.
+    """
+    ids: list[_Ids | None] = []
+    for number, line in enumerate(lines, before + 1):
+        try:
+            ids.append(_ids(line + ending, vocabulary))
+        except ValueError as error:
+            if not allow_unknown:
+                return ids, ValueError(f"standard input, line {number}, {error}")
+            ids.append(None)
+    return ids, None
+
+
+def _ids(line: bytes, vocabulary: Vocabulary) -> _Ids:
+    """ValueError names the column, counted from 1."""
+    if vocabulary.kind == "bytes":
+        return vocabulary._encode(line, "the line", 0)
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"byte {error.start + 1}: invalid UTF-8 (0x{line[error.start]:02x}: {error.reason})"
+        ) from None
+    try:
+        return vocabulary._encode(text, "the line", 0)
+    except ValueError:
+        column = next(i for i, c in enumerate(text) if vocabulary._id(ord(c)) < 0)
+        raise ValueError(
+            f"column {column + 1}: the character {text[column]!r} (U+{ord(text[column]):04X}) is "
+            f"not among the vocabulary's {len(vocabulary)} ({vocabulary._shown()})"
+        ) from None
+
+
+def _scores(model: CharLM, ids: list[_Ids | None]) -> list[float]:
+    """Nats; what the vocabulary cannot spell has the probability 0."""
+    scores = iter(model._score([text for text in ids if text is not None]).tolist())
+    return [-math.inf if text is None else next(scores) for text in ids]
+
+
+_Format = Callable[[int, bytes, int, float], str]
+"""The output for a line: its number, itself, its characters predicted, its nats."""
+
+
+def _format(arguments: argparse.Namespace) -> _Format:
+    if arguments.json:
+        return _json
+    unit = math.log(2) if arguments.bits else 1.0
+
+    def plain(number: int, line: bytes, characters: int, nats: float) -> str:
+        return f"{(_mean(nats, characters) if arguments.mean else nats) / unit:.6f}"
+
+    return plain
+
+
+def _json(number: int, line: bytes, characters: int, nats: float) -> str:
+    mean = _mean(nats, characters)
+    values = {
+        "nats": nats,
+        "bits": nats / math.log(2),
+        "nats_per_character": mean,
+        "bits_per_character": mean / math.log(2),
+    }
+    numbers = {name: show.json_number(value) for name, value in values.items()}
+    text = line.decode("utf-8", "replace")
+    return json.dumps({"line": number, "characters": characters, **numbers, "text": text})
+
+
+def _mean(nats: float, characters: int) -> float:
+    """Of no characters there is none: nan, or the -inf of a line that cannot be spelled."""
+    if characters:
+        return nats / characters
+    return nats if math.isinf(nats) else math.nan
