@@ -532,6 +532,14 @@ def test_score_refuses_what_makes_no_sense(
     assert scores(capsys, str(tmp_path / "other"), "--no-newline") == [expected]
 
 
+@pytest.mark.parametrize("arguments", [["score"], ["sample", "--prime-file", "-"]])
+def test_a_closed_standard_input_is_told(
+    path: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert "the standard input is closed" in refused(capsys, *arguments, path)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX pipes")
 def test_score_answers_each_line_before_the_next_is_written(model: CharLM, path: str) -> None:
     pipe = subprocess.PIPE

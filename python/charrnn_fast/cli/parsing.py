@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import IO, NoReturn, TypeVar
 
 from .._checks import LARGEST, integer, real
 
@@ -30,6 +31,12 @@ class Commands:
         sub: Parser = self._commands.add_parser(name, help=about, description=about)
         sub.set_defaults(run=run, threads=None)
         return sub
+
+
+def standard_input() -> IO[bytes]:
+    if sys.stdin is None:  # which a shell does by <&-
+        raise ValueError("the standard input is closed")
+    return sys.stdin.buffer
 
 
 def add_threads(parser: Parser) -> None:

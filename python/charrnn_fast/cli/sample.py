@@ -14,7 +14,15 @@ from ..model import CharLM
 from ..sampler import BLOCK, _Request, draw_pieces, draw_texts
 from ..vocabulary import Vocabulary
 from .columns import side_by_side
-from .parsing import Commands, Parser, add_threads, integer_option, number_option, numbers_option
+from .parsing import (
+    Commands,
+    Parser,
+    add_threads,
+    integer_option,
+    number_option,
+    numbers_option,
+    standard_input,
+)
 
 
 def add(commands: Commands) -> None:
@@ -159,7 +167,7 @@ def _read_prime(path: str, vocabulary: Vocabulary) -> str | bytes:
     """The whole file; with a byte vocabulary it may hold anything."""
     name = "standard input" if path == "-" else path
     if path == "-":
-        data = sys.stdin.buffer.read()
+        data = standard_input().read()
     else:
         with open(path, "rb") as file:
             data = file.read()

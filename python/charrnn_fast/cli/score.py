@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..model import CharLM
 from ..vocabulary import Vocabulary
 from . import show
-from .parsing import Commands, add_threads
+from .parsing import Commands, add_threads, standard_input
 from .sample import add_weight_dtype
 
 _BLOCK = 1 << 16  # bytes read at once, as a pipe holds
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     shown = _format(arguments)
     number = 0
-    for lines in _arriving(sys.stdin.buffer):
+    for lines in _arriving(standard_input()):
         ids, error = _encoded(lines, number, ending, model.vocabulary, arguments.allow_unknown)
         for line, text, nats in zip(lines, ids, _scores(model, ids), strict=False):
             number += 1
