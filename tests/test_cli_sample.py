@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,18 @@ class Screen(io.StringIO):
     def flush(self) -> None:
         if piece := self.getvalue()[len("".join(self.shown)) :]:
             self.shown.append(piece)
+
+
+@pytest.mark.parametrize("command", ["sample", "eval", "score"])
+def test_the_documentation_has_every_option_and_no_other(command: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    flag = re.compile(r"--[a-z][a-z-]*")
+    options = set(flag.findall(capsys.readouterr().out)) - {"--help"}
+    page = (Path(__file__).parents[1] / "docs" / "sampling.md").read_text()
+    section = page.split(f"\n## {command}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (.*?) \|", section, re.MULTILINE)
+    assert set(flag.findall(" ".join(rows))) == options
 
 
 # ---- sample: streamed or not ----
