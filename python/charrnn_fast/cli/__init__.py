@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from .. import build_info, get_num_threads, set_num_threads
-from . import bench, evaluate, info, options, plot, sample, score, train
+from . import bench, evaluate, info, options, plot, sample, score, train, view
 from .parsing import USER_ERROR, Commands, Parser
 from .show import complain
 
@@ -73,6 +73,6 @@ def _parser() -> Parser:
     version = f"charrnn-fast {build_info()['version']}"
     parser.add_argument("--version", action="version", version=version)
     commands = Commands(parser)
-    for command in (train, sample, evaluate, score, info, plot, bench):
+    for command in (train, sample, evaluate, score, info, view, plot, bench):
         command.add(commands)
     return parser

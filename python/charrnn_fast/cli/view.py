@@ -1,0 +1,113 @@
+"""``charrnn-fast view``: a page that shows what a model's cells do on a text."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+
+from .. import checkpoint
+from ..corpus import Corpus
+from ..model import CharLM
+from ..view import GENERATOR, _page
+from . import show
+from .parsing import Commands, add_threads, integer_option
+
+_HEAD = 1024  # bytes of a page, among which its generator is named
+
+
+def add(commands: Commands) -> None:
+    view = commands.add("view", run, "Look inside a trained model: a page of a text and its cells.")
+    view.add_argument("model", metavar="FILE")
+    view.add_argument("text", nargs="+", metavar="TEXT", help="UTF-8 files")
+    view.add_argument(
+        "-o",
+        "--output",
+        default="view.html",
+        metavar="PAGE",
+        help="where the page is saved; one from before is replaced (default: view.html)",
+    )
+    view.add_argument(
+        "--start",
+        type=integer_option(0),
+        default=0,
+        metavar="N",
+        help="leave out the first N characters of the text (default: 0)",
+    )
+    view.add_argument(
+        "--length",
+        type=integer_option(2),
+        default=5000,
+        metavar="N",
+        help="show the N characters from there (default: 5000)",
+    )
+    view.add_argument(
+        "--layers",
+        type=_layers,
+        metavar="L[,L]",
+        help="show these alone, 0 the first (default: all)",
+    )
+    add_threads(view)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    _check_writable(arguments.output)
+    model = CharLM.load(arguments.model)
+    vocabulary = model.vocabulary
+    corpus = Corpus.from_files(*arguments.text, vocabulary=vocabulary)
+    start, end = arguments.start, min(arguments.start + arguments.length, len(corpus))
+    if end - start < 2:
+        raise ValueError(
+            f"the text has {len(corpus):,} {vocabulary.kind}, of which --start {start} leaves "
+            f"{max(end - start, 0)}: to look inside takes two or more"
+        )
+    part = f"{len(corpus):,} {vocabulary.kind}"
+    if end - start < len(corpus):
+        part = f"{vocabulary.kind} {start + 1:,} to {end:,} of {len(corpus):,}"
+        print(f"text        {part}; --start and --length choose others")
+    names = ", ".join(os.path.basename(path) for path in arguments.text)
+    model_name = os.path.basename(arguments.model)
+    about = {
+        "model": f"{model_name}, {show.model_line(model)}",
+        "text": f"{names}, {part}",
+    }
+    title = f"{model_name} reads {names}"
+    page = _page(model, corpus._ids[start:end], arguments.layers, title, about)
+    size = _write(arguments.output, page)
+    print(f"saved to {arguments.output} ({show.size(size)})")
+    return 0
+
+
+def _layers(text: str) -> list[int]:
+    return [integer_option(0)(part) for part in text.split(",")]
+
+
+_layers.__name__ = "list of layers"  # argparse: "invalid list of layers value"
+
+
+def _check_writable(path: str) -> None:
+    """OSError, before any work, where no page can be written or something else would be lost."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "this is a folder, not a file", path)
+    if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
+        raise FileNotFoundError(errno.ENOENT, "its folder does not exist", path)
+    if os.path.exists(path) and os.path.getsize(path) and not _is_page(path):
+        raise FileExistsError(
+            errno.EEXIST, "this file is no page of charrnn-fast view; it is not overwritten", path
+        )
+    checkpoint.check_folder(path)
+
+
+def _is_page(path: str) -> bool:
+    with open(path, "rb") as file:
+        return f'<meta name="generator" content="{GENERATOR}'.encode() in file.read(_HEAD)
+
+
+def _write(path: str, page: str) -> int:
+    """Puts a page in the place of the file at path, in one step; returns its bytes."""
+    data = page.encode()
+    try:
+        checkpoint.replace(os.path.realpath(path), [data])
+    except OSError as error:  # of the temporary file
+        raise type(error)(error.errno, error.strerror, path) from error
+    return len(data)

@@ -1,0 +1,223 @@
+"""A look inside a language model: one HTML page of a text, coloured by the model's cells.
+
+After A. Karpathy, The Unreasonable Effectiveness of Recurrent Neural Networks (2015), and Karpathy,
+Johnson and Fei-Fei, Visualizing and Understanding Recurrent Networks (2015).
+
+reading    what the model computes while it reads
+features   what cells may follow, and which do
+glyphs     how characters and bytes are shown
+page.*     the page: HTML, CSS and JavaScript, put together here
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import build_info
+from .._checks import instance, integer
+from ..model import CharLM
+from .features import Ranking, rank
+from .glyphs import Shown, show
+from .reading import Reading, is_bounded, quantity, read
+
+__all__ = ["page"]
+
+GENERATOR = "charrnn-fast view"
+"""How the `generator` of each page begins."""
+
+_MOST_ACTIVATIONS = 50_000_000  # bytes of a page; browsers become slow before they fail
+_LEVELS = 127  # of an activation, on either side of 0
+
+
+def page(
+    model: CharLM,
+    text: str | bytes,
+    *,
+    layers: Iterable[int] | None = None,
+    title: str = "A look inside",
+    about: Mapping[str, str] | None = None,
+) -> str:
+    """One HTML page, which needs nothing else and loads nothing: text as the model's cells see it.
+
+    Each character is coloured by one cell, tanh(c) of the LSTMs, else h, after the model has read
+    it; under it stand the five likeliest next characters with their shares; a table tells which
+    cells follow quotes, brackets, indentation and the like, by correlation (`features`). The model
+    reads from the zero state.
+
+    text: two characters or more, with a byte vocabulary bytes too. layers: those to show, 0 the
+    first, as in weight_ih_l0; None: all. title and about (lines of label and value) head the page.
+
+    Raises ValueError for a character that the vocabulary lacks, and where text and layers make more
+    than 50 million activations, which take a byte and a third each; FloatingPointError for a model
+    with weights that are not finite.
+    """
+    instance("model", model, CharLM, "a CharLM")
+    instance("title", title, str, "a str")
+    instance("about", about, (Mapping, type(None)), "a mapping of str to str")
+    return _page(model, model.vocabulary.encode(text), layers, title, about or {})
+
+
+def _page(
+    model: CharLM,
+    ids: NDArray[Any],
+    layers: Iterable[int] | None,
+    title: str,
+    about: Mapping[str, str],
+) -> str:
+    """As `page`, for ids [N] of any integer type."""
+    rnn, vocabulary = model.rnn, model.vocabulary
+    chosen = _layers(layers, rnn.num_layers)
+    if len(ids) < 2:
+        raise ValueError(
+            f"text has {len(ids)} {vocabulary._unit}(s); to look inside takes two or more: "
+            f"the first is given, the others are predicted"
+        )
+    count = len(ids) * len(chosen) * rnn.hidden_size
+    if count > _MOST_ACTIVATIONS:
+        raise ValueError(
+            f"a page takes at most {_MOST_ACTIVATIONS:,} activations, and {len(ids):,} "
+            f"{vocabulary.kind} with {len(chosen)} layer(s) of {rnn.hidden_size} cells make "
+            f"{count:,}: take a shorter length or fewer layers"
+        )
+    ids = np.ascontiguousarray(ids, np.int32)
+    seen = read(model, ids, chosen)
+    cells = seen.activations.reshape(-1, len(ids))
+    rankings, constant = rank(cells, _plain(model, ids))
+    levels, scales = _quantised(cells)
+    shown = show(vocabulary, ids, seen.guesses)
+    nats = float(seen.losses.mean())
+    facts = {
+        "unit": vocabulary._unit,
+        "layers": chosen,
+        "cells": rnn.hidden_size,
+        "guesses": seen.guesses.shape[1],
+        "quantity": quantity(rnn),
+        "bounded": is_bounded(rnn),
+        "scales": [float(f"{scale:.4g}") for scale in scales],
+        "glyphs": shown.table,
+        "newline": shown.newline,
+        "features": [_described(ranking) for ranking in rankings],
+        "constant": [feature.name for feature in constant],
+    }
+    header = {
+        **(about or {"model": repr(model)[1:-1].removeprefix("CharLM: ")}),
+        "loss": f"{nats:.4f} nats per {vocabulary._unit} ({nats / math.log(2):.4f} bits)",
+    }
+    return _assemble(title, header, facts, _arrays(seen, shown, ids, levels))
+
+
+def _layers(layers: Iterable[int] | None, count: int) -> list[int]:
+    if layers is None:
+        return list(range(count))
+    chosen = [integer(f"layers[{i}]", layer, 0, count - 1) for i, layer in enumerate(layers)]
+    if not chosen:
+        raise ValueError(f"layers is empty; it takes one or more of 0 to {count - 1}")
+    return sorted(set(chosen))
+
+
+def _plain(model: CharLM, ids: NDArray[np.int32]) -> str:
+    """The text, one character for each id: a byte above 127 counts as a small letter."""
+    if model.vocabulary.kind == "characters":
+        return model.vocabulary.decode(ids)
+    return np.where(ids < 0x80, ids, ord("ä")).astype(np.uint8).tobytes().decode("latin-1")
+
+
+def _quantised(cells: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Activations [C, N] as levels [C, N] of -127 to 127, of which 127 is scales [C]."""
+    scales = np.abs(cells).max(1)
+    steps = np.where(scales > 0, scales, 1) / _LEVELS
+    return np.rint(cells / steps[:, None]).astype(np.int8), scales
+
+
+def _described(ranking: Ranking) -> dict[str, Any]:
+    return {
+        "name": ranking.feature.name,
+        "about": ranking.feature.about,
+        "memory": ranking.feature.takes_memory,
+        "chance": round(ranking.chance, 3),
+        "best": ranking.best(),
+        "r": [round(float(r), 3) for r in ranking.correlations],
+    }
+
+
+def _arrays(
+    seen: Reading, shown: Shown, ids: NDArray[np.int32], levels: NDArray[np.int8]
+) -> dict[str, NDArray[Any]]:
+    """What the page reads as typed arrays, by the names that it calls them."""
+    index = np.min_scalar_type(len(shown.table) - 1)
+    came = seen.guesses[:-1] == ids[1:, None]
+    return {
+        "text": shown.text.astype(index),
+        "guesses": shown.guesses.astype(index),
+        "shares": np.rint(seen.shares * 65535).astype("<u2"),
+        # which guess came true, 255: none
+        "came": np.where(came.any(1), came.argmax(1), 255).astype(np.uint8),
+        "losses": seen.losses.astype("<f4"),
+        "levels": levels,
+    }
+
+
+def _assemble(
+    title: str, header: Mapping[str, str], facts: Mapping[str, Any], arrays: dict[str, NDArray[Any]]
+) -> str:
+    style, script = _source("page.css"), _source("page.js")
+    parts = {
+        "policy": f"default-src 'none'; script-src '{_sha256(script)}'; "
+        f"style-src '{_sha256(style)}'; base-uri 'none'; form-action 'none'",
+        "generator": f"{GENERATOR} {build_info()['version']}",
+        "title": _escaped(title),
+        "header": "".join(
+            f"<dt>{_escaped(label)}</dt><dd>{_escaped(value)}</dd>"
+            for label, value in header.items()
+        ),
+        "style": style,
+        "facts": _json(facts),
+        "arrays": "\n".join(
+            f'<script type="text/plain" id="data-{name}" data-type="{_javascript_name(array)}">'
+            f"{base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()}</script>"
+            for name, array in arrays.items()
+        ),
+        "script": script,
+    }
+    # One pass: what is put in is not looked at again.
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _source("page.html"))
+
+
+def _source(name: str) -> str:
+    return files(__name__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _sha256(source: str) -> str:
+    """The source of a script or a style as a Content-Security-Policy names it."""
+    digest = hashlib.sha256(source.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+def _escaped(text: str) -> str:
+    """Text as HTML, without what has no place there: controls, what turns the direction of the
+    rest around, and lone surrogates, as of a file name that is no UTF-8."""
+    unwanted = r"[\0-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    return html.escape(re.sub(unwanted, "\ufffd", text))
+
+
+def _json(value: Any) -> str:
+    """JSON that neither ends the script element it stands in nor means anything else in HTML."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _javascript_name(array: NDArray[Any]) -> str:
+    """The typed array of JavaScript with an array's elements."""
+    kind = {"i": "Int", "u": "Uint", "f": "Float"}[array.dtype.kind]
+    return f"{kind}{8 * array.dtype.itemsize}Array"

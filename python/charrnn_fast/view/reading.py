@@ -1,0 +1,92 @@
+"""What a model computes while it reads a text: activations, guesses and losses."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..model import CharLM
+from ..rnn import RNN
+
+NUM_GUESSES = 5
+_LOGITS_AT_ONCE = 2**22
+
+
+class Reading(NamedTuple):
+    """N symbols that were read one after another, from the zero state. K: guesses, at most 5."""
+
+    activations: NDArray[np.float32]
+    """[L, H, N]: tanh(c) of the LSTMs, else h, after symbol n was read; the layers asked for."""
+    guesses: NDArray[np.int64]
+    """[N, K]: the ids that the model takes to be the likeliest to follow symbol n, best first."""
+    shares: NDArray[np.float64]
+    """[N, K]: the probabilities of the guesses."""
+    losses: NDArray[np.float64]
+    """[N - 1]: of symbol n + 1, in nats."""
+
+
+def quantity(rnn: RNN) -> str:
+    """What `Reading.activations` are."""
+    return "tanh(c)" if rnn.cell.endswith("lstm") else "h"
+
+
+def is_bounded(rnn: RNN) -> bool:
+    """Whether the activations lie in -1 to 1."""
+    return not (rnn.cell == "rnn" and rnn.nonlinearity == "relu")
+
+
+def read(model: CharLM, ids: NDArray[np.int32], layers: list[int]) -> Reading:
+    """Reads ids [N], N >= 2. Raises FloatingPointError where the model gives no finite numbers."""
+    rnn, size = model.rnn, len(ids)
+    num_guesses = min(NUM_GUESSES, len(model.vocabulary))
+    activations = np.empty((len(layers), rnn.hidden_size, size), np.float32)
+    guesses = np.empty((size, num_guesses), np.int64)
+    shares = np.empty((size, num_guesses))
+    losses = np.empty(size - 1)
+    # `step` on a state of our own: the one that the network carries stays what it is, and the
+    # weights are packed once, not at each step as by `forward`.
+    state = rnn.zero_state(1)
+    cells = rnn._state_parts(state)[-1]  # a view: c [L, 1, H] of the LSTMs, else h
+    block = max(1, _LOGITS_AT_ONCE // len(model.vocabulary))
+    logits = np.empty((min(block, size), len(model.vocabulary)))
+    bar = _bar(size)
+    for start in range(0, size, block):
+        end = min(start + block, size)
+        for n in range(start, end):
+            logits[n - start] = rnn._core.step(ids[n : n + 1], state)[0]
+            activations[:, :, n] = cells[layers, 0]
+            bar.update()
+        log_shares = _log_softmax(logits[: end - start])
+        guesses[start:end] = best = _largest(log_shares, num_guesses)
+        shares[start:end] = np.exp(np.take_along_axis(log_shares, best, 1))
+        targets = ids[start + 1 : end + 1]
+        losses[start : start + len(targets)] = -log_shares[np.arange(len(targets)), targets]
+    bar.close()
+    if not (np.isfinite(activations).all() and np.isfinite(shares).all()):
+        raise FloatingPointError("the model's activations are no longer finite on this text")
+    if quantity(rnn) == "tanh(c)":
+        np.tanh(activations, out=activations)
+    return Reading(activations, guesses, shares, losses)
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[n, V] for [n, V]."""
+    shifted = logits - logits.max(1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return result
+
+
+def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """[n, count]: where the largest values of each row [n, V] are, in falling order."""
+    found = np.argpartition(-values, count - 1, 1)[:, :count]
+    order = np.argsort(-np.take_along_axis(values, found, 1), 1, kind="stable")
+    result: NDArray[np.int64] = np.take_along_axis(found, order, 1)
+    return result
+
+
+def _bar(total: int) -> Any:
+    from tqdm import tqdm  # slow to import
+
+    return tqdm(total=total, desc="reading the text", delay=1, leave=False, disable=None)
