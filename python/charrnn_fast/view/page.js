@@ -102,6 +102,7 @@ function layOut() {
     n = Math.min(n + columns, end);
   }
   starts.push(N);
+  document.documentElement.style.setProperty("--bar-height", `${$("bar").offsetHeight}px`);
   area.style.height = `${(starts.length - 1) * rowHeight}px`;
   area.style.setProperty("--row-height", `${rowHeight}px`);
   for (const row of rows.values()) row.remove();
@@ -189,7 +190,7 @@ function drawMap(rgb) {
   const count = starts.length - 1;
   map.width = columns;
   map.height = count;
-  const scale = Math.min(4, (innerHeight - 6 * rem()) / count);
+  const scale = Math.min(4, (innerHeight - $("bar").offsetHeight - 3 * rem()) / count);
   map.style.width = "100%";
   map.style.height = `${count * scale}px`;
   const context = map.getContext("2d");
