@@ -1,0 +1,192 @@
+"""Which files a text is made of, and how they are read: in blocks, strictly decoded."""
+
+from __future__ import annotations
+
+import codecs
+import glob
+import io
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from ._checks import StrPath, instance
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+BLOCK = 1 << 22  # bytes read at a time
+UTF8 = "utf-8"
+
+_BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"  # U+FEFF
+# Python's codecs for host names, and the one that always fails: none of them reads texts.
+_NOT_FOR_TEXTS = ("idna", "punycode", "undefined")
+_MOST_NAMES = 3  # of files in one message
+
+
+_Text = TypeVar("_Text", bound=str | bytes, covariant=True)
+
+
+class Block(NamedTuple, Generic[_Text]):
+    """A part of a file, decoded or not, and where in that file's text or bytes it begins."""
+
+    path: str
+    position: int
+    text: _Text
+
+
+def find_files(paths: Iterable[StrPath]) -> list[str]:
+    """The files that paths name: files, folders, and patterns that the shell left as they were.
+
+    A folder stands for all regular files below it, a pattern (``*``, ``?``, ``[...]``, ``**`` for
+    folders of any depth) for those that match and those below folders that match; both without
+    hidden ones (a name that begins with a dot), in the order of their paths' parts, each file
+    once. Links to files are followed; in a folder, links to folders are not. A path that exists is
+    never read as a pattern. Paths come in the order given, and as often.
+
+    Raises ValueError where a folder or a pattern has no file, and OSError for a folder that cannot
+    be read. Other paths are returned as they are, whether there is a file or not.
+    """
+    found: list[str] = []
+    for path in [os.fspath(path) for path in paths]:
+        if os.path.isdir(path):
+            files = _once(_below(path))
+            lacks = "holds no files (hidden ones are left out)"
+        elif not os.path.lexists(path) and glob.escape(path) != path:
+            files = _once(_matches(path))
+            lacks = "matches no file (hidden ones are left out)"
+        else:
+            files, lacks = [path], ""
+        if not files:
+            raise ValueError(f"{path} {lacks}")
+        found += files
+    return found
+
+
+def check(paths: Sequence[str]) -> None:
+    """Raises ValueError unless all are regular files and one at least is not empty.
+
+    Pipes and devices are refused: their size cannot be told.
+    """
+    size = 0
+    for path in paths:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is no regular file; save the text to a file first")
+        size += status.st_size
+    if not size:
+        raise ValueError(f"the text is empty: {names(paths)}")
+
+
+def names(paths: Sequence[str]) -> str:
+    """Paths for a message, the first few of many."""
+    shown = ", ".join(paths[:_MOST_NAMES])
+    return shown if len(paths) <= _MOST_NAMES else f"{shown} and {len(paths) - _MOST_NAMES} more"
+
+
+def check_encoding(encoding: object) -> str:
+    """encoding, unless Python has no codec of this name that reads texts: then ValueError."""
+    instance("encoding", encoding, str, "the name of an encoding")
+    assert isinstance(encoding, str)
+    try:
+        io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        known = codecs.lookup(encoding).name not in _NOT_FOR_TEXTS
+    except (LookupError, ValueError):  # unknown, or no encoding of texts; a NUL in the name
+        known = False
+    if not known:
+        raise ValueError(
+            f"encoding must be one that Python has for texts, such as utf-8, latin-1, utf-16 or "
+            f"gb18030, got {encoding!r}"
+        )
+    return encoding
+
+
+def read_bytes(paths: Sequence[str]) -> Iterator[Block[bytes]]:
+    """The contents of files in blocks, at each file's end an empty one."""
+    total = sum(map(os.path.getsize, paths))
+    about = paths[0] if len(paths) == 1 else f"{len(paths):,} files"
+    with progress(total, f"reading {about}") as bar:
+        for path in paths:
+            with open(path, "rb") as file:
+                position, data = 0, b" "
+                while data:
+                    data = file.read(BLOCK)
+                    yield Block(path, position, data)
+                    position += len(data)
+                    bar.update(len(data))
+
+
+def read_text(paths: Sequence[str], encoding: str) -> Iterator[Block[str]]:
+    """The texts of files in blocks, strictly decoded.
+
+    A byte order mark at a file's start is left out; everything else stays, line ends too.
+    """
+    make_decoder = codecs.getincrementaldecoder(encoding)
+    for path, start, data in read_bytes(paths):
+        if start == 0:
+            decoder, position, begun = make_decoder(), 0, False
+        text = _decode(decoder, data, path, encoding, start)
+        if text and not begun:
+            text, begun = text.removeprefix(_BYTE_ORDER_MARK), True
+        yield Block(path, position, text)
+        position += len(text)
+
+
+def progress(total: int, description: str) -> tqdm[Any]:
+    """A bar for total bytes, on a terminal and for what takes long."""
+    from tqdm import tqdm  # slow to import
+
+    return tqdm(
+        total=total,
+        desc=description,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        delay=1,  # seconds: nothing is shown for a file that is read at once
+        leave=False,
+        disable=None,  # unless on a terminal
+    )
+
+
+def _decode(
+    decoder: codecs.IncrementalDecoder, data: bytes, path: str, encoding: str, start: int
+) -> str:
+    """The text that data, which begins at byte start of its file, completes; no data: the end."""
+    pending = len(decoder.getstate()[0])
+    try:
+        return decoder.decode(data, final=not data)
+    except UnicodeDecodeError as error:
+        at = start - pending + error.start
+        wrong = f"at byte {at} (0x{error.object[error.start]:02x}: {error.reason})"
+    except UnicodeError as error:  # a codec that does not tell where
+        wrong = f"({error})"
+    if codecs.lookup(encoding).name == UTF8:
+        encoding = "UTF-8"
+    raise ValueError(
+        f"{path}: invalid {encoding} {wrong}; name the encoding that the file is in, or use the "
+        f"byte vocabulary"
+    )
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    for path in glob.glob(pattern, recursive=True):
+        yield from _below(path) if os.path.isdir(path) else (path,)
+
+
+def _below(folder: str) -> Iterator[str]:
+    """Everything below a folder that is neither a folder nor hidden."""
+    for parent, folders, files in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (os.path.join(parent, name) for name in files if not name.startswith("."))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _once(paths: Iterable[str]) -> list[str]:
+    """The regular files among paths, sorted, each by one path only."""
+    files: dict[str, str] = {}
+    for path in sorted(filter(os.path.isfile, paths), key=lambda path: path.split(os.sep)):
+        files.setdefault(os.path.realpath(path), path)
+    return list(files.values())
