@@ -1,0 +1,112 @@
+"""Arrays that stay in a file."""
+
+from __future__ import annotations
+
+import io
+import os
+import weakref
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+
+class Ids(Protocol):
+    """Ids [N] in memory or in a file: what a slice gives is an array in memory."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: slice, /) -> NDArray[Any]: ...
+    def __array__(self) -> NDArray[Any]: ...
+
+
+class FileArray:
+    """A read-only array [N] in a file, of which each slice is read when it is asked for.
+
+    Read, not mapped: a mapped file that somebody shortens kills the process that reads there
+    (SIGBUS), and what has been read of a mapping counts as this process's memory.
+    """
+
+    dtype: np.dtype[Any]
+
+    def __init__(self, descriptor: int, dtype: DTypeLike, path: str | None = None) -> None:
+        """The whole file behind an open descriptor, which may be closed afterwards.
+
+        path: of a file that others may change. From now on it must stay as it is: reading raises
+        OSError once its size or its time of modification is another one. None: a file of our own.
+        """
+        self.dtype = np.dtype(dtype)
+        self._file = _File(descriptor, path)
+        self._first, self._last = 0, self._file.size // self.dtype.itemsize
+
+    def part(self, first: int, last: int) -> FileArray:
+        """The elements first to last - 1, 0 <= first <= last <= N; nothing is read."""
+        part = object.__new__(FileArray)
+        part.dtype, part._file = self.dtype, self._file
+        part._first, part._last = self._first + first, self._first + last
+        return part
+
+    def __len__(self) -> int:
+        return self._last - self._first
+
+    def __getitem__(self, index: slice) -> NDArray[Any]:
+        """A slice of step 1, as a read-only array in memory."""
+        if not isinstance(index, slice) or index.step not in (None, 1):
+            raise TypeError(
+                f"an array in a file takes slices of step 1, got {index!r}; numpy.asarray reads "
+                f"all of it into memory"
+            )
+        start, stop, _ = index.indices(len(self))
+        size = self.dtype.itemsize
+        data = self._file.read(
+            (self._first + start) * size, (self._first + max(start, stop)) * size
+        )
+        return np.frombuffer(data, self.dtype)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """All of it; numpy.asarray asks for this."""
+        if copy is False:
+            raise ValueError("an array in a file cannot be had in memory without a copy")
+        return self[:].astype(self.dtype if dtype is None else dtype, copy=False)
+
+    def __repr__(self) -> str:
+        return f"<FileArray of {len(self):,} {self.dtype} in {self._file.name}>"
+
+
+class _File:
+    """An open file that must not change."""
+
+    def __init__(self, descriptor: int, path: str | None) -> None:
+        self.name = path or "a temporary file"
+        self._watched = path is not None
+        self._file = io.FileIO(os.dup(descriptor))
+        weakref.finalize(self, self._file.close)
+        self._stamp = self._now()
+        self.size = self._stamp[0]
+
+    def read(self, first: int, last: int) -> bytes:
+        """The bytes first to last - 1; safe on several threads."""
+        descriptor = self._file.fileno()
+        data = os.pread(descriptor, last - first, first)
+        while len(data) < last - first:  # one call reads 2 GB at most
+            rest = os.pread(descriptor, last - first - len(data), first + len(data))
+            if not rest:
+                raise self._changed()
+            data += rest
+        # After the reading: a file's stamp changes before what is written to it can be read.
+        if self._watched and self._now() != self._stamp:
+            raise self._changed()
+        return data
+
+    def _now(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def _changed(self) -> OSError:
+        size = self._now()[0]
+        sizes = f" ({self.size:,} bytes then, {size:,} now)" if size != self.size else ""
+        return OSError(
+            f"{self.name} has changed since it was opened{sizes}; a text must stay as it is while "
+            f"it is in use: begin again, with a copy if something goes on writing to it"
+        )
