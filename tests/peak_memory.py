@@ -60,6 +60,19 @@ def language_model(T: int, B: int, H: int, L: int, V: int) -> dict[str, int]:
     return {"model": ARRAYS * 4 * trainer.model.num_parameters, **peaks}
 
 
+def byte_corpus(path: str) -> dict[str, int]:
+    """All that training does with a large file, but for computing with all of it."""
+    corpus = cf.Corpus.from_files(path, vocabulary=cf.Vocabulary.from_bytes())
+    trainer = cf.Trainer(cf.CharLM(corpus.vocabulary), corpus)
+    assert trainer._chunks is not None
+    for index in (0, len(trainer._chunks) - 1):
+        trainer.step(*trainer._chunks.read(index))
+    trainer.save(f"{path}.model")
+    for start in range(0, len(corpus.validation), 1 << 20):
+        corpus.validation[start : start + (1 << 20)].any()
+    return {"size": len(corpus), "peak": held("VmHWM")}
+
+
 def batches(T: int, B: int, V: int) -> list[tuple[cf.rnn.Array, cf.rnn.Array]]:
     tokens = np.random.default_rng(0).integers(0, V, (2, 2, T, B), np.int32)
     return [(inputs, targets) for inputs, targets in tokens]
@@ -81,5 +94,9 @@ def held(field: str) -> int:
 
 
 if __name__ == "__main__":
-    work = {"train_step": train_step, "language_model": language_model}[sys.argv[1]]
-    print(json.dumps(work(*map(int, sys.argv[2:]))))
+    name, *values = sys.argv[1:]
+    if name == "byte_corpus":
+        print(json.dumps(byte_corpus(*values)))
+    else:
+        work = {"train_step": train_step, "language_model": language_model}[name]
+        print(json.dumps(work(*map(int, values))))

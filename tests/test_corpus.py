@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import charrnn_fast.corpus
-from charrnn_fast import Corpus, Vocabulary
+import charrnn_fast.text_files
+from charrnn_fast import CharLM, Corpus, Trainer, Vocabulary
 from charrnn_fast.corpus import _Chunks
 
 
@@ -21,7 +22,7 @@ from charrnn_fast.corpus import _Chunks
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Bytes read at a time, so that blocks end within characters."""
     size: int = request.param
-    monkeypatch.setattr(charrnn_fast.corpus, "_BLOCK", size)
+    monkeypatch.setattr(charrnn_fast.text_files, "BLOCK", size)
     return size
 
 
@@ -36,8 +37,18 @@ def test_the_split_is_contiguous_nine_to_one() -> None:
     corpus = Corpus.from_text("abcdefghijklmnopqrst")
     assert corpus.vocabulary.decode(corpus.train) == "abcdefghijklmnopqr"
     assert corpus.vocabulary.decode(corpus.validation) == "st"
-    assert np.shares_memory(corpus.train, corpus._ids)
-    assert not corpus.train.flags.writeable
+    train = np.asarray(corpus.train)
+    assert np.shares_memory(train, corpus._ids)
+    assert not train.flags.writeable
+
+
+def test_parts_of_files_are_those_of_the_text(tmp_path: Path) -> None:
+    text = "abcdefghijklmnopqrst"
+    corpus = Corpus.from_files(write(tmp_path / "text", text))
+    assert corpus.vocabulary.decode(corpus.train) == text[:18]
+    assert corpus.vocabulary.decode(corpus.validation) == text[18:]
+    assert corpus.vocabulary.decode(corpus.validation[1:2]) == "t"
+    assert not corpus.train[:5].flags.writeable
 
 
 @pytest.mark.usefixtures("block")
@@ -59,7 +70,7 @@ def test_ids_widen_and_are_sorted_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """Characters turn up in no order, new ones in every block."""
-    monkeypatch.setattr(charrnn_fast.corpus, "_BLOCK", 501)
+    monkeypatch.setattr(charrnn_fast.text_files, "BLOCK", 501)
     characters = [chr(i) for i in range(0x20000) if not 0xD800 <= i < 0xE000][:size]
     rng = np.random.default_rng(size)
     text = "".join(rng.permutation(characters)) + "".join(rng.choice(characters, 3 * size))
@@ -79,7 +90,7 @@ def test_each_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         opened.append(path)
         return open(path, *arguments)
 
-    monkeypatch.setattr(charrnn_fast.corpus, "open", record, raising=False)
+    monkeypatch.setattr(charrnn_fast.text_files, "open", record, raising=False)
     Corpus.from_files(*paths)
     assert opened == [str(path) for path in paths]
 
@@ -108,38 +119,21 @@ def test_the_temporary_file_goes_with_the_corpus(
     assert list(spool.iterdir()) == []
 
 
-def test_one_file_of_bytes_is_mapped_itself(
+def test_one_file_of_bytes_is_read_where_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = bytes(range(256)) * 3  # no UTF-8
     path = write(tmp_path / "data", data)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     corpus = Corpus.from_files(path, vocabulary=Vocabulary.from_bytes())
-    assert corpus._ids.tobytes() == data
+    assert corpus._ids[:].tobytes() == data
     assert corpus._ids.dtype == np.uint8
 
 
 def test_several_files_of_bytes(tmp_path: Path) -> None:
     paths = [write(tmp_path / str(i), bytes([255, i])) for i in range(3)]
     corpus = Corpus.from_files(*paths, vocabulary=Vocabulary.from_bytes())
-    assert corpus._ids.tolist() == [255, 0, 255, 1, 255, 2]
-
-
-@pytest.mark.usefixtures("block")
-@pytest.mark.parametrize(
-    ("data", "offset"),
-    [
-        (b"abc\xff", 3),
-        (b"\x80", 0),
-        ("äöü".encode() + b"\xc3(", 6),
-        ("äöü€".encode() + b"\xe2\x82", 9),  # cut off at the end
-        (b"ok\xed\xa0\x80", 2),  # an encoded surrogate
-    ],
-)
-def test_invalid_utf8_is_named_with_its_byte(tmp_path: Path, data: bytes, offset: int) -> None:
-    good, bad = write(tmp_path / "good", "äöü"), write(tmp_path / "bad", data)
-    with pytest.raises(ValueError, match=f"bad: invalid UTF-8 at byte {offset} "):
-        Corpus.from_files(good, bad)
+    assert corpus._ids[:].tolist() == [255, 0, 255, 1, 255, 2]
 
 
 @pytest.mark.usefixtures("block")
@@ -175,12 +169,196 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         Corpus.from_files()
     with pytest.raises(FileNotFoundError):
         Corpus.from_files(tmp_path / "missing")
-    with pytest.raises(IsADirectoryError, match="a text file is needed"):
+    with pytest.raises(ValueError, match=r"holds no files \(hidden ones are left out\)"):
         Corpus.from_files(tmp_path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
         with pytest.raises(ValueError, match="pipe is no regular file"):
             Corpus.from_files(tmp_path / "pipe")
+
+
+def test_a_byte_order_mark_alone_is_no_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "mark", b"\xef\xbb\xbf")
+    for vocabulary in (None, Vocabulary.from_text("ab")):
+        with pytest.raises(ValueError, match="text is empty"):
+            Corpus.from_files(path, vocabulary=vocabulary)
+
+
+def test_a_text_stays_as_it_is(tmp_path: Path) -> None:
+    """Line ends, and characters of several code points: nothing is translated or composed."""
+    text = "one\r\ntwo\rthree\n\N{FAMILY}\u200d\N{GIRL}e\u0301\N{DESERET CAPITAL LETTER EW}\0"
+    corpus = Corpus.from_files(write(tmp_path / "text", text))
+    assert len(corpus) == len(text)
+    assert corpus.vocabulary.decode(corpus._ids) == text
+
+
+def test_folders_and_patterns_are_files(tmp_path: Path) -> None:
+    for name in ("b/2.txt", "b/1.txt", "a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, name)
+    corpus = Corpus.from_files(tmp_path, f"{tmp_path}/b/*2*")
+    assert corpus.vocabulary.decode(corpus._ids) == "a.txtb/1.txtb/2.txtb/2.txt"
+
+
+def test_a_changed_file_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "data", b"0123456789" * 10)
+    corpus = Corpus.from_files(path, vocabulary=Vocabulary.from_bytes())
+    assert corpus.train[5:8].tobytes() == b"567"
+    os.truncate(path, 20)
+    for part, place in ((corpus.train, 5), (corpus.train, 50), (corpus.validation, 5)):
+        with pytest.raises(
+            OSError, match=r"data has changed since it was opened \(100 bytes then, 20 now\); "
+        ):
+            part[place : place + 3]
+
+
+def test_chinese_trains_and_is_written(tmp_path: Path) -> None:
+    """20,992 distinct characters, as a text's vocabulary."""
+    characters = "".join(map(chr, range(0x4E00, 0xA000)))
+    rng = np.random.default_rng(1)
+    text = "".join(rng.permutation(list(characters * 2)))
+    corpus = Corpus.from_files(write(tmp_path / "text", text))
+    assert len(corpus.vocabulary) == len(characters)
+    assert corpus._ids.dtype == np.uint16
+    model = CharLM(corpus.vocabulary, hidden_size=4, num_layers=1)
+    trainer = Trainer(model, corpus, batch_size=8, seq_len=16, learning_rate=0.01)
+    trainer.fit(steps=3, progress=False)
+    assert trainer.history[-1].train_loss == pytest.approx(np.log(len(characters)), rel=0.05)
+    drawn = model.sample(20, prime=text[:3], seed=1)
+    assert drawn.startswith(text[:3])
+    assert len(drawn) == 23
+    assert set(drawn) <= set(characters)
+
+
+# ---- rare characters ----
+
+
+@pytest.mark.usefixtures("block")
+@given(
+    st.lists(st.text(st.sampled_from("aab漢\N{REPLACEMENT CHARACTER}😀"), max_size=9), min_size=1),
+    st.integers(2, 4),
+)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rare_characters_of_files_are_those_of_the_text(
+    tmp_path: Path, texts: list[str], min_count: int
+) -> None:
+    paths = [write(tmp_path / str(i), text) for i, text in enumerate(texts)]
+    whole = "".join(texts)
+    if max(map(whole.count, whole), default=0) < min_count:
+        return
+    corpus = Corpus.from_files(*paths, min_count=min_count)
+    expected = Corpus.from_text(whole, min_count=min_count)
+    assert corpus.vocabulary == expected.vocabulary == Vocabulary.from_text(whole, min_count)
+    assert corpus.vocabulary.unknown == expected.vocabulary.unknown
+    np.testing.assert_array_equal(corpus._ids, expected._ids)
+    rare = {c for c in whole if whole.count(c) < min_count or c == "\N{REPLACEMENT CHARACTER}"}
+    assert corpus._num_unknown() == sum(map(whole.count, rare))
+
+
+@pytest.mark.parametrize(("rare", "before", "after"), [(300, "u2", "u1"), (70_000, "u4", "u2")])
+def test_ids_become_narrower_without_rare_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rare: int, before: str, after: str
+) -> None:
+    monkeypatch.setattr(charrnn_fast.text_files, "BLOCK", 501)
+    frequent = "".join(chr(0x30000 + i) for i in range(300 if after == "u2" else 9)) * 5
+    text = "".join(chr(i) for i in range(0x20000) if not 0xD800 <= i < 0xE000)[:rare] + frequent
+    path = write(tmp_path / "text", text)
+    assert Corpus.from_files(path)._ids.dtype == before
+    corpus, expected = Corpus.from_files(path, min_count=5), Corpus.from_text(text, min_count=5)
+    assert corpus._ids.dtype == expected._ids.dtype == after
+    np.testing.assert_array_equal(corpus._ids, expected._ids)
+    assert corpus._fingerprint == expected._fingerprint
+
+
+def test_unseen_characters_are_unknown(tmp_path: Path) -> None:
+    vocabulary = Vocabulary.from_text("aaabbc", min_count=2)
+    corpus = Corpus.from_files(write(tmp_path / "text", "abcd"), vocabulary=vocabulary)
+    assert vocabulary.decode(corpus._ids) == "ab" + 2 * "\N{REPLACEMENT CHARACTER}"
+    assert corpus._num_unknown() == 2
+
+
+def test_options_without_a_meaning_are_refused(tmp_path: Path) -> None:
+    path, in_bytes = write(tmp_path / "text", "aab"), Vocabulary.from_bytes()
+    with pytest.raises(ValueError, match=r"min_count is 2, .* but one is given: the 256 bytes"):
+        Corpus.from_files(path, vocabulary=in_bytes, min_count=2)
+    with pytest.raises(ValueError, match=r"min_count is 2, .* but one is given: 2 characters"):
+        Corpus.from_text("aab", Vocabulary.from_text("ab"), min_count=2)
+    with pytest.raises(ValueError, match=r"min_count must be >= 1, got 0"):
+        Corpus.from_files(path, min_count=0)
+    with pytest.raises(ValueError, match=r"min_count is 3, but .*: 'a', the most .* does 2 times"):
+        Corpus.from_files(path, min_count=3)
+    with pytest.raises(ValueError, match="encoding is 'latin-1', but with the byte vocabulary no"):
+        Corpus.from_files(path, vocabulary=in_bytes, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"encoding must be one .*, got 'klingon'"):
+        Corpus.from_files(tmp_path / "missing", encoding="klingon")
+    with pytest.raises(TypeError, match="document_mark must be a str or None, got bytes"):
+        Corpus.from_text("aab", document_mark=b"a")  # type: ignore[arg-type]
+
+
+# ---- documents ----
+
+
+def starts(text: str, mark: str, file_starts: Sequence[int] = ()) -> list[int]:
+    """Where documents begin, by definition."""
+    behind = {p for p in range(1, len(text)) if mark and text[:p].endswith(mark)}
+    return sorted(behind | {p for p in file_starts if 0 < p < len(text)})
+
+
+@pytest.mark.usefixtures("block")
+@given(
+    st.lists(st.text("ab\n漢", max_size=9), min_size=1, max_size=4),
+    st.text("ab\n", max_size=3),
+    st.sampled_from(["characters", "bytes"]),
+    st.integers(0, 40),
+    st.integers(0, 40),
+)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_documents_begin_behind_marks_and_with_files(
+    tmp_path: Path, texts: list[str], mark: str, kind: str, first: int, last: int
+) -> None:
+    whole = "".join(texts)
+    if not whole or mark not in whole:
+        return
+    paths = [write(tmp_path / str(i), text) for i, text in enumerate(texts)]
+    vocabulary = Vocabulary.from_bytes() if kind == "bytes" else None
+    corpus = Corpus.from_files(*paths, vocabulary=vocabulary, document_mark=mark)
+    if kind == "bytes":
+        texts = [text.encode().decode("latin-1") for text in texts]
+        whole = "".join(texts)
+    expected = starts(whole, mark, np.cumsum([len(text) for text in texts]).tolist())
+    found = corpus._starts_within(0, len(whole))
+    assert found.dtype == np.int64
+    assert found.tolist() == expected
+    part = corpus._starts_within(first, last).tolist()
+    assert part == [p for p in expected if first <= p < last]
+
+
+def test_documents_of_a_text_in_memory() -> None:
+    text = "one<|end|>two<|end|><|end|>three"
+    corpus = Corpus.from_text(text, document_mark="<|end|>")
+    assert corpus._starts_within(0, len(text)).tolist() == [10, 20, 27]
+    assert corpus.vocabulary.decode(corpus._ids) == text
+    assert Corpus.from_text(text)._starts_within(0, len(text)).size == 0
+
+
+def test_a_mark_is_in_the_vocabulary_however_rare() -> None:
+    text = "aaaa§bbbb¶cccc"
+    corpus = Corpus.from_text(text, min_count=3, document_mark="§")
+    assert set(corpus.vocabulary.decode(range(len(corpus.vocabulary)))) == {*"abc§\ufffd"}
+    assert corpus._starts_within(0, len(text)).tolist() == [5]
+    with pytest.raises(ValueError, match="document_mark is '¶', of which the vocabulary maps a"):
+        Corpus.from_text(text, corpus.vocabulary, document_mark="¶")
+
+
+def test_a_mark_that_does_not_occur_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "text", "abcabd")
+    for vocabulary in (None, Vocabulary.from_bytes()):
+        with pytest.raises(ValueError, match="document_mark is 'ac', which does not occur in the"):
+            Corpus.from_files(path, vocabulary=vocabulary, document_mark="ac")
+        last = Corpus.from_files(path, vocabulary=vocabulary, document_mark="bd")
+        assert last._starts_within(0, 6).size == 0  # nothing is behind it
+    with pytest.raises(ValueError, match="document_mark has the character 'x'"):
+        Corpus.from_files(path, document_mark="x")
 
 
 def test_fingerprints_differ_where_texts_do() -> None:

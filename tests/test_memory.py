@@ -91,3 +91,16 @@ def test_a_long_training_keeps_its_memory(tmp_path: Path, steps: int) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     warm, last = map(int, done.stdout.split())
     assert last - warm <= 1024
+
+
+def test_a_text_far_larger_than_the_memory_it_takes(tmp_path: Path) -> None:
+    """10 GB of bytes, most of them never written; with the interpreter and all libraries."""
+    path = tmp_path / "text"
+    path.write_bytes(b"the quick brown fox\n" * 500_000)
+    os.truncate(path, 10_000 * MB)
+    if path.stat().st_blocks * 512 > 1000 * MB:
+        pytest.skip("this file system has no sparse files")
+    peaks = peak_memory.run("byte_corpus", path)
+    path.unlink()
+    assert peaks["size"] == 10_000 * MB
+    assert peaks["peak"] < 300 * MB

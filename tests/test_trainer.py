@@ -72,7 +72,7 @@ def test_fit_is_steps_over_the_streams(corpus: Corpus) -> None:
     trainer, by_hand = make(corpus, callbacks=[watch]), make(corpus)
     trainer.fit(epochs=2, progress=False)
     piece = (792 - 1) // 6
-    ids = corpus.train.astype(np.int32)
+    ids = corpus.train[:].astype(np.int32)
     losses = []
     for _ in range(2):
         by_hand.reset()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charrnn_fast import Vocabulary
-from charrnn_fast.vocabulary import _StreamDecoder
+from charrnn_fast import CharLM, Vocabulary, checkpoint
+from charrnn_fast.vocabulary import Unknown, _StreamDecoder
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 any_text = st.text(st.characters(codec=None), min_size=1)  # lone surrogates as well
 utf8_text = st.text(min_size=1)
@@ -63,6 +68,43 @@ def test_a_stream_never_splits_a_character() -> None:
     assert decoder.decode([0xE2], final=True) == "\N{REPLACEMENT CHARACTER}"
 
 
+# Sequences that are valid, cut off, without their beginning, too long for their character
+# ("overlong"), of surrogates, beyond U+10FFFF.
+utf8_pieces = st.one_of(
+    st.characters().map(str.encode),
+    st.tuples(st.characters(min_codepoint=0x80), st.integers(1, 3)).map(
+        lambda cut: cut[0].encode()[: cut[1]]
+    ),
+    st.sampled_from([b"\x80", b"\xbf\xbf", b"\xc0\xaf", b"\xe0\x80\x80", b"\xed\xa0\x80"]),
+    st.sampled_from([b"\xf4\x90\x80\x80", b"\xf8\x88\x80\x80\x80", b"\xff", b"\xf0\x9f\x98"]),
+)
+
+
+@given(st.lists(utf8_pieces).map(b"".join))
+def test_a_stream_of_any_bytes_joins_to_the_whole(data: bytes) -> None:
+    """Byte by byte, which is the hardest; what is invalid becomes the same U+FFFD."""
+    decoder = _StreamDecoder(Vocabulary.from_bytes())
+    pieces = [decoder.decode([byte]) for byte in data] + [decoder.decode([], final=True)]
+    assert "".join(pieces) == data.decode("utf-8", "replace")
+
+
+@given(st.text(), st.lists(st.integers(1, 7)))
+def test_a_stream_gives_every_character_once_it_is_whole(text: str, sizes: list[int]) -> None:
+    decoder = _StreamDecoder(Vocabulary.from_bytes())
+    data, shown, end = text.encode(), "", 0
+    for size in sizes:
+        shown += decoder.decode(list(data[end : end + size]))
+        end += size
+        assert shown == data[:end].decode("utf-8", "ignore")
+
+
+def test_a_stream_of_characters_with_an_unknown_one() -> None:
+    vocabulary = Vocabulary.from_text("aab", min_count=2)
+    decoder = _StreamDecoder(vocabulary)
+    pieces = [decoder.decode([i]) for i in vocabulary.encode("ab\U0001f600")]
+    assert pieces == ["a", "\ufffd", "\ufffd"]
+
+
 def test_one_hot() -> None:
     vocabulary = Vocabulary.from_text("helo")
     vectors = vocabulary.one_hot(vocabulary.encode("hello"))
@@ -83,6 +125,90 @@ def test_equality_is_of_ids_and_kind() -> None:
     assert Vocabulary.from_bytes() == Vocabulary.from_bytes()
     assert hash(Vocabulary.from_text("abc")) == hash(Vocabulary.from_text("cba"))
     assert Vocabulary.from_text("abc") != "abc"
+
+
+# ---- the unknown symbol ----
+
+
+@given(any_text, any_text, st.integers(2, 4))
+def test_rare_and_unseen_characters_are_one_symbol(text: str, other: str, min_count: int) -> None:
+    counts = Counter(text)
+    if max(counts.values()) < min_count:
+        with pytest.raises(ValueError, match=f"min_count is {min_count}, but no character occurs"):
+            Vocabulary.from_text(text, min_count)
+        return
+    vocabulary = Vocabulary.from_text(text, min_count)
+    own = {c for c, count in counts.items() if count >= min_count} - {REPLACEMENT}
+    assert len(vocabulary) == len(own) + 1
+    assert vocabulary.decode(range(len(vocabulary))) == "".join(sorted(own | {REPLACEMENT}))
+    others = counts.keys() - own
+    share = sum(counts[c] for c in others) / len(text)
+    assert vocabulary.unknown is not None
+    assert vocabulary.unknown.characters == len(others)
+    assert vocabulary.unknown.share == pytest.approx(share)
+    for some in (text, other):
+        ids = vocabulary.encode(some)
+        read = vocabulary.decode(ids)
+        assert read == "".join(c if c in own else REPLACEMENT for c in some)
+        assert vocabulary.encode(read).tolist() == ids.tolist()
+
+
+def test_a_replacement_character_of_the_text_is_unknown_however_frequent() -> None:
+    vocabulary = Vocabulary.from_text("aa" + 8 * REPLACEMENT, min_count=2)
+    assert vocabulary.unknown == (1, 0.8)
+    assert vocabulary.encode(f"a{REPLACEMENT}b").tolist() == [0, 1, 1]
+    plain = Vocabulary.from_text("aa" + REPLACEMENT)
+    assert plain.unknown is None
+    with pytest.raises(ValueError, match="not among the vocabulary's 2 characters"):
+        plain.encode("b")
+
+
+def test_an_unknown_symbol_is_there_where_nothing_is_rare() -> None:
+    vocabulary = Vocabulary.from_text("aabb", min_count=2)
+    assert vocabulary.unknown == (0, 0)
+    assert vocabulary.encode("abc").tolist() == [0, 1, 2]
+    assert vocabulary != Vocabulary.from_text("ab" + REPLACEMENT)
+    assert hash(vocabulary) != hash(Vocabulary.from_text("ab" + REPLACEMENT))
+    assert vocabulary == Vocabulary.from_text("aaabbbc", min_count=2)
+
+
+def test_what_is_unknown_is_shown() -> None:
+    vocabulary = Vocabulary.from_text("a" * 700 + "b" * 290 + "cdefghijkk", min_count=3)
+    assert repr(vocabulary) == (
+        "<Vocabulary of 3 characters: 'ab\N{REPLACEMENT CHARACTER}'; U+FFFD stands for all "
+        "others: 9 in the text, 1 % of it>"
+    )
+
+
+def test_a_checkpoint_keeps_what_is_unknown(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    for vocabulary in (Vocabulary.from_text("aabbc", 2), Vocabulary.from_text("aab")):
+        model = CharLM(vocabulary, hidden_size=2, num_layers=1)
+        model.save(path)
+        read = CharLM.load(path).vocabulary
+        assert read == vocabulary
+        assert read.unknown == vocabulary.unknown
+        # as checkpoints were before there were unknown symbols
+        assert ("unknown" in checkpoint.read(path)[1]) == (vocabulary.unknown is not None)
+    model = CharLM(Vocabulary.from_text("aabbc", 2), hidden_size=2, num_layers=1)
+    model.save(path)
+    tensors, config = checkpoint.read(path)
+    wrong: object
+    for wrong in (3, {"characters": 1}, {"characters": "x", "share": 0.5}, {"more": 1}):
+        checkpoint.write(path, tensors, {**config, "unknown": wrong})
+        with pytest.raises(checkpoint.CheckpointError, match="does not hold the model that it"):
+            CharLM.load(path)
+
+
+def test_a_model_reads_and_writes_what_it_does_not_know() -> None:
+    vocabulary = Vocabulary.from_text("aabb\n", 2)
+    model = CharLM(vocabulary, hidden_size=4, num_layers=1)
+    assert model.evaluate("abcd") == model.evaluate("abxy")
+    text = model.sample(9, prime="ab!", seed=1)
+    assert text.startswith("ab\N{REPLACEMENT CHARACTER}")
+    assert text == model.sample(9, prime="ab?", seed=1)
+    # without a newline of its own it begins with the first symbol, not with the unknown one
+    assert model.sample(9, seed=1) == model.sample(9, prime="a", seed=1)[1:]
 
 
 def test_empty_texts() -> None:
@@ -147,5 +273,11 @@ def test_symbols_are_checked() -> None:
         Vocabulary([])
     with pytest.raises(ValueError, match="0 to 255"):
         Vocabulary([1, 0], "bytes")
+    with pytest.raises(ValueError, match=r"an unknown symbol takes .* U\+FFFD in symbols"):
+        Vocabulary([97, 98], unknown=Unknown(1, 0.5))
+    with pytest.raises(ValueError, match=r"unknown\.share must be finite, at least 0, at most 1"):
+        Vocabulary([97, 0xFFFD], unknown=Unknown(1, 1.5))
+    with pytest.raises(ValueError, match="an unknown symbol takes the kind 'characters'"):
+        Vocabulary(range(256), "bytes", Unknown(1, 0.5))
     with pytest.raises(ValueError, match="kind must be one of characters, bytes, got 'words'"):
         Vocabulary([1, 2], "words")  # type: ignore[arg-type]

@@ -3,94 +3,136 @@
 from __future__ import annotations
 
 import codecs
-import errno
 import hashlib
-import os
-import shutil
-import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._checks import StrPath, instance
-from .vocabulary import Vocabulary, _distinct_code_points
+from . import text_files
+from ._checks import StrPath, instance, integer
+from .file_array import FileArray, Ids
+from .text_files import UTF8, Block, check_encoding, find_files, read_bytes, read_text
+from .vocabulary import UNICODE_SIZE, Vocabulary, code_points
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
-_BLOCK = 1 << 22  # bytes read at a time
+_Text = TypeVar("_Text", bound=str | bytes)
 
 
 class Corpus:
     """The ids of a text: the first 90 % to train on, the last 10 % to validate with.
 
     ids [N] are of the smallest unsigned integer type that holds the vocabulary. `train` and
-    `validation` are read-only views of them.
+    `validation` are read-only parts of them. Those of `from_text` are arrays; those of `from_files`
+    stay in a file: they have a length and a dtype, and a slice of them is an array in memory.
     """
 
     vocabulary: Vocabulary
-    train: NDArray[Any]
-    validation: NDArray[Any]
+    train: Ids
+    validation: Ids
 
-    def __init__(self, ids: NDArray[Any], vocabulary: Vocabulary) -> None:
-        """ids [N], N >= 1, all below ``len(vocabulary)``; use `from_text` or `from_files`."""
-        ids = ids.view()
-        ids.flags.writeable = False
-        self.vocabulary = vocabulary
-        self._ids = ids
+    def __init__(
+        self,
+        ids: NDArray[Any] | FileArray,
+        vocabulary: Vocabulary,
+        *,
+        document_mark: str | None = None,
+        file_starts: Sequence[int] = (),
+    ) -> None:
+        """ids [N], N >= 1, all below ``len(vocabulary)``; use `from_text` or `from_files`.
+
+        file_starts: the positions at which files begin; with a document_mark, documents as well.
+        """
         split = len(ids) * 9 // 10
-        self.train, self.validation = ids[:split], ids[split:]
+        if isinstance(ids, FileArray):
+            self.train, self.validation = ids.part(0, split), ids.part(split, len(ids))
+        else:
+            ids = ids.view()
+            ids.flags.writeable = False
+            self.train, self.validation = ids[:split], ids[split:]
+        self.vocabulary = vocabulary
+        self._ids: Ids = ids
+        self._documents = None
+        if document_mark is not None:
+            self._documents = _Documents(ids, vocabulary, document_mark, file_starts)
 
     @classmethod
-    def from_text(cls, text: str, vocabulary: Vocabulary | None = None) -> Corpus:
-        """The corpus of a text in memory; vocabulary None: the text's own characters."""
-        _check_vocabulary(vocabulary)
+    def from_text(
+        cls,
+        text: str,
+        vocabulary: Vocabulary | None = None,
+        *,
+        min_count: int = 1,
+        document_mark: str | None = None,
+    ) -> Corpus:
+        """The corpus of a text in memory; vocabulary None: the text's own characters.
+
+        min_count, document_mark: as in `from_files`.
+        """
+        _check_options(vocabulary, UTF8, min_count, document_mark)
         if vocabulary is None:
-            vocabulary = Vocabulary.from_text(text)
+            vocabulary = Vocabulary._from_text(text, min_count, document_mark or "")
         ids = vocabulary.encode(text)
         if not ids.size:
             raise ValueError("text is empty; a corpus needs at least one character")
-        return cls(ids.astype(_id_dtype(vocabulary)), vocabulary)
+        return cls(ids.astype(_id_dtype(vocabulary)), vocabulary, document_mark=document_mark)
 
     @classmethod
-    def from_files(cls, *paths: StrPath, vocabulary: Vocabulary | None = None) -> Corpus:
-        """The corpus of one or more files, one after the other; it may exceed the memory.
+    def from_files(
+        cls,
+        *paths: StrPath,
+        vocabulary: Vocabulary | None = None,
+        encoding: str = UTF8,
+        min_count: int = 1,
+        document_mark: str | None = None,
+    ) -> Corpus:
+        """The corpus of files, one after the other; it may exceed the memory.
 
-        vocabulary None: the characters of the files. Each file is read once. The files must be
-        strict UTF-8 unless the vocabulary is `Vocabulary.from_bytes()`. Ids are kept in a temporary
-        file (in the folder that TMPDIR names, one to four bytes for a character) that vanishes with
-        the corpus; with the byte vocabulary a single file is mapped itself, and must not be
-        shortened while the corpus is in use.
+        paths: files, folders (all regular files below them but hidden ones, sorted) and patterns
+        such as ``"notes/**/*.txt"``. Each file is read once, strictly decoded from an encoding that
+        Python knows; a byte order mark at its start is left out, and line ends stay as they are.
 
-        Raises ValueError with file and byte offset at invalid UTF-8, with file and position at a
-        character that a given vocabulary lacks.
+        vocabulary None: the characters of the files. Those that occur fewer than min_count times
+        are mapped to the vocabulary's unknown symbol, and so is what other texts will hold.
+
+        document_mark: the text that ends a document; it stays a part of the text. A document
+        begins behind each mark and at each file's start. The mark's characters are in the
+        vocabulary however rare they are. "": files alone are documents.
+
+        Ids are kept in a temporary file (in the folder that TMPDIR names, one to four bytes for a
+        character) that vanishes with the corpus. With `Vocabulary.from_bytes()` nothing is decoded,
+        and a single file is not copied but read where it is: it must stay as it is while the corpus
+        is in use, and whatever reads from it raises OSError once it has changed.
+
+        Raises ValueError with file and byte offset where a file is not in the encoding, with file
+        and position at a character that a given vocabulary lacks, and where document_mark does not
+        occur in the text.
         """
         if not paths:
             raise TypeError("from_files takes at least one path, got none")
-        _check_vocabulary(vocabulary)
-        files = [os.fspath(path) for path in paths]
-        if not sum(_size(path) for path in files):
-            raise ValueError(f"the text is empty: {', '.join(files)}")
+        _check_options(vocabulary, encoding, min_count, document_mark)
+        files = find_files(paths)
+        text_files.check(files)
         if vocabulary is not None and vocabulary.kind == "bytes" and len(files) == 1:
-            return cls(np.asarray(np.memmap(files[0], np.uint8, "r")), vocabulary)
-        # Written first and mapped afterwards: a full disk is then an error, not a crash.
+            with open(files[0], "rb") as file:
+                ids = FileArray(file.fileno(), np.uint8, files[0])
+            return cls(ids, vocabulary, document_mark=document_mark)
+        starts: list[int] = []
         with tempfile.TemporaryFile(prefix="charrnn_fast-") as spool:
             if vocabulary is None:
-                vocabulary = _spool_and_find(files, spool)
+                texts = _noting_starts(read_text(files, encoding), starts)
+                vocabulary = _write_and_find(texts, spool, min_count, document_mark or "")
             elif vocabulary.kind == "bytes":
-                for path in files:
-                    with open(path, "rb") as file:
-                        shutil.copyfileobj(file, spool)
+                _write(_noting_starts(read_bytes(files), starts), spool, vocabulary)
             else:
-                for block in _read(files, "reading"):
-                    ids = vocabulary._encode(block.text, block.path, block.position)
-                    spool.write(ids.astype(_id_dtype(vocabulary)).data)
+                _write(_noting_starts(read_text(files, encoding), starts), spool, vocabulary)
             spool.flush()
-            return cls(np.asarray(np.memmap(spool, _id_dtype(vocabulary), "r")), vocabulary)
+            ids = FileArray(spool.fileno(), _id_dtype(vocabulary))
+        if not len(ids):
+            raise ValueError(f"the text is empty: {text_files.names(files)}")
+        return cls(ids, vocabulary, document_mark=document_mark, file_starts=starts)
 
     def __len__(self) -> int:
         """N, the number of characters (or bytes) of the whole text."""
@@ -102,6 +144,22 @@ class Corpus:
             f"{len(self.train):,} to train, {len(self.validation):,} to validate>"
         )
 
+    def _starts_within(self, first: int, last: int) -> NDArray[np.int64]:
+        """The positions in first to last - 1 at which a document begins, ascending, without 0.
+
+        Positions are those of the whole text, of which `train` is the beginning. They are found in
+        the ids at each call, so that many documents take no memory. Empty without a document_mark.
+        """
+        if self._documents is None:
+            return np.empty(0, np.int64)
+        return self._documents.starts_within(first, last)
+
+    def _num_unknown(self) -> int:
+        """How many characters of the text are mapped to the vocabulary's unknown symbol."""
+        unknown = self.vocabulary._unknown_id
+        blocks = (self._ids[first:last] for first, last in _blocks(0, len(self)))
+        return sum(int(np.count_nonzero(block == unknown)) for block in blocks)
+
     @cached_property
     def _fingerprint(self) -> str:
         """Tells corpora apart without reading all of a large one: up to 1024 spread blocks."""
@@ -112,8 +170,83 @@ class Corpus:
         return digest.hexdigest()
 
 
-def _check_vocabulary(vocabulary: object) -> None:
+class _Documents:
+    """Where the documents of a text begin: behind every mark, and where a file does."""
+
+    def __init__(
+        self, ids: Ids, vocabulary: Vocabulary, mark: str, file_starts: Sequence[int]
+    ) -> None:
+        """mark "" is nowhere. Raises ValueError where the text does not hold the mark."""
+        self._ids = ids
+        encoded = vocabulary._encode(mark, "document_mark", 0)
+        if (encoded == vocabulary._unknown_id).any():
+            raise ValueError(
+                f"document_mark is {mark!r}, of which the vocabulary maps a character to its "
+                f"unknown symbol; the mark must be told from other text"
+            )
+        self._mark = encoded.astype(ids.dtype)  # [M]
+        self._file_starts = np.unique(np.array(file_starts, np.int64))
+        if mark and not self._is_marked():
+            raise ValueError(f"document_mark is {mark!r}, which does not occur in the text")
+
+    def starts_within(self, first: int, last: int) -> NDArray[np.int64]:
+        first, last = max(first, 1), min(last, len(self._ids))
+        found = [self._behind_marks(*ends) for ends in _blocks(first, last)]
+        begin, end = np.searchsorted(self._file_starts, (first, last))
+        if len(found) == 1 and begin == end:  # a short stretch, as training asks for
+            return found[0]
+        return np.unique(np.concatenate([self._file_starts[begin:end], *found]))
+
+    def _is_marked(self) -> bool:
+        """Whether there is a mark at all; what comes after the first one is not read."""
+        size = self._mark.itemsize
+        with text_files.progress(len(self._ids) * size, "looking for the document_mark") as bar:
+            for first, last in _blocks(1, len(self._ids) + 1):
+                if self._behind_marks(first, last).size:
+                    return True
+                bar.update((last - first) * size)
+        return False
+
+    def _behind_marks(self, first: int, last: int) -> NDArray[np.int64]:
+        """The positions p in first to last - 1 with the mark as ids[p - M : p]."""
+        size = len(self._mark)
+        begin = max(first - size, 0)
+        ids = self._ids[begin : last - 1]
+        if not 0 < size <= len(ids):
+            return np.empty(0, np.int64)
+        found = np.flatnonzero(ids[: len(ids) - size + 1] == self._mark[0])
+        for offset in range(1, size):
+            if not found.size:
+                break
+            found = found[ids[found + offset] == self._mark[offset]]
+        return found + (begin + size)
+
+
+def _blocks(first: int, last: int) -> Iterator[tuple[int, int]]:
+    """first to last in pieces that fit into memory."""
+    for start in range(first, last, text_files.BLOCK):
+        yield start, min(start + text_files.BLOCK, last)
+
+
+def _check_options(
+    vocabulary: Vocabulary | None, encoding: str, min_count: int, document_mark: str | None
+) -> None:
     instance("vocabulary", vocabulary, (Vocabulary, type(None)), "a Vocabulary or None")
+    check_encoding(encoding)
+    integer("min_count", min_count, 1)
+    instance("document_mark", document_mark, (str, type(None)), "a str or None")
+    if vocabulary is None:
+        return
+    if min_count != 1:
+        raise ValueError(
+            f"min_count is {min_count}, which is for making a vocabulary from the text, but one is "
+            f"given: {vocabulary._described()}"
+        )
+    if vocabulary.kind == "bytes" and codecs.lookup(encoding).name != UTF8:
+        raise ValueError(
+            f"encoding is {encoding!r}, but with the byte vocabulary nothing is decoded; leave out "
+            f"one of them"
+        )
 
 
 class _Chunks:
@@ -125,7 +258,7 @@ class _Chunks:
     chunk of a piece is not used.
     """
 
-    def __init__(self, ids: NDArray[Any], batch_size: int, seq_len: int, unit: str) -> None:
+    def __init__(self, ids: Ids, batch_size: int, seq_len: int, unit: str) -> None:
         piece = (len(ids) - 1) // batch_size
         if piece < seq_len:
             raise ValueError(
@@ -160,101 +293,66 @@ class _Chunks:
         return inputs, targets
 
 
-def _size(path: str) -> int:
-    """Bytes of a regular file; pipes and devices, whose size cannot be told, are refused."""
-    status = os.stat(path)
-    if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, "a text file is needed, but this is a folder", path)
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path} is no regular file; save the text to a file first")
-    return status.st_size
-
-
 def _id_dtype(vocabulary: Vocabulary) -> np.dtype[Any]:
     return np.min_scalar_type(len(vocabulary) - 1)
 
 
-def _spool_and_find(files: Sequence[str], spool: IO[bytes]) -> Vocabulary:
-    """Writes the ids of files, and finds their vocabulary, in one pass.
+def _noting_starts(blocks: Iterable[Block[_Text]], starts: list[int]) -> Iterator[Block[_Text]]:
+    """The blocks; starts gets the positions in the whole text at which their files begin."""
+    total = 0
+    for block in blocks:
+        if block.position == 0:
+            starts.append(total)
+        total += len(block.text)
+        yield block
+
+
+def _write(blocks: Iterable[Block[str | bytes]], spool: IO[bytes], vocabulary: Vocabulary) -> None:
+    """Writes the ids of blocks."""
+    for block in blocks:
+        ids = vocabulary._encode(block.text, block.path, block.position)
+        spool.write(ids.astype(_id_dtype(vocabulary)).data)
+
+
+def _write_and_find(
+    blocks: Iterable[Block[str]], spool: IO[bytes], min_count: int, kept: str
+) -> Vocabulary:
+    """Writes the ids of blocks, and finds their vocabulary, in one pass.
 
     Ids are given as characters turn up, and put into the vocabulary's order at the end.
     """
-    found = np.empty(0, np.int64)  # [V] code points; an index is an id
-    vocabulary, dtype = None, np.dtype(np.uint8)
-    for block in _read(files, "reading"):
-        new = np.setdiff1d(_distinct_code_points([block.text]), found)
-        if vocabulary is None or new.size:
-            found = np.concatenate([found, new])
-            vocabulary = Vocabulary(found)
-            if _id_dtype(vocabulary) != dtype:
-                narrow, dtype = dtype, _id_dtype(vocabulary)
-                _translate(spool, narrow, np.arange(len(found), dtype=dtype))
-        ids = vocabulary._encode(block.text, block.path, block.position)
-        spool.write(ids.astype(dtype).data)
-    rank = np.argsort(np.argsort(found))
-    _translate(spool, dtype, rank.astype(dtype))
-    return Vocabulary(np.sort(found))
+    found = np.empty(0, np.int64)  # [D] code points; an index is an id
+    table = np.zeros(UNICODE_SIZE, np.int32)  # the other way round
+    counts = np.zeros(UNICODE_SIZE, np.int64)
+    dtype = np.dtype(np.uint8)
+    for block in blocks:
+        points = code_points(block.text)
+        here = np.bincount(points)
+        before = counts[: here.size]
+        new = np.flatnonzero((here > 0) & (before == 0))
+        before += here
+        table[new] = np.arange(len(found), len(found) + len(new))
+        found = np.concatenate([found, new])
+        needed = np.min_scalar_type(max(len(found) - 1, 0))
+        if needed != dtype:
+            _translate(spool, dtype, np.arange(len(found), dtype=needed))
+            dtype = needed
+        spool.write(table[points].astype(dtype).data)
+    vocabulary = Vocabulary._from_counts(counts, min_count, kept)
+    ids = vocabulary._ids.take(found, mode="clip")
+    _translate(spool, dtype, ids.astype(_id_dtype(vocabulary)))
+    return vocabulary
 
 
 def _translate(spool: IO[bytes], dtype: np.dtype[Any], table: NDArray[Any]) -> None:
-    """Replaces each id by its entry in table, whose type may be wider, in place."""
+    """Replaces each id by its entry in table, whose type may be another one, in place."""
     count = spool.tell() // dtype.itemsize
-    # From the end, so that wider ids are written over those only that have been read.
-    for start in reversed(range(0, count, _BLOCK)):
+    starts = range(0, count, text_files.BLOCK)
+    # Wider ids are written from the end: so only ids that have been read are written over.
+    for start in reversed(starts) if table.itemsize > dtype.itemsize else starts:
         spool.seek(start * dtype.itemsize)
-        ids = np.frombuffer(spool.read(_BLOCK * dtype.itemsize), dtype)
+        ids = np.frombuffer(spool.read(text_files.BLOCK * dtype.itemsize), dtype)
         spool.seek(start * table.itemsize)
         spool.write(table[ids].data)
     spool.seek(count * table.itemsize)
-
-
-class _Block(NamedTuple):
-    """A part of a file's text and the position of its first character in that file."""
-
-    path: str
-    position: int
-    text: str
-
-
-def _read(paths: Sequence[str], activity: str) -> Iterator[_Block]:
-    """The texts of files in blocks, strictly decoded; a bar on a terminal if it takes long."""
-    for path in paths:
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        position = size = 0
-        with (
-            open(path, "rb") as file,
-            _bar(os.path.getsize(path), f"{activity} {path}") as bar,
-        ):
-            while True:
-                data = file.read(_BLOCK)
-                pending = len(decoder.getstate()[0])
-                try:
-                    text = decoder.decode(data, final=not data)
-                except UnicodeDecodeError as error:
-                    raise ValueError(
-                        f"{path}: invalid UTF-8 at byte {size - pending + error.start} "
-                        f"(0x{error.object[error.start]:02x}: {error.reason}); convert the file "
-                        f"to UTF-8, or use the byte vocabulary"
-                    ) from None
-                if text:
-                    yield _Block(path, position, text)
-                if not data:
-                    break
-                position += len(text)
-                size += len(data)
-                bar.update(len(data))
-
-
-def _bar(total: int, description: str) -> tqdm[Any]:
-    from tqdm import tqdm  # slow to import
-
-    return tqdm(
-        total=total,
-        desc=description,
-        unit="B",
-        unit_scale=True,
-        unit_divisor=1024,
-        delay=1,  # seconds: nothing is shown for a file that is read at once
-        leave=False,
-        disable=None,  # unless on a terminal
-    )
+    spool.truncate()

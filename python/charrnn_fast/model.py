@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from . import checkpoint
 from ._checks import LARGEST_SEED, StrPath, instance, integer
+from .file_array import Ids
 from .rnn import RNN
 from .sampler import (
     Stop,
@@ -287,7 +288,7 @@ class CharLM:
         cls, path: StrPath, tensors: checkpoint.Tensors, config: checkpoint.Config
     ) -> CharLM:
         try:
-            vocabulary = Vocabulary(tensors["vocabulary"], config["vocabulary"])
+            vocabulary = Vocabulary._from_config(tensors["vocabulary"], config)
             _check_size(tensors, config["model"])
             model = cls(vocabulary, **config["model"])
             names = model.rnn.parameters()
@@ -302,7 +303,7 @@ class CharLM:
         """Tensors and configuration, what `_from_checkpoint` takes."""
         tensors = {_tensor_name(name): p for name, p in self.rnn.parameters().items()}
         tensors["vocabulary"] = self.vocabulary._symbols.astype(np.int32)
-        return tensors, {"model": self._config, "vocabulary": self.vocabulary.kind}
+        return tensors, {"model": self._config, **self.vocabulary._config()}
 
     def _read_as(self, weight_dtype: str | None) -> CharLM:
         """This model, or a copy whose weights are those that sampling with weight_dtype reads."""
@@ -314,8 +315,8 @@ class CharLM:
         copy.rnn.load_parameters({name: read_as_bfloat16(name, p) for name, p in parameters})
         return copy
 
-    def _evaluate(self, ids: NDArray[Any]) -> float:
-        """As `evaluate`, for ids [N] of any integer type."""
+    def _evaluate(self, ids: Ids) -> float:
+        """As `evaluate`, for ids [N] of any integer type, in memory or in a file."""
         if len(ids) < 2:
             raise ValueError(
                 f"text has {len(ids)} {self.vocabulary._unit}(s); to evaluate takes two or more: "

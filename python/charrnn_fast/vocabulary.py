@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from ._checks import instance, integer, real
+
 Kind = Literal["characters", "bytes"]
 
-_UNICODE_SIZE = 0x110000  # code points
+UNICODE_SIZE = 0x110000  # code points
+_BLOCK = 1 << 22  # characters counted at a time
+_REPLACEMENT = 0xFFFD  # U+FFFD REPLACEMENT CHARACTER, Unicode's own for what is not known
+
+
+class Unknown(NamedTuple):
+    """What the unknown symbol stood for in the text that a vocabulary was made from."""
+
+    characters: int  # distinct ones
+    share: float  # of the text
 
 
 class _Codec(NamedTuple):
@@ -35,41 +46,90 @@ class Vocabulary:
 
     Made by `from_text` (characters) or `from_bytes` (the 256 bytes of UTF-8). Two vocabularies are
     equal if they give every symbol the same id.
+
+    A vocabulary of characters may have an unknown symbol: U+FFFD, whose id then stands for every
+    character that has none of its own. A U+FFFD in a text is thus as unknown as the rest, and the
+    ids of a decoded text are those that it was decoded from.
     """
 
     kind: Kind
+    unknown: Unknown | None
+    """What the unknown symbol stood for when it was made; None: there is no unknown symbol."""
 
-    def __init__(self, symbols: ArrayLike, kind: Kind = "characters") -> None:
-        """symbols [V]: distinct code points, or the bytes 0 to 255; an index is an id."""
+    def __init__(
+        self, symbols: ArrayLike, kind: Kind = "characters", unknown: Unknown | None = None
+    ) -> None:
+        """symbols [V]: distinct code points, or the bytes 0 to 255; an index is an id.
+
+        With unknown, U+FFFD must be one of the code points, and is the unknown symbol.
+        """
         if kind not in _CODECS:
             raise ValueError(f"kind must be one of {', '.join(_CODECS)}, got {kind!r}")
         values = _integers(symbols, "symbols")
         if values.ndim != 1 or not values.size:
             raise ValueError(f"symbols must have the shape [V], V >= 1, got {list(values.shape)}")
-        if values.min() < 0 or values.max() >= _UNICODE_SIZE:
+        if values.min() < 0 or values.max() >= UNICODE_SIZE:
             raise ValueError(
-                f"symbols must lie in 0 to {_UNICODE_SIZE - 1}, got {values.min()} to "
-                f"{values.max()}"
+                f"symbols must lie in 0 to {UNICODE_SIZE - 1}, got {values.min()} to {values.max()}"
             )
         if np.unique(values).size != values.size:
             raise ValueError("symbols must be distinct")
         if kind == "bytes" and not np.array_equal(values, np.arange(256)):
             raise ValueError("symbols of the kind 'bytes' must be 0 to 255 in this order")
+        if unknown is not None:
+            if kind == "bytes" or _REPLACEMENT not in values:
+                raise ValueError(
+                    "an unknown symbol takes the kind 'characters' and U+FFFD in symbols"
+                )
+            integer("unknown.characters", unknown.characters, 0, UNICODE_SIZE)
+            real("unknown.share", unknown.share, least=0, most=1)
         self.kind = kind
+        self.unknown = unknown
         self._codec = _CODECS[kind]
         self._symbols: NDArray[Any] = values.astype(self._codec.dtype)
-        # One element more than the largest symbol: whatever lies above it is clipped to a -1.
-        self._ids = np.full(int(values.max()) + 2, -1, np.int32)
+        self._unknown_id = -1 if unknown is None else int(np.argmax(values == _REPLACEMENT))
+        # One element more than the largest symbol: whatever lies above it is clipped to that.
+        self._ids = np.full(int(values.max()) + 2, self._unknown_id, np.int32)
         self._ids[values] = np.arange(values.size, dtype=np.int32)
 
     @classmethod
-    def from_text(cls, text: str) -> Vocabulary:
-        """The distinct characters of a text, sorted by code point."""
-        if not isinstance(text, str):
-            raise TypeError(f"text must be a str, got {type(text).__name__}")
-        if not text:
+    def from_text(cls, text: str, min_count: int = 1) -> Vocabulary:
+        """The distinct characters of a text, sorted by code point.
+
+        min_count above 1: those that occur so often or more, and the unknown symbol for the rest
+        and for whatever another text may hold.
+        """
+        return cls._from_text(text, integer("min_count", min_count, 1), "")
+
+    @classmethod
+    def _from_text(cls, text: str, min_count: int, kept: str) -> Vocabulary:
+        """As `from_text`; the characters of kept are so even where they are rare."""
+        instance("text", text, str, "a str")
+        counts = np.zeros(UNICODE_SIZE, np.int64)
+        for start in range(0, len(text), _BLOCK):
+            here = np.bincount(code_points(text[start : start + _BLOCK]))
+            counts[: here.size] += here
+        return cls._from_counts(counts, min_count, kept)
+
+    @classmethod
+    def _from_counts(cls, counts: NDArray[np.int64], min_count: int, kept: str) -> Vocabulary:
+        """As `_from_text`, of a text in which code point i occurs counts[i] times."""
+        points = np.flatnonzero(counts)
+        if not points.size:
             raise ValueError("text is empty; a vocabulary needs at least one character")
-        return cls(_distinct_code_points([text]))
+        if min_count == 1:
+            return cls(points)
+        counts = counts[points]
+        if counts.max() < min_count:
+            raise ValueError(
+                f"min_count is {min_count}, but no character occurs so often: "
+                f"{chr(points[counts.argmax()])!r}, the most frequent one, does "
+                f"{counts.max()} times"
+            )
+        own = (counts >= min_count) | np.isin(points, code_points(kept))
+        own &= points != _REPLACEMENT
+        unknown = Unknown(int(np.sum(~own)), float(counts[~own].sum() / counts.sum()))
+        return cls(np.union1d(points[own], [_REPLACEMENT]), unknown=unknown)
 
     @classmethod
     def from_bytes(cls) -> Vocabulary:
@@ -79,7 +139,8 @@ class Vocabulary:
     def encode(self, text: str | bytes) -> NDArray[np.int32]:
         """The ids of a text, [N]. A byte vocabulary takes bytes too, or encodes a str as UTF-8.
 
-        Raises ValueError with the first character that is not in the vocabulary and its position.
+        Raises ValueError with the first character that is not in the vocabulary and its position,
+        unless there is an unknown symbol for it.
         """
         return self._encode(text, "text", 0)
 
@@ -101,20 +162,47 @@ class Vocabulary:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Vocabulary):
             return NotImplemented
-        return self.kind == other.kind and np.array_equal(self._symbols, other._symbols)
+        return (
+            self.kind == other.kind
+            and self._unknown_id == other._unknown_id
+            and np.array_equal(self._symbols, other._symbols)
+        )
 
     def __hash__(self) -> int:
-        return hash((self.kind, self._symbols.tobytes()))
+        return hash((self.kind, self._unknown_id, self._symbols.tobytes()))
 
     def __repr__(self) -> str:
         if self.kind == "bytes":
             return "Vocabulary.from_bytes()"
-        return f"<Vocabulary of {len(self)} characters: {self._shown()}>"
+        return f"<Vocabulary of {self._described()}>"
+
+    def _config(self) -> dict[str, Any]:
+        """What a checkpoint's configuration holds of it; the symbols are a tensor of their own."""
+        if self.unknown is None:
+            return {"vocabulary": self.kind}
+        return {"vocabulary": self.kind, "unknown": self.unknown._asdict()}
+
+    @classmethod
+    def _from_config(cls, symbols: ArrayLike, config: Mapping[str, Any]) -> Vocabulary:
+        unknown = config.get("unknown")
+        return cls(symbols, config["vocabulary"], None if unknown is None else Unknown(**unknown))
 
     @property
     def _unit(self) -> str:
         """What one symbol is called in messages."""
         return "character" if self.kind == "characters" else "byte"
+
+    def _described(self) -> str:
+        """The size, the first symbols and what is unknown, on one line."""
+        if self.kind == "bytes":
+            return "the 256 bytes"
+        shown = f"{len(self)} characters: {self._shown()}"
+        if self.unknown is None:
+            return shown
+        return (
+            f"{shown}; U+FFFD stands for all others: {self.unknown.characters} in the text, "
+            f"{100 * self.unknown.share:.3g} % of it"
+        )
 
     def _shown(self, most: int = 100) -> str:
         """The first symbols, as a quoted string on one line."""
@@ -122,8 +210,9 @@ class Vocabulary:
         return shown if len(self) <= most else f"{shown} and {len(self) - most} more"
 
     def _id(self, symbol: int) -> int:
-        """The id of a code point or byte, -1 if it is unknown."""
-        return int(self._ids[min(symbol, self._ids.size - 1)])
+        """The id of a code point or byte, -1 if it has none of its own."""
+        found = int(self._ids[min(symbol, self._ids.size - 1)])
+        return found if found >= 0 and self._symbols[found] == symbol else -1
 
     def _encode(self, text: str | bytes, source: str, offset: int) -> NDArray[np.int32]:
         """As `encode`; errors speak of `source`, where `text` begins at position `offset`."""
@@ -134,7 +223,7 @@ class Vocabulary:
                 data = text.encode(self._codec.encoding, self._codec.encode_errors)
             except UnicodeEncodeError as error:
                 raise ValueError(
-                    f"{source} has {_described(ord(text[error.start]))} at position "
+                    f"{source} has {_character(ord(text[error.start]))} at position "
                     f"{offset + error.start}, a lone surrogate, which has no UTF-8 bytes"
                 ) from None
         else:
@@ -145,7 +234,7 @@ class Vocabulary:
         if ids.size and ids.min() < 0:
             at = int(np.argmin(ids))
             raise ValueError(
-                f"{source} has {_described(int(symbols[at]))} at position {offset + at}, which is "
+                f"{source} has {_character(int(symbols[at]))} at position {offset + at}, which is "
                 f"not among the vocabulary's {len(self)} {self.kind} ({self._shown()})"
             )
         return ids
@@ -179,13 +268,10 @@ class _StreamDecoder:
         return self._decoder.decode(self._vocabulary._units(ids), final)
 
 
-def _distinct_code_points(texts: Iterable[str]) -> NDArray[np.int64]:
-    """[V], ascending: the characters that occur in any of the texts."""
+def code_points(text: str) -> NDArray[np.uint32]:
+    """[N], one for each character."""
     codec = _CODECS["characters"]
-    seen = np.zeros(_UNICODE_SIZE, np.bool_)
-    for text in texts:
-        seen[np.frombuffer(text.encode(codec.encoding, codec.encode_errors), codec.dtype)] = True
-    return np.flatnonzero(seen)
+    return np.frombuffer(text.encode(codec.encoding, codec.encode_errors), codec.dtype)
 
 
 def _integers(values: ArrayLike, name: str) -> NDArray[Any]:
@@ -197,5 +283,5 @@ def _integers(values: ArrayLike, name: str) -> NDArray[Any]:
     return array
 
 
-def _described(symbol: int) -> str:
+def _character(symbol: int) -> str:
     return f"the character {chr(symbol)!r} (U+{symbol:04X})"

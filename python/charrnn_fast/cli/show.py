@@ -31,9 +31,7 @@ def model_line(model: CharLM) -> str:
 
 
 def vocabulary_line(vocabulary: Vocabulary) -> str:
-    if vocabulary.kind == "bytes":
-        return "the 256 bytes"
-    return f"{len(vocabulary)} characters: {vocabulary._shown()}"
+    return vocabulary._described()
 
 
 def training_line(settings: dict[str, Any]) -> str:
