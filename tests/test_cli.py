@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
+from typing import Any
 
 import numpy as np
 import pytest
@@ -192,6 +194,117 @@ def test_several_texts_are_one_corpus(tmp_path: Path, text: Path) -> None:
     assert cf.Corpus.from_text(TEXT * 2)._fingerprint in path.read_bytes().decode("latin-1")
 
 
+def test_folders_and_patterns_are_texts(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, folder = tmp_path / "model", tmp_path / "more"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "two.txt").write_text("two\n" * 20)
+    (folder / "one.txt").write_text("one\n" * 10)
+    pattern = f"{tmp_path}/**/*o*.txt"
+    train = ["train", str(text), str(folder), pattern, "-o", str(path), "--steps", "1", *SMALL]
+    assert main(train) == 0
+    output = capsys.readouterr().out
+    assert "text        1,120 characters in 5 files: 1,008 to train on, " in output
+    more = "two\n" * 20 + "one\n" * 10
+    corpus = cf.Corpus.from_text(TEXT + more + more)
+    assert corpus._fingerprint in path.read_bytes().decode("latin-1")
+    assert main(["eval", str(path), str(folder), f"{folder}/*.txt"]) == 0
+    assert "over 160 characters\n" in capsys.readouterr().out
+
+
+def test_texts_of_another_encoding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, text = tmp_path / "model", tmp_path / "text"
+    text.write_bytes(("Größe 漢字\r\n" * 90).encode("gb18030"))
+    train = ["train", str(text), "-o", str(path), *SMALL, "--encoding", "gb18030"]
+    assert main([*train, "--steps", "1"]) == 0
+    assert "vocabulary  10 characters: '\\n\\r Gerßö字漢'\n" in capsys.readouterr().out
+    # a training that is gone on with knows
+    assert main(["train", str(text), "-o", str(path), "--steps", "2", "--resume"]) == 0
+    assert Trainer.resume(path).num_steps == 2
+    capsys.readouterr()
+    assert main(["eval", str(path), str(text), "--encoding", "gb18030"]) == 0
+    assert "over 900 characters\n" in capsys.readouterr().out
+    assert "text: invalid UTF-8 at byte 2" in refused(["eval", str(path), str(text)], capsys)
+
+
+def test_rare_characters_are_unknown_everywhere(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model"
+    text.write_text(TEXT + "ÄÖÜ" * 4, encoding="utf-8")
+    train = ["train", str(text), "-o", str(path), "--min-count", "5", *SMALL]
+    assert main([*train, "--steps", "1"]) == 0
+    line = (
+        "vocabulary  29 characters: '\\n abcdefghijklmnopqrstuvwxyz\N{REPLACEMENT CHARACTER}'; "
+        "U+FFFD stands for all others: 3 in the text, 1.35 % of it\n"
+    )
+    assert line in capsys.readouterr().out
+    assert main(["info", str(path)]) == 0
+    assert line in capsys.readouterr().out
+    # the same number again, or none, goes on; another one does not
+    assert main([*train, "--steps", "2", "--resume"]) == 0
+    assert main(["train", str(text), "-o", str(path), "--steps", "3", "--resume"]) == 0
+    capsys.readouterr()
+    again = ["train", str(text), "-o", str(path), "--resume", "--min-count", "4"]
+    assert f"--min-count is 4, but {path} was trained with 5" in refused(again, capsys)
+    text.write_text("the ÄX", encoding="utf-8")
+    assert main(["eval", str(path), str(text)]) == 0
+    assert capsys.readouterr().out.endswith(" over 6 characters, 2 of them unknown\n")
+
+
+@pytest.mark.parametrize("way", ["flag", "file", "set"])
+def test_a_documents_mark_has_escapes(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    marks = []
+    from_files = cf.Corpus.from_files
+
+    def record(*paths: str, document_mark: str | None, **options: Any) -> cf.Corpus:
+        marks.append(document_mark)
+        return from_files(*paths, document_mark=document_mark, **options)
+
+    monkeypatch.setattr(cf.Corpus, "from_files", record)
+    text.write_text("one\\\n\n" * 200)
+    path, config = tmp_path / "model", tmp_path / "settings.toml"
+    config.write_text(r"document_mark = '\\\n\x0a'")
+    given = {
+        "flag": ["--document-mark", r"\\\n\x0a"],
+        "file": ["--config", str(config)],
+        "set": ["--set", r"document_mark=\\\n\x0a"],
+    }[way]
+    train = ["train", str(text), "-o", str(path)]
+    assert main([*train, "--steps", "1", *SMALL, *given]) == 0
+    assert main([*train, "--steps", "2", "--resume"]) == 0
+    assert main([*train, "--steps", "3", "--resume", "--document-mark", "e"]) == 0
+    assert marks == ["\\\n\n", "\\\n\n", "e"]
+
+
+def test_a_text_that_is_cut_off_while_it_is_read_ends_the_training(
+    tmp_path: Path, text: Path
+) -> None:
+    """By an error, and not by a signal, as a mapped file would."""
+    path = tmp_path / "model"
+    options = ["--bytes", "--epochs", "1000000", "--checkpoint-every", "1"]
+    command = [*COMMAND, "train", str(text), "-o", str(path), *SMALL, *options]
+    with subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:
+            if line.startswith("step 12 "):
+                break
+        os.truncate(text, 100)
+        error = process.stderr.read()
+        process.stdout.read()
+        assert process.wait(60) == 2
+    assert error == (
+        f"charrnn-fast: error: {text} has changed since it was opened (880 bytes then, 100 now); a "
+        f"text must stay as it is while it is in use: begin again, with a copy if something goes "
+        f"on writing to it\n"
+    )
+    assert Trainer.resume(path).num_steps >= 12
+
+
 def test_a_resumed_training_ends_in_the_same_file(tmp_path: Path, text: Path) -> None:
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     train = ["train", str(text), "--checkpoint-every", "4"]
@@ -358,9 +471,48 @@ def test_resume_needs_a_training(
         (["train", "{text}", "--resume"], "-o is missing"),
         (["train", "--demo", "{text}"], "--demo brings its own text"),
         (["train", "{folder}/missing", "-o", "{out}"], "missing: No such file or directory"),
-        (["train", "{folder}", "-o", "{out}"], "a text file is needed, but this is a folder"),
+        (["train", "{folder}", "-o", "{out}"], "{out} lies in {folder}, a folder to train on, and"),
+        (["train", "{folder}/*.html", "-o", "{out}"], "{folder}/*.html matches no file (hidden on"),
+        (["train", "{bare}", "-o", "{out}"], "{bare} holds no files (hidden ones are left out)"),
+        (
+            ["train", "{folder}/*", "-o", "{model}", "--overwrite"],
+            "{model} is a text to train on; -o would overwrite it",
+        ),
         (["train", "{empty}", "-o", "{out}"], "the text is empty: {empty}"),
         (["train", "{latin}", "-o", "{out}"], "latin: invalid UTF-8 at byte 4 (0xfc"),
+        (["train", "{text}", "-o", "{out}", "--encoding", "x"], "--encoding: encoding must be one"),
+        (
+            ["train", "{latin}", "-o", "{out}", "--encoding", "ascii"],
+            "latin: invalid ascii at byte 2",
+        ),
+        (
+            ["train", "{text}", "-o", "{out}", "--encoding", "ascii", "--bytes"],
+            "encoding is 'ascii', but with the byte vocabulary nothing is decoded",
+        ),
+        (
+            ["train", "{text}", "-o", "{out}", "--min-count", "0"],
+            "--min-count: must be >= 1, got 0",
+        ),
+        (
+            ["train", "{text}", "-o", "{out}", "--min-count", "3", "--bytes"],
+            "--min-count is 3, which is for making a vocabulary from the text, but one is given",
+        ),
+        (
+            ["train", "{text}", "-o", "{out}", "--min-count", "999"],
+            "--min-count is 999, but no character occurs so often: ' ', the most frequent one",
+        ),
+        (
+            ["train", "{text}", "-o", "{out}", "--document-mark", r"dog\n\n"],
+            r"--document-mark is 'dog\n\n', which does not occur in the text",
+        ),
+        (
+            ["train", "{text}", "-o", "{out}", "--document-mark", r"\q"],
+            r"--document-mark: takes the escapes \n \r \t \f \\ \xNN \uNNNN, got \q",
+        ),
+        (
+            ["train", "--demo", "--encoding", "ascii"],
+            "encoding is ascii, but --demo brings its own",
+        ),
         (["train", "{same}", "-o", "{out}"], "vocabulary has one character only"),
         (["train", "{short}", "-o", "{out}"], "the text is too short: its training part has 9"),
         (["train", "{text}", "-o", "{text}"], "is a text to train on; -o would overwrite it"),
@@ -431,6 +583,7 @@ def test_resume_needs_a_training(
         (["sample", "{model}", "--top-k", "0"], "must be >= 1, got 0"),
         (["sample", "{model}", "--length", "-1"], "must be >= 0, got -1"),
         (["eval", "{model}"], "required: TEXT"),
+        (["eval", "{model}", "{text}", "--encoding", "x"], "--encoding: encoding must be one that"),
         (["eval", "{model}", "{latin}"], "latin: invalid UTF-8 at byte 4"),
         (["eval", "{model}", "{short}"], "short has the character '0'"),
         (["info", "{text}"], "text.txt is no charrnn_fast checkpoint"),
@@ -439,6 +592,7 @@ def test_resume_needs_a_training(
 )
 def test_errors_are_one_clear_line(
     tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     text: Path,
     model: Path,
     capsys: pytest.CaptureFixture[str],
@@ -456,6 +610,7 @@ def test_errors_are_one_clear_line(
         (tmp_path / name).write_bytes(data)
     names = {name: tmp_path / name for name in contents}
     names |= {"text": text, "model": model, "folder": tmp_path, "out": tmp_path / "out"}
+    names["bare"] = tmp_path_factory.mktemp("bare")
     files = {path: path.read_bytes() for path in tmp_path.iterdir()}
     error = refused([a.format(**names) for a in arguments], capsys)
     assert message.format(**names) in error

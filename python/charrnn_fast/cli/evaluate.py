@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from ..corpus import Corpus
 from ..model import CharLM
+from ..text_files import UTF8, find_files
 from ..vocabulary import Vocabulary
 from . import show
-from .parsing import Commands, add_threads
+from .parsing import Commands, add_threads, encoding_option
 from .sample import add_weight_dtype
 
 _TOTAL = "total"
@@ -21,7 +22,16 @@ _TOTAL = "total"
 def add(commands: Commands) -> None:
     evaluate = commands.add("eval", run, "Measure a trained model's loss on text files.")
     evaluate.add_argument("model", metavar="FILE")
-    evaluate.add_argument("text", nargs="+", metavar="TEXT", help="UTF-8 files")
+    evaluate.add_argument(
+        "text", nargs="+", metavar="TEXT", help="files, folders and patterns such as '**/*.txt'"
+    )
+    evaluate.add_argument(
+        "--encoding",
+        type=encoding_option,
+        default=UTF8,
+        metavar="NAME",
+        help="of the files: a name that Python knows (default: utf-8)",
+    )
     evaluate.add_argument(
         "--json", action="store_true", help="a line of JSON for each file, and one for all"
     )
@@ -31,15 +41,17 @@ def add(commands: Commands) -> None:
 
 @dataclass(frozen=True)
 class _Loss:
-    """Of one text or several: characters in all, those of them predicted, nats in all."""
+    """Of one text or several: characters in all, the unknown and the predicted ones, nats."""
 
     characters: int
+    unknown: int
     predicted: int
     nats: float
 
     def __add__(self, other: _Loss) -> _Loss:
         return _Loss(
             self.characters + other.characters,
+            self.unknown + other.unknown,
             self.predicted + other.predicted,
             self.nats + other.nats,
         )
@@ -64,22 +76,23 @@ class _Loss:
 
 def run(arguments: argparse.Namespace) -> int:
     stored = CharLM.load(arguments.model)
-    for path in arguments.text:  # all of them before the first is measured
-        _corpus(path, stored.vocabulary)
+    paths = find_files(arguments.text)
+    for path in paths:  # all of them before the first is measured
+        _corpus(path, stored.vocabulary, arguments.encoding)
     model = stored._read_as(arguments.weight_dtype)
-    write = _json_writer() if arguments.json else _table_writer(arguments.text, model.vocabulary)
-    total = _Loss(0, 0, 0.0)
-    for path in arguments.text:
-        loss = _measured(model, path)
+    write = _json_writer() if arguments.json else _table_writer(paths, model.vocabulary)
+    total = _Loss(0, 0, 0, 0.0)
+    for path in paths:
+        loss = _measured(model, path, arguments.encoding)
         write(path, loss)
         total += loss
-    if arguments.json or len(arguments.text) > 1:
+    if arguments.json or len(paths) > 1:
         write(None, total)
     return 0
 
 
-def _corpus(path: str, vocabulary: Vocabulary) -> Corpus:
-    corpus = Corpus.from_files(path, vocabulary=vocabulary)
+def _corpus(path: str, vocabulary: Vocabulary, encoding: str) -> Corpus:
+    corpus = Corpus.from_files(path, vocabulary=vocabulary, encoding=encoding)
     if len(corpus) < 2:
         raise ValueError(
             f"{path} has one {vocabulary._unit}; to evaluate takes two or more: the first is "
@@ -88,11 +101,12 @@ def _corpus(path: str, vocabulary: Vocabulary) -> Corpus:
     return corpus
 
 
-def _measured(model: CharLM, path: str) -> _Loss:
+def _measured(model: CharLM, path: str, encoding: str) -> _Loss:
     """Of one file: one stream from the zero state, its first character given."""
-    corpus = _corpus(path, model.vocabulary)
+    corpus = _corpus(path, model.vocabulary, encoding)
     predicted = len(corpus) - 1
-    return _Loss(len(corpus), predicted, model._evaluate(corpus._ids) * predicted)
+    nats = model._evaluate(corpus._ids) * predicted
+    return _Loss(len(corpus), corpus._num_unknown(), predicted, nats)
 
 
 _Writer = Callable[[str | None, _Loss], None]
@@ -104,6 +118,7 @@ def _json_writer() -> _Writer:
         record = {
             "file": path,
             "characters": loss.characters,
+            "unknown": loss.unknown,
             "predicted": loss.predicted,
             "nats": show.json_number(loss.nats),
             "nats_per_character": show.json_number(loss.mean),
@@ -124,9 +139,10 @@ def _table_writer(paths: list[str], vocabulary: Vocabulary) -> _Writer:
     )
 
     def write(path: str | None, loss: _Loss) -> None:
+        unknown = f"  {loss.unknown:,} unknown" if vocabulary.unknown else ""
         print(
             f"{_TOTAL if path is None else path:{width}}  {loss.characters:13,}  {loss.mean:9.4f}  "
-            f"{loss.bits:9.4f}  {loss.perplexity:10.4f}",
+            f"{loss.bits:9.4f}  {loss.perplexity:10.4f}{unknown}",
             flush=True,
         )
 

@@ -17,7 +17,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._checks import LARGEST_SEED
-from .parsing import Parser, bound_option, integer_option, number_option, zoneout_option
+from .parsing import (
+    Parser,
+    bound_option,
+    encoding_option,
+    integer_option,
+    mark_option,
+    number_option,
+    zoneout_option,
+)
 
 Values = dict[str, Any]
 
@@ -56,7 +64,12 @@ class Option:
 
 _count, _share = integer_option(1), number_option(least=0, below=1)
 
-TEXT = (Option("bytes", False, None, "model the 256 bytes instead of the characters"),)
+TEXT = (
+    Option("bytes", False, None, "model the 256 bytes instead of the characters"),
+    Option("encoding", "utf-8", encoding_option, "of the files: a name that Python knows", "NAME"),
+    Option("min_count", 1, _count, "characters that occur less often become one, U+FFFD", "N"),
+    Option("document_mark", None, mark_option, "what ends a document: '<|end|>', '\\n\\n'", "TEXT"),
+)
 
 SHAPE = (
     Option(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Callable
 from typing import IO, NoReturn, TypeVar
 
 from .._checks import LARGEST, integer, real
+from ..text_files import check_encoding
 
 _T = TypeVar("_T")
+
+_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.?)", re.DOTALL)
+_ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "\\": "\\"}
 
 USER_ERROR = 2  # exit status: the arguments or the files were wrong
 
@@ -84,6 +89,30 @@ def zoneout_option(text: str) -> float | list[float]:
     if len(rates) > 2:
         raise argparse.ArgumentTypeError(f"takes one rate or two, got {text!r}")
     return rates[0] if len(rates) == 1 else rates
+
+
+def encoding_option(text: str) -> str:
+    return _checked(lambda: check_encoding(text))
+
+
+def mark_option(text: str) -> str:
+    """text with its escapes, as `unescaped` takes it."""
+    _checked(lambda: unescaped(text))
+    return text
+
+
+def unescaped(text: str) -> str:
+    r"""text with ``\n``, ``\x1e`` and the like replaced by what they stand for."""
+    return _ESCAPE.sub(_character, text)
+
+
+def _character(escape: re.Match[str]) -> str:
+    name = escape[1]
+    if len(name) > 1:
+        return chr(int(name[1:], 16))
+    if name not in _ESCAPED:
+        raise ValueError(rf"takes the escapes \n \r \t \f \\ \xNN \uNNNN, got {escape[0]}")
+    return _ESCAPED[name]
 
 
 def _checked(check: Callable[[], _T]) -> _T:

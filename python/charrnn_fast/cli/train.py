@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 from .. import checkpoint, demo, get_num_threads
@@ -16,10 +17,11 @@ from ..log import JsonLog, TensorBoardLog
 from ..model import CharLM
 from ..rnn import _zoneout
 from ..schedules import Constant, Cosine, Decay, Linear, Plateau, Schedule
+from ..text_files import UTF8, find_files
 from ..trainer import Trainer, best_path
 from ..vocabulary import Vocabulary
 from . import options, show
-from .parsing import Commands, add_threads
+from .parsing import Commands, add_threads, unescaped
 
 _FAILED = 1
 _INTERRUPTED = 130  # as a shell reports SIGINT
@@ -29,7 +31,7 @@ _EPOCHS = 20
 def add(commands: Commands) -> None:
     train = commands.add("train", run, "Train a model on text files.")
     train.add_argument(
-        "text", nargs="*", metavar="TEXT", help="UTF-8 files, read one after another"
+        "text", nargs="*", metavar="TEXT", help="files, folders and patterns such as '**/*.txt'"
     )
     train.add_argument("-o", "--output", metavar="FILE", help="where the model is saved")
     train.add_argument(
@@ -68,13 +70,14 @@ class _Origin(NamedTuple):
 
 
 def run(arguments: argparse.Namespace) -> int:
-    _check_paths(arguments)
+    files = find_files(arguments.text)
+    _check_paths(arguments, files)
     given = options.given(arguments)
     origin = _origin(arguments, given)
     values = options.override(origin.values, given, "") if arguments.resume and origin else given
-    corpus = _corpus(arguments, values, origin)
+    corpus = _corpus(arguments, files, values, origin)
     trainer, steps = _trainer(arguments, corpus, values, given, origin)
-    _describe(trainer, corpus, steps)
+    _describe(trainer, corpus, len(files), steps)
     if trainer.num_steps >= steps:
         print(f"nothing left to train: {trainer.num_steps:,} steps are done")
         return 0
@@ -89,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     return _conclude(arguments, trainer, plain=arguments.demo and not given)
 
 
-def _check_paths(arguments: argparse.Namespace) -> None:
+def _check_paths(arguments: argparse.Namespace, files: list[str]) -> None:
     """Refuses, before any work, paths with which the training could not end well."""
     output: str | None = arguments.output
     if arguments.demo and arguments.text:
@@ -102,9 +105,15 @@ def _check_paths(arguments: argparse.Namespace) -> None:
         if not arguments.demo:
             raise ValueError("-o is missing: the file that the model is saved to")
         return
-    for text in arguments.text:
-        if os.path.exists(output) and os.path.samefile(output, text):
+    for file in files:
+        if os.path.exists(output) and os.path.samefile(output, file):
             raise ValueError(f"{output} is a text to train on; -o would overwrite it")
+    for folder in filter(os.path.isdir, arguments.text):
+        if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(folder)):
+            raise ValueError(
+                f"{output} lies in {folder}, a folder to train on, and would be read as a text the "
+                f"next time; save the model elsewhere, or name the texts by a pattern"
+            )
     if arguments.resume and arguments.init_from:
         raise ValueError("--resume goes on with a training, --init-from begins one; give one")
     if arguments.resume and not os.path.exists(output):
@@ -132,22 +141,41 @@ def _origin(arguments: argparse.Namespace, given: options.Values) -> _Origin | N
             asked = list(_zoneout(asked, model.rnn.cell, model.rnn.proj_size))
         if asked not in (None, stored):
             raise ValueError(f"{option.flag} is {asked}, but {path} was trained with {stored}")
+    min_count = values.get("min_count", 1)
+    if arguments.resume and given.get("min_count", min_count) != min_count:
+        raise ValueError(
+            f"--min-count is {given['min_count']}, but {path} was trained with {min_count}"
+        )
     if given.get("bytes") and model.vocabulary.kind != "bytes":
         raise ValueError(f"--bytes is given, but {path} was trained on characters")
     return _Origin(path, model, values)
 
 
 def _corpus(
-    arguments: argparse.Namespace, values: options.Values, origin: _Origin | None
+    arguments: argparse.Namespace, files: list[str], values: options.Values, origin: _Origin | None
 ) -> Corpus:
+    """The text to train on, read as the settings of the text say."""
+    text = options.pick(options.TEXT, values)
+    encoding, mark = text["encoding"], text["document_mark"]
+    mark = None if mark is None else unescaped(mark)
+    # The vocabulary of a training that is gone on with was made by the number it began with.
+    min_count = 1 if arguments.resume else text["min_count"]
     vocabulary = None
     if origin is not None:
         vocabulary = origin.model.vocabulary
-    elif values.get("bytes"):
+    elif text["bytes"]:
         vocabulary = Vocabulary.from_bytes()
-    if arguments.demo:
-        return Corpus.from_text(demo.text(), vocabulary)
-    return Corpus.from_files(*arguments.text, vocabulary=vocabulary)
+    if not arguments.demo:
+        return Corpus.from_files(
+            *files,
+            vocabulary=vocabulary,
+            encoding=encoding,
+            min_count=min_count,
+            document_mark=mark,
+        )
+    if encoding != UTF8:
+        raise ValueError(f"encoding is {encoding}, but --demo brings its own text")
+    return Corpus.from_text(demo.text(), vocabulary, min_count=min_count, document_mark=mark)
 
 
 def _trainer(
@@ -216,11 +244,12 @@ def _schedule(values: options.Values, epochs: float) -> Schedule:
     return Constant(warmup=warmup)
 
 
-def _describe(trainer: Trainer, corpus: Corpus, steps: int) -> None:
+def _describe(trainer: Trainer, corpus: Corpus, num_files: int, steps: int) -> None:
     """What is trained, on what and for how long, before it begins."""
+    in_files = f" in {num_files:,} files" if num_files > 1 else ""
     print(
-        f"text        {len(corpus):,} {corpus.vocabulary.kind}: {len(corpus.train):,} to train on, "
-        f"the last {len(corpus.validation):,} held out"
+        f"text        {len(corpus):,} {corpus.vocabulary.kind}{in_files}: {len(corpus.train):,} to "
+        f"train on, the last {len(corpus.validation):,} held out"
     )
     print(f"vocabulary  {show.vocabulary_line(corpus.vocabulary)}")
     print(f"model       {show.model_line(trainer.model)}")
