@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,11 +64,9 @@ def language_model(T: int, B: int, H: int, L: int, V: int) -> dict[str, int]:
 def byte_corpus(path: str) -> dict[str, int]:
     """All that training does with a large file, but for computing with all of it."""
     corpus = cf.Corpus.from_files(path, vocabulary=cf.Vocabulary.from_bytes())
-    trainer = cf.Trainer(cf.CharLM(corpus.vocabulary), corpus)
-    assert trainer._chunks is not None
-    for index in (0, len(trainer._chunks) - 1):
-        trainer.step(*trainer._chunks.read(index))
-    trainer.save(f"{path}.model")
+    options: dict[str, Any] = {"evaluate_length": 1000, "checkpoint_path": f"{path}.model"}
+    trainer = cf.Trainer(cf.CharLM(corpus.vocabulary), corpus, random_offset=True, **options)
+    trainer.fit(steps=2, progress=False)
     for start in range(0, len(corpus.validation), 1 << 20):
         corpus.validation[start : start + (1 << 20)].any()
     return {"size": len(corpus), "peak": held("VmHWM")}

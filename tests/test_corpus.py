@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import charrnn_fast.text_files
 from charrnn_fast import CharLM, Corpus, Trainer, Vocabulary
 from charrnn_fast.corpus import _Chunks
+from charrnn_fast.file_array import FileArray
 
 
 @pytest.fixture(params=[1, 2, 3, 5, 1 << 22])
@@ -210,6 +211,29 @@ def test_a_changed_file_is_an_error(tmp_path: Path) -> None:
             OSError, match=r"data has changed since it was opened \(100 bytes then, 20 now\); "
         ):
             part[place : place + 3]
+
+
+def test_training_reads_a_file_in_small_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No slice grows with the text: the validation part of 10 GB would be 1 GB."""
+    sizes = []
+    read = FileArray.__getitem__
+
+    def record(array: FileArray, index: slice) -> Any:
+        piece = read(array, index)
+        sizes.append(len(piece))
+        return piece
+
+    text = "the quick brown fox " * 5000
+    corpus = Corpus.from_files(write(tmp_path / "text", text), vocabulary=Vocabulary.from_bytes())
+    monkeypatch.setattr(FileArray, "__getitem__", record)
+    model = CharLM(corpus.vocabulary, hidden_size=2, num_layers=1)
+    for length in (None, 5000):
+        trainer = Trainer(model, corpus, batch_size=4, seq_len=8, evaluate_length=length)
+        trainer.fit(steps=1, progress=False)
+        assert trainer.history[-1].validation_loss == model.evaluate(text[90_000:][:length])
+    assert max(sizes) < 2000
 
 
 def test_chinese_trains_and_is_written(tmp_path: Path) -> None:

@@ -315,21 +315,26 @@ class CharLM:
         copy.rnn.load_parameters({name: read_as_bfloat16(name, p) for name, p in parameters})
         return copy
 
-    def _evaluate(self, ids: Ids) -> float:
-        """As `evaluate`, for ids [N] of any integer type, in memory or in a file."""
-        if len(ids) < 2:
+    def _evaluate(self, ids: Ids, length: int | None = None) -> float:
+        """As `evaluate`, for ids [N] of any integer type, in memory or in a file.
+
+        length: of their beginning that is evaluated; None: all.
+        """
+        length = len(ids) if length is None else min(length, len(ids))
+        if length < 2:
             raise ValueError(
-                f"text has {len(ids)} {self.vocabulary._unit}(s); to evaluate takes two or more: "
+                f"text has {length} {self.vocabulary._unit}(s); to evaluate takes two or more: "
                 f"the first is given, the others are predicted"
             )
         network: Any = self.rnn._core
         state = self.rnn.zero_state(1)
         total = 0.0
-        for start in range(0, len(ids) - 1, _EVALUATION_BLOCK):
-            block = ids[start : start + _EVALUATION_BLOCK + 1].astype(np.int32)[:, None]
+        for start in range(0, length - 1, _EVALUATION_BLOCK):
+            stop = min(start + _EVALUATION_BLOCK + 1, length)
+            block = ids[start:stop].astype(np.int32)[:, None]
             loss, _ = network.evaluate(block[:-1], block[1:], state)
             total += loss
-        return total / (len(ids) - 1)
+        return total / (length - 1)
 
     def _score(self, texts: Sequence[NDArray[np.int32]]) -> NDArray[np.float64]:
         """As `score`, for texts of ids."""

@@ -413,7 +413,7 @@ class Trainer:
 
     def _evaluate(self, corpus: Corpus, callbacks: Sequence[Callback]) -> None:
         """Adds an entry to the history."""
-        loss = self.model._evaluate(corpus.validation[: self._evaluate_length])
+        loss = self.model._evaluate(corpus.validation, self._evaluate_length)
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"training has diverged: after step {self._num_steps} the validation loss is "
