@@ -11,6 +11,7 @@ import pytest
 import charrnn_fast as cf
 from cases import UNITS, Array, Case, parts, run
 from charrnn_fast import reference
+from charrnn_fast.schedules import Constant
 from tolerances import assert_close, assert_same_bits, network
 
 
@@ -128,6 +129,46 @@ def test_initial_weights(dtype: str) -> None:
     assert not np.array_equal(
         other.parameters()["decoder.weight"], net.parameters()["decoder.weight"]
     )
+
+
+@pytest.mark.parametrize("init", ["lecun", "lecun_tokens"])
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm", "peephole_lstm"])
+def test_initial_weights_by_the_features_they_read(cell: str, init: str) -> None:
+    """A matrix has the variance 1/n for the n features it reads; vectors are as ever."""
+    proj_size = 20 if cell.endswith("lstm") else 0
+    width = proj_size or 50
+    net = cf.RNN(
+        30, 50, 40, cell=cell, num_layers=2, init=init, seed=3, bidirectional=True,
+        proj_size=proj_size,
+    )  # fmt: skip
+    reads = {
+        "weight_ih_l0": 1 if init == "lecun_tokens" else 30,
+        "weight_ih_l1": 2 * width,
+        "weight_hh": width,
+        "weight_hr": 50,
+        "decoder.weight": 2 * width,
+    }
+    for name, value in net.parameters().items():
+        bound = 1 / np.sqrt(50)
+        for beginning, features in reads.items():
+            if name.startswith(beginning):
+                bound = np.sqrt(3 / features)
+                assert value.var() == pytest.approx(1 / features, rel=0.15)
+        assert 0.9 * bound < abs(value).max() <= np.float32(bound)
+    with pytest.raises(ValueError, match=r"init must be one of 'uniform', .*, got 'he'"):
+        cf.RNN(3, 4, init="he")
+
+
+def test_a_language_model_learns_soon() -> None:
+    """Its first hundred updates bring it further than with PyTorch's weights."""
+    text = "the quick brown fox jumps over the lazy dog, " * 100
+    corpus = cf.Corpus.from_text(text)
+    losses = []
+    for init in ("lecun_tokens", "uniform"):
+        model = cf.CharLM(corpus.vocabulary, 32, 2, init=init, seed=1)
+        cf.Trainer(model, corpus, 10, 20, schedule=Constant()).fit(steps=100, progress=False)
+        losses.append(model.evaluate(text[:500]))
+    assert losses[0] < losses[1] - 0.3
 
 
 @pytest.mark.parametrize("bias", [True, "single"])

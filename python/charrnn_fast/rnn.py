@@ -20,6 +20,7 @@ _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _MOST_LAYERS = 10_000
 _DRAWN_AT_ONCE = 2**16  # weights
 _MOST_PARAMETERS = 2**40  # more is a slip; less may still exceed the memory
+_INITS = ("uniform", "lecun", "lecun_tokens")
 _GATES = {"rnn": 1, "gru": 3, "lstm": 4, "peephole_lstm": 4, "coupled_lstm": 3}
 _FORGET_GATE = {"lstm": 1, "peephole_lstm": 1, "coupled_lstm": 0}
 _BIASES = {True: "double", "double": "double", "single": "single", False: "none", "none": "none"}
@@ -60,6 +61,7 @@ class RNN:
         bias: bool | str = True,
         dtype: Any = "float32",
         seed: int = 0,
+        init: str = "uniform",
         forget_bias: float | None = None,
         bidirectional: bool = False,
         proj_size: int = 0,
@@ -73,8 +75,12 @@ class RNN:
         zoneout: float | tuple[float, float] = 0.0,
         device: str = "cpu",
     ) -> None:
-        """Weights and biases are drawn from U(-1/sqrt(H), 1/sqrt(H)) by `seed`, as in PyTorch.
+        """Weights and biases are drawn by `seed`.
 
+        init: "uniform", from U(-1/sqrt(H), 1/sqrt(H)), as in PyTorch; "lecun", a weight matrix
+        from U(-sqrt(3/n), sqrt(3/n)) for the n features that it reads, so that sums keep the
+        variance of what is summed (LeCun et al., 1998, section 4.6), all else as before;
+        "lecun_tokens", the same for tokens and other 1-of-k inputs, of which one feature is read.
         cell: "rnn", "gru", "lstm", "peephole_lstm" or "coupled_lstm"; nonlinearity ("tanh", "relu")
         is that of "rnn". bias: True (PyTorch's two vectors per layer), "single" (one) or False
         (none). dtype: "float32" or "float64". forget_bias: the sum of an LSTM's two biases of the
@@ -109,6 +115,8 @@ class RNN:
             raise ValueError(f"nonlinearity={nonlinearity!r} is for cell='rnn', got cell={cell!r}")
         if isinstance(bias, (bool, str)) is False or bias not in _BIASES:
             raise ValueError(f"bias must be True, 'single' or False, got {bias!r}")
+        if init not in _INITS:
+            raise ValueError(f"init must be one of {', '.join(map(repr, _INITS))}, got {init!r}")
         if device != "cpu":
             raise ValueError(f"device must be 'cpu' in this version, got {device!r}")
         for name, flag in (
@@ -181,7 +189,7 @@ class RNN:
                     "zoneout_c": zoneout_c,
                 },
             )
-            self._initialise(seed, forget_bias)
+            self._initialise(seed, init, forget_bias)
         except MemoryError:
             raise MemoryError(
                 f"{self!r} has {weights:,} weights, which exceed the memory"
@@ -210,10 +218,9 @@ class RNN:
         rates = (self.dropout, self.input_dropout, self.output_dropout, self.recurrent_dropout)
         return any((*rates, self.weight_drop, *self.zoneout))
 
-    def _initialise(self, seed: int, forget_bias: float | None) -> None:
+    def _initialise(self, seed: int, init: str, forget_bias: float | None) -> None:
         # Philox's raw words are the same in every version of NumPy; its distributions need not be.
         words = np.random.Philox(seed)
-        bound = 1 / math.sqrt(self.hidden_size)
         H, gate = self.hidden_size, _FORGET_GATE.get(self.cell)
         if forget_bias is not None:
             forget_bias = real("forget_bias", forget_bias)
@@ -223,7 +230,7 @@ class RNN:
                 value[:] = 1
                 self._core.set_parameter(name, value)
                 continue
-            flat = value.reshape(-1)
+            flat, bound = value.reshape(-1), self._bound(init, name, shape)
             # In pieces: the words, and what is computed from them, take eight bytes each.
             for start in range(0, flat.size, _DRAWN_AT_ONCE):
                 piece = flat[start : start + _DRAWN_AT_ONCE]
@@ -234,6 +241,14 @@ class RNN:
                     forget_bias if name.startswith("bias_ih") else 0.0
                 )
             self._core.set_parameter(name, value)
+
+    def _bound(self, init: str, name: str, shape: tuple[int, ...]) -> float:
+        """Of the uniform numbers that a parameter begins with."""
+        matrix = name.startswith(("weight_ih", "weight_hh", "weight_hr", "decoder.weight"))
+        if init == "uniform" or not matrix:
+            return 1 / math.sqrt(self.hidden_size)
+        one_of_k = init == "lecun_tokens" and name.startswith("weight_ih_l0")
+        return math.sqrt(3 / (1 if one_of_k else shape[1]))
 
     def __repr__(self) -> str:
         output = "" if self.output_size is None else f", {self.output_size}"

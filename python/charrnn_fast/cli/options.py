@@ -88,6 +88,13 @@ SHAPE = (
 MODEL = (
     *SHAPE,
     Option("seed", 0, integer_option(0, LARGEST_SEED), "of the initial weights", "N"),
+    Option(
+        "init",
+        "lecun_tokens",
+        str,
+        "how they are drawn; uniform: as PyTorch does",
+        choices=("lecun_tokens", "uniform"),
+    ),
     Option("dropout", 0.0, _share, "left out of what the layers above the first read", "P"),
     Option("input_dropout", 0.0, _share, "left out of what the first layer reads: characters", "P"),
     Option("output_dropout", 0.0, _share, "left out of what the top layer gives", "P"),
