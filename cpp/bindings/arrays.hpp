@@ -88,6 +88,32 @@ struct MaskSeed {
   const std::uint64_t* get() const { return given ? &seed : nullptr; }
 };
 
+// What a loss over a batch takes: tokens [T, B], targets [T, B], lengths [B] or None.
+template <class T>
+class LossBatch {
+ public:
+  LossBatch(const py::object& inputs, const py::object& target_ids, const py::object& lengths,
+            const py::object& mask_seed)
+      : seed_(mask_seed) {
+    const py::array tokens = checked_array<Token>(inputs, "inputs");
+    if (tokens.ndim() != 2 || tokens.shape(1) < 1)
+      throw py::value_error("inputs has shape " + text(shape_of(tokens)) +
+                            ", it takes tokens [T, B]");
+    batch = {tokens.shape(0), tokens.shape(1), static_cast<const Token*>(tokens.data()), nullptr};
+    batch.mask_seed = seed_.get();
+    targets = input<Token>(target_ids, "targets", {batch.seq_len, batch.batch});
+    if (!lengths.is_none()) batch.lengths = input<Index>(lengths, "lengths", {batch.batch});
+  }
+  LossBatch(const LossBatch&) = delete;
+  LossBatch& operator=(const LossBatch&) = delete;
+
+  typename Model<T>::Batch batch{};
+  const Token* targets;
+
+ private:
+  MaskSeed seed_;
+};
+
 // A parameter's (or its gradient's, or its slot's) array within flat memory that `base` owns.
 template <class T>
 py::array parameter_view(const Parameter& p, T* flat, const py::handle& base, bool writable) {

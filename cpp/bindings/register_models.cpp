@@ -41,14 +41,6 @@ SequenceInput<T> sequence(const Model<T>& model, const py::object& x, bool one_s
 }
 
 template <class T>
-SequenceInput<T> token_sequence(const py::object& inputs) {
-  const py::array array = checked_array<Token>(inputs, "inputs");
-  if (array.ndim() != 2 || array.shape(1) < 1)
-    throw py::value_error("inputs has shape " + text(shape_of(array)) + ", it takes tokens [T, B]");
-  return {array.shape(0), array.shape(1), static_cast<const Token*>(array.data()), nullptr};
-}
-
-template <class T>
 py::tuple forward(Model<T>& model, const py::object& x, const py::object& state, bool keep,
                   const py::object& lengths, const py::object& mask_seed) {
   const SequenceInput<T> in = sequence(model, x, false);
@@ -158,14 +150,41 @@ py::object step_plain(Model<T>& model, const py::object& x, const py::object& st
 
 template <class T>
 std::pair<double, Index> evaluate(Model<T>& model, const py::object& inputs,
-                                  const py::object& targets, const py::object& state) {
+                                  const py::object& targets, const py::object& state,
+                                  const py::object& lengths) {
   check_step(model);
-  const SequenceInput<T> in = token_sequence<T>(inputs);
-  const Token* target_data = input<Token>(targets, "targets", {in.seq_len, in.batch});
-  T* const state_data = output<T>(state, "state", state_shape(model, in.batch));
+  const LossBatch<T> in(inputs, targets, lengths, py::none());
+  T* const state_data = output<T>(state, "state", state_shape(model, in.batch.batch));
   py::gil_scoped_release release;
-  const auto result = model.evaluate(in, target_data, state_data);
+  const auto result = model.evaluate(in.batch, in.targets, state_data);
   return {result.loss_sum, result.count};
+}
+
+template <class T>
+py::tuple accumulate(Model<T>& model, const py::object& inputs, const py::object& targets,
+                     const py::object& state, const py::object& mask_seed,
+                     const py::object& lengths) {
+  const LossBatch<T> in(inputs, targets, lengths, mask_seed);
+  const Shape states = state_shape(model, in.batch.batch);
+  const T* const state_0 = input<T>(state, "state", states);
+  auto state_n = new_array<T>(states);
+  typename Model<T>::Losses losses;
+  {
+    T* const ps = state_n.mutable_data();
+    py::gil_scoped_release release;
+    losses = model.accumulate(in.batch, in.targets, state_0, ps);
+  }
+  return py::make_tuple(losses.loss_sum, losses.count, state_n);
+}
+
+template <class T>
+Index memory(const Model<T>& model, Index seq_len, Index batch, bool training,
+             const py::object& lengths) {
+  const std::uint64_t mask_seed = 0;
+  typename Model<T>::Batch in{seq_len, batch, nullptr, nullptr};
+  if (training) in.mask_seed = &mask_seed;  // without rates it costs nothing
+  if (!lengths.is_none()) in.lengths = input<Index>(lengths, "lengths", {batch});
+  return model.memory(in, training);
 }
 
 template <class T>
@@ -268,7 +287,18 @@ void register_model(py::module_& m, const char* name) {
       .def("backward", &backward<T>, py::arg("dy"), py::arg("dstate"))
       .def("step", &step<T>, py::arg("x"), py::arg("state"))
       .def("step_plain", &step_plain<T>)
-      .def("evaluate", &evaluate<T>, py::arg("inputs"), py::arg("targets"), py::arg("state"))
+      .def("evaluate", &evaluate<T>, py::arg("inputs"), py::arg("targets"), py::arg("state"),
+           py::arg("lengths") = py::none())
+      .def("accumulate", &accumulate<T>, py::arg("inputs"), py::arg("targets"), py::arg("state"),
+           py::arg("mask_seed") = py::none(), py::arg("lengths") = py::none())
+      .def("clear_gradients", &M::clear_gradients, py::call_guard<py::gil_scoped_release>())
+      .def("memory", &memory<T>, py::arg("seq_len"), py::arg("batch"), py::arg("training") = true,
+           py::arg("lengths") = py::none())
+      .def_property_readonly("held_memory",
+                             [](M& self) {
+                               py::gil_scoped_release release;  // another thread may be computing
+                               return self.held_memory();
+                             })
       .def("sample", &sample<T>, py::arg("length"), py::arg("tokens"), py::arg("state"),
            py::arg("seeds"), py::arg("position"), py::arg("temperature"), py::arg("top_k"),
            py::arg("top_p"), py::arg("bfloat16") = false);

@@ -71,29 +71,50 @@ void step(BoundOptimizer<T>& self, const py::dict& gradients, double learning_ra
 }
 
 template <class T>
+Index held_memory(BoundOptimizer<T>& self) {
+  py::gil_scoped_release release;  // another thread may be computing
+  std::lock_guard<ForkSafeMutex> lock(self.mutex);
+  return self.optimizer.held_memory() + self.gradients.size() * Index(sizeof(T));
+}
+
+template <class T>
+void check_optimizer(const Model<T>& model, const BoundOptimizer<T>& optimizer) {
+  if (optimizer.model.get() != &model)
+    throw py::value_error("optimizer was made for another network");
+}
+
+TrainOptions train_options(double learning_rate, double clip_norm, double clip_value,
+                           const std::string& reduction) {
+  if (reduction != "mean" && reduction != "sum")
+    throw py::value_error("reduction is '" + reduction + "', it takes 'mean' or 'sum'");
+  return {learning_rate, clip_norm, clip_value, reduction == "mean"};
+}
+
+template <class T>
 std::pair<double, double> train_step(Model<T>& model, const py::object& inputs,
                                      const py::object& targets, const py::object& state,
                                      BoundOptimizer<T>& optimizer, double learning_rate,
                                      double clip_norm, double clip_value,
-                                     const std::string& reduction, const py::object& mask_seed) {
-  const py::array tokens = checked_array<Token>(inputs, "inputs");
-  if (tokens.ndim() != 2 || tokens.shape(1) < 1)
-    throw py::value_error("inputs has shape " + text(shape_of(tokens)) +
-                          ", it takes tokens [T, B]");
-  if (reduction != "mean" && reduction != "sum")
-    throw py::value_error("reduction is '" + reduction + "', it takes 'mean' or 'sum'");
-  if (optimizer.model.get() != &model)
-    throw py::value_error("optimizer was made for another network");
-  const MaskSeed seed(mask_seed);
-  SequenceInput<T> in{tokens.shape(0), tokens.shape(1), static_cast<const Token*>(tokens.data()),
-                      nullptr};
-  in.mask_seed = seed.get();
-  const Token* target_data = input<Token>(targets, "targets", {in.seq_len, in.batch});
-  T* const state_data = output<T>(state, "state", state_shape(model, in.batch));
+                                     const std::string& reduction, const py::object& mask_seed,
+                                     const py::object& lengths) {
+  const LossBatch<T> in(inputs, targets, lengths, mask_seed);
+  const TrainOptions options = train_options(learning_rate, clip_norm, clip_value, reduction);
+  check_optimizer(model, optimizer);
+  T* const state_data = output<T>(state, "state", state_shape(model, in.batch.batch));
   py::gil_scoped_release release;
   const auto result =
-      model.train_step(in, target_data, state_data, optimizer.optimizer,
-                       TrainOptions{learning_rate, clip_norm, clip_value, reduction == "mean"});
+      model.train_step(in.batch, in.targets, state_data, optimizer.optimizer, options);
+  return {result.loss, result.gradient_norm};
+}
+
+template <class T>
+std::pair<double, double> update(Model<T>& model, BoundOptimizer<T>& optimizer,
+                                 double learning_rate, double clip_norm, double clip_value,
+                                 const std::string& reduction) {
+  const TrainOptions options = train_options(learning_rate, clip_norm, clip_value, reduction);
+  check_optimizer(model, optimizer);
+  py::gil_scoped_release release;
+  const auto result = model.update(optimizer.optimizer, options);
   return {result.loss, result.gradient_norm};
 }
 
@@ -139,15 +160,27 @@ void register_optimizer(py::module_& m, const char* name, const char* model_name
             copy_parameter(p, view_of<T>(value), self.optimizer.slot(self.slot_index(slot)));
           },
           py::arg("slot"), py::arg("name"), py::arg("value"))
-      .def("step", &step<T>, py::arg("gradients"), py::arg("learning_rate"));
+      .def("step", &step<T>, py::arg("gradients"), py::arg("learning_rate"))
+      .def_property_readonly("held_memory", &held_memory<T>)
+      .def_static(
+          "memory",
+          [](const std::string& rule, const Model<T>& network,
+             const std::map<std::string, double>& hyper) {
+            return Optimizer<T>::memory(rule, options_from(hyper),
+                                        network.network().parameter_elements());
+          },
+          py::arg("rule"), py::arg("network"), py::arg("hyper"));
 
-  // A method of the model that needs the optimizer's type.
+  // Methods of the model that need the optimizer's type.
   py::object model = m.attr(model_name);
   model.attr("train_step") = py::cpp_function(
       &train_step<T>, py::name("train_step"), py::is_method(model), py::arg("inputs"),
       py::arg("targets"), py::arg("state"), py::arg("optimizer"), py::arg("learning_rate"),
       py::arg("clip_norm"), py::arg("clip_value"), py::arg("reduction"),
-      py::arg("mask_seed") = py::none());
+      py::arg("mask_seed") = py::none(), py::arg("lengths") = py::none());
+  model.attr("update") = py::cpp_function(
+      &update<T>, py::name("update"), py::is_method(model), py::arg("optimizer"),
+      py::arg("learning_rate"), py::arg("clip_norm"), py::arg("clip_value"), py::arg("reduction"));
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
+#include <vector>
 
 #include "charrnn_fast/threads.hpp"
 #include "errors.hpp"
@@ -66,24 +68,19 @@ PackedWeights<T> Model<T>::packed_forward(const Source& from, const SequenceInpu
           in.x ? packed(from, Packing::forward_dense, storage) : nullptr, storage};
 }
 
+// A few streams read the weights as they stand; but rows of wide layers lie pages apart: reading
+// those so costs more than packing.
 template <class T>
-PackedWeights<T> Model<T>::packed_backward(const Source& from, const SequenceInput<T>& in,
-                                           bool dense) {
-  // Rows of wide layers lie pages apart: reading those as they stand costs more than packing.
+bool Model<T>::packs_backward(Index batch) const {
   constexpr Index few_streams = 4, widest = 512;
-  const bool as_they_stand = in.batch <= few_streams && network_.shape().hidden_size <= widest;
-  return {as_they_stand ? nullptr : packed(from, Packing::backward),
-          dense ? packed(from, Packing::backward_dense) : nullptr};
+  return batch > few_streams || network_.shape().hidden_size > widest;
 }
 
 template <class T>
-void Model<T>::check_targets(const Token* targets, Index seq_len, Index batch) const {
-  const Index classes = network_.shape().output_size;
-  require(classes > 0, "a loss takes a network with output_size");
-  for (Index i = 0; i < seq_len * batch; ++i)
-    if (targets[i] < -1 || targets[i] >= classes)
-      fail("targets[", i / batch, ", ", i % batch, "] is ", targets[i],
-           ", it takes classes from 0 to ", classes - 1, ", or -1 to ignore");
+PackedWeights<T> Model<T>::packed_backward(const Source& from, const SequenceInput<T>& in,
+                                           bool dense) {
+  return {packs_backward(in.batch) ? packed(from, Packing::backward) : nullptr,
+          dense ? packed(from, Packing::backward_dense) : nullptr};
 }
 
 template <class T>
@@ -94,40 +91,86 @@ void Model<T>::run_forward(const Source& from, const SequenceInput<T>& in, const
   network_.forward(from.parameters, weights, in, state_0, keep, tape_.get(), state_n);
 }
 
-// From the gradient of the top layer's h in dh_.
+// From the gradient of the top layer's h in dh_. Where weights are left out the gradients are by
+// what is left of them, until drop_gradients.
 template <class T>
-void Model<T>::run_backward(const Source& from, const SequenceInput<T>& in, T* dstate, T* dx,
-                            T* gradients) {
+void Model<T>::run_backward(const Source& from, const SequenceInput<T>& in, int threads, T* dstate,
+                            T* dx, T* gradients) {
   network_.backward(from.parameters, packed_backward(from, in, dx != nullptr), in, tape_.get(),
-                    dh_.get(), dstate, dx, gradients, get_num_threads(), workspace_.get());
-  if (in.mask_seed && network_.shape().regularization.weight_drop > 0)
-    network_.drop_weights_backward(*in.mask_seed, gradients);
+                    dh_.get(), dstate, dx, gradients, threads, workspace_.get());
+}
+template <class T>
+void Model<T>::drop_gradients(const std::uint64_t* mask_seed, T* gradients) const {
+  if (mask_seed && network_.shape().regularization.weight_drop > 0)
+    network_.drop_weights_backward(*mask_seed, gradients);
+}
+
+// ---- checks ---------------------------------------------------------------------------------
+
+// name: that of the tokens.
+template <class T>
+void Model<T>::check_batch(const char* name, const Batch& in) const {
+  if (in.tokens) network_.check_tokens(name, in.tokens, in.seq_len, in.batch);
+  check_lengths(in);
+}
+
+template <class T>
+void Model<T>::check_lengths(const Batch& in) const {
+  if (!in.lengths) return;
+  for (Index b = 0; b < in.batch; ++b)
+    require(in.lengths[b] >= 0 && in.lengths[b] <= in.seq_len, "lengths[", b, "] is ",
+            in.lengths[b], ", it takes 0 to ", in.seq_len);
+}
+
+template <class T>
+Index Model<T>::count_targets(const Batch& in, const Token* targets) const {
+  const Index classes = network_.shape().output_size;
+  require(classes > 0, "a loss takes a network with output_size");
+  Index count = 0;
+  for (Index t = 0; t < in.seq_len; ++t)
+    for (Index b = 0; b < in.batch; ++b) {
+      if (in.lengths && t >= in.lengths[b]) continue;
+      const Token target = targets[t * in.batch + b];
+      if (target < -1 || target >= classes)
+        fail("targets[", t, ", ", b, "] is ", target, ", it takes classes from 0 to ", classes - 1,
+             ", or -1 to ignore");
+      count += target >= 0;
+    }
+  return count;
 }
 
 // ---- sequences of different lengths ---------------------------------------------------------
 
 // What the network takes for a batch, without the tokens or x: their rows in its order, see
-// each_row.
+// each_row. Masks number the caller's rows from first_stream on.
 template <class T>
-SequenceInput<T> Model<T>::sort(const Batch& in) {
+SequenceInput<T> Model<T>::sort(const Batch& in, Index first_stream) {
   SequenceInput<T> sorted{in.seq_len, in.batch, nullptr, nullptr};
   sorted.mask_seed = in.mask_seed;
-  if (!in.lengths) return sorted;
-  for (Index b = 0; b < in.batch; ++b)
-    require(in.lengths[b] >= 0 && in.lengths[b] <= in.seq_len, "lengths[", b, "] is ",
-            in.lengths[b], ", it takes 0 to ", in.seq_len);
-  order_.resize(static_cast<std::size_t>(in.batch));
-  std::iota(order_.begin(), order_.end(), Index(0));
-  // Equals in the caller's order; std::stable_sort would allocate.
-  std::sort(order_.begin(), order_.end(), [&](Index a, Index b) {
-    return in.lengths[a] != in.lengths[b] ? in.lengths[a] > in.lengths[b] : a < b;
-  });
-  offsets_.assign(static_cast<std::size_t>(in.seq_len) + 1, 0);
-  for (Index b = 0; b < in.batch; ++b)  // first the rows of each step
-    for (Index t = 0; t < in.lengths[b]; ++t) ++offsets_[static_cast<std::size_t>(t) + 1];
-  std::partial_sum(offsets_.begin(), offsets_.end(), offsets_.begin());
-  sorted.offsets = offsets_.data();
-  sorted.streams = order_.data();
+  if (in.lengths) {
+    order_.reserve(in.batch);
+    ranks_.reserve(in.batch);
+    offsets_.reserve(in.seq_len + 1);
+    Index *const order = order_.get(), *const offsets = offsets_.get();
+    std::iota(order, order + in.batch, Index(0));
+    // Equals in the caller's order; std::stable_sort would allocate.
+    std::sort(order, order + in.batch, [&](Index a, Index b) {
+      return in.lengths[a] != in.lengths[b] ? in.lengths[a] > in.lengths[b] : a < b;
+    });
+    for (Index r = 0; r < in.batch; ++r) ranks_.get()[order[r]] = r;
+    std::fill_n(offsets, in.seq_len + 1, Index(0));
+    for (Index b = 0; b < in.batch; ++b)  // first the rows of each step
+      for (Index t = 0; t < in.lengths[b]; ++t) ++offsets[t + 1];
+    std::partial_sum(offsets, offsets + in.seq_len + 1, offsets);
+    sorted.offsets = offsets;
+    sorted.streams = order;
+  }
+  if (first_stream > 0) {
+    streams_.reserve(in.batch);
+    for (Index r = 0; r < in.batch; ++r)
+      streams_.get()[r] = first_stream + (in.lengths ? order_.get()[r] : r);
+    sorted.streams = streams_.get();
+  }
   return sorted;
 }
 
@@ -137,7 +180,7 @@ template <class F>
 void Model<T>::each_row(const SequenceInput<T>& in, F&& f) const {
   for (Index t = 0; t < in.seq_len; ++t) {
     const Index first = in.offsets[t], rows = in.offsets[t + 1] - first;
-    for (Index r = 0; r < rows; ++r) f(first + r, t * in.batch + in.streams[r]);
+    for (Index r = 0; r < rows; ++r) f(first + r, t * in.batch + order_.get()[r]);
   }
 }
 
@@ -149,24 +192,18 @@ void Model<T>::sort_states(const T* from, Index batch, bool back, T* to) const {
     const Index all = network_.state_offset(s + 1, batch) - offset;
     for (Index first = offset; first < offset + all; first += batch * width)
       for (Index r = 0; r < batch; ++r) {
-        const Index ours = first + r * width, theirs = first + order_[std::size_t(r)] * width;
+        const Index ours = first + r * width, theirs = first + order_.get()[r] * width;
         std::copy_n(from + (back ? ours : theirs), width, to + (back ? theirs : ours));
       }
   }
 }
 
+// The batch's tokens or x as the network takes them: the caller's own, or a copy.
 template <class T>
-void Model<T>::forward(const Batch& batch, const T* state_0, bool keep, T* y, T* state_n) {
-  if (batch.tokens) network_.check_tokens("x", batch.tokens, batch.seq_len, batch.batch);
-  std::lock_guard<ForkSafeMutex> lock(mutex_);
-  // The tape of a kept forward is overwritten; backward would read the new one.
-  kept_id_ = 0;
-  SequenceInput<T> in = sort(batch);
-  const Index rows = in.rows(), all_rows = in.seq_len * in.batch;
-  const Index I = network_.shape().input_size, O = output_size();
+void Model<T>::gather(const Batch& batch, bool copy, SequenceInput<T>& in) {
+  const Index rows = in.rows(), I = network_.shape().input_size;
   const bool sorted = in.offsets;
-  // A copy: the caller may change its arrays before it calls backward.
-  if (!sorted && !keep) {
+  if (!sorted && !copy) {
     in.tokens = batch.tokens, in.x = batch.x;
   } else if (batch.tokens) {
     tokens_.reserve(std::max<Index>(1, rows));
@@ -185,23 +222,57 @@ void Model<T>::forward(const Batch& batch, const T* state_0, bool keep, T* y, T*
     else
       std::copy_n(batch.x, rows * I, to);
   }
+}
+
+template <class T>
+const Token* Model<T>::gather_targets(const SequenceInput<T>& in, const Token* targets) {
+  if (!in.offsets) return targets;
+  targets_.reserve(std::max<Index>(1, in.rows()));
+  Token* const to = targets_.get();
+  each_row(in, [&](Index n, Index row) { to[n] = targets[row]; });
+  return to;
+}
+
+// The states that the network begins with, [S, L*D, B, R] of its rows: the caller's own, or sorted
+// in state_.
+template <class T>
+const T* Model<T>::states_in(const SequenceInput<T>& in, const T* state_0) {
+  if (!in.offsets || !state_0) return state_0;
+  state_.reserve(state_elements(in.batch));
+  sort_states(state_0, in.batch, false, state_.get());
+  return state_.get();
+}
+
+// Those that it ends with, to the caller; `from` may be the caller's own.
+template <class T>
+void Model<T>::states_out(const SequenceInput<T>& in, const T* from, T* state_n) const {
+  if (in.offsets)
+    sort_states(from, in.batch, true, state_n);
+  else if (from != state_n)
+    std::copy_n(from, state_elements(in.batch), state_n);
+}
+
+// ---- forward, backward and single steps -----------------------------------------------------
+
+template <class T>
+void Model<T>::forward(const Batch& batch, const T* state_0, bool keep, T* y, T* state_n) {
+  check_batch("x", batch);
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
+  // The tape of a kept forward is overwritten; backward would read the new one.
+  kept_id_ = 0;
+  SequenceInput<T> in = sort(batch);
+  gather(batch, keep, in);  // the caller may change its arrays before it calls backward
+  const Index rows = in.rows(), all_rows = in.seq_len * in.batch, O = output_size();
+  const bool sorted = in.offsets;
   if (in.mask_seed) {
     kept_mask_seed_ = *in.mask_seed;
     in.mask_seed = &kept_mask_seed_;
   }
-  const T* first = state_0;
-  T* last = state_n;
-  if (sorted) {
-    state_.reserve(std::max<Index>(1, state_elements(in.batch)));
-    last = state_.get();
-    if (state_0) {
-      sort_states(state_0, in.batch, false, state_.get());
-      first = state_.get();
-    }
-  }
+  if (sorted) state_.reserve(state_elements(in.batch));
+  T* const last = sorted ? state_.get() : state_n;
   const Source from = source(in);
-  run_forward(from, in, first, keep, last);
-  if (sorted) sort_states(last, in.batch, true, state_n);
+  run_forward(from, in, states_in(in, state_0), keep, last);
+  states_out(in, last, state_n);
   const T* const h = network_.hidden(in, keep, tape_.get());
   const T* result = h;
   if (network_.shape().output_size > 0) {
@@ -264,11 +335,15 @@ void Model<T>::backward(const Kept& expected, const T* dy, T* dstate, T* dx, T* 
                              rows, dh_.get(), gradients, threads, workspace_.get());
   else
     std::copy_n(dy, rows * H, dh_.get());
-  if (!sorted) return run_backward(kept_source_, in, dstate, dx, gradients);
-  state_.reserve(std::max<Index>(1, state_elements(in.batch)));
+  if (!sorted) {
+    run_backward(kept_source_, in, threads, dstate, dx, gradients);
+    return drop_gradients(in.mask_seed, gradients);
+  }
+  state_.reserve(state_elements(in.batch));
   sort_states(dstate, in.batch, false, state_.get());
   if (dx) dx_.reserve(std::max<Index>(1, rows * I));
-  run_backward(kept_source_, in, state_.get(), dx ? dx_.get() : nullptr, gradients);
+  run_backward(kept_source_, in, threads, state_.get(), dx ? dx_.get() : nullptr, gradients);
+  drop_gradients(in.mask_seed, gradients);
   sort_states(state_.get(), in.batch, true, dstate);
   if (!dx) return;
   std::fill_n(dx, all_rows * I, T(0));
@@ -291,78 +366,256 @@ void Model<T>::step(const SequenceInput<T>& in, T* state, T* y) {
     std::copy_n(h, in.batch * network_.hidden_width(), y);
 }
 
+// ---- training and evaluation ----------------------------------------------------------------
+
 template <class T>
-typename Model<T>::TrainResult Model<T>::train_step(const SequenceInput<T>& in,
-                                                    const Token* targets, T* state,
-                                                    Optimizer<T>& optimizer,
-                                                    const TrainOptions& options) {
-  if (in.tokens) network_.check_tokens("inputs", in.tokens, in.seq_len, in.batch);
-  check_targets(targets, in.seq_len, in.batch);
-  require(optimizer.elements() == network_.parameter_elements(),
-          "optimizer was made for another network");
-  std::lock_guard<ForkSafeMutex> lock(mutex_);
-  const Index rows = in.seq_len * in.batch, H = network_.hidden_width();
+struct Model<T>::Needs {
+  Index dropped, packed, tape, workspace, losses, state, gradients, dh, x;
+  Index tokens, targets;
+  Index indices;  // of sort
+  Index bytes() const {
+    const Index numbers = dropped + packed + tape + workspace + losses + state + gradients + dh + x;
+    return numbers * Index(sizeof(T)) + (tokens + targets) * Index(sizeof(Token)) +
+           indices * Index(sizeof(Index));
+  }
+};
+
+template <class T>
+typename Model<T>::Needs Model<T>::needs(const SequenceInput<T>& in, bool training,
+                                         int threads) const {
+  const Index rows = in.rows(), states = state_elements(in.batch);
   const Index elements = network_.parameter_elements();
-  const int threads = get_num_threads();
-  kept_id_ = 0;
+  const bool sorted = in.offsets;
+  const auto some = [](bool needed, Index n) { return needed ? std::max<Index>(1, n) : 0; };
+  const auto copy = [&](bool needed, Packing packing) {
+    return some(needed, network_.packed_elements(packing));
+  };
+  Needs n{};
+  n.dropped = some(in.mask_seed && network_.shape().regularization.weight_drop > 0, elements);
+  n.packed = copy(true, Packing::forward) + copy(in.x, Packing::forward_dense) +
+             copy(training && packs_backward(in.batch), Packing::backward);
+  n.tape = network_.tape_elements(in, training);
+  n.workspace = std::max(network_.head_elements(rows, threads),
+                         training ? network_.backward_elements(threads) : 0);
+  n.losses = some(true, rows);
+  n.state = training ? 2 * states : some(sorted, states);
+  n.gradients = some(training, elements);
+  n.dh = some(training, rows * network_.hidden_width());
+  n.x = some(sorted && in.x, rows * network_.shape().input_size);
+  n.tokens = some(sorted && !in.x, rows);
+  n.targets = some(sorted, rows);
+  n.indices = sorted ? 2 * in.batch + in.seq_len + 1 : 0;
+  return n;
+}
+
+// The batch as the network takes it, and memory for its losses and, `training`, gradients.
+template <class T>
+SequenceInput<T> Model<T>::prepare(const Batch& batch, bool training, int threads,
+                                   Index first_stream) {
+  kept_id_ = 0;  // backward would read another tape
+  SequenceInput<T> in = sort(batch, first_stream);
+  gather(batch, false, in);
+  const Needs n = needs(in, training, threads);
+  tape_.reserve(n.tape);
+  workspace_.reserve(n.workspace);
+  losses_.reserve(n.losses);
+  state_.reserve(n.state);
+  gradients_.reserve(n.gradients);
+  dh_.reserve(n.dh);
+  return in;
+}
+
+// In the caller's order, as the loss of a padded batch adds them up.
+template <class T>
+double Model<T>::sum_of_losses(const SequenceInput<T>& in) const {
+  const T* const losses = losses_.get();
+  double sum = 0;
+  if (!in.offsets) {
+    for (Index i = 0; i < in.rows(); ++i) sum += static_cast<double>(losses[i]);
+    return sum;
+  }
+  for (Index t = 0; t < in.seq_len; ++t) {
+    const Index first = in.offsets[t], rows = in.offsets[t + 1] - first;
+    for (Index b = 0; b < in.batch; ++b) {
+      const Index rank = ranks_.get()[b];
+      if (rank < rows) sum += static_cast<double>(losses[first + rank]);
+    }
+  }
+  return sum;
+}
+
+// Adds the gradient of scale * the sum of the losses to gradients_, and returns the sum itself;
+// the new states, of the network's rows, begin state_.
+template <class T>
+double Model<T>::add_gradients(const SequenceInput<T>& in, const Token* targets, const T* state_0,
+                               double scale, int threads) {
   const Source from = source(in);
-  state_.reserve(state_elements(in.batch) * 2);
   T* const state_n = state_.get();
   T* const dstate = state_n + state_elements(in.batch);
-  run_forward(from, in, state, true, state_n);
-
-  Index count = 0;
-  for (Index i = 0; i < rows; ++i) count += targets[i] >= 0;
-  const double scale = options.mean ? (count > 0 ? 1.0 / static_cast<double>(count) : 0.0) : 1.0;
-  losses_.reserve(std::max<Index>(1, rows));
-  dh_.reserve(std::max<Index>(1, rows * H));
-  gradients_.reserve(elements);
-  workspace_.reserve(
-      std::max(network_.head_elements(rows, threads), network_.backward_elements(threads)));
-  std::fill_n(gradients_.get(), elements, T(0));
-  network_.head(parameters_.get(), network_.hidden(in, true, tape_.get()), targets, rows,
-                static_cast<T>(scale), losses_.get(), dh_.get(), gradients_.get(), threads,
-                workspace_.get());
-  double loss = 0;
-  for (Index i = 0; i < rows; ++i) loss += static_cast<double>(losses_.get()[i]);
-  loss *= scale;
+  run_forward(from, in, states_in(in, state_0), true, state_n);
+  network_.head(parameters_.get(), network_.hidden(in, true, tape_.get()),
+                gather_targets(in, targets), in.rows(), static_cast<T>(scale), losses_.get(),
+                dh_.get(), gradients_.get(), threads, workspace_.get());
   std::fill_n(dstate, state_elements(in.batch), T(0));
-  run_backward(from, in, dstate, nullptr, gradients_.get());
+  run_backward(from, in, threads, dstate, nullptr, gradients_.get());
+  return sum_of_losses(in);
+}
 
+// Updates the parameters by gradients_ * scale, unless that or the loss is not finite.
+template <class T>
+typename Model<T>::TrainResult Model<T>::apply(const std::uint64_t* mask_seed, double loss,
+                                               double scale, Optimizer<T>& optimizer,
+                                               const TrainOptions& options) {
+  drop_gradients(mask_seed, gradients_.get());
   // Array by array, as clip_grad_norm sums a dict of gradients.
   double squares = 0;
   for (const Parameter& p : network_.parameters())
     squares += sum_of_squares(gradients_.get() + p.offset, p.elements());
-  const double norm = std::sqrt(squares);
-  if (!std::isfinite(loss) || !std::isfinite(norm)) return {loss, norm};
+  const TrainResult result{loss, std::sqrt(squares) * scale};
+  if (!result.finite()) return result;
   ++version_;
   optimizer.step(parameters_.get(), gradients_.get(), options.learning_rate,
-                 clip_factor(norm, options.clip_norm), options.clip_value);
-  std::copy_n(state_n, state_elements(in.batch), state);
-  return {loss, norm};
+                 scale * clip_factor(result.gradient_norm, options.clip_norm), options.clip_value);
+  return result;
+}
+
+namespace {
+
+// What a sum of losses is multiplied by.
+double reduction_scale(const TrainOptions& options, Index count) {
+  if (!options.mean) return 1;
+  return count > 0 ? 1.0 / static_cast<double>(count) : 0.0;
+}
+
+std::string text(const std::optional<std::uint64_t>& seed) {
+  return seed ? std::to_string(*seed) : "none";
+}
+
+}  // namespace
+
+template <class T>
+typename Model<T>::TrainResult Model<T>::train_step(const Batch& batch, const Token* targets,
+                                                    T* state, Optimizer<T>& optimizer,
+                                                    const TrainOptions& options) {
+  check_batch("inputs", batch);
+  const double scale = reduction_scale(options, count_targets(batch, targets));
+  require(optimizer.elements() == network_.parameter_elements(),
+          "optimizer was made for another network");
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
+  sum_ = {};
+  const int threads = get_num_threads();
+  const SequenceInput<T> in = prepare(batch, true, threads);
+  std::fill_n(gradients_.get(), network_.parameter_elements(), T(0));
+  const double loss = scale * add_gradients(in, targets, state, scale, threads);
+  const TrainResult result = apply(in.mask_seed, loss, 1, optimizer, options);
+  if (result.finite()) states_out(in, state_.get(), state);
+  return result;
 }
 
 template <class T>
-typename Model<T>::Evaluation Model<T>::evaluate(const SequenceInput<T>& in, const Token* targets,
-                                                 T* state) {
-  if (in.tokens) network_.check_tokens("inputs", in.tokens, in.seq_len, in.batch);
-  check_targets(targets, in.seq_len, in.batch);
+typename Model<T>::Losses Model<T>::accumulate(const Batch& part, const Token* targets,
+                                               const T* state_0, T* state_n) {
+  check_batch("inputs", part);
+  const Index count = count_targets(part, targets);
+  const auto mask_seed = part.mask_seed ? std::optional(*part.mask_seed) : std::nullopt;
   std::lock_guard<ForkSafeMutex> lock(mutex_);
-  const Index rows = in.seq_len * in.batch;
+  const bool first = sum_.version != version_;
+  require(first || mask_seed == sum_.mask_seed, "mask_seed is ", text(mask_seed),
+          ", it takes that of the parts before, ", text(sum_.mask_seed));
+  // Where memory runs out there is no half a part in the sum.
+  Sum sum = std::exchange(sum_, Sum{});
+  if (first) sum = {version_, 0, 0, 0, mask_seed};
   const int threads = get_num_threads();
-  kept_id_ = 0;
-  run_forward(Source{parameters_.get(), version_}, in, state, false, state);
-  losses_.reserve(std::max<Index>(1, rows));
-  workspace_.reserve(network_.head_elements(rows, threads));
-  network_.head(parameters_.get(), network_.hidden(in, false, tape_.get()), targets, rows, T(1),
-                losses_.get(), nullptr, nullptr, threads, workspace_.get());
-  Evaluation result{0, 0};
-  for (Index i = 0; i < rows; ++i) {
-    result.loss_sum += static_cast<double>(losses_.get()[i]);
-    result.count += targets[i] >= 0;
-  }
-  return result;
+  const SequenceInput<T> in = prepare(part, true, threads, sum.streams);
+  if (first) std::fill_n(gradients_.get(), network_.parameter_elements(), T(0));
+  const double loss = add_gradients(in, targets, state_0, 1, threads);
+  states_out(in, state_.get(), state_n);
+  sum.loss += loss;
+  sum.count += count;
+  sum.streams += part.batch;
+  sum_ = sum;
+  return {loss, count};
 }
+
+template <class T>
+typename Model<T>::TrainResult Model<T>::update(Optimizer<T>& optimizer,
+                                                const TrainOptions& options) {
+  require(optimizer.elements() == network_.parameter_elements(),
+          "optimizer was made for another network");
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
+  require(sum_.version == version_,
+          "update takes what accumulate has added up since the parameters last changed, and that "
+          "is nothing");
+  const Sum sum = std::exchange(sum_, Sum{});
+  const double scale = reduction_scale(options, sum.count);
+  return apply(sum.mask_seed ? &*sum.mask_seed : nullptr, sum.loss * scale, scale, optimizer,
+               options);
+}
+
+template <class T>
+void Model<T>::clear_gradients() {
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
+  sum_ = {};
+}
+
+template <class T>
+typename Model<T>::Losses Model<T>::evaluate(const Batch& batch, const Token* targets, T* state) {
+  check_batch("inputs", batch);
+  const Index count = count_targets(batch, targets);
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
+  const int threads = get_num_threads();
+  const SequenceInput<T> in = prepare(batch, false, threads);
+  T* const last = in.offsets ? state_.get() : state;
+  run_forward(source(in), in, states_in(in, state), false, last);
+  states_out(in, last, state);
+  network_.head(parameters_.get(), network_.hidden(in, false, tape_.get()),
+                gather_targets(in, targets), in.rows(), T(1), losses_.get(), nullptr, nullptr,
+                threads, workspace_.get());
+  return {sum_of_losses(in), count};
+}
+
+// ---- memory ---------------------------------------------------------------------------------
+
+template <class T>
+Index Model<T>::memory(const Batch& batch, bool training) const {
+  require(network_.shape().output_size > 0, "a loss takes a network with output_size");
+  require(batch.seq_len >= 0, "seq_len is ", batch.seq_len, ", it takes 0 or more");
+  require(batch.batch >= 1, "batch is ", batch.batch, ", it takes 1 or more");
+  check_lengths(batch);
+  SequenceInput<T> in{batch.seq_len, batch.batch, batch.tokens, batch.x};
+  in.mask_seed = batch.mask_seed;
+  const double rows = std::max(1.0, double(batch.seq_len)) * double(batch.batch);
+  if (rows > 1) {  // many take no more than as often what one takes
+    Batch one = batch;
+    one.seq_len = one.batch = 1, one.lengths = nullptr;
+    require(rows * double(memory(one, training)) < 0x1p62, "seq_len ", batch.seq_len, " and batch ",
+            batch.batch, " make an impossibly large batch");
+  }
+  std::vector<Index> offsets;  // only the last is looked at
+  if (batch.lengths) {
+    offsets.resize(static_cast<std::size_t>(batch.seq_len) + 1);
+    offsets.back() = std::accumulate(batch.lengths, batch.lengths + batch.batch, Index(0));
+    in.offsets = offsets.data();
+  }
+  return network_.parameter_elements() * Index(sizeof(T)) +
+         needs(in, training, get_num_threads()).bytes();
+}
+
+template <class T>
+Index Model<T>::held_memory() {
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
+  Index bytes = 0;
+  const auto add = [&](const auto&... buffers) {
+    ((bytes += buffers.size() * Index(sizeof *buffers.get())), ...);
+  };
+  add(parameters_, dropped_, tape_, workspace_, gradients_, dh_, state_, losses_, x_, dx_, y_,
+      tokens_, targets_, order_, ranks_, offsets_, streams_);
+  for (const auto& storages : packed_)
+    for (const PackedCopy& copy : storages) add(copy.weights);
+  return bytes;
+}
+
+// ---- sampling and updates by hand -----------------------------------------------------------
 
 template <class T>
 void Model<T>::sample(Index length, Index batch, const Token* first, T* state,

@@ -50,6 +50,18 @@ void check(const OptimizerOptions& o) {
           " and dampening is ", o.dampening);
 }
 
+// The place in rules() of the one that serves; throws where the options or the name are wrong.
+int find_rule(const std::string& name, const OptimizerOptions& options) {
+  check(options);
+  std::string known;
+  for (std::size_t i = 0; i < rules().size(); ++i) {
+    const Rule& r = rules()[i];
+    if (r.name == name && r.chosen(options)) return static_cast<int>(i);
+    if (i == 0 || rules()[i - 1].name != r.name) known += (known.empty() ? "" : ", ") + r.name;
+  }
+  fail("optimizer is '", name, "', it takes one of ", known);
+}
+
 // The chunks of the fixed-order sums.
 constexpr Index chunk = 16384;
 
@@ -87,25 +99,30 @@ double sum_of_squares(const T* x, Index n) {
 
 template <class T>
 Optimizer<T>::Optimizer(const std::string& rule, const OptimizerOptions& options, Index elements)
-    : options_(options), elements_(elements) {
-  check(options);
-  std::string known;
-  for (std::size_t i = 0; i < rules().size(); ++i) {
-    const Rule& r = rules()[i];
-    if (i == 0 || rules()[i - 1].name != r.name) known += (known.empty() ? "" : ", ") + r.name;
-    if (rule_ < 0 && r.name == rule && r.chosen(options)) {
-      rule_ = static_cast<int>(i);
-      prepare_ = r.prepare;
-      slot_names_ = r.slot_names;
-    }
-  }
-  require(rule_ >= 0, "optimizer is '", rule, "', it takes one of ", known);
+    : options_(options), elements_(elements), rule_(find_rule(rule, options)) {
+  const Rule& chosen = rules()[static_cast<std::size_t>(rule_)];
+  prepare_ = chosen.prepare;
+  slot_names_ = chosen.slot_names;
   slots_.resize(slot_names_.size());
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     slots_[i].reserve(elements);
     const double first = rule == Adagrad::name ? options.initial_accumulator_value : 0;
     std::fill_n(slots_[i].get(), elements, static_cast<T>(first));
   }
+}
+
+template <class T>
+Index Optimizer<T>::memory(const std::string& rule, const OptimizerOptions& options,
+                           Index elements) {
+  const Rule& chosen = rules()[static_cast<std::size_t>(find_rule(rule, options))];
+  return static_cast<Index>(chosen.slot_names.size()) * elements * Index(sizeof(T));
+}
+
+template <class T>
+Index Optimizer<T>::held_memory() const {
+  Index bytes = 0;
+  for (const AlignedBuffer<T>& slot : slots_) bytes += slot.size() * Index(sizeof(T));
+  return bytes;
 }
 
 template <class T>

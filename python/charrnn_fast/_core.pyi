@@ -99,16 +99,70 @@ class _Network(Generic[_F]):
         clip_value: float,  # inf: none
         reduction: str,  # "mean" | "sum"
         mask_seed: int | None = None,
+        lengths: NDArray[np.int64] | None = None,  # [B], 0 to T
     ) -> tuple[float, float]:
         """One update on tokens [T, B]; state [S, L, B, H] is carried in place.
 
+        Targets past a row's end are not read; its state is that of its end.
         -> loss (nats; over the targets that are not -1), norm of the gradient before clipping.
         A loss or a norm that is not finite changes neither the parameters nor the state.
         """
 
-    def evaluate(self, inputs: Tokens, targets: Tokens, state: Floats) -> tuple[float, int]:
+    def accumulate(
+        self,
+        inputs: Tokens,
+        targets: Tokens,
+        state: Floats,
+        mask_seed: int | None = None,
+        lengths: NDArray[np.int64] | None = None,
+    ) -> tuple[float, int, NDArray[_F]]:
+        """Adds the gradient of a part of a batch, tokens [T, B], to what `update` takes.
+
+        The streams of the parts are numbered on: with one mask_seed for all (which it has to be)
+        the masks are those of all streams in one batch. A change of the parameters drops what has
+        been added up; so do train_step and clear_gradients.
+        -> sum of the losses in nats, count of targets that are not -1, the new state, which the
+        caller puts in the place of `state` once the update is finite.
+        """
+
+    def update(
+        self,
+        optimizer: _Optimizer[_F],
+        learning_rate: float,
+        clip_norm: float,
+        clip_value: float,
+        reduction: str,  # "mean" (over the targets of all parts) | "sum"
+    ) -> tuple[float, float]:
+        """The update by all parts -> loss, norm, as of one train_step; then the sum is empty.
+
+        Where they are not finite the parameters have not changed. ValueError where nothing has
+        been accumulated.
+        """
+
+    def clear_gradients(self) -> None:
+        """Drops what has been accumulated."""
+
+    def evaluate(
+        self,
+        inputs: Tokens,
+        targets: Tokens,
+        state: Floats,
+        lengths: NDArray[np.int64] | None = None,
+    ) -> tuple[float, int]:
         """-> sum of the losses in nats, count of targets that are not -1; state is carried."""
 
+    def memory(
+        self,
+        seq_len: int,
+        batch: int,
+        training: bool = True,
+        lengths: NDArray[np.int64] | None = None,
+    ) -> int:
+        """Bytes that a new network like this comes to hold by one train_step (or evaluate) of such
+        a batch, masks included; the optimizer's are its own. Allocates nothing of that."""
+
+    @property
+    def held_memory(self) -> int: ...  # bytes that it holds now
     def sample(
         self,
         length: int,
@@ -141,6 +195,12 @@ class _Optimizer(Generic[_F]):
     def slot(self, slot: str, name: str) -> NDArray[_F]: ...  # read-only view, as `parameter`
     def set_slot(self, slot: str, name: str, value: Floats) -> None: ...
     def step(self, gradients: dict[str, Floats], learning_rate: float) -> None: ...
+    @staticmethod
+    def memory(rule: str, network: Any, hyper: dict[str, float]) -> int:
+        """Bytes that an optimizer made with these arguments holds."""
+
+    @property
+    def held_memory(self) -> int: ...  # bytes that it holds now
 
 class OptimizerFloat32(_Optimizer[np.float32]): ...
 class OptimizerFloat64(_Optimizer[np.float64]): ...

@@ -81,6 +81,9 @@ void check_cell(const std::string& cell, int threads) {
   std::vector<Token> drawn(static_cast<std::size_t>(steps * B));
   const SequenceInput<T> tokens{steps, B, inputs.data(), nullptr},
       dense{steps, B, nullptr, x.data()};
+  using Batch = typename Model<T>::Batch;
+  const Batch tokens_batch{steps, B, inputs.data(), nullptr},
+      dense_batch{steps, B, nullptr, x.data()};
   const TrainOptions train{1e-3, 5.0, 1.0, true};
 
   const auto check = [&](const char* call, auto&& f) {
@@ -93,10 +96,10 @@ void check_cell(const std::string& cell, int threads) {
   };
   const auto teams = ThreadPool::instance().teams();
   check("train_step",
-        [&] { model.train_step(tokens, targets.data(), state.data(), optimizer, train); });
+        [&] { model.train_step(tokens_batch, targets.data(), state.data(), optimizer, train); });
   check("train_step of vectors",
-        [&] { model.train_step(dense, targets.data(), state.data(), optimizer, train); });
-  check("evaluate", [&] { model.evaluate(tokens, targets.data(), state.data()); });
+        [&] { model.train_step(dense_batch, targets.data(), state.data(), optimizer, train); });
+  check("evaluate", [&] { model.evaluate(tokens_batch, targets.data(), state.data()); });
   const SequenceInput<T> step{1, B, inputs.data(), nullptr}, step_x{1, B, nullptr, x.data()};
   check("step", [&] { model.step(step, state.data(), y.data()); });
   check("step of vectors", [&] { model.step(step_x, state.data(), y.data()); });
@@ -126,10 +129,26 @@ void check_cell(const std::string& cell, int threads) {
                      gradients.data());
     }
   });
-  SequenceInput<T> masked = tokens;
+  Batch masked = tokens_batch;
   masked.mask_seed = &mask_seed;
   check("train_step with masks",
         [&] { model.train_step(masked, targets.data(), state.data(), optimizer, train); });
+  for (Batch ragged : {masked, dense_batch}) {
+    ragged.lengths = lengths.data();
+    check("train_step of different lengths",
+          [&] { model.train_step(ragged, targets.data(), state.data(), optimizer, train); });
+    check("evaluate of different lengths",
+          [&] { model.evaluate(ragged, targets.data(), state.data()); });
+    check("accumulate and update", [&] {
+      for (int part = 0; part < 2; ++part)
+        model.accumulate(ragged, targets.data(), state.data(), state_n.data());
+      model.update(optimizer, train);
+    });
+  }
+  const long before = allocations;
+  const Index told = model.memory({1 << 20, 1 << 20, inputs.data(), nullptr}, true);
+  const long after = allocations;
+  CHECK(after == before && told > Index(1) << 40, "memory of %s allocates", cell.c_str());
   check("update", [&] { model.update(optimizer, gradients.data(), 1e-3); });
   CHECK((ThreadPool::instance().teams() > teams) == (threads > 1), "%d threads", threads);
 }

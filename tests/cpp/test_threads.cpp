@@ -53,7 +53,8 @@ std::vector<char> results(const std::string& cell) {
   });
   Optimizer<T> optimizer("adam", OptimizerOptions{}, model.network().parameter_elements());
   const auto tokens = random_tokens((steps + 1) * B, V, 1);
-  const SequenceInput<T> in{steps, B, tokens.data(), nullptr}, one{1, B, tokens.data(), nullptr};
+  const typename Model<T>::Batch in{steps, B, tokens.data(), nullptr};
+  const SequenceInput<T> one{1, B, tokens.data(), nullptr};
   std::vector<T> state(static_cast<std::size_t>(model.state_elements(B)), T(0));
   std::vector<T> y(static_cast<std::size_t>(B * V));
   std::vector<Token> drawn(static_cast<std::size_t>(steps * B));

@@ -4,10 +4,11 @@
 // A Model's calls exclude one another (a lock). Shapes and letters as in network.hpp.
 #pragma once
 
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <mutex>
-#include <vector>
+#include <optional>
 
 #include "charrnn_fast/network.hpp"
 #include "charrnn_fast/optimizer.hpp"
@@ -56,7 +57,8 @@ class Model {
   Index state_elements(Index batch) const;
 
   // Sequences of a batch, each of a length of its own (lengths [B], 0 to T) or, null, all of T
-  // steps: tokens [T, B] or x [T, B, I].
+  // steps: tokens [T, B] or x [T, B, I]. What is past a sequence's end takes no time and changes
+  // nothing, but tokens have to be tokens there too.
   struct Batch {
     Index seq_len, batch;
     const Token* tokens;
@@ -83,18 +85,38 @@ class Model {
   void step(const SequenceInput<T>& in, T* state, T* y);
 
   struct TrainResult {
-    double loss, gradient_norm;
+    double loss, gradient_norm;  // the norm before clipping
+    bool finite() const { return std::isfinite(loss) && std::isfinite(gradient_norm); }
   };
-  // One update of the parameters; state is carried. A loss or norm that is not finite changes
-  // neither.
-  TrainResult train_step(const SequenceInput<T>& in, const Token* targets, T* state,
-                         Optimizer<T>& optimizer, const TrainOptions& options);
+  // One update of the parameters; targets [T, B], -1 or past a sequence's end ignored; state is
+  // carried. Where the result is not finite neither changes.
+  TrainResult train_step(const Batch& in, const Token* targets, T* state, Optimizer<T>& optimizer,
+                         const TrainOptions& options);
 
-  struct Evaluation {
+  struct Losses {
     double loss_sum;
-    Index count;
+    Index count;  // of the targets that are not ignored
   };
-  Evaluation evaluate(const SequenceInput<T>& in, const Token* targets, T* state);
+  // An update by a batch that comes in parts: accumulate each, then update. Up to the order of its
+  // sums that is one train_step of all their streams, masks included: streams are numbered on from
+  // part to part, and all parts take the same mask_seed. The gradient belongs to the parameters as
+  // they are, any change of them drops it; so do train_step and clear_gradients. state_n: behind
+  // the part's last step, for the caller to keep where the update is finite; may be state_0.
+  Losses accumulate(const Batch& part, const Token* targets, const T* state_0, T* state_n);
+  // As train_step, whose results it gives. Throws std::invalid_argument where nothing has been
+  // accumulated.
+  TrainResult update(Optimizer<T>& optimizer, const TrainOptions& options);
+  void clear_gradients();
+
+  // The losses alone; state is carried.
+  Losses evaluate(const Batch& in, const Token* targets, T* state);
+
+  // Bytes that a new model comes to hold by a train_step of such a batch (`training`), or by its
+  // evaluate, on the number of threads in use now; nothing of that is allocated. Of tokens, x and
+  // mask_seed counts only which are null. The optimizer's are its own, see there.
+  Index memory(const Batch& in, bool training) const;
+  // Bytes that this one holds now, by all that it has done.
+  Index held_memory();
 
   // `length` times: feeds each stream its token (at first those given, [B]), draws the next one
   // from the output. drawn [length, B]; a call that is given the last of them, the state and
@@ -111,6 +133,16 @@ class Model {
     const T* parameters;
     Index version;  // no two sources have the same
   };
+  // What accumulate has added up, in gradients_.
+  struct Sum {
+    Index version = 0;  // of the parameters; 0: there is nothing
+    double loss = 0;
+    Index count = 0, streams = 0;
+    std::optional<std::uint64_t> mask_seed;
+  };
+  // Elements that one call takes of the buffers.
+  struct Needs;
+
   Source source(const SequenceInput<T>& in);
   const T* packed(const Source& from, Packing packing, Storage storage = Storage::full);
   PackedWeights<T> packed_forward(const Source& from, const SequenceInput<T>& in,
@@ -118,13 +150,32 @@ class Model {
   PackedWeights<T> packed_backward(const Source& from, const SequenceInput<T>& in, bool dense);
   void run_forward(const Source& from, const SequenceInput<T>& in, const T* state_0, bool keep,
                    T* state_n);
-  void run_backward(const Source& from, const SequenceInput<T>& in, T* dstate, T* dx, T* gradients);
-  SequenceInput<T> sort(const Batch& in);
+  void run_backward(const Source& from, const SequenceInput<T>& in, int threads, T* dstate, T* dx,
+                    T* gradients);
+  void drop_gradients(const std::uint64_t* mask_seed, T* gradients) const;
+  bool packs_backward(Index batch) const;
+
+  void check_batch(const char* name, const Batch& in) const;
+  void check_lengths(const Batch& in) const;
+  Index count_targets(const Batch& in, const Token* targets) const;
+
+  SequenceInput<T> sort(const Batch& in, Index first_stream = 0);
   template <class F>
   void each_row(const SequenceInput<T>& in, F&& f) const;
+  void gather(const Batch& batch, bool copy, SequenceInput<T>& in);
+  const Token* gather_targets(const SequenceInput<T>& in, const Token* targets);
   void sort_states(const T* from, Index batch, bool back, T* to) const;
+  const T* states_in(const SequenceInput<T>& in, const T* state_0);
+  void states_out(const SequenceInput<T>& in, const T* from, T* state_n) const;
+
+  Needs needs(const SequenceInput<T>& in, bool training, int threads) const;
+  SequenceInput<T> prepare(const Batch& batch, bool training, int threads, Index first_stream = 0);
+  double add_gradients(const SequenceInput<T>& in, const Token* targets, const T* state_0,
+                       double scale, int threads);
+  TrainResult apply(const std::uint64_t* mask_seed, double loss, double scale,
+                    Optimizer<T>& optimizer, const TrainOptions& options);
+  double sum_of_losses(const SequenceInput<T>& in) const;
   Kept kept_now() const;
-  void check_targets(const Token* targets, Index seq_len, Index batch) const;
 
   Network<T> network_;
   // A packed copy, and the version of the parameters that it was made from.
@@ -135,9 +186,12 @@ class Model {
   PackedCopy packed_[num_packings][2];  // [packing][storage]
   AlignedBuffer<T> parameters_, dropped_, tape_, workspace_, gradients_, dh_, state_, losses_, x_,
       dx_, y_;
-  AlignedBuffer<Token> tokens_;
-  std::vector<Index> order_, offsets_;  // of the last forward with lengths: its rows, sorted
+  AlignedBuffer<Token> tokens_, targets_;
+  // Of the last call with lengths: order_[r], the place in the caller's batch of the network's row
+  // r; ranks_, the inverse; and offsets_, see SequenceInput. streams_: what masks go by instead.
+  AlignedBuffer<Index> order_, ranks_, offsets_, streams_;
   Index version_ = 1, num_dropped_ = 0;
+  Sum sum_;
   SequenceInput<T> kept_input_{};
   Source kept_source_{};
   std::uint64_t kept_mask_seed_ = 0;

@@ -23,6 +23,9 @@ class Optimizer {
   // rule: "sgd", "rmsprop", "adagrad", "adam", "adamw"; elements of the flat parameters.
   // Throws std::invalid_argument for an unknown rule or an option out of range.
   Optimizer(const std::string& rule, const OptimizerOptions& options, Index elements);
+  // Bytes that one made with these holds; none are allocated. Throws as the constructor.
+  static Index memory(const std::string& rule, const OptimizerOptions& options, Index elements);
+  Index held_memory() const;
 
   // Updates so far; it enters the formulas of Adam and Adagrad.
   Index num_steps() const { return num_steps_; }
@@ -39,7 +42,7 @@ class Optimizer {
  private:
   OptimizerOptions options_;
   Index elements_, num_steps_ = 0;
-  int rule_ = -1;
+  int rule_;
   void (*prepare_)(const OptimizerOptions&, Index, double*) = nullptr;
   std::vector<std::string> slot_names_;
   std::vector<AlignedBuffer<T>> slots_;

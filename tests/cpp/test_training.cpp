@@ -1,0 +1,187 @@
+// Model's training step from vectors and tokens, of one length and of many: the bits of forward,
+// loss, backward and update by hand, the memory that it has told, a batch in parts.
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "charrnn_fast/losses.hpp"
+#include "charrnn_fast/model.hpp"
+#include "charrnn_fast/threads.hpp"
+#include "check.hpp"
+#include "dispatch.hpp"
+#include "thread_pool.hpp"
+#include "values.hpp"
+
+using namespace charrnn_fast;
+
+namespace {
+
+constexpr Index steps = 6, B = 11, V = 9, H = 19;
+constexpr std::uint64_t mask_seed = 3;
+
+NetworkShape shape_of(const std::string& cell) {
+  NetworkShape shape{cell, V, H, V, 2, Bias::both};
+  shape.regularization = {.input_dropout = 0.1,
+                          .dropout = 0.2,
+                          .output_dropout = 0.3,
+                          .recurrent_dropout = 0.4,
+                          .weight_drop = 0.1,
+                          .zoneout = {0.1, 0}};
+  return shape;
+}
+
+template <class T>
+void draw_parameters(Model<T>& model) {
+  model.change_parameters([&](T* p) {
+    for (const Parameter& q : model.network().parameters()) {
+      const auto values = random_values<T>(q.elements(), static_cast<unsigned>(q.offset));
+      for (Index i = 0; i < q.elements(); ++i)
+        p[q.offset + i] = T(0.3) * values[static_cast<std::size_t>(i)];
+    }
+  });
+}
+
+// A batch with the data that it points to.
+template <class T>
+struct Data {
+  std::vector<Token> tokens = random_tokens(steps * B, V, 1);
+  std::vector<T> x = random_values<T>(steps * B * V, 2);
+  std::vector<Token> targets = random_tokens(steps * B, V, 3, true);
+  std::vector<Index> lengths;
+  typename Model<T>::Batch batch{steps, B, nullptr, nullptr};
+
+  Data(bool dense, bool ragged, bool masked) {
+    dense ? void(batch.x = x.data()) : void(batch.tokens = tokens.data());
+    if (masked) batch.mask_seed = &mask_seed;
+    if (!ragged) return;
+    for (Index b = 0; b < B; ++b) lengths.push_back(b * 5 % (steps + 1));
+    batch.lengths = lengths.data();
+    for (Index i = 0; i < steps * B; ++i)
+      if (i / B >= lengths[std::size_t(i % B)]) targets[std::size_t(i)] = -7;  // not read
+  }
+  // With -1 past the ends.
+  std::vector<Token> ignored() const {
+    std::vector<Token> result = targets;
+    for (Token& target : result)
+      if (target == -7) target = -1;
+    return result;
+  }
+};
+
+// A model, its optimizer and the state that it carries.
+template <class T>
+struct Trained {
+  Model<T> model;
+  Optimizer<T> optimizer;
+  std::vector<T> state;
+
+  explicit Trained(const NetworkShape& shape)
+      : model(shape),
+        optimizer("adam", OptimizerOptions{}, model.network().parameter_elements()),
+        state(random_values<T>(model.state_elements(B), 4)) {
+    draw_parameters(model);
+  }
+};
+
+template <class T>
+bool same_parameters(const Model<T>& a, const Model<T>& b) {
+  return same_bits(a.parameters(), b.parameters(), a.network().parameter_elements());
+}
+
+template <class T>
+void update_by_hand(Trained<T>& t, const Data<T>& data, double learning_rate) {
+  const auto elements = static_cast<std::size_t>(t.model.network().parameter_elements());
+  std::vector<T> y(std::size_t(steps * B * V)), dy(y.size()), dx(data.x.size());
+  std::vector<T> dstate(t.state.size(), T(0)), gradients(elements);
+  t.model.forward(data.batch, t.state.data(), true, y.data(), t.state.data());
+  cross_entropy(y.data(), data.ignored().data(), steps * B, V, true, dy.data());
+  t.model.backward(t.model.kept(), dy.data(), dstate.data(), data.batch.x ? dx.data() : nullptr,
+                   gradients.data());
+  t.model.update(t.optimizer, gradients.data(), learning_rate);
+}
+
+template <class T>
+void check_training(const std::string& cell, bool dense, bool ragged, bool masked) {
+  const std::string name =
+      cell + (dense ? ", vectors" : "") + (ragged ? ", ragged" : "") + (masked ? ", masked" : "");
+  const Data<T> data(dense, ragged, masked);
+  const NetworkShape shape = shape_of(cell);
+  Trained<T> fused(shape), by_hand(shape), in_one(shape);
+  const Index told = fused.model.memory(data.batch, true);
+  TrainOptions options;
+  options.learning_rate = 0.01;
+  for (int update = 0; update < 2; ++update) {
+    fused.model.train_step(data.batch, data.targets.data(), fused.state.data(), fused.optimizer,
+                           options);
+    update_by_hand(by_hand, data, options.learning_rate);
+    CHECK(same_parameters(fused.model, by_hand.model), "%s: by hand", name.c_str());
+    CHECK(same_bits(fused.state, by_hand.state), "%s: state by hand", name.c_str());
+    CHECK(fused.model.held_memory() == told, "%s: %td bytes told, %td held", name.c_str(), told,
+          fused.model.held_memory());
+  }
+  CHECK(!same_parameters(fused.model, in_one.model), "%s: nothing is learnt", name.c_str());
+
+  Trained<T> once(shape);
+  options.mean = false;
+  const auto expected = once.model.train_step(data.batch, data.targets.data(), once.state.data(),
+                                              once.optimizer, options);
+  const auto sum = in_one.model.accumulate(data.batch, data.targets.data(), in_one.state.data(),
+                                           in_one.state.data());
+  const auto found = in_one.model.update(in_one.optimizer, options);
+  CHECK(sum.loss_sum == expected.loss && found.loss == expected.loss &&
+            found.gradient_norm == expected.gradient_norm,
+        "%s: results in one part", name.c_str());
+  CHECK(same_parameters(once.model, in_one.model), "%s: in one part", name.c_str());
+  CHECK(same_bits(once.state, in_one.state), "%s: state of one part", name.c_str());
+
+  Trained<T> evaluated(shape);
+  const Index evaluation = evaluated.model.memory(data.batch, false);
+  const auto losses =
+      evaluated.model.evaluate(data.batch, data.targets.data(), evaluated.state.data());
+  CHECK(losses.loss_sum == expected.loss && losses.count == sum.count, "%s: evaluate",
+        name.c_str());
+  CHECK(same_bits(evaluated.state, once.state), "%s: state of evaluate", name.c_str());
+  CHECK(evaluated.model.held_memory() == evaluation, "%s: %td bytes told, %td held to evaluate",
+        name.c_str(), evaluation, evaluated.model.held_memory());
+}
+
+// No state to begin with is one of zeros; and parts may have other shapes.
+template <class T>
+void check_parts(const std::string& cell) {
+  const NetworkShape shape = shape_of(cell);
+  Trained<T> zeros(shape), none(shape);
+  std::fill(zeros.state.begin(), zeros.state.end(), T(0));
+  for (const bool ragged : {false, true}) {
+    Data<T> data(false, ragged, true);
+    data.batch.seq_len = ragged ? steps : 2;
+    zeros.model.accumulate(data.batch, data.targets.data(), zeros.state.data(), zeros.state.data());
+    none.model.accumulate(data.batch, data.targets.data(), nullptr, none.state.data());
+    CHECK(same_bits(zeros.state, none.state), "%s: state", cell.c_str());
+    std::fill(zeros.state.begin(), zeros.state.end(), T(0));
+  }
+  const auto expected = zeros.model.update(zeros.optimizer, {});
+  const auto found = none.model.update(none.optimizer, {});
+  CHECK(found.loss == expected.loss && found.finite(), "%s: losses", cell.c_str());
+  CHECK(same_parameters(zeros.model, none.model), "%s: parameters", cell.c_str());
+}
+
+template <class T>
+void check_all() {
+  const Kernels<T>& k = kernels<T>();
+  for (int i = 0; i < k.num_cells; ++i) {
+    for (int options = 0; options < 8; ++options)
+      check_training<T>(k.cells[i].name, options & 1, options & 2, options & 4);
+    check_parts<T>(k.cells[i].name);
+  }
+}
+
+}  // namespace
+
+int main() {
+  sharing_limits() = {0, 0};  // small cases shall run on all threads too
+  set_num_threads(2);
+  std::printf("instruction set %s\n", isa_in_use().c_str());
+  check_all<float>();
+  check_all<double>();
+  return report();
+}

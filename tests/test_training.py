@@ -1,0 +1,566 @@
+"""The network's own training step: sequences of different lengths, updates from a batch in parts,
+and how much memory it will take."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+import charrnn_fast as cf
+import peak_memory
+from cases import Array, parts
+from charrnn_fast import _core
+from features import ALL_UNITS, DROPOUTS, LSTMS, FeatureCase, label
+from tolerances import assert_close, assert_same_bits, eps
+
+CLIPS = (0.5, 0.02)  # by norm, by value
+NO_CLIPS = (math.inf, math.inf)
+
+
+def _cases(**options: Any) -> Iterator[FeatureCase]:
+    """Every kind of unit: plain, with masks of every kind, and with the other options."""
+    for unit in ALL_UNITS:
+        plain = FeatureCase(
+            unit,
+            num_layers=2,
+            tokens=True,
+            seq_len=6,
+            batch=8,
+            input_size=7,
+            hidden_size=17,
+            output_size=9,
+            mask_seed=None,
+            **options,
+        )
+        masks = DROPOUTS._replace(weight_drop=0.3, zoneout=(0.2, 0.3))
+        yield plain
+        yield plain.but(regularization=masks, mask_seed=11)
+        yield plain.but(
+            regularization=masks._replace(variational=True, zoneout=(0.0, 0.0)),
+            mask_seed=12,
+            bidirectional=True,
+            layer_norm=True,
+            proj_size=5 if unit in LSTMS else 0,
+        )
+
+
+EVERY_KIND = pytest.mark.parametrize(
+    "case", [c.but(dtype=d) for d in ("float32", "float64") for c in _cases()], ids=label
+)
+
+
+@dataclass
+class Batch:
+    """Tokens to train on, as the kernels take them."""
+
+    inputs: Array
+    targets: Array
+    lengths: Array | None
+
+    @classmethod
+    def of(cls, case: FeatureCase) -> Batch:
+        lengths = case.lengths()
+        return cls(
+            case.x().astype(np.int32),
+            case.targets().astype(np.int32),
+            None if lengths is None else lengths.astype(np.int64),
+        )
+
+    def ignored(self) -> Array:
+        """The targets with -1 past the ends."""
+        if self.lengths is None:
+            return self.targets
+        beyond = np.arange(len(self.targets))[:, np.newaxis] >= self.lengths
+        return np.where(beyond, np.int32(-1), self.targets)
+
+    def streams(self, begin: int, end: int) -> Batch:
+        return Batch(
+            np.ascontiguousarray(self.inputs[:, begin:end]),
+            np.ascontiguousarray(self.targets[:, begin:end]),
+            None if self.lengths is None else self.lengths[begin:end].copy(),
+        )
+
+
+def _kernel_state(net: cf.RNN, case: FeatureCase) -> Array:
+    state = net._kernel_state("state", case.state(), case.batch)
+    assert state is not None
+    return state
+
+
+def _train(
+    net: cf.RNN,
+    optimizer: cf.optim.Optimizer,
+    batch: Batch,
+    state: Array,
+    *,
+    mask_seed: int | None = None,
+    lr: float = 0.01,
+    clips: tuple[float, float] = NO_CLIPS,
+    reduction: str = "mean",
+) -> tuple[float, float]:
+    result: tuple[float, float] = net._core.train_step(
+        batch.inputs,
+        batch.targets,
+        state,
+        optimizer._core,
+        lr,
+        *clips,
+        reduction,
+        mask_seed,
+        batch.lengths,
+    )
+    return result
+
+
+def _accumulate(
+    net: cf.RNN, batch: Batch, state: Array, mask_seed: int | None = None
+) -> tuple[float, int, Array]:
+    result: tuple[float, int, Array] = net._core.accumulate(
+        batch.inputs, batch.targets, state, mask_seed, batch.lengths
+    )
+    return result
+
+
+def _copies(net: cf.RNN) -> dict[str, Array]:
+    return {name: np.array(value) for name, value in net.parameters().items()}
+
+
+def _assert_same(found: dict[str, Array], expected: dict[str, Array], when: str = "") -> None:
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert_same_bits(f"{name} {when}", found[name], value)
+
+
+# ---- sequences of different lengths -------------------------------------------------------------
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_training_on_lengths_equals_training_by_hand(case: FeatureCase, reduction: str) -> None:
+    """forward, cross_entropy, backward, both clips and the optimizer's step, or one call of all."""
+    fused, by_hand = case.network(), case.network()
+    one, other = cf.optim.Adam(fused), cf.optim.Adam(by_hand, lr=0.01)
+    carried, state = _kernel_state(fused, case), case.state()
+    for update in range(3):
+        batch = Batch.of(case.but(seed=update, ragged=True))
+        assert batch.lengths is not None
+        batch.lengths = np.roll(batch.lengths, update)
+        targets = batch.ignored()
+        batch.targets = np.where(targets == batch.targets, targets, np.int32(2**30))  # not read
+        mask_seed = None if case.mask_seed is None else case.mask_seed + update
+        found = _train(
+            fused, one, batch, carried, mask_seed=mask_seed, clips=CLIPS, reduction=reduction
+        )
+        y, state = by_hand.forward(batch.inputs, state, lengths=batch.lengths, mask_seed=mask_seed)
+        loss, dy = cf.cross_entropy(y, targets, reduction)
+        _, _, grads = by_hand.backward(dy)
+        norm = cf.clip_grad_norm(grads, CLIPS[0])
+        cf.clip_grad_value(grads, CLIPS[1])
+        other.step(grads)
+        assert found == (loss, norm), f"update {update}"
+        _assert_same(fused.parameters(), by_hand.parameters(), f"after update {update}")
+        for part, expected in zip(fused._state_parts(carried), parts(state), strict=True):
+            assert_same_bits(f"state after update {update}", part, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("unit", ALL_UNITS)
+def test_evaluating_lengths_equals_evaluating_by_hand(unit: str, dtype: str) -> None:
+    case = FeatureCase(unit, 2, dtype=dtype, tokens=True, batch=9, output_size=7, ragged=True)
+    net, batch = case.network(), Batch.of(case)
+    state = _kernel_state(net, case)
+    loss, count = net._core.evaluate(batch.inputs, batch.targets, state, batch.lengths)
+    y, last = net.forward(batch.inputs, case.state(), lengths=batch.lengths)
+    assert count == (batch.ignored() >= 0).sum()
+    assert loss == cf.cross_entropy(y, batch.ignored(), "sum")[0]
+    for part, expected in zip(net._state_parts(state), parts(last), strict=True):
+        assert_same_bits("state", part, expected)
+
+
+@EVERY_KIND
+def test_lengths_of_all_steps_change_nothing(case: FeatureCase) -> None:
+    nets = case.network(), case.network()
+    states = [_kernel_state(net, case) for net in nets]
+    batch = Batch.of(case)
+    whole = Batch(batch.inputs, batch.targets, np.full(case.batch, case.seq_len))
+    results = [
+        _train(net, cf.optim.Adam(net), b, state, mask_seed=case.mask_seed)
+        for net, b, state in zip(nets, (batch, whole), states, strict=True)
+    ]
+    assert results[0] == results[1]
+    _assert_same(nets[1].parameters(), dict(nets[0].parameters()))
+    assert_same_bits("state", states[1], states[0])
+
+
+def test_more_padding_changes_nothing() -> None:
+    case = FeatureCase("gru", 2, tokens=True, seq_len=6, batch=9, output_size=7, ragged=True)
+    batch = Batch.of(case)
+    padding = np.zeros((20, case.batch), np.int32)
+    padded = Batch(
+        np.concatenate([batch.inputs, padding]),
+        np.concatenate([batch.targets, padding]),
+        batch.lengths,
+    )
+    found = []
+    for b in (batch, padded):
+        net = case.network()
+        state = _kernel_state(net, case)
+        result = _train(net, cf.optim.Adam(net), b, state)
+        found.append((result, _copies(net), state))
+    assert found[0][0] == found[1][0]
+    _assert_same(found[1][1], found[0][1])
+    assert_same_bits("state", found[1][2], found[0][2])
+
+
+def test_sequences_without_any_step() -> None:
+    """They keep their states; where there are no others there is nothing to learn."""
+    case = FeatureCase("lstm", tokens=True, batch=4, output_size=7)
+    net, batch = case.network(), Batch.of(case)
+    batch.lengths = np.zeros(4, np.int64)
+    state, before = _kernel_state(net, case), _copies(net)
+    expected = state.copy()
+    assert _train(net, cf.optim.SGD(net), batch, state) == (0.0, 0.0)
+    assert net._core.evaluate(batch.inputs, batch.targets, state, batch.lengths) == (0.0, 0)
+    loss, count, after = _accumulate(net, batch, state)
+    assert (loss, count) == (0.0, 0)
+    _assert_same(net.parameters(), before)
+    assert_same_bits("state", state, expected)
+    assert_same_bits("state", after, expected)
+
+
+def test_lengths_and_a_loss_that_is_not_finite_change_nothing() -> None:
+    case = FeatureCase("lstm", tokens=True, output_size=7, ragged=True)
+    net, batch, state = case.network(), Batch.of(case), case.network().zero_state(case.batch)
+    optimizer, before = cf.optim.Adam(net), _copies(net)
+    state[:, :, 1] = np.nan  # of a row with all its steps
+    kept = state.copy()
+    loss, norm = _train(net, optimizer, batch, state)
+    assert math.isnan(loss) and math.isnan(norm)
+    _assert_same(net.parameters(), before)
+    assert_same_bits("state", state, kept)
+    assert optimizer._core.num_steps == 0
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("unit", ["gru", "lstm"])
+def test_training_is_the_same_on_any_number_of_threads(unit: str) -> None:
+    """One batch with lengths, then another in two parts."""
+
+    def results(case: FeatureCase) -> dict[str, Array]:
+        net = case.network()
+        optimizer = cf.optim.Adam(net)
+        batch, state = Batch.of(case), _kernel_state(net, case)
+        first = _train(net, optimizer, batch, state, mask_seed=5)
+        half = case.batch // 2
+        for begin, end in ((0, half), (half, case.batch)):
+            part = batch.streams(begin, end)
+            _accumulate(net, part, net.zero_state(end - begin), mask_seed=6)
+        second = net._core.update(optimizer._core, 0.01, *CLIPS, "mean")
+        return {**_copies(net), "state": state, "results": np.array([first, second])}
+
+    masks = DROPOUTS._replace(weight_drop=0.3)
+    for batch, hidden_size in ((23, 35), (2, 150)):
+        case = FeatureCase(
+            unit,
+            num_layers=2,
+            tokens=True,
+            seq_len=6,
+            batch=batch,
+            hidden_size=hidden_size,
+            output_size=9,
+            ragged=True,
+            regularization=masks,
+        )
+        cf.set_num_threads(1)
+        expected = results(case)
+        for n in (2, 3, 7):
+            cf.set_num_threads(n)
+            before = _core.pool_teams()
+            _assert_same(results(case), expected, f"on {n} threads")
+            assert _core.pool_teams() > before, "the work was not shared"
+
+
+# ---- a batch in parts ---------------------------------------------------------------------------
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_parts_add_up_to_the_whole_batch(case: FeatureCase, reduction: str, ragged: bool) -> None:
+    """Masks and all. Sums of the same terms in another order; states are the same bits.
+
+    SGD at a rate of 1 shows the gradients themselves; one of mean losses is divided as a whole, and
+    in the batch term by term: one rounding more of each.
+    """
+    case = case.but(ragged=ragged)
+    whole, in_parts, batch = case.network(), case.network(), Batch.of(case)
+    carried, state = _kernel_state(whole, case), case.state()
+    loss, norm = _train(
+        whole,
+        cf.optim.SGD(whole),
+        batch,
+        carried,
+        mask_seed=case.mask_seed,
+        lr=1.0,
+        reduction=reduction,
+    )
+    optimizer = cf.optim.SGD(in_parts)
+    counts, sums = [], []
+    for begin, end in ((0, 3), (3, 4), (4, 8)):
+        rows = tuple(np.ascontiguousarray(s[:, begin:end]) for s in parts(state))
+        given = in_parts._joined_state(rows)
+        kept = given.copy()
+        part_sum, count, after = _accumulate(
+            in_parts, batch.streams(begin, end), given, case.mask_seed
+        )
+        assert_same_bits("state given", given, kept)
+        for found, expected in zip(
+            in_parts._state_parts(after), whole._state_parts(carried), strict=True
+        ):
+            assert_same_bits("state", found, np.ascontiguousarray(expected[:, begin:end]))
+        sums.append(part_sum)
+        counts.append(count)
+    found_loss, found_norm = in_parts._core.update(optimizer._core, 1.0, *NO_CLIPS, reduction)
+    total = sum(counts)
+    assert total == (batch.ignored() >= 0).sum()
+    by = total if reduction == "mean" else 1
+    assert_close("loss", found_loss, sum(sums) / by, eps("float64"))
+    assert_close("loss", found_loss, loss, eps("float64") * math.sqrt(case.seq_len * case.batch))
+    assert_close("norm", found_norm, norm, case.tolerance)
+    for name, value in whole.parameters().items():
+        assert_close(name, in_parts.parameters()[name], value, case.tolerance)
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_batch_in_one_part_is_a_training_step(case: FeatureCase, reduction: str) -> None:
+    """The same bits, also of the mean where the number of targets is a power of two."""
+    once, in_one = case.network(), case.network()
+    one, other = cf.optim.Adam(once), cf.optim.Adam(in_one)
+    state = _kernel_state(once, case)
+    for update in range(3):
+        batch = Batch.of(case.but(seed=update))
+        batch.targets[4:] = -1
+        batch.targets[:4] = np.abs(batch.targets[:4])
+        assert (batch.targets >= 0).sum() == 32
+        *_, after = _accumulate(in_one, batch, state, case.mask_seed)
+        found = in_one._core.update(other._core, 0.01, *CLIPS, reduction)
+        options: dict[str, Any] = {"clips": CLIPS, "reduction": reduction}
+        assert found == _train(once, one, batch, state, mask_seed=case.mask_seed, **options)
+        _assert_same(in_one.parameters(), dict(once.parameters()), f"after update {update}")
+        assert_same_bits("state", after, state)
+
+
+def test_clipping_sees_the_mean_gradient_of_all_parts() -> None:
+    case = FeatureCase("lstm", tokens=True, seq_len=8, batch=8, output_size=7)
+    batch = Batch.of(case)
+    for clips in ((0.1, math.inf), (math.inf, 1e-3)):
+        net = case.network()
+        optimizer, before = cf.optim.SGD(net), _copies(net)
+        for begin in (0, 4):
+            _accumulate(net, batch.streams(begin, begin + 4), net.zero_state(4))
+        _, norm = net._core.update(optimizer._core, 1.0, *clips, "mean")
+        steps = [before[name] - value for name, value in net.parameters().items()]
+        if clips[0] < math.inf:
+            assert norm > 0.1
+            moved = math.sqrt(sum(float(np.square(s, dtype="float64").sum()) for s in steps))
+            assert moved == pytest.approx(0.1, rel=1e-4)
+        else:
+            largest = max(float(np.abs(s).max()) for s in steps)
+            assert largest == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("what", ["nan", "overflow"])
+def test_parts_that_are_not_finite_change_nothing(what: str) -> None:
+    case = FeatureCase("lstm", tokens=True, input_size=5, output_size=5)
+    net = case.network()
+    optimizer, damaged = cf.optim.Adam(net), _copies(net)
+    if what == "nan":
+        damaged["weight_hh_l0"][3, 2] = np.nan
+    else:
+        damaged["decoder.bias"][::2] = 3e38  # the loss of the other tokens is beyond float32
+        damaged["decoder.bias"][1::2] = -3e38
+    net.load_parameters(damaged)
+    batch, before = Batch.of(case), _copies(net)
+    for begin, end in ((0, 2), (2, 5)):
+        _accumulate(net, batch.streams(begin, end), net.zero_state(end - begin))
+    loss, norm = net._core.update(optimizer._core, 1e-3, *NO_CLIPS, "mean")
+    assert not (math.isfinite(loss) and math.isfinite(norm))
+    _assert_same(net.parameters(), before)
+    assert optimizer._core.num_steps == 0
+    with pytest.raises(ValueError, match="update takes what accumulate has added up"):
+        net._core.update(optimizer._core, 1e-3, *NO_CLIPS, "mean")
+
+
+def _prepared() -> tuple[cf.RNN, cf.optim.Optimizer, Batch, Array]:
+    case = FeatureCase("gru", 2, tokens=True, input_size=7, output_size=7)
+    net = case.network()
+    return net, cf.optim.SGD(net, lr=0.1), Batch.of(case), net.zero_state(case.batch)
+
+
+def test_other_calls_between_parts_change_nothing() -> None:
+    found = []
+    for between in (False, True):
+        net, optimizer, batch, state = _prepared()
+        for _ in range(2):
+            _accumulate(net, batch, state)
+            if between:
+                net._core.evaluate(batch.inputs, batch.targets, state.copy())
+                net.forward(batch.inputs, lengths=[1, 2, 0, 1, 3])
+                net.backward(None)
+                net.step(batch.inputs[0])
+                seeds = np.zeros(5, "uint64")
+                net._core.sample(4, batch.inputs[0], state.copy(), seeds, 0, 1.0, 0, 1.0)
+                with pytest.raises(ValueError, match=r"targets\[0, 0\] is 99, it takes"):
+                    _accumulate(net, Batch(batch.inputs, batch.targets * 0 + 99, None), state)
+        result = net._core.update(optimizer._core, 0.1, *NO_CLIPS, "mean")
+        found.append((result, _copies(net)))
+    assert found[0][0] == found[1][0]
+    _assert_same(found[1][1], found[0][1])
+
+
+def test_what_drops_the_accumulated_gradients() -> None:
+    net, optimizer, batch, state = _prepared()
+    net.forward(batch.inputs)
+    _, _, grads = net.backward(None, np.ones((2, 5, net.hidden_size), "float32"))
+    calls: dict[str, Callable[[], Any]] = {
+        "nothing accumulated": lambda: net._core.clear_gradients(),
+        "an update": lambda: net._core.update(optimizer._core, 0.1, *NO_CLIPS, "mean"),
+        "a training step": lambda: _train(net, optimizer, batch, state),
+        "one that is not finite": lambda: _train(net, optimizer, batch, state + np.float32("nan")),
+        "an optimizer's step": lambda: optimizer.step(grads),
+        "loaded parameters": lambda: net.load_parameters(_copies(net)),
+    }
+    for call in calls.values():
+        _accumulate(net, batch, state)
+        call()
+        before = _copies(net)
+        with pytest.raises(ValueError, match="update takes what accumulate has added up"):
+            net._core.update(optimizer._core, 0.1, *NO_CLIPS, "mean")
+        _assert_same(net.parameters(), before)
+
+
+def test_gradients_that_were_dropped_are_not_in_the_next_sum() -> None:
+    found = []
+    for dropped in (False, True):
+        net, optimizer, batch, state = _prepared()
+        if dropped:
+            _accumulate(net, Batch.of(FeatureCase(tokens=True, seed=9)), state)
+            net._core.clear_gradients()
+        _accumulate(net, batch, state)
+        result = net._core.update(optimizer._core, 0.1, *NO_CLIPS, "mean")
+        found.append((result, _copies(net)))
+    assert found[0][0] == found[1][0]
+    _assert_same(found[1][1], found[0][1])
+
+
+def test_what_the_training_calls_refuse() -> None:
+    net, optimizer, batch, state = _prepared()
+    before, zero = _copies(net), state.copy()
+    other = cf.optim.SGD(cf.RNN(7, 5, 7, cell="gru"))._core
+    good = (batch.inputs, batch.targets, state)
+    fits = np.array([4, 0, 1, 2, 3])
+    wrong: list[tuple[Any, type[Exception], str]] = [
+        (fits[:4], ValueError, r"lengths has shape \[4\], it takes \[5\]"),
+        (fits.astype("int32"), TypeError, "lengths has dtype int32, it takes int64"),
+        (fits.tolist(), TypeError, "lengths is list, it takes a NumPy array of int64"),
+        (fits + 1, ValueError, r"lengths\[0\] is 5, it takes 0 to 4"),
+        (fits - 1, ValueError, r"lengths\[1\] is -1, it takes 0 to 4"),
+    ]
+    _accumulate(net, batch, state, 3)
+    for lengths, error, message in wrong:
+        calls: list[Callable[[Any], Any]] = [
+            lambda lengths: net._core.train_step(
+                *good, optimizer._core, 0.1, *NO_CLIPS, "mean", None, lengths
+            ),
+            lambda lengths: net._core.accumulate(*good, 3, lengths),
+            lambda lengths: net._core.evaluate(*good, lengths),
+            lambda lengths: net._core.memory(4, 5, True, lengths),
+        ]
+        for call in calls:
+            with pytest.raises(error, match=message):
+                call(lengths)
+    with pytest.raises(ValueError, match="mask_seed is 4, it takes that of the parts before, 3"):
+        _accumulate(net, batch, state, 4)
+    with pytest.raises(ValueError, match="mask_seed is none, it takes that of the parts before, 3"):
+        _accumulate(net, batch, state)
+    with pytest.raises(ValueError, match="optimizer was made for another network"):
+        net._core.update(other, 0.1, *NO_CLIPS, "mean")
+    with pytest.raises(ValueError, match="reduction is 'max', it takes 'mean' or 'sum'"):
+        net._core.update(optimizer._core, 0.1, *NO_CLIPS, "max")
+    state.flags.writeable = False
+    with pytest.raises(ValueError, match="state is read-only"):
+        _train(net, optimizer, batch, state)
+    _assert_same(net.parameters(), before)
+    assert_same_bits("state", state, zero)
+    # all of them left the sum as it was
+    assert net._core.update(optimizer._core, 0.1, *NO_CLIPS, "mean")[0] > 0
+
+
+# ---- memory -------------------------------------------------------------------------------------
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("batch", [2, 8])
+def test_memory_is_known_before_it_is_taken(case: FeatureCase, batch: int, ragged: bool) -> None:
+    """To the byte: for few streams the weights are not packed for backward, for more they are."""
+    case = case.but(batch=batch, ragged=ragged)
+    net, data = case.network(), Batch.of(case)
+    bare = net._core.held_memory
+    size = case.seq_len, case.batch
+    training = net._core.memory(*size, lengths=data.lengths)
+    evaluation = net._core.memory(*size, training=False, lengths=data.lengths)
+    assert net._core.held_memory == bare  # nothing was taken for the answer
+    assert bare < evaluation < training
+    if not case.bidirectional:
+        other = case.network()
+        other._core.evaluate(data.inputs, data.targets, other.zero_state(batch), data.lengths)
+        assert other._core.held_memory == evaluation
+    for _ in range(2):
+        _train(net, cf.optim.SGD(net), data, net.zero_state(batch), mask_seed=case.mask_seed)
+        assert net._core.held_memory == training
+
+
+def test_memory_of_optimizers_is_known_before_it_is_taken() -> None:
+    net = cf.RNN(5, 30, 5)
+    for rule, hyper, slots in (
+        ("sgd", {}, 0),
+        ("sgd", {"momentum": 0.9}, 1),
+        ("rmsprop", {"momentum": 0.9, "centered": 1.0}, 3),
+        ("adam", {}, 2),
+    ):
+        expected = _core.OptimizerFloat32.memory(rule, net._core, hyper)
+        optimizer = _core.OptimizerFloat32(rule, net._core, hyper)
+        assert optimizer.held_memory == expected
+        assert slots * 4 * net._core.num_parameters <= expected <= slots * net._core.held_memory
+    with pytest.raises(ValueError, match="optimizer is 'lion', it takes one of sgd, rmsprop"):
+        _core.OptimizerFloat32.memory("lion", net._core, {})
+
+
+def test_memory_of_batches_beyond_all_bounds() -> None:
+    net = cf.RNN(5, 30, 5, cell="lstm")
+    tape = 4 * 30 * (7 + 4 + 1)  # h, c and five values more, the gates, dh
+    rows = 10**6 * 10**6
+    assert net._core.memory(10**6, 10**6) == pytest.approx(tape * rows, rel=0.2)
+    for size in ((2**62, 2**62), (2**40, 2**22)):
+        with pytest.raises(ValueError, match=r"seq_len \d+ and batch \d+ make an impossibly large"):
+            net._core.memory(*size)
+    with pytest.raises(ValueError, match="batch is 0, it takes 1 or more"):
+        net._core.memory(5, 0)
+    with pytest.raises(ValueError, match="seq_len is -1, it takes 0 or more"):
+        net._core.memory(-1, 5)
+    with pytest.raises(ValueError, match="a loss takes a network with output_size"):
+        cf.RNN(5, 30)._core.memory(5, 5)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc, which Linux has")
+def test_the_process_takes_the_memory_that_was_told() -> None:
+    peaks = peak_memory.run("train_step", 100, 50, 256, 2, 500)
+    assert peaks["train"] == pytest.approx(peaks["told"], rel=0.05)
