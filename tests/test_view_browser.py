@@ -328,17 +328,23 @@ def test_pointing_tells_the_exact_numbers(show: Show) -> None:
     seen = read(model, model.vocabulary.encode(TEXT), [1])
     browser.point(f".char[data-n='{n}']")
     told = browser.evaluate("tip.innerText")
-    value = f"{seen.activations[0, 2, n]:+.2f}".replace("-", MINUS)
+    cell = seen.activations[0, 2]
+    found = re.search(r"cell 1·2: tanh\(c\) = (\S+)", told)
+    assert found
+    # rounded twice: to 127 steps of the cell's largest value, and to two decimals
+    assert float(found[1].replace(MINUS, "-")) == pytest.approx(
+        float(cell[n]), abs=float(abs(cell).max()) / 254 + 0.0051
+    )
     for line in (
         "“f” U+0066 LATIN SMALL LETTER F",
         f"character {n + 1} of {len(TEXT)}, line 1, column {n + 1}",
-        f"cell 1·2: tanh(c) = {value}",
         f"“(” came: {100 * np.exp(-seen.losses[n]):.2f} %, a loss of {seen.losses[n]:.3f} nats, "
         f"{seen.losses[n] / np.log(2):.3f} bits",
     ):
         assert line in told
-    for share in seen.shares[n]:
-        assert f"{100 * share:.2f} %" in told
+    # in 65,535 steps, and to two decimals
+    shown = [float(number) for number in re.findall(r"(\d+\.\d+) %\t", told)]
+    assert shown == pytest.approx(100 * seen.shares[n], abs=0.5 * 100 / 65535 + 0.0051)
     browser.press("ArrowRight")
     assert "cell 1·3: tanh(c)" in browser.evaluate("tip.innerText")
     last = len(TEXT) - 1

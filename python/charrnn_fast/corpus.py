@@ -154,6 +154,15 @@ class Corpus:
             return np.empty(0, np.int64)
         return self._documents.starts_within(first, last)
 
+    @property
+    def _has_documents(self) -> bool:
+        return self._documents is not None
+
+    def _validation_starts(self, first: int, last: int) -> NDArray[np.int64]:
+        """As `_starts_within`, of positions in the validation part."""
+        split = len(self.train)
+        return self._starts_within(split + first, split + last) - split
+
     def _num_unknown(self) -> int:
         """How many characters of the text are mapped to the vocabulary's unknown symbol."""
         unknown = self.vocabulary._unknown_id
@@ -291,6 +300,24 @@ class _Chunks:
             inputs[:, stream] = piece[:-1]
             targets[:, stream] = piece[1:]
         return inputs, targets
+
+    def documents(self, index: int, corpus: Corpus, offset: int = 0) -> list[NDArray[np.int64]]:
+        """Of each stream the steps of a chunk, 0 to T - 1, whose input begins a document.
+
+        The ids are those of ``corpus.train``; its first one begins a document when it is read
+        after the last one.
+        """
+        steps, size = len(self._buffers[0]), len(self._ids)
+        starts = []
+        for start in self._starts:
+            first = int((offset + start + index * steps) % size)
+            left = size - first  # steps to the end of the ids
+            found = corpus._starts_within(first, min(first + steps, size)) - first
+            if left < steps:
+                behind = corpus._starts_within(0, steps - left) + left
+                found = np.concatenate([found, [left], behind])
+            starts.append(found)
+        return starts
 
 
 def _id_dtype(vocabulary: Vocabulary) -> np.dtype[Any]:

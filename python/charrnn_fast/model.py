@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -321,10 +322,16 @@ class CharLM:
         copy.rnn.load_parameters({name: read_as_bfloat16(name, p) for name, p in parameters})
         return copy
 
-    def _evaluate(self, ids: Ids, length: int | None = None) -> float:
+    def _evaluate(
+        self,
+        ids: Ids,
+        length: int | None = None,
+        starts_within: Callable[[int, int], NDArray[np.int64]] | None = None,
+    ) -> float:
         """As `evaluate`, for ids [N] of any integer type, in memory or in a file.
 
-        length: of their beginning that is evaluated; None: all.
+        length: of their beginning that is evaluated; None: all. starts_within gives the positions
+        in a range at which a document begins, where the state is set to zero.
         """
         length = len(ids) if length is None else min(length, len(ids))
         if length < 2:
@@ -336,10 +343,16 @@ class CharLM:
         state = self.rnn.zero_state(1)
         total = 0.0
         for start in range(0, length - 1, _EVALUATION_BLOCK):
-            stop = min(start + _EVALUATION_BLOCK + 1, length)
-            block = ids[start:stop].astype(np.int32)[:, None]
-            loss, _ = network.evaluate(block[:-1], block[1:], state)
-            total += loss
+            steps = min(_EVALUATION_BLOCK, length - 1 - start)
+            block = ids[start : start + steps + 1].astype(np.int32)[:, None]
+            begins: list[int] = []
+            if starts_within is not None:
+                begins = (starts_within(start, start + steps) - start).tolist()
+            for first, end in pairwise([0, *(t for t in begins if t > 0), steps]):
+                if first in begins:
+                    state[...] = 0
+                loss, _ = network.evaluate(block[first:end], block[first + 1 : end + 1], state)
+                total += loss
         return total / (length - 1)
 
     def _score(self, texts: Sequence[NDArray[np.int32]]) -> NDArray[np.float64]:

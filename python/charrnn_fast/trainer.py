@@ -19,9 +19,10 @@ from . import _core, checkpoint, optim
 from ._checks import LARGEST_SEED, StrPath, instance, integer, real
 from .callbacks import Callback, Evaluation, Update
 from .corpus import Corpus, _Chunks
+from .documents import cut
 from .model import CharLM, _tensor_name
 from .progress import Progress
-from .rnn import _tokens
+from .rnn import RNN, _tokens
 from .schedules import Decay, Schedule, from_config, to_config
 
 _OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
@@ -33,6 +34,35 @@ _OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
 }
 _OFFSETS = 1  # words of the random counter: the site of the epochs' offsets; the masks' is 0
 _STATES = ("h", "c")  # names of a cell's states, in the kernels' order
+
+
+class _Rows:
+    """The rows that the kernels get for streams of a chunk, and the states in and out.
+
+    Without documents these are the streams, with their states (which the kernels change in place).
+    """
+
+    def __init__(
+        self,
+        rnn: RNN,
+        inputs: NDArray[np.int32],
+        targets: NDArray[np.int32],
+        state: NDArray[Any],
+        starts: Sequence[NDArray[np.int64]] | None,
+    ) -> None:
+        self._rnn, self._parts = rnn, None
+        self.inputs, self.targets, self.state = inputs, targets, state
+        self.lengths: NDArray[np.int64] | None = None
+        if starts is not None and any(len(begins) for begins in starts):
+            self._parts = parts = cut(inputs, targets, starts)
+            self.inputs, self.targets, self.lengths = parts.inputs, parts.targets, parts.lengths
+            self.state = rnn._joined_state(parts.first_state(rnn._state_parts(state)))
+
+    def carried(self, state: NDArray[Any]) -> NDArray[Any]:
+        """The states of the streams, from those of the rows."""
+        if self._parts is None:
+            return state
+        return self._rnn._joined_state(self._parts.last_state(self._rnn._state_parts(state)))
 
 
 class Trainer:
@@ -69,6 +99,7 @@ class Trainer:
         reduction: str = "mean",
         schedule: Schedule | None = None,
         random_offset: bool = False,
+        micro_batches: int = 1,
         evaluate_every: int | None = None,
         evaluate_length: int | None = None,
         patience: int | None = None,
@@ -89,6 +120,9 @@ class Trainer:
 
         random_offset: each epoch begins at another place of the training part, drawn from
         mask_seed, and reads it around its end, so that the same text is cut differently each time.
+
+        micro_batches: an update computes its gradient in so many parts of the batch, one after the
+        other, in about as much less memory. The sum is that of the whole batch, but for rounding.
 
         `fit` evaluates every evaluate_every steps, or, None, at each epoch's end, and at its own
         end, and shows sample_length characters drawn from the model. evaluate_length: how many
@@ -121,6 +155,7 @@ class Trainer:
         instance("schedule", schedule, (Schedule, type(None)), "of charrnn_fast.schedules or None")
         self.schedule = Decay() if schedule is None else schedule
         self._random_offset = bool(random_offset)
+        self._micro_batches = integer("micro_batches", micro_batches, 1, self._batch_size)
         self._evaluate_every = _optional("evaluate_every", evaluate_every, 1)
         self._evaluate_length = _optional("evaluate_length", evaluate_length, 2)
         self._patience = _optional("patience", patience, 1)
@@ -364,7 +399,11 @@ class Trainer:
         index, rate = self._num_steps % len(chunks), self.learning_rate
         if index == 0:
             self.reset()
-        loss, norm = self._update(*chunks.read(index, self._offset()))
+        offset, starts = self._offset(), None
+        inputs, targets = chunks.read(index, offset)
+        if self.corpus is not None and self.corpus._has_documents:
+            starts = chunks.documents(index, self.corpus, offset)
+        loss, norm = self._update(inputs, targets, starts)
         if self._reduction == "sum":
             loss /= self.symbols_per_step
         self._num_steps += 1
@@ -373,30 +412,72 @@ class Trainer:
         self.seconds += time.perf_counter() - began
         return Update(self._num_steps, self.epoch, loss, norm, rate, self.symbols_per_step)
 
-    def _update(self, inputs: NDArray[np.int32], targets: NDArray[np.int32]) -> tuple[float, float]:
-        """One update; returns the loss before it and the norm of its gradient."""
+    def _update(
+        self,
+        inputs: NDArray[np.int32],
+        targets: NDArray[np.int32],
+        starts: Sequence[NDArray[np.int64]] | None = None,
+    ) -> tuple[float, float]:
+        """One update; returns the loss before it and the norm of its gradient.
+
+        starts: of each stream the steps whose input begins a document.
+        """
         batch, rnn = inputs.shape[1], self.model.rnn
         if self._state is None or rnn._batch(self._state) != batch:
             self._state = rnn.zero_state(batch)
-        network: Any = rnn._core
-        loss, norm = network.train_step(
-            inputs,
-            targets,
-            self._state,
-            self.optimizer._core,
-            self.learning_rate,
-            self._clip_norm,
-            self._clip_value,
-            self._reduction,
-            self._next_mask_seed() if rnn._has_masks else None,
-        )
+        loss, norm, state = self._computed(inputs, targets, self._state, starts)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(
                 f"training has diverged: at step {self._num_steps + 1} the loss is {loss} and the "
                 f"norm of the gradient {norm}; the weights are those before this step"
                 f"{self._last_checkpoint()}. Try a smaller learning_rate"
             )
-        return float(loss), float(norm)
+        self._state = state
+        return loss, norm
+
+    def _computed(
+        self,
+        inputs: NDArray[np.int32],
+        targets: NDArray[np.int32],
+        state: NDArray[Any],
+        starts: Sequence[NDArray[np.int64]] | None,
+    ) -> tuple[float, float, NDArray[Any]]:
+        """The loss, the norm and the new state of an update, done unless one is not finite."""
+        rnn, batch = self.model.rnn, inputs.shape[1]
+        network: Any = rnn._core
+        rule = (self.optimizer._core, self.learning_rate, self._clip_norm, self._clip_value)
+        seed = self._next_mask_seed() if rnn._has_masks else None
+        parts = min(self._micro_batches, batch)
+        if parts == 1:
+            chunk = _Rows(rnn, inputs, targets, state, starts)
+            loss, norm = network.train_step(
+                chunk.inputs,
+                chunk.targets,
+                chunk.state,
+                *rule,
+                self._reduction,
+                seed,
+                chunk.lengths,
+            )
+            return float(loss), float(norm), chunk.carried(chunk.state)
+        states = []
+        network.clear_gradients()
+        for streams in np.array_split(np.arange(batch), parts):
+            group = slice(streams[0], streams[-1] + 1)
+            chunk = _Rows(
+                rnn,
+                np.ascontiguousarray(inputs[:, group]),
+                np.ascontiguousarray(targets[:, group]),
+                rnn._joined_state([part[:, group] for part in rnn._state_parts(state)]),
+                None if starts is None else starts[group],
+            )
+            *_, new = network.accumulate(
+                chunk.inputs, chunk.targets, chunk.state, seed, chunk.lengths
+            )
+            states.append(rnn._state_parts(chunk.carried(new)))
+        loss, norm = network.update(*rule, self._reduction)
+        joined = [np.concatenate(part, axis=1) for part in zip(*states, strict=True)]
+        return float(loss), float(norm), rnn._joined_state(joined)
 
     def _next_mask_seed(self) -> int:
         optimizer: Any = self.optimizer._core
@@ -413,7 +494,9 @@ class Trainer:
 
     def _evaluate(self, corpus: Corpus, callbacks: Sequence[Callback]) -> None:
         """Adds an entry to the history."""
-        loss = self.model._evaluate(corpus.validation, self._evaluate_length)
+        loss = self.model._evaluate(
+            corpus.validation, self._evaluate_length, corpus._validation_starts
+        )
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"training has diverged: after step {self._num_steps} the validation loss is "
@@ -473,6 +556,7 @@ class Trainer:
             "reduction": self._reduction,
             "schedule": to_config(self.schedule),
             "random_offset": self._random_offset,
+            "micro_batches": self._micro_batches,
             "evaluate_every": self._evaluate_every,
             "evaluate_length": self._evaluate_length,
             "patience": self._patience,

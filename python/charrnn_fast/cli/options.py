@@ -116,6 +116,7 @@ TRAINING = (
     ),
     Option("learning_rate", 2e-3, number_option(above=0), "of the optimizer", "LR"),
     Option("clip_norm", 5.0, bound_option, "bound of the gradient's norm; inf: none", "X"),
+    Option("micro_batches", 1, _count, "parts of the batch that are computed in turn", "N"),
     Option("random_offset", False, None, "begin each epoch at another place of the text"),
     Option(
         "mask_seed",

@@ -1,0 +1,167 @@
+"""Documents: each starts from the zero state, in training and in evaluation; batches in parts."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import charrnn_fast as cf
+from charrnn_fast import CharLM, Corpus, Trainer
+from charrnn_fast.corpus import _Chunks
+from charrnn_fast.documents import cut
+from tolerances import assert_close, network
+
+WORDS = ["quick", "brown fox", "a", "jumps over the lazy dog", "and", "sleeps until the evening"]
+TEXT = "".join(f"{WORDS[n * n % 6]} {WORDS[n % 5]}|" for n in range(80))
+
+
+def corpus_of(tmp_path: Path, mark: str | None = "|") -> Corpus:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return Corpus.from_files(path, document_mark=mark)
+
+
+def model_of(corpus: Corpus, cell: str = "lstm", **options: Any) -> CharLM:
+    return CharLM(corpus.vocabulary, 8, 2, cell, seed=1, dtype="float64", **options)
+
+
+def weights(model: CharLM) -> dict[str, NDArray[Any]]:
+    return {name: np.array(w) for name, w in model.rnn.parameters().items()}
+
+
+@given(st.integers(1, 12), st.integers(1, 4), st.lists(st.lists(st.integers(0, 11)), min_size=4))
+def test_parts_hold_each_step_once(steps: int, batch: int, begins: list[list[int]]) -> None:
+    inputs = np.arange(steps * batch, dtype=np.int32).reshape(steps, batch)
+    starts = [np.array(sorted({t for t in row if t < steps}), np.int64) for row in begins[:batch]]
+    parts = cut(inputs, inputs + 1000, starts)
+    found = []
+    for row, length in enumerate(parts.lengths):
+        assert 1 <= length <= len(parts.inputs)
+        assert (parts.targets[length:, row] == -1).all()
+        np.testing.assert_array_equal(
+            parts.targets[:length, row], parts.inputs[:length, row] + 1000
+        )
+        found += parts.inputs[:length, row].tolist()
+    assert sorted(found) == list(range(steps * batch))
+    for stream, begin in enumerate(starts):
+        assert parts.inputs[0, stream] == inputs[0, stream]
+        assert (stream in parts.carried) == (0 not in begin)
+        last = parts.last[stream]
+        assert parts.inputs[parts.lengths[last] - 1, last] == inputs[-1, stream]
+
+
+@pytest.mark.parametrize("offset", [0, 7, 900, 1500])
+def test_chunks_know_where_documents_begin(tmp_path: Path, offset: int) -> None:
+    corpus = corpus_of(tmp_path)
+    train = corpus.vocabulary.decode(np.asarray(corpus.train))
+    ring = np.roll(np.arange(len(train)), -offset)
+    chunks = _Chunks(corpus.train, 5, 17, "character")
+    for index in range(len(chunks)):
+        for stream, found in enumerate(chunks.documents(index, corpus, offset)):
+            first = stream * ((len(train) - 1) // 5) + index * 17
+            places = ring[first : first + 17]
+            expected = [
+                t
+                for t, place in enumerate(places)
+                if (place > 0 and train[place - 1] == "|") or (place == 0 and first + t > 0)
+            ]
+            assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_a_training_starts_each_document_at_zero(tmp_path: Path, cell: str) -> None:
+    """As documents by themselves: forward and backward of each part, by hand."""
+    corpus = corpus_of(tmp_path)
+    model, by_hand = model_of(corpus, cell), model_of(corpus, cell)
+    trainer = Trainer(model, corpus, 4, 30, "sgd", 0.5, clip_norm=None)
+    optimizer = cf.optim.SGD(by_hand.rnn, lr=0.5)
+    ids = np.asarray(corpus.train).astype(np.int32)
+    piece = (len(ids) - 1) // 4
+    states: list[Any] = [None] * 4
+    for update in range(3):
+        sums: dict[str, NDArray[Any]] = {}
+        for stream in range(4):
+            start = stream * piece + update * 30
+            steps = ids[start : start + 31]
+            begins = corpus._starts_within(start, start + 30) - start
+            for first, end in pairwise([0, *(t for t in begins if t > 0), 30]):
+                if first in begins:
+                    states[stream] = None
+                y, states[stream] = by_hand.rnn.forward(steps[first:end, None], states[stream])
+                _, dy = cf.cross_entropy(y, steps[first + 1 : end + 1, None], "sum")
+                _, _, grads = by_hand.rnn.backward(dy / 120)
+                for name, gradient in grads.items():
+                    sums[name] = sums.get(name, 0) + gradient
+        optimizer.step(sums)
+        trainer.fit(steps=1, progress=False)
+        for name, w in weights(by_hand).items():
+            assert_close(
+                name, model.rnn.parameters()[name], w, network("float64", terms=120, steps=90)
+            )
+
+
+def test_an_evaluation_starts_each_document_at_zero(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path)
+    model = model_of(corpus)
+    trainer = Trainer(model, corpus, 4, 30)
+    trainer.fit(steps=3, progress=False)
+    text = corpus.vocabulary.decode(np.asarray(corpus.validation))
+    split, total = len(corpus.train), 0.0
+    cuts = [0, *(int(p) - split for p in corpus._starts_within(split, len(corpus)) if p > split)]
+    for first, end in pairwise([*cuts, len(text)]):
+        part = text[first : end + 1]
+        if len(part) > 1:
+            total += model.evaluate(part) * (len(part) - 1)
+    assert trainer.history[-1].validation_loss == pytest.approx(total / (len(text) - 1), rel=1e-12)
+    assert trainer.history[-1].validation_loss != model.evaluate(text)
+
+
+def test_without_a_mark_there_are_no_documents(tmp_path: Path) -> None:
+    marked, plain = corpus_of(tmp_path), corpus_of(tmp_path, None)
+    trained = []
+    for corpus in (marked, plain, Corpus.from_text(TEXT)):
+        model = model_of(corpus)
+        Trainer(model, corpus, 4, 30).fit(steps=3, progress=False)
+        trained.append(weights(model)["decoder.weight"])
+    assert not np.array_equal(trained[0], trained[1])
+    np.testing.assert_array_equal(trained[1], trained[2])
+
+
+def test_a_training_on_documents_is_resumed_exactly(tmp_path: Path) -> None:
+    corpus, path = corpus_of(tmp_path), tmp_path / "model"
+    options: dict[str, Any] = {"random_offset": True, "micro_batches": 3}
+    straight = model_of(corpus, dropout=0.2)
+    Trainer(straight, corpus, 7, 20, **options).fit(steps=21, progress=False)
+    Trainer(model_of(corpus, dropout=0.2), corpus, 7, 20, checkpoint_path=path, **options).fit(
+        steps=8, progress=False
+    )
+    resumed = Trainer.resume(path, corpus)
+    resumed.fit(steps=13, progress=False)
+    for name, w in weights(straight).items():
+        np.testing.assert_array_equal(resumed.model.rnn.parameters()[name], w)
+
+
+@pytest.mark.parametrize("mark", ["|", None])
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_a_batch_in_parts_is_the_batch(tmp_path: Path, cell: str, mark: str | None) -> None:
+    corpus = corpus_of(tmp_path, mark)
+    whole, parts = model_of(corpus, cell, dropout=0.1), model_of(corpus, cell, dropout=0.1)
+    losses = []
+    for model, number in ((whole, 1), (parts, 3)):
+        trainer = Trainer(model, corpus, 7, 20, "sgd", 0.5, 0.5, micro_batches=number)
+        trainer.fit(steps=5, progress=False)
+        losses.append(trainer.history[-1].train_loss)
+    if mark is None:  # with documents the rows of a part, and with them its masks, are others
+        assert losses[1] == pytest.approx(losses[0], rel=1e-12)
+        for name, w in weights(whole).items():
+            assert_close(
+                name, parts.rnn.parameters()[name], w, network("float64", terms=140, steps=100)
+            )
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
