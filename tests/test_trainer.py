@@ -335,6 +335,28 @@ def test_the_validation_part_may_be_cut_short(corpus: Corpus) -> None:
     assert trainer.history[0].validation_loss == trainer.model.evaluate(text)
 
 
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_memory_is_known_beforehand(corpus: Corpus, micro_batches: int) -> None:
+    trainer = make(corpus, optimizer="rmsprop", micro_batches=micro_batches)
+    expected = trainer.memory
+    trainer.fit(steps=1, progress=False)
+    network: Any = trainer.model.rnn._core
+    optimizer: Any = trainer.optimizer._core
+    assert network.held_memory + optimizer.held_memory == pytest.approx(expected, rel=0.05)
+    assert cf.optim.memory("rmsprop", trainer.model.rnn) == optimizer.held_memory
+
+
+def test_more_memory_than_there_is_is_refused(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = make(corpus).memory
+    monkeypatch.setattr("charrnn_fast.trainer.available_memory", lambda: needed // 2)
+    with pytest.raises(MemoryError, match="GB are free; try a smaller batch_size or seq_len"):
+        make(corpus)
+    monkeypatch.setattr("charrnn_fast.trainer.available_memory", lambda: 2 * needed)
+    make(corpus)
+
+
 def test_callbacks_are_told_in_turn(corpus: Corpus, tmp_path: Path) -> None:
     path = str(tmp_path / "model")
     events: list[object] = []

@@ -56,6 +56,27 @@ def real(
     return number
 
 
+def available_memory() -> int | None:
+    """Bytes that programs may still take, as Linux estimates it; None where it cannot be told.
+
+    The limit of a control group counts as well (cgroup v2, as containers see it).
+    """
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, LookupError, ValueError):
+        return None
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
+            limit = int(file.read())
+        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as file:
+            free = min(free, max(0, limit - int(file.read())))
+    except (OSError, ValueError):  # there is no such group, or its limit is "max"
+        pass
+    return free
+
+
 def shown(number: int) -> str:
     """number for a message; Python refuses to write out thousands of digits."""
     return (

@@ -163,3 +163,9 @@ class AdamW(Adam):
         weight_decay: float = 1e-2,
     ) -> None:
         super().__init__(rnn, lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+def memory(rule: str, rnn: RNN) -> int:
+    """The bytes that an optimizer ("sgd", "adam", ...) with its default settings holds for rnn."""
+    kind: Any = _core.OptimizerFloat32 if rnn.dtype == np.float32 else _core.OptimizerFloat64
+    return int(kind.memory(rule, rnn._core, {}))

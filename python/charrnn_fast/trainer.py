@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core, checkpoint, optim
-from ._checks import LARGEST_SEED, StrPath, instance, integer, real
+from ._checks import LARGEST_SEED, StrPath, available_memory, instance, integer, real
 from .callbacks import Callback, Evaluation, Update
 from .corpus import Corpus, _Chunks
 from .documents import cut
@@ -139,7 +139,8 @@ class Trainer:
         callbacks are told what happens, see `charrnn_fast.callbacks`.
 
         Raises ValueError where the corpus has another vocabulary than the model or is too short
-        for one chunk, and OSError where checkpoint_path cannot be written.
+        for one chunk, OSError where checkpoint_path cannot be written, and MemoryError, before it
+        is taken, where the machine has less memory than the training takes.
         """
         instance("model", model, CharLM, "a CharLM")
         instance("corpus", corpus, (Corpus, type(None)), "a Corpus or None")
@@ -170,6 +171,7 @@ class Trainer:
         if checkpoint_path is not None:
             for path in (checkpoint_path, best_path(checkpoint_path)):
                 checkpoint.check_writable(path)
+        self._check_memory(optimizer)
         self.optimizer = _make_optimizer(optimizer, model, learning_rate)
         self._optimizer_name = optimizer if isinstance(optimizer, str) else None
         self.configuration = {}
@@ -255,6 +257,18 @@ class Trainer:
     def symbols_per_step(self) -> int:
         """The characters (or bytes) that an update of `fit` reads."""
         return self._batch_size * self._seq_len
+
+    @property
+    def _rows(self) -> int:
+        """The streams whose gradient is computed at a time."""
+        return -(-self._batch_size // self._micro_batches)
+
+    @property
+    def memory(self) -> int:
+        """The bytes that `fit` needs beside the text: model, gradients, optimizer and workspace."""
+        network: Any = self.model.rnn._core
+        optimizer: Any = self.optimizer._core
+        return int(network.memory(self._seq_len, self._rows) + optimizer.held_memory)
 
     @property
     def best(self) -> Evaluation | None:
@@ -373,6 +387,21 @@ class Trainer:
             raise FloatingPointError(
                 f"after step {self._num_steps} {error}{self._last_checkpoint()}"
             ) from None
+
+    def _check_memory(self, optimizer: str | optim.Optimizer) -> None:
+        """MemoryError where the machine has less than `fit` will need; it is not allocated yet."""
+        free = available_memory()
+        if free is None:
+            return
+        network: Any = self.model.rnn._core
+        needed = network.memory(self._seq_len, self._rows) - network.held_memory
+        if isinstance(optimizer, str) and optimizer in _OPTIMIZERS:
+            needed += optim.memory(optimizer, self.model.rnn)
+        if needed > free:
+            raise MemoryError(
+                f"training takes {needed / 1e9:,.3g} GB more, and {free / 1e9:,.3g} GB are free; "
+                f"try a smaller batch_size or seq_len, more micro_batches, or a smaller model"
+            )
 
     def _cut(self, corpus: Corpus) -> _Chunks:
         _check_vocabulary(self.model, corpus)

@@ -48,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain(f"{name}{error.strerror or error}", USER_ERROR)
     except ImportError as error:  # of an extra; it says which
         return complain(str(error), USER_ERROR)
-    except MemoryError:
-        return complain("out of memory; try a smaller model or batch size", USER_ERROR)
+    except MemoryError as error:
+        message = str(error) or "out of memory; try a smaller model or batch size"
+        return complain(_with_flags(message), USER_ERROR)
     except (ValueError, OverflowError) as error:
         return complain(_with_flags(str(error)), USER_ERROR)
 

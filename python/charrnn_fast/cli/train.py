@@ -254,6 +254,7 @@ def _describe(trainer: Trainer, corpus: Corpus, num_files: int, steps: int) -> N
     print(f"vocabulary  {show.vocabulary_line(corpus.vocabulary)}")
     print(f"model       {show.model_line(trainer.model)}")
     print(f"training    {show.training_line(trainer._settings())}")
+    print(f"memory      {show.size(trainer.memory)} beside the text")
     epochs = steps / trainer.steps_per_epoch
     print(
         f"length      {steps:,} steps, {epochs:.4g} epochs, on {get_num_threads()} threads"
