@@ -466,7 +466,8 @@ def test_resume_needs_a_training(
     [
         ([], "required: command"),
         (["fly"], "invalid choice: 'fly'"),
-        (["train"], "no text to train on"),
+        (["train"], "-o is missing: the file that the model"),
+        (["train", "-o", "{out}"], "no text to train on: name one or more files, or use --demo"),
         (["train", "{text}"], "-o is missing"),
         (["train", "{text}", "--resume"], "-o is missing"),
         (["train", "--demo", "{text}"], "--demo brings its own text"),
@@ -515,7 +516,7 @@ def test_resume_needs_a_training(
         ),
         (["train", "{same}", "-o", "{out}"], "vocabulary has one character only"),
         (["train", "{short}", "-o", "{out}"], "the text is too short: its training part has 9"),
-        (["train", "{text}", "-o", "{text}"], "is a text to train on; -o would overwrite it"),
+        (["train", "{text}", "-o", "{text}"], "text.txt: this file is no checkpoint; it is not"),
         (["train", "{text}", "-o", "{short}"], "no checkpoint; it is not overwritten"),
         (["train", "{text}", "-o", "{folder}"], "this is a folder, not a file"),
         (["train", "{text}", "-o", "{folder}/a/b"], "its folder does not exist"),

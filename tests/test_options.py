@@ -49,6 +49,14 @@ def test_the_nearest_source_counts(config: str) -> None:
     }
 
 
+def test_a_file_may_name_the_texts(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    for text, paths in (('"a.txt"', ["a.txt"]), ('["a.txt", "b/*.txt"]', ["a.txt", "b/*.txt"])):
+        path.write_text(f"text = {text}")
+        assert given("--config", str(path)) == {"text": paths}
+        assert given("c.txt", "--config", str(path)) == {"text": ["c.txt"]}
+
+
 def test_a_nearer_length_replaces_the_other_one(config: str) -> None:
     for asked in (("--set", "steps=7"), ("--steps", "7")):
         values = given("--config", config, *asked)
@@ -83,6 +91,8 @@ def test_every_setting_survives_a_file(tmp_path: Path) -> None:
         ("seq_len = 0", "seq_len: .*must be >= 1, got 0"),
         ("seq_len = 1.5", "seq_len: invalid literal"),
         ("seq_len = true", "seq_len: got True"),
+        ("text = 3", "text: takes paths, got 3"),
+        ("text = []", r"text: takes paths, got \[\]"),
         ("layer_norm = 1.5", "layer_norm: takes true or false, got 1.5"),
         ('cell = "tcn"', "cell: takes rnn, gru, lstm, .*, got 'tcn'"),
         ("dropout = 1", "dropout: .*below 1, got 1"),
@@ -130,5 +140,8 @@ def test_a_configuration_is_kept_and_gone_on_with(
     assert again.num_steps == 27
     assert again.schedule == other.schedule
     assert straight != path.read_bytes()
+    # the text is kept as well
+    assert main(["train", "-o", str(path), "--resume", "--epochs", "4"]) == 0
+    assert Trainer.resume(path).num_steps == 36
     train("--resume")
     assert "nothing left to train: " in capsys.readouterr().out

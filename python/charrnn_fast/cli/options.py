@@ -48,6 +48,11 @@ class Option:
     def convert(self, value: Any, source: str) -> Any:
         """A value of a TOML file or of ``--set``; ValueError names source."""
         try:
+            if self is PATHS:
+                paths = value if isinstance(value, list) else [value]
+                if not paths or not all(isinstance(path, str) for path in paths):
+                    raise ValueError(f"takes paths, got {value!r}")
+                return paths
             if self.parse is None:
                 if value not in (True, False, "true", "false"):
                     raise ValueError(f"takes true or false, got {value!r}")
@@ -63,6 +68,8 @@ class Option:
 
 
 _count, _share = integer_option(1), number_option(least=0, below=1)
+
+PATHS = Option("text", None, str, "files, folders and patterns")  # what stands without a flag
 
 TEXT = (
     Option("bytes", False, None, "model the 256 bytes instead of the characters"),
@@ -153,7 +160,7 @@ RUN = (
     Option("log_every", 100, _count, "updates that a line of the log sums up", "STEPS"),
 )
 
-ALL = (*TEXT, *MODEL, *TRAINING, *SCHEDULE, *RUN)
+ALL = (PATHS, *TEXT, *MODEL, *TRAINING, *SCHEDULE, *RUN)
 NAMES = tuple(option.name for option in ALL)
 
 
@@ -212,7 +219,8 @@ def given(arguments: argparse.Namespace) -> Values:
         pairs[name.strip()] = value.strip()
     values = override(values, _converted(pairs, "--set"), "--set")
     flags = {name: getattr(arguments, name) for name in NAMES}
-    return override(values, {n: v for n, v in flags.items() if v is not None}, "the command line")
+    asked = {name: value for name, value in flags.items() if value not in (None, [])}
+    return override(values, asked, "the command line")
 
 
 def override(values: Mapping[str, Any], stronger: Mapping[str, Any], source: str) -> Values:

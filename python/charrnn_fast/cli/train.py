@@ -70,11 +70,11 @@ class _Origin(NamedTuple):
 
 
 def run(arguments: argparse.Namespace) -> int:
-    files = find_files(arguments.text)
-    _check_paths(arguments, files)
+    _check_output(arguments)
     given = options.given(arguments)
     origin = _origin(arguments, given)
     values = options.override(origin.values, given, "") if arguments.resume and origin else given
+    files = _files(arguments, values)
     corpus = _corpus(arguments, files, values, origin)
     trainer, steps = _trainer(arguments, corpus, values, given, origin)
     _describe(trainer, corpus, len(files), steps)
@@ -86,34 +86,20 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"\ninterrupted after step {trainer.num_steps:,}")
         if arguments.output and os.path.exists(arguments.output):
-            again = "" if not arguments.overwrite else ", without --overwrite"
-            print(f"to go on from {arguments.output}: the same command with --resume{again}")
+            print(f"to go on: charrnn-fast train -o {shlex.quote(arguments.output)} --resume")
         return _INTERRUPTED
     return _conclude(arguments, trainer, plain=arguments.demo and not given)
 
 
-def _check_paths(arguments: argparse.Namespace, files: list[str]) -> None:
-    """Refuses, before any work, paths with which the training could not end well."""
+def _check_output(arguments: argparse.Namespace) -> None:
+    """Refuses, before any work, an output with which the training could not end well."""
     output: str | None = arguments.output
-    if arguments.demo and arguments.text:
-        raise ValueError("--demo brings its own text; leave out either --demo or the files")
-    if not arguments.demo and not arguments.text:
-        raise ValueError("no text to train on: name one or more files, or use --demo")
     if output is None:
         if arguments.resume:
             raise ValueError("--resume goes on with the file that -o names; -o is missing")
         if not arguments.demo:
             raise ValueError("-o is missing: the file that the model is saved to")
         return
-    for file in files:
-        if os.path.exists(output) and os.path.samefile(output, file):
-            raise ValueError(f"{output} is a text to train on; -o would overwrite it")
-    for folder in filter(os.path.isdir, arguments.text):
-        if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(folder)):
-            raise ValueError(
-                f"{output} lies in {folder}, a folder to train on, and would be read as a text the "
-                f"next time; save the model elsewhere, or name the texts by a pattern"
-            )
     if arguments.resume and arguments.init_from:
         raise ValueError("--resume goes on with a training, --init-from begins one; give one")
     if arguments.resume and not os.path.exists(output):
@@ -123,6 +109,28 @@ def _check_paths(arguments: argparse.Namespace, files: list[str]) -> None:
         return
     if os.path.getsize(output):
         raise ValueError(f"{output} exists: --resume goes on with it, --overwrite starts anew")
+
+
+def _files(arguments: argparse.Namespace, values: options.Values) -> list[str]:
+    """The files to train on; ValueError where the output would be one of them."""
+    output, paths = arguments.output, values.get("text") or []
+    if arguments.demo:
+        if paths:
+            raise ValueError("--demo brings its own text; leave out either --demo or the files")
+        return []
+    if not paths:
+        raise ValueError("no text to train on: name one or more files, or use --demo")
+    files = find_files(paths)
+    for file in files if output else ():
+        if os.path.exists(output) and os.path.samefile(output, file):
+            raise ValueError(f"{output} is a text to train on; -o would overwrite it")
+    for folder in filter(os.path.isdir, paths if output else ()):
+        if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(folder)):
+            raise ValueError(
+                f"{output} lies in {folder}, a folder to train on, and would be read as a text the "
+                f"next time; save the model elsewhere, or name the texts by a pattern"
+            )
+    return files
 
 
 def _origin(arguments: argparse.Namespace, given: options.Values) -> _Origin | None:
