@@ -16,12 +16,13 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+DOCS = os.path.dirname(os.path.abspath(__file__))
 FAILS = "  # fails"
 
 
 def output(command: str, folder: str) -> str:
-    """What a command prints."""
-    environment = {**os.environ, "COLUMNS": "100", "PYTHONUNBUFFERED": "1"}
+    """What a command prints; $DOCS is the folder of this file, for pictures."""
+    environment = {**os.environ, "COLUMNS": "100", "PYTHONUNBUFFERED": "1", "DOCS": DOCS}
     done = subprocess.run(
         ["bash", "-c", command.removesuffix(FAILS)],
         cwd=folder,
@@ -34,7 +35,7 @@ def output(command: str, folder: str) -> str:
     )
     if (done.returncode != 0) != command.endswith(FAILS):
         raise SystemExit(f"{command}\n{done.stdout}ended with status {done.returncode}")
-    return done.stdout
+    return done.stdout.replace(DOCS, "docs").replace(folder, ".")
 
 
 def run(document: Path) -> None:
@@ -46,7 +47,7 @@ def run(document: Path) -> None:
             for line in found[1].splitlines():
                 if line.startswith("$ "):
                     print(line, flush=True)
-                    lines += [line, output(line[2:], folder).rstrip("\n").replace(folder, ".")]
+                    lines += [line, output(line[2:], folder).rstrip("\n")]
             return "```console\n" + "\n".join(line for line in lines if line) + "\n```"
 
         text = re.sub(r"```console\n(.*?)\n```", block, document.read_text(), flags=re.DOTALL)
