@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -251,6 +252,26 @@ def test_rare_characters_are_unknown_everywhere(
     text.write_text("the ÄX", encoding="utf-8")
     assert main(["eval", str(path), str(text)]) == 0
     assert capsys.readouterr().out.endswith("  2 unknown\n")
+
+
+def test_eval_reads_documents_as_training_does(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model"
+    train = ["train", str(text), "-o", str(path), *SMALL, "--steps", "6"]
+    assert main([*train, "--document-mark", "dog\\n"]) == 0
+    trained = Trainer.resume(path).history[-1].validation_loss
+    text.write_text(TEXT[len(TEXT) * 9 // 10 :])
+    measure = ["eval", str(path), str(text), "--json"]
+    losses = []
+    for options in ([], ["--document-mark", "dog\\n"]):
+        capsys.readouterr()
+        assert main([*measure, *options]) == 0
+        losses.append(json.loads(capsys.readouterr().out.splitlines()[0])["nats_per_character"])
+    assert losses[1] == pytest.approx(trained, rel=1e-12)
+    assert losses[0] != losses[1]
+    message = refused([*measure, "--document-mark", "cat"], capsys)
+    assert f"{text}: --document-mark is 'cat', which does not occur" in message
 
 
 @pytest.mark.parametrize("way", ["flag", "file", "set"])

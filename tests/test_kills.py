@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from charrnn_fast import CharLM, Corpus, Trainer, checkpoint
+from charrnn_fast import CharLM, Corpus, Trainer, atomic_file, checkpoint
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
@@ -94,7 +94,7 @@ def test_a_save_may_be_killed_at_each_system_call(tmp_path: Path) -> None:
         assert set(tensors["weight"]) == {float(config["value"])}
         values.append(config["value"])
         litter.append(set(os.listdir(path.parent)) - {NAME})
-        checkpoint.remove_litter(path)
+        atomic_file.remove_litter(path)
         assert os.listdir(path.parent) == [NAME]
     assert values == sorted(values)  # the old one up to an instant, then the new one
     assert set(values) == {1, 2}

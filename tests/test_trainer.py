@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -613,6 +614,46 @@ def test_an_interrupt_saves_and_leaves(corpus: Corpus, tmp_path: Path) -> None:
     assert resumed.num_steps == steps > 2
     straight = make(corpus)
     straight.fit(steps=steps, progress=False)
+    assert weights(resumed) == weights(straight)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+@pytest.mark.parametrize("when", ["before", "within"])
+def test_an_evaluation_does_not_hold_up_an_interrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """It is put off, and done when the training goes on."""
+    monkeypatch.setattr("charrnn_fast.model._EVALUATION_BLOCK", 10)
+    corpus, path = Corpus.from_text(TEXT), tmp_path / "model"
+    straight = make(corpus)
+    straight.fit(steps=8, progress=False)
+    seen = []
+
+    class Interrupting(Callback):
+        def updated(self, trainer: Trainer, update: Update) -> None:
+            if when == "before" and update.step == 6:
+                signal.raise_signal(signal.SIGINT)
+
+    trainer = make(corpus, checkpoint_path=path, callbacks=[Interrupting()])
+    losses = trainer.model._losses
+
+    def interrupted_losses(*arguments: Any) -> Iterator[tuple[int, float]]:
+        for number, piece in enumerate(losses(*arguments)):
+            seen.append(number)
+            if when == "within" and number == 3:
+                signal.raise_signal(signal.SIGINT)
+            yield piece
+
+    monkeypatch.setattr(trainer.model, "_losses", interrupted_losses)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(steps=8, progress=False)
+    assert seen == [0] if when == "before" else [0, 1, 2, 3]
+    assert (trainer.num_steps, trainer.history) == (6, [])
+    resumed = Trainer.resume(path, corpus)
+    resumed.fit(steps=0, progress=False)
+    assert resumed.history == straight.history[:1]
+    resumed.fit(steps=2, progress=False)
+    assert resumed.history == straight.history
     assert weights(resumed) == weights(straight)
 
 

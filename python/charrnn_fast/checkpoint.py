@@ -7,20 +7,18 @@ in the order of their names: name, dtype and shape, then the data as they lie in
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import IO, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from . import atomic_file
 from ._checks import StrPath
 
 _KEY = "charrnn_fast"
@@ -50,27 +48,8 @@ def write(path: StrPath, tensors: Tensors, config: Config) -> None:
     header = {"format": _FORMAT, "sha256": _digest(arrays, config), "config": config}
     # One entry only: safetensors writes several in an order that changes from run to run.
     data = safetensors.numpy.save(arrays, {_KEY: json.dumps(header, allow_nan=False)})
-    target, _ = _replaceable(path)
-    try:
-        replace(target, [data])
-    except OSError as error:
-        raise _of_path(error, path) from error
-
-
-def replace(target: str, parts: Iterable[bytes]) -> None:
-    """Puts a new file of these parts in the place of target, in one step and durably."""
-    with _unnamed_file(target) as file:
-        file.writelines(parts)
-        file.flush()
-        os.fsync(file.fileno())
-        _give_name(file, target)
-    _sync_folder(os.path.dirname(target))
-
-
-def remove_litter(path: StrPath) -> None:
-    """Removes what a save to path that was killed at the wrong instant has left beside it."""
-    with suppress(FileNotFoundError):
-        os.unlink(_temporary(os.path.realpath(path)))
+    _check_replaceable(path)
+    atomic_file.replace(path, [data])
 
 
 def read(path: StrPath) -> tuple[dict[str, NDArray[Any]], Config]:
@@ -102,95 +81,23 @@ def check_writable(path: StrPath) -> None:
 
     A file that is there is only replaced if it is a checkpoint (or empty). Nothing is changed.
     """
-    _replaceable(path)
-    check_folder(path)
+    _check_replaceable(path)
+    atomic_file.check_folder(path)
 
 
-def check_folder(path: StrPath) -> None:
-    """Raises OSError if a new file at path cannot be written. Nothing is changed."""
-    # The permissions alone do not tell: the file system may be read-only, or the user root.
+def _check_replaceable(path: StrPath) -> None:
+    atomic_file.check_replaceable(path, "checkpoint", _begins_as_checkpoint)
+
+
+def _begins_as_checkpoint(path: str) -> bool:
+    with open(path, "rb") as file:
+        start = file.read(8)
+        start += file.read(min(int.from_bytes(start, "little"), _HEADER_LIMIT))
     try:
-        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
-            pass
-    except OSError as error:
-        raise _of_path(error, path) from error
-
-
-def _replaceable(path: StrPath) -> tuple[str, str]:
-    """The file that path leads to, and its folder; OSError where it is not to be replaced."""
-    target = os.path.realpath(path)
-    folder = os.path.dirname(target)
-    if os.path.isdir(target):
-        raise IsADirectoryError(errno.EISDIR, "this is a folder, not a file", os.fspath(path))
-    if not os.path.exists(folder):
-        raise FileNotFoundError(errno.ENOENT, "its folder does not exist", os.fspath(path))
-    if not os.path.isdir(folder):
-        raise NotADirectoryError(errno.ENOTDIR, "its folder is a file", os.fspath(path))
-    if os.path.exists(target) and os.path.getsize(target):
-        with open(target, "rb") as file:
-            start = file.read(8)
-            start += file.read(min(int.from_bytes(start, "little"), _HEADER_LIMIT))
-        try:
-            _header(path, start)
-        except CheckpointError:
-            raise FileExistsError(
-                errno.EEXIST, "this file is no checkpoint; it is not overwritten", os.fspath(path)
-            ) from None
-    return target, folder
-
-
-def _temporary(target: str) -> str:
-    """The name of a new checkpoint between its two last steps, or while it is written."""
-    folder, name = os.path.split(target)
-    return os.path.join(folder, f".{name}.new")
-
-
-@contextmanager
-def _unnamed_file(target: str) -> Iterator[IO[bytes]]:
-    """A file to write to in the folder of target, that a kill leaves nothing of.
-
-    Where the system has no files without a name, it has the temporary one.
-    """
-    # Permissions are those that the umask leaves, as of any file that a program creates.
-    try:
-        descriptor = os.open(os.path.dirname(target), os.O_TMPFILE | os.O_WRONLY, 0o666)
-    except (AttributeError, OSError) as error:
-        # EISDIR: a kernel, and EOPNOTSUPP: a file system, that does not know O_TMPFILE.
-        if isinstance(error, OSError) and error.errno not in (errno.EISDIR, errno.EOPNOTSUPP):
-            raise
-        remove_litter(target)
-        with open(_temporary(target), "xb") as file:
-            try:
-                yield file
-            finally:
-                remove_litter(target)
-        return
-    with open(descriptor, "wb") as file:
-        yield file
-
-
-def _give_name(file: IO[bytes], target: str) -> None:
-    """Puts a file of `_unnamed_file` in the place of target, in one step."""
-    temporary = _temporary(target)
-    if not isinstance(file.name, str):
-        remove_litter(target)
-        # No system call replaces a file by one without a name: it is named, then renamed. And
-        # os.link follows the link that /proc has for the file only where a folder is given.
-        descriptors = os.open("/proc/self/fd", os.O_RDONLY)
-        try:
-            os.link(str(file.fileno()), temporary, src_dir_fd=descriptors, follow_symlinks=True)
-        finally:
-            os.close(descriptors)
-    try:
-        os.replace(temporary, target)
-    except BaseException:
-        remove_litter(target)
-        raise
-
-
-def _of_path(error: OSError, path: StrPath) -> OSError:
-    """The error of a temporary file, as that of the path that was given."""
-    return type(error)(error.errno, error.strerror, os.fspath(path))
+        _header(path, start)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _header(path: StrPath, data: bytes) -> Config:
@@ -224,13 +131,3 @@ def _digest(tensors: Tensors, config: Config) -> str:
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.data)
     return digest.hexdigest()
-
-
-def _sync_folder(folder: str) -> None:
-    if os.name == "nt":  # Windows cannot open folders, and needs no fsync for a rename
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

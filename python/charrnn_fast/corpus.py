@@ -53,7 +53,7 @@ class Corpus:
             ids.flags.writeable = False
             self.train, self.validation = ids[:split], ids[split:]
         self.vocabulary = vocabulary
-        self._ids: Ids = ids
+        self._ids: NDArray[Any] | FileArray = ids
         self._documents = None
         if document_mark is not None:
             self._documents = _Documents(ids, vocabulary, document_mark, file_starts)

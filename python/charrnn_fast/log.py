@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
 
-from . import build_info, checkpoint
+from . import atomic_file, build_info
 from ._checks import StrPath, integer
 from .callbacks import Callback, Evaluation, Update
 
@@ -170,7 +170,7 @@ def _start(trainer: Trainer) -> dict[str, Any]:
 def _check(path: str) -> None:
     """OSError unless path can be written to and holds nothing but a log."""
     if not os.path.exists(path):
-        checkpoint.check_folder(path)
+        atomic_file.check_folder(path)
         return
     with open(path, "a", encoding="utf-8"):
         pass
@@ -188,4 +188,4 @@ def _check(path: str) -> None:
 def _keep(path: str, step: int) -> None:
     """Takes out of a log what lies behind a step; the file is replaced as one."""
     lines = (_line(entry).encode() for entry in read(path) if entry.get("step", 0) <= step)
-    checkpoint.replace(os.path.realpath(path), lines)
+    atomic_file.replace(path, lines)

@@ -30,14 +30,16 @@ from .vocabulary import Vocabulary
 
 _EVALUATION_BLOCK = 1024  # steps: bounds the memory, and lets an interrupt through
 
+_StartsWithin = Callable[[int, int], NDArray[np.int64]]
+"""The positions in a range at which documents begin."""
+
 
 class CharLM:
     """Predicts the next character (or byte) of a text from all that came before.
 
     The network's inputs are ids of the vocabulary and its outputs the logits of the next id. The
     names are the field's: cell "rnn", "gru", "lstm" or one of its variants; see `RNN` for every
-    keyword. `rnn` is the
-    network, for whoever wants to go below the text.
+    keyword. `rnn` is the network, for whoever wants to go below the text.
     """
 
     vocabulary: Vocabulary
@@ -322,16 +324,23 @@ class CharLM:
         copy.rnn.load_parameters({name: read_as_bfloat16(name, p) for name, p in parameters})
         return copy
 
-    def _evaluate(
+    def _evaluate(self, ids: Ids, starts_within: _StartsWithin | None = None) -> float:
+        """As `evaluate`, for ids [N] and documents as `_losses` takes them."""
+        total = 0.0  # not sum(), which rounds otherwise from Python 3.12 on
+        for _, nats in self._losses(ids, None, starts_within):
+            total += nats
+        return total / (len(ids) - 1)
+
+    def _losses(
         self,
         ids: Ids,
         length: int | None = None,
-        starts_within: Callable[[int, int], NDArray[np.int64]] | None = None,
-    ) -> float:
-        """As `evaluate`, for ids [N] of any integer type, in memory or in a file.
+        starts_within: _StartsWithin | None = None,
+    ) -> Iterator[tuple[int, float]]:
+        """How many of ids [N] were predicted, and their loss in nats, piece by piece.
 
-        length: of their beginning that is evaluated; None: all. starts_within gives the positions
-        in a range at which a document begins, where the state is set to zero.
+        ids: of any integer type, in memory or in a file. length: of their beginning that is
+        evaluated; None: all. The state is set to zero where a document begins.
         """
         length = len(ids) if length is None else min(length, len(ids))
         if length < 2:
@@ -341,7 +350,6 @@ class CharLM:
             )
         network: Any = self.rnn._core
         state = self.rnn.zero_state(1)
-        total = 0.0
         for start in range(0, length - 1, _EVALUATION_BLOCK):
             steps = min(_EVALUATION_BLOCK, length - 1 - start)
             block = ids[start : start + steps + 1].astype(np.int32)[:, None]
@@ -352,8 +360,7 @@ class CharLM:
                 if first in begins:
                     state[...] = 0
                 loss, _ = network.evaluate(block[first:end], block[first + 1 : end + 1], state)
-                total += loss
-        return total / (length - 1)
+                yield end - first, float(loss)
 
     def _score(self, texts: Sequence[NDArray[np.int32]]) -> NDArray[np.float64]:
         """As `score`, for texts of ids."""

@@ -52,14 +52,14 @@ class Progress(Callback):
         )
 
     def evaluated(self, trainer: Trainer, evaluation: Evaluation, sample: str) -> None:
-        done, seconds = self._evaluated
-        rate = (self._done - done) / (trainer.seconds - seconds)
+        done, seconds = self._done - self._evaluated[0], trainer.seconds - self._evaluated[1]
         self._evaluated = (self._done, trainer.seconds)
+        rate = f"  {done / seconds:,.0f} {self._unit}s/s" if done else ""
         nats = evaluation.validation_loss
         self._print(
             f"step {evaluation.step:,}  epoch {evaluation.epoch:.2f}  "
             f"training {evaluation.train_loss:.4f}  validation {nats:.4f} nats/{self._unit} "
-            f"({nats / math.log(2):.3f} bits)  {rate:,.0f} {self._unit}s/s"
+            f"({nats / math.log(2):.3f} bits){rate}"
         )
         if sample:
             self._print(indent(_visible(sample), "    | ", lambda line: True))

@@ -180,6 +180,7 @@ class Trainer:
         self._num_steps = 0
         self._losses = (0, 0.0)  # number and sum since the last evaluation
         self._stopping = False
+        self._evaluation_due = False
         self._state: NDArray[Any] | None = None
         self._drops = 0  # of the learning rate, by the schedule
         self._saved_step: int | None = None
@@ -319,8 +320,9 @@ class Trainer:
         texts drawn from the model.
 
         The first Ctrl-C (or SIGTERM) takes effect after the update at hand: a checkpoint is
-        written, then KeyboardInterrupt raised. Raises FloatingPointError where the loss, the
-        gradient or a weight is no longer finite; the last checkpoint stays as it is.
+        written, then KeyboardInterrupt raised. An evaluation that was due, or at which the training
+        was, is done when it goes on. Raises FloatingPointError where the loss, the gradient or a
+        weight is no longer finite; the last checkpoint stays as it is.
         """
         corpus, chunks = self.corpus, self._chunks
         if corpus is None or chunks is None:
@@ -336,19 +338,23 @@ class Trainer:
             callback.started(self, last - self._num_steps)
         try:
             with _deferred_interrupt() as interrupted:
-                while self._num_steps < last and not self._stopping:
+                if self._evaluation_due:  # it was put off by an interrupt
+                    self._evaluate(corpus, callbacks, interrupted)
+                    self._save(callbacks)
+                while self._num_steps < last and not self._stopping and not interrupted():
                     update = self._next_update(chunks)
+                    every = self._evaluate_every or len(chunks)
+                    self._evaluation_due = self._due(every) or self._num_steps == last
                     for callback in callbacks:
                         callback.updated(self, update)
-                    stop = interrupted()
-                    every = self._evaluate_every or len(chunks)
-                    if self._due(every) or self._num_steps == last or self._stopping:
-                        self._evaluate(corpus, callbacks)
+                    if self._evaluation_due or self._stopping:
+                        self._evaluation_due = True
+                        self._evaluate(corpus, callbacks, interrupted)
                         self._save(callbacks)
-                    elif stop or self._due(self._checkpoint_every):
+                    elif interrupted() or self._due(self._checkpoint_every):
                         self._save(callbacks)
-                    if stop:
-                        raise KeyboardInterrupt
+                if interrupted():
+                    raise KeyboardInterrupt
         finally:
             for callback in callbacks:
                 callback.ended(self)
@@ -377,6 +383,7 @@ class Trainer:
             "num_steps": self._num_steps,
             "has_state": self._state is not None,
             "losses": self._losses,
+            "evaluation_due": self._evaluation_due,
             "optimizer_steps": optimizer.num_steps,
             "history": self.history,
             "corpus": None if self.corpus is None else _identity(self.corpus),
@@ -521,11 +528,20 @@ class Trainer:
         low, high, *_ = _core.philox(self._mask_seed, epoch, _OFFSETS)
         return int((low | high << 32) % len(self.corpus.train))
 
-    def _evaluate(self, corpus: Corpus, callbacks: Sequence[Callback]) -> None:
-        """Adds an entry to the history."""
-        loss = self.model._evaluate(
+    def _evaluate(
+        self, corpus: Corpus, callbacks: Sequence[Callback], interrupted: Callable[[], bool]
+    ) -> None:
+        """Adds an entry to the history; where interrupted, it stays due."""
+        predicted, nats = 0, 0.0
+        pieces = self.model._losses(
             corpus.validation, self._evaluate_length, corpus._validation_starts
         )
+        for count, piece in pieces:
+            if interrupted():
+                return
+            predicted += count
+            nats += piece
+        loss = nats / predicted
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"training has diverged: after step {self._num_steps} the validation loss is "
@@ -538,6 +554,7 @@ class Trainer:
         train_loss = total / count if count else math.nan
         evaluation = Evaluation(self._num_steps, self.epoch, train_loss, loss, self.learning_rate)
         self.history.append(evaluation)
+        self._evaluation_due = False
         self._stopping = self._stopping or self._is_stale()
         if callbacks:
             sample = self.model.sample(self._sample_length, seed=self._num_steps)
@@ -612,6 +629,7 @@ class Trainer:
         self._num_steps = training["num_steps"]
         count, total = training["losses"]
         self._losses = (count, total)
+        self._evaluation_due = training["evaluation_due"]
         self.history = [Evaluation(*entry) for entry in training["history"]]
         self._drops = self.schedule.drops([entry.validation_loss for entry in self.history])
 

@@ -10,12 +10,10 @@ from collections.abc import Callable, Sequence
 
 from .. import build_info, get_num_threads, set_num_threads
 from . import bench, evaluate, info, options, plot, sample, score, train, view
-from .parsing import USER_ERROR, Commands, Parser
+from .parsing import FAILED, INTERRUPTED, USER_ERROR, Commands, Parser
 from .show import complain
 
-_FAILED = 1
-_INTERRUPTED = 130  # as a shell reports SIGINT
-_BROKEN_PIPE = 141  # and SIGPIPE
+_BROKEN_PIPE = 141  # exit status, as a shell reports SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
     except FloatingPointError as error:
-        return complain(_with_flags(str(error)), _FAILED)
+        return complain(_with_flags(str(error)), FAILED)
     except OSError as error:
         name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         return complain(f"{name}{error.strerror or error}", USER_ERROR)

@@ -13,7 +13,7 @@ from ..model import CharLM
 from ..text_files import UTF8, find_files
 from ..vocabulary import Vocabulary
 from . import show
-from .parsing import Commands, add_threads, encoding_option
+from .parsing import Commands, add_threads, encoding_option, mark_option, unescaped
 from .sample import add_weight_dtype
 
 _TOTAL = "total"
@@ -31,6 +31,12 @@ def add(commands: Commands) -> None:
         default=UTF8,
         metavar="NAME",
         help="of the files: a name that Python knows (default: utf-8)",
+    )
+    evaluate.add_argument(
+        "--document-mark",
+        type=mark_option,
+        metavar="TEXT",
+        help="what ends a document, as for train: the next one is read without memory of it",
     )
     evaluate.add_argument(
         "--json", action="store_true", help="a line of JSON for each file, and one for all"
@@ -78,12 +84,12 @@ def run(arguments: argparse.Namespace) -> int:
     stored = CharLM.load(arguments.model)
     paths = find_files(arguments.text)
     for path in paths:  # all of them before the first is measured
-        _corpus(path, stored.vocabulary, arguments.encoding)
+        _corpus(path, stored.vocabulary, arguments)
     model = stored._read_as(arguments.weight_dtype)
     write = _json_writer() if arguments.json else _table_writer(paths, model.vocabulary)
     total = _Loss(0, 0, 0, 0.0)
     for path in paths:
-        loss = _measured(model, path, arguments.encoding)
+        loss = _measured(model, path, arguments)
         write(path, loss)
         total += loss
     if arguments.json or len(paths) > 1:
@@ -91,21 +97,27 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _corpus(path: str, vocabulary: Vocabulary, encoding: str) -> Corpus:
-    corpus = Corpus.from_files(path, vocabulary=vocabulary, encoding=encoding)
+def _corpus(path: str, vocabulary: Vocabulary, arguments: argparse.Namespace) -> Corpus:
+    mark: str | None = arguments.document_mark
+    corpus = Corpus.from_files(path, vocabulary=vocabulary, encoding=arguments.encoding)
     if len(corpus) < 2:
         raise ValueError(
             f"{path} has one {vocabulary._unit}; to evaluate takes two or more: the first is "
             f"given, the others are predicted"
         )
-    return corpus
+    if mark is None:
+        return corpus
+    try:
+        return Corpus(corpus._ids, vocabulary, document_mark=unescaped(mark))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
-def _measured(model: CharLM, path: str, encoding: str) -> _Loss:
+def _measured(model: CharLM, path: str, arguments: argparse.Namespace) -> _Loss:
     """Of one file: one stream from the zero state, its first character given."""
-    corpus = _corpus(path, model.vocabulary, encoding)
+    corpus = _corpus(path, model.vocabulary, arguments)
     predicted = len(corpus) - 1
-    nats = model._evaluate(corpus._ids) * predicted
+    nats = model._evaluate(corpus._ids, corpus._starts_within) * predicted
     return _Loss(len(corpus), corpus._num_unknown(), predicted, nats)
 
 

@@ -17,7 +17,10 @@ _T = TypeVar("_T")
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.?)", re.DOTALL)
 _ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "\\": "\\"}
 
-USER_ERROR = 2  # exit status: the arguments or the files were wrong
+# What the command returns besides 0.
+FAILED = 1  # the training diverged, or the demonstration missed its bound
+USER_ERROR = 2  # the arguments or the files were wrong
+INTERRUPTED = 130  # as a shell reports SIGINT
 
 
 class Parser(argparse.ArgumentParser):

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import checkpoint, demo, get_num_threads
+from .. import atomic_file, checkpoint, demo, get_num_threads
 from ..callbacks import Callback
 from ..corpus import Corpus
 from ..log import JsonLog, TensorBoardLog
@@ -21,10 +21,8 @@ from ..text_files import UTF8, find_files
 from ..trainer import Trainer, best_path
 from ..vocabulary import Vocabulary
 from . import options, show
-from .parsing import Commands, add_threads, unescaped
+from .parsing import FAILED, INTERRUPTED, Commands, add_threads, unescaped
 
-_FAILED = 1
-_INTERRUPTED = 130  # as a shell reports SIGINT
 _EPOCHS = 20
 
 
@@ -78,16 +76,16 @@ def run(arguments: argparse.Namespace) -> int:
     corpus = _corpus(arguments, files, values, origin)
     trainer, steps = _trainer(arguments, corpus, values, given, origin)
     _describe(trainer, corpus, len(files), steps)
-    if trainer.num_steps >= steps:
+    if trainer.num_steps >= steps and not trainer._evaluation_due:
         print(f"nothing left to train: {trainer.num_steps:,} steps are done")
         return 0
     try:
-        trainer.fit(steps=steps - trainer.num_steps)
+        trainer.fit(steps=max(steps - trainer.num_steps, 0))
     except KeyboardInterrupt:
         print(f"\ninterrupted after step {trainer.num_steps:,}")
         if arguments.output and os.path.exists(arguments.output):
             print(f"to go on: charrnn-fast train -o {shlex.quote(arguments.output)} --resume")
-        return _INTERRUPTED
+        return INTERRUPTED
     return _conclude(arguments, trainer, plain=arguments.demo and not given)
 
 
@@ -200,7 +198,7 @@ def _trainer(
     settings = {**run, "checkpoint_path": arguments.output}
     settings["callbacks"] = _callbacks(arguments, log_every)
     if arguments.resume:
-        checkpoint.remove_litter(arguments.output)
+        atomic_file.remove_litter(arguments.output)
         changed = {name: value for name, value in training.items() if name in given}
         trainer = Trainer.resume(arguments.output, corpus, **settings, **changed)
     else:
@@ -307,5 +305,5 @@ def _conclude(arguments: argparse.Namespace, trainer: Trainer, plain: bool) -> i
     return show.complain(
         f"the demonstration failed: its held-out loss must be below {demo.BOUND} nats per "
         f"character, and is {loss:.4f}",
-        _FAILED,
+        FAILED,
     )

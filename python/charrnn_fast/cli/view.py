@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 
-from .. import checkpoint
+from .. import atomic_file
 from ..corpus import Corpus
 from ..model import CharLM
 from ..view import GENERATOR, _page
@@ -51,7 +50,9 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    _check_writable(arguments.output)
+    # Before any work, where no page can be written or something else would be lost.
+    atomic_file.check_replaceable(arguments.output, "page of charrnn-fast view", _is_page)
+    atomic_file.check_folder(arguments.output)
     model = CharLM.load(arguments.model)
     vocabulary = model.vocabulary
     corpus = Corpus.from_files(*arguments.text, vocabulary=vocabulary)
@@ -72,9 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
         "text": f"{names}, {part}",
     }
     title = f"{model_name} reads {names}"
-    page = _page(model, corpus._ids[start:end], arguments.layers, title, about)
-    size = _write(arguments.output, page)
-    print(f"saved to {arguments.output} ({show.size(size)})")
+    data = _page(model, corpus._ids[start:end], arguments.layers, title, about).encode()
+    atomic_file.replace(arguments.output, [data])
+    print(f"saved to {arguments.output} ({show.size(len(data))})")
     return 0
 
 
@@ -85,29 +86,6 @@ def _layers(text: str) -> list[int]:
 _layers.__name__ = "list of layers"  # argparse: "invalid list of layers value"
 
 
-def _check_writable(path: str) -> None:
-    """OSError, before any work, where no page can be written or something else would be lost."""
-    if os.path.isdir(path):
-        raise IsADirectoryError(errno.EISDIR, "this is a folder, not a file", path)
-    if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
-        raise FileNotFoundError(errno.ENOENT, "its folder does not exist", path)
-    if os.path.exists(path) and os.path.getsize(path) and not _is_page(path):
-        raise FileExistsError(
-            errno.EEXIST, "this file is no page of charrnn-fast view; it is not overwritten", path
-        )
-    checkpoint.check_folder(path)
-
-
 def _is_page(path: str) -> bool:
     with open(path, "rb") as file:
         return f'<meta name="generator" content="{GENERATOR}'.encode() in file.read(_HEAD)
-
-
-def _write(path: str, page: str) -> int:
-    """Puts a page in the place of the file at path, in one step; returns its bytes."""
-    data = page.encode()
-    try:
-        checkpoint.replace(os.path.realpath(path), [data])
-    except OSError as error:  # of the temporary file
-        raise type(error)(error.errno, error.strerror, path) from error
-    return len(data)
