@@ -1,6 +1,8 @@
 """Writes what a model drew as it learnt: the samples of a training's log.
 
     python docs/samples.py run.jsonl --evaluations 1 4 16
+
+With the validation loss, in nats, at each of these evaluations of it.
 """
 
 from __future__ import annotations
