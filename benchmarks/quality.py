@@ -5,7 +5,8 @@
 Each run is ``charrnn-fast train TEXT --config benchmarks/quality.toml --seed S --mask-seed S`` in a
 process of its own; one that was interrupted goes on where it was. The logs stay in --folder; curves
 and settings of all runs go to --json, the table to --markdown, the picture to --plot. The losses do
-not depend on the number of threads; the times do.
+not depend on the number of threads; the times do: of a run that was not interrupted, from its start
+to its end, reading and evaluations included.
 """
 
 from __future__ import annotations
@@ -17,48 +18,54 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from charrnn_fast import log, plot
+from charrnn_fast import get_num_threads, log, plot
 from charrnn_fast.bench.machine import facts
 
 HERE = Path(__file__).parent
 CONFIG = HERE / "quality.toml"
 
 
-def train(text: str, seed: int, threads: int | None, folder: Path) -> Path:
+def train(text: str, seed: int, threads: int, folder: Path) -> Path:
     """Trains with a seed, if that has not been done; returns the log."""
     model = folder / f"seed{seed}.safetensors"
     command = [sys.executable, "-m", "charrnn_fast", "train", text, "-o", str(model)]
     command += ["--config", str(CONFIG), "--seed", str(seed), "--mask-seed", str(seed)]
-    command += ["--threads", str(threads)] if threads else []
-    command += ["--resume"] if model.exists() else []
+    command += ["--threads", str(threads)]
+    begins = not model.exists()
+    command += [] if begins else ["--resume"]
     print(f"$ {shlex.join(command)}", flush=True)
+    start = time.perf_counter()
     subprocess.run(command, check=True)
+    if begins:
+        times = {"threads": threads, "minutes": (time.perf_counter() - start) / 60}
+        _times(model.with_suffix(".jsonl")).write_text(json.dumps(times))
     return model.with_suffix(".jsonl")
+
+
+def _times(path: Path) -> Path:
+    """Of the run with this log; there is such a file if it was not interrupted."""
+    return path.with_suffix(".times.json")
 
 
 def summary(path: Path) -> dict[str, Any]:
     """The settings and the curve of a run."""
     entries = list(log.read(path))
     evaluations = [entry for entry in entries if entry["type"] == "evaluation"]
-    updates = [entry for entry in entries if entry["type"] == "updates"]
     names = ("step", "epoch", "train_loss", "validation_loss", "learning_rate")
-    settings = entries[0]["settings"]
-    symbols = [u["count"] * settings["batch_size"] * settings["seq_len"] for u in updates]
-    seconds = [n / u["symbols_per_second"] for n, u in zip(symbols, updates, strict=True)]
+    times = _times(path)
     return {
         "start": entries[0],
         "curve_columns": names,
         "curve": [[entry[name] for name in names] for entry in evaluations],
         "best": min(entry["validation_loss"] for entry in evaluations),
         "last": evaluations[-1]["validation_loss"],
-        "symbols_per_second": sum(symbols) / sum(seconds),
-        "training_minutes": sum(seconds) / 60,  # of the updates alone
-        "resumed": sum(entry["type"] == "resume" for entry in entries),
+        "times": json.loads(times.read_text()) if times.exists() else None,
     }
 
 
@@ -67,13 +74,15 @@ def table(runs: dict[int, dict[str, Any]], machine: dict[str, Any]) -> str:
     lines = [
         f"{machine['processor']}, {machine['cores']} cores; losses in nats per character.",
         "",
-        "| seed | best | at the end | in bits | minutes of updates | characters/s |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| seed | best | at the end | in bits | minutes |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for seed, run in runs.items():
+        times = run["times"]
+        minutes = "" if times is None else f"{times['minutes']:.1f} on {times['threads']} threads"
         lines.append(
             f"| {seed} | {run['best']:.4f} | {run['last']:.4f} | {run['last'] / np.log(2):.4f} "
-            f"| {run['training_minutes']:.1f} | {run['symbols_per_second']:,.0f} |"
+            f"| {minutes} |"
         )
     last = [run["last"] for run in runs.values()]
     lines += ["", f"Mean at the end {np.mean(last):.4f}, from {min(last):.4f} to {max(last):.4f}."]
@@ -89,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How well a model learns a text.")
     parser.add_argument("text")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=int, default=get_num_threads())
     parser.add_argument("--folder", type=Path, default=Path("build/quality"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
