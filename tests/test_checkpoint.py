@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -131,6 +132,7 @@ def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
 
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     for umask, mode in ((0o022, 0o644), (0o077, 0o600), (0o002, 0o664)):
+        (tmp_path / "model").unlink(missing_ok=True)
         before = os.umask(umask)
         try:
             checkpoint.write(tmp_path / "model", tensors(), CONFIG)
@@ -257,3 +259,12 @@ def test_unwritable_paths_are_found_before_any_work(tmp_path: Path) -> None:
         checkpoint.check_writable(tmp_path)
     with pytest.raises(FileExistsError, match="no checkpoint; it is not overwritten"):
         checkpoint.check_writable(tmp_path / "file")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX permissions")
+def test_a_file_keeps_its_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    checkpoint.write(path, {"w": np.zeros(3)}, {})
+    path.chmod(0o600)
+    checkpoint.write(path, {"w": np.ones(3)}, {})
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600

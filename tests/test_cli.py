@@ -177,7 +177,7 @@ def test_worse_than_guessing_is_told(
     assert main([*train, "--optimizer", "sgd", "--learning-rate", "50"]) == 0
     assert capsys.readouterr().err == (
         "charrnn-fast: warning: the held-out loss is above ln 28 = 3.3322, that of uniform "
-        "guessing; try a smaller --learning-rate\n"
+        "guessing; try more --epochs or a smaller --learning-rate\n"
     )
 
 
@@ -276,7 +276,11 @@ def test_eval_reads_documents_as_training_does(
 
 @pytest.mark.parametrize("way", ["flag", "file", "set"])
 def test_a_documents_mark_has_escapes(
-    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, way: str
+    tmp_path: Path,
+    text: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    way: str,
 ) -> None:
     marks = []
     from_files = cf.Corpus.from_files
@@ -297,8 +301,10 @@ def test_a_documents_mark_has_escapes(
     train = ["train", str(text), "-o", str(path)]
     assert main([*train, "--steps", "1", *SMALL, *given]) == 0
     assert main([*train, "--steps", "2", "--resume"]) == 0
-    assert main([*train, "--steps", "3", "--resume", "--document-mark", "e"]) == 0
+    assert main([*train, "--steps", "3", "--resume", "--document-mark", "e"]) == 2
     assert marks == ["\\\n\n", "\\\n\n", "e"]
+    error = r"--document-mark is 'e', but {} was trained with '\\\n\n'"
+    assert error.format(path) in capsys.readouterr().err
 
 
 def test_a_text_that_is_cut_off_while_it_is_read_ends_the_training(
@@ -342,6 +348,109 @@ def test_nothing_is_left_to_train(
     assert main(["train", str(text), "-o", str(model), "--epochs", "2", "--resume"]) == 0
     assert "nothing left to train: 12 steps are done" in capsys.readouterr().out
     assert model.read_bytes() == before
+
+
+def test_an_early_end_is_told(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model"
+    train = ["train", str(text), "-o", str(path), *SMALL, "--epochs", "9", "--patience", "1"]
+    assert main([*train, "--learning-rate", "1e-30"]) == 0
+    ended = "ended after 12 of 54 steps: 1 evaluation without a new best; a larger --patience goes"
+    assert f"\n{ended} on\n" in capsys.readouterr().out
+    before = path.read_bytes()
+    assert main(["train", "-o", str(path), "--resume"]) == 0
+    assert f"nothing left to train: {ended} on\n" in capsys.readouterr().out
+    assert path.read_bytes() == before
+    assert main(["train", "-o", str(path), "--resume", "--patience", "2"]) == 0
+    assert Trainer.resume(path).num_steps == 18
+
+
+def test_what_another_training_left_is_not_overwritten(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m.safetensors"
+    train = ["train", str(text), "-o", str(path), "--steps", "2", *SMALL]
+    assert main(train) == 0
+    path.unlink()
+    for name in ("m.best.safetensors", "m.jsonl"):
+        capsys.readouterr()
+        error = refused(train, capsys)
+        assert f"{tmp_path / name} exists, of another training; --overwrite replaces it" in error
+        (tmp_path / name).unlink()
+    assert main(train) == 0
+    assert main([*train, "--overwrite"]) == 0
+    # each output has a log of its own
+    for name in ("run.v1", "run.v2"):
+        assert main(["train", str(text), "-o", str(tmp_path / name), "--steps", "2", *SMALL]) == 0
+        assert (tmp_path / f"{name}.jsonl").exists()
+    for log_name, other in (("q", "-o"), ("q.best", "the best checkpoint")):
+        path, log_path = tmp_path / "q", tmp_path / log_name
+        capsys.readouterr()
+        new = ["train", str(text), "-o", str(path), "--log", str(log_path), *SMALL]
+        assert f"{log_path} would be the log and {other}" in refused(new, capsys)
+        assert not log_path.exists()
+
+
+def test_what_is_written_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Patterns leave it out; a folder to train on does not take it."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text(TEXT)
+    path = folder / "m"
+    train = ["train", f"{folder}/*", "-o", str(path), *SMALL]
+    assert main([*train, "--steps", "2"]) == 0
+    assert {file.name for file in folder.iterdir()} == {"a.txt", "m", "m.best", "m.jsonl"}
+    assert main(["train", "-o", str(path), "--resume", "--steps", "3"]) == 0
+    assert Trainer.resume(path).num_steps == 3
+    other = ["train", str(folder), "-o", str(tmp_path / "m"), *SMALL]
+    capsys.readouterr()
+    for option, name in (("--log", "the log"), ("--tensorboard", "--tensorboard")):
+        error = refused([*other, option, str(folder / "deep")], capsys)
+        assert f"deep lies in {folder}, a folder to train on" in error
+        assert f"{name} takes another place" in error
+
+
+def test_logs_and_the_demonstration_are_gone_on_with(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, named = tmp_path / "m", tmp_path / "named"
+    train = ["train", str(text), "-o", str(path), "--steps", "2", "--log", str(named), *SMALL]
+    assert main(train) == 0
+    assert main(["train", "-o", str(path), "--resume", "--steps", "4"]) == 0
+    assert [e["step"] for e in log.read(named) if e["type"] == "evaluation"] == [2, 4]
+    assert not (tmp_path / "m.jsonl").exists()
+    capsys.readouterr()
+    assert main(["info", str(path), "--config"]) == 0
+    assert "log = " not in capsys.readouterr().out
+    path = tmp_path / "demo"
+    assert main(["train", "--demo", "-o", str(path), "--steps", "1", *SMALL]) == 0
+    assert main(["train", "-o", str(path), "--resume", "--steps", "2"]) == 0
+    assert Trainer.resume(path).num_steps == 2
+    text.rename(tmp_path / "moved")
+    capsys.readouterr()
+    error = refused(["train", "-o", str(tmp_path / "m"), "--resume", "--steps", "5"], capsys)
+    assert f"{text} is not there, the text that {tmp_path / 'm'} was trained on" in error
+
+
+def test_what_python_began_keeps_its_settings(tmp_path: Path, text: Path) -> None:
+    path = tmp_path / "model"
+    corpus = cf.Corpus.from_files(text)
+    cosine = cf.schedules.Cosine(epochs=5)
+    trainer = Trainer(
+        CharLM(corpus.vocabulary, 8, 1), corpus, 6, 20, schedule=cosine, patience=7, sample_length=0
+    )
+    trainer.configuration = {"note": "by hand"}
+    trainer.fit(steps=2, progress=False)
+    trainer.save(path)
+    resume = ["train", str(text), "-o", str(path), "--resume"]
+    assert main([*resume, "--steps", "4", "--clip-norm", "2"]) == 0
+    again = Trainer.resume(path, corpus)
+    before, after = trainer._settings(), again._settings()
+    assert after == {**before, "clip_norm": 2.0}
+    assert (again.num_steps, again.configuration) == (4, {"note": "by hand"})
+    assert main([*resume, "--steps", "6", "--schedule", "linear"]) == 0
+    assert Trainer.resume(path).schedule.name == "linear"
 
 
 def test_divergence_is_told_and_the_checkpoint_stays(
@@ -408,8 +517,12 @@ def test_a_training_begins_with_the_weights_of_another(
     for name, w in before.rnn.parameters().items():
         np.testing.assert_array_equal(after.rnn.parameters()[name], w)
     assert Trainer.resume(tuned).num_steps == 1
-    capsys.readouterr()
-    tuned.unlink()
+    assert main(["info", str(tuned), "--config"]) == 0
+    settings = capsys.readouterr().out
+    assert "hidden_size = 8\nnum_layers = 1\n" in settings
+    assert "dropout = 0.3\n" in settings
+    for file in tmp_path.glob("tuned*"):
+        file.unlink()
     error = refused([*train, "--hidden-size", "9"], capsys)
     assert f"--hidden-size is 9, but {model} was trained with 8" in error
     other.write_text("A lazy fox\n" * 80)
@@ -436,7 +549,7 @@ def test_a_log_is_written_beside_the_model(
     error = refused(["plot", str(named), "-o", str(named)], capsys)
     assert "named is a log to read; -o would overwrite it" in error
     error = refused(["train", str(text), "-o", str(path), "--resume", "--log", str(text)], capsys)
-    assert "text.txt: this file is no log of a training; it is not overwritten" in error
+    assert "text.txt is a text to train on; the training would overwrite it" in error
     assert text.read_text() == TEXT
 
 
@@ -497,8 +610,8 @@ def test_resume_needs_a_training(
         (["train", "{folder}/*.html", "-o", "{out}"], "{folder}/*.html matches no file (hidden on"),
         (["train", "{bare}", "-o", "{out}"], "{bare} holds no files (hidden ones are left out)"),
         (
-            ["train", "{folder}/*", "-o", "{model}", "--overwrite"],
-            "{model} is a text to train on; -o would overwrite it",
+            ["train", "{model}", "-o", "{model}", "--overwrite"],
+            "{model} is a text to train on; the training would overwrite it",
         ),
         (["train", "{empty}", "-o", "{out}"], "the text is empty: {empty}"),
         (["train", "{latin}", "-o", "{out}"], "latin: invalid UTF-8 at byte 4 (0xfc"),

@@ -68,9 +68,7 @@ def test_chunks_know_where_documents_begin(tmp_path: Path, offset: int) -> None:
             first = stream * ((len(train) - 1) // 5) + index * 17
             places = ring[first : first + 17]
             expected = [
-                t
-                for t, place in enumerate(places)
-                if (place > 0 and train[place - 1] == "|") or (place == 0 and first + t > 0)
+                t for t, place in enumerate(places) if place == 0 or train[place - 1] == "|"
             ]
             assert found.tolist() == expected
 
@@ -165,3 +163,31 @@ def test_a_batch_in_parts_is_the_batch(tmp_path: Path, cell: str, mark: str | No
                 name, parts.rnn.parameters()[name], w, network("float64", terms=140, steps=100)
             )
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_a_text_that_begins_again_begins_a_document() -> None:
+    """Wherever in a chunk its first character is read behind its last one."""
+    corpus = Corpus.from_text("ab|cdefg" * 40, document_mark="|")
+    size = len(corpus.train)
+    chunks = _Chunks(corpus.train, 1, 8, "character")
+    for ahead in range(1, 25):  # characters to the text's end
+        found = [s for i in range(4) for s in 8 * i + chunks.documents(i, corpus, size - ahead)[0]]
+        positions = [(size - ahead + t) % size for t in range(32)]
+        assert found == [t for t, p in enumerate(positions) if p == 0 or p % 8 == 3]
+
+
+def test_a_training_knows_its_documents(tmp_path: Path) -> None:
+    text, path = "one|two|three|" * 60, tmp_path / "model"
+    marked = Corpus.from_text(text, document_mark="|")
+    trainer = Trainer(CharLM(marked.vocabulary, 8, 1), marked, 4, 10)
+    trainer.fit(steps=2, progress=False)
+    trainer.save(path)
+    assert Trainer.resume(path, Corpus.from_text(text, document_mark="|")).num_steps == 2
+    with pytest.raises(ValueError, match=r"document_mark is None, but .*model was trained with"):
+        Trainer.resume(path, Corpus.from_text(text))
+    halves = [tmp_path / "first", tmp_path / "second"]
+    halves[0].write_text(text[:420])
+    halves[1].write_text(text[420:])
+    assert text[419] == "|"  # where documents are the same, but not by the mark alone
+    with pytest.raises(ValueError, match="its files begin at other places"):
+        Trainer.resume(path, Corpus.from_files(*halves, document_mark="|"))

@@ -82,6 +82,84 @@ def test_a_resumed_training_goes_on_in_its_log(tmp_path: Path) -> None:
         assert [[e[n] for n in names] for e in ours] == [[e[n] for n in names] for e in theirs]
 
 
+def test_a_log_is_replaced_with_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that is to replace another one, and is killed before its first checkpoint, leaves
+    that one's checkpoint and its log."""
+    path, model = tmp_path / "log", tmp_path / "model"
+    make(JsonLog(path, 1), checkpoint_path=model).fit(steps=6, progress=False)
+    old, checkpoint = list(log.read(path)), model.read_bytes()
+    new = make(JsonLog(path, 1), checkpoint_path=model, learning_rate=0.5, checkpoint_every=4)
+    step = new._next_update
+
+    def killed(*arguments: Any) -> Update:
+        if new.num_steps == 3:
+            raise RuntimeError("killed")
+        return step(*arguments)
+
+    monkeypatch.setattr(new, "_next_update", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        new.fit(steps=6, progress=False)
+    assert model.read_bytes() == checkpoint
+    # what is read is the training that was at it last
+    (start,) = entries(path, "start")
+    assert start["settings"]["learning_rate"] == 0.5
+    assert [line["step"] for line in entries(path, "updates")] == [1, 2, 3]
+    log_of_both = path.read_bytes()
+    resumed = Trainer.resume(model, Corpus.from_text(TEXT), callbacks=[JsonLog(path, 1)])
+    resumed.fit(steps=1, progress=False)
+    found = list(log.read(path))
+    assert found[: len(old)] == old
+    assert found[len(old)] == {"type": "resume", "step": 6}
+    # once it has a checkpoint of its own, the other one's lines go
+    path.write_bytes(log_of_both)
+    new = make(JsonLog(path, 1), checkpoint_path=model, learning_rate=0.25, checkpoint_every=4)
+    new.fit(steps=5, progress=False)
+    assert len(path.read_text().split('"start"')) == 2
+    assert entries(path, "start")[0]["settings"]["learning_rate"] == 0.25
+    assert [line["step"] for line in entries(path, "updates")] == [1, 2, 3, 4, 5]
+
+
+def test_every_checkpoint_ends_a_line_of_the_log(tmp_path: Path) -> None:
+    path, model = tmp_path / "log", tmp_path / "model"
+    trainer = make(JsonLog(path, 4), checkpoint_path=model, checkpoint_every=3, evaluate_every=7)
+    trainer.fit(steps=8, progress=False)
+    assert [e["step"] for e in entries(path, "updates")] == [3, 6, 7, 8]
+    assert sum(e["count"] for e in entries(path, "updates")) == 8
+
+
+def test_one_training_at_a_time_has_a_log(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    path = tmp_path / "log"
+
+    class Another(Callback):
+        def updated(self, trainer: Trainer, update: Update) -> None:
+            with pytest.raises(BlockingIOError, match="a training that goes on writes to this"):
+                JsonLog(path)
+            told.append(update.step)
+
+    told: list[int] = []
+    make(JsonLog(path), Another()).fit(steps=2, progress=False)
+    assert told == [1, 2]
+    JsonLog(path)
+
+
+def test_an_evaluation_that_comes_again_is_there_once(tmp_path: Path) -> None:
+    path, model = tmp_path / "log", tmp_path / "model"
+    trainer = make(JsonLog(path), checkpoint_path=model)
+    trainer.fit(steps=6, progress=False)
+    trainer.history.clear()
+    trainer._losses, trainer._evaluation_due = (
+        (6, 18.0),
+        True,
+    )  # as of a checkpoint before the evaluation
+    trainer.save(model)
+    resumed = Trainer.resume(model, Corpus.from_text(TEXT), callbacks=[JsonLog(path)])
+    resumed.fit(steps=0, progress=False)
+    assert [e["step"] for e in entries(path, "evaluation")] == [6]
+
+
 def test_a_file_that_is_no_log_is_not_overwritten(tmp_path: Path) -> None:
     for content in ("years of work\n", '{"type": "updates"}\n', "[1]\n", "no end"):
         (tmp_path / "thesis").write_text(content)
@@ -123,14 +201,24 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     assert found["validation/loss", 6] == pytest.approx(loss, rel=1e-6)
 
 
+def test_a_picture_takes_an_ending(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    make(JsonLog(path)).fit(steps=1, progress=False)
+    with pytest.raises(ValueError, match="curve has no ending; it tells the format"):
+        plot.curves([path], tmp_path / "curve")
+    (tmp_path / "binary").write_bytes(b"\x80\n")
+    with pytest.raises(ValueError, match="binary is no log of a training: line 1"):
+        plot.curves([tmp_path / "binary"], tmp_path / "curve.png")
+
+
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(ImportError, match=r"pip install charrnn-fast\[tensorboard\]"):
+    with pytest.raises(ImportError, match=r"pip install 'charrnn-fast\[tensorboard\]'"):
         TensorBoardLog(tmp_path)
     path = tmp_path / "log"
     make(JsonLog(path)).fit(steps=1, progress=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install charrnn-fast\[plot\]"):
+    with pytest.raises(ImportError, match=r"pip install 'charrnn-fast\[plot\]'"):
         plot.curves([path], tmp_path / "picture.png")
 
 

@@ -131,10 +131,13 @@ def contents(path: Path) -> tuple[Any, Any]:
 
 
 def refusal(path: Path) -> str | None:
-    """The message of the one type of error with which a checkpoint is refused, if it is."""
+    """The message of the one type of error with which a checkpoint is refused, if it is.
+
+    One that is whole may describe a training for which this machine has not the memory.
+    """
     try:
         Trainer.resume(path)
-    except CheckpointError as error:
+    except (CheckpointError, MemoryError) as error:
         return str(error)
     return None
 

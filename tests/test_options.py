@@ -69,12 +69,13 @@ def test_a_nearer_length_replaces_the_other_one(config: str) -> None:
 
 def test_every_setting_survives_a_checkpoint() -> None:
     values = options.pick(options.ALL, {"clip_norm": math.inf, "zoneout": [0.1, 0.2]})
-    read = options.from_json(options.to_json(values), "model")
+    read = options.restored(options.stored(values), "model")
     assert read == {name: value for name, value in values.items() if value is not None}
 
 
 def test_every_setting_survives_a_file(tmp_path: Path) -> None:
-    values = options.pick(options.ALL, {"clip_norm": math.inf, "zoneout": [0.1, 0.2]})
+    odd = {"document_mark": '\U0001f600\x7f"\n', "text": ["a\u00e9\U0001f600.txt"]}
+    values = options.pick(options.ALL, {"clip_norm": math.inf, "zoneout": [0.1, 0.2], **odd})
     path = tmp_path / "run.toml"
     path.write_text(options.to_toml(values))
     read = given("--config", str(path))
@@ -83,14 +84,20 @@ def test_every_setting_survives_a_file(tmp_path: Path) -> None:
     }
 
 
+def test_what_toml_cannot_hold_is_told() -> None:
+    with pytest.raises(ValueError, match="TOML cannot hold the setting text"):
+        options.to_toml({"text": ["a\udcff.txt"]})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("sequence_len = 3", "there is no setting 'sequence_len'; did you mean 'seq_len'?"),
         ("xyz = 3", "there is no setting 'xyz'; see charrnn-fast train --help"),
         ("seq_len = 0", "seq_len: .*must be >= 1, got 0"),
-        ("seq_len = 1.5", "seq_len: invalid literal"),
-        ("seq_len = true", "seq_len: got True"),
+        ("seq_len = 1.5", "seq_len: takes a valid integer, got 1.5"),
+        ("seq_len = true", "seq_len: takes a valid integer, got True"),
+        ("zoneout = [0.1, 0.2, 0.3]", "zoneout: takes one rate or two"),
         ("text = 3", "text: takes paths, got 3"),
         ("text = []", r"text: takes paths, got \[\]"),
         ("layer_norm = 1.5", "layer_norm: takes true or false, got 1.5"),
@@ -127,11 +134,13 @@ def test_a_configuration_is_kept_and_gone_on_with(
     train("--config", config, *shape, "--overwrite")
     straight = path.read_bytes()
     trainer = Trainer.resume(path)
-    assert trainer.configuration["clip_norm"] == "inf"
-    assert trainer.configuration["warmup"] == 0.5
-    assert trainer.configuration["batch_size"] == 4
+    settings = trainer.configuration["charrnn-fast train"]
+    assert settings["clip_norm"] == "inf"
+    assert settings["warmup"] == 0.5
+    assert settings["batch_size"] == 4
     assert trainer.num_steps == 45
-    path.unlink()
+    for file in tmp_path.glob("model*"):
+        file.unlink()
     train("--config", config, *shape[:4], "--epochs", "2", "--set", "schedule=constant")
     other = Trainer.resume(path)
     assert other.schedule.name == "constant"

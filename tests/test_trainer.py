@@ -19,6 +19,7 @@ from charrnn_fast.callbacks import Callback, Evaluation, Update
 from charrnn_fast.checkpoint import CheckpointError
 from charrnn_fast.corpus import _Chunks
 from charrnn_fast.schedules import Cosine, Decay, Plateau
+from charrnn_fast.trainer import best_path
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20  # 880 characters, 792 to train
 OPTIMIZERS = ("sgd", "rmsprop", "adagrad", "adam", "adamw")
@@ -655,6 +656,105 @@ def test_an_evaluation_does_not_hold_up_an_interrupt(
     resumed.fit(steps=2, progress=False)
     assert resumed.history == straight.history
     assert weights(resumed) == weights(straight)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+def test_a_terminal_that_closes_is_an_interrupt(corpus: Corpus, tmp_path: Path) -> None:
+    class Closing(Callback):
+        def updated(self, trainer: Trainer, update: Update) -> None:
+            if update.step == 2:
+                signal.raise_signal(signal.SIGHUP)
+
+    path = tmp_path / "model"
+    trainer = make(corpus, checkpoint_path=path, callbacks=[Closing()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(steps=5, progress=False)
+    assert Trainer.resume(path, corpus).num_steps == 2
+
+
+def test_progress_that_nobody_reads_saves_and_leaves(corpus: Corpus, tmp_path: Path) -> None:
+    class Closed(Callback):
+        def updated(self, trainer: Trainer, update: Update) -> None:
+            if update.step == 2:
+                raise BrokenPipeError
+
+    path = tmp_path / "model"
+    trainer = make(corpus, checkpoint_path=path, callbacks=[Closed()])
+    with pytest.raises(BrokenPipeError):
+        trainer.fit(steps=5, progress=False)
+    assert Trainer.resume(path, corpus).num_steps == 2
+
+
+@pytest.mark.parametrize("event", ["updated", "saved"])
+def test_stop_ends_with_an_evaluation_and_a_checkpoint(
+    corpus: Corpus, tmp_path: Path, event: str
+) -> None:
+    class Stopping(Callback):
+        def updated(self, trainer: Trainer, update: Update) -> None:
+            if event == "updated" and update.step == 4:
+                trainer.stop()
+
+        def saved(self, trainer: Trainer, path: str) -> None:
+            if event == "saved" and trainer.num_steps == 4:
+                trainer.stop()
+
+    path = tmp_path / "model"
+    options: dict[str, Any] = {"checkpoint_every": 2, "evaluate_every": 50}
+    trainer = make(corpus, callbacks=[Stopping()], checkpoint_path=path, **options)
+    trainer.fit(steps=30, progress=False)
+    assert [entry.step for entry in trainer.history] == [4]
+    assert Trainer.resume(path, corpus).history == trainer.history
+
+
+def test_the_best_checkpoint_is_of_this_training(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that another training has left goes, and one that is missing comes back."""
+    path = tmp_path / "model"
+    best = Path(best_path(path))
+    make(corpus, checkpoint_path=path).fit(steps=6, progress=False)
+    assert best.exists()
+    trainer = make(corpus, checkpoint_path=path, checkpoint_every=2)
+    trainer.fit(steps=2, progress=False)  # ends with an evaluation
+    assert checkpoint.read(best)[1]["training"]["num_steps"] == 2
+    again = make(corpus, checkpoint_path=path, checkpoint_every=1, evaluate_every=50)
+    step = again._next_update
+
+    def killed(*arguments: Any) -> Update:
+        if again.num_steps == 1:
+            raise RuntimeError("killed")
+        return step(*arguments)
+
+    monkeypatch.setattr(again, "_next_update", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        again.fit(steps=3, progress=False)
+    assert not best.exists()
+    trainer.save(path)
+    moved = tmp_path / "moved"
+    path.rename(moved)
+    resumed = Trainer.resume(moved, corpus, checkpoint_path=moved, learning_rate=5.0)
+    resumed.fit(steps=2, progress=False)
+    kept = checkpoint.read(best_path(moved))[1]["training"]
+    assert kept["num_steps"] == min(resumed.history, key=lambda e: e.validation_loss).step
+
+
+def test_another_schedule_counts_its_drops(corpus: Corpus) -> None:
+    trainer = make(corpus, learning_rate=1.0, evaluate_every=1)
+    losses = [3.0, 2.0, 2.5, 2.6, 2.7]
+    trainer.history = [Evaluation(i + 1, 0, 0, loss, 0) for i, loss in enumerate(losses)]
+    assert trainer.learning_rate == 1
+    trainer.schedule = Plateau(patience=1, decay=0.5)
+    assert trainer.learning_rate == 0.5**3
+    with pytest.raises(TypeError, match=r"schedule must be of charrnn_fast\.schedules"):
+        trainer.schedule = "plateau"  # type: ignore[assignment]
+
+
+def test_a_rate_of_zero_is_gone_on_with(corpus: Corpus, tmp_path: Path) -> None:
+    trainer = make(corpus)
+    trainer.optimizer.lr = 0
+    trainer.fit(steps=1, progress=False)
+    trainer.save(tmp_path / "model")
+    assert Trainer.resume(tmp_path / "model", corpus).learning_rate == 0
 
 
 def test_fit_puts_the_interrupt_handler_back(corpus: Corpus) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import IO
+from typing import IO, Any
 
 from ._checks import StrPath
 
@@ -15,18 +16,21 @@ from ._checks import StrPath
 def replace(path: StrPath, parts: Iterable[bytes]) -> None:
     """Puts a new file of these parts in the place of the one at path, in one step and durably.
 
-    The old file stays until the new one's data have reached the disk, also where OSError is raised.
+    The old file stays until the new one's data have reached the disk, also where OSError is raised;
+    the new one has its permissions.
     """
     target = os.path.realpath(path)
     try:
         with _unnamed_file(target) as file:
             file.writelines(parts)
             file.flush()
+            if hasattr(os, "fchmod") and os.path.exists(target):
+                os.fchmod(file.fileno(), stat.S_IMODE(os.stat(target).st_mode))
             os.fsync(file.fileno())
             _give_name(file, target)
         _sync_folder(os.path.dirname(target))
     except OSError as error:
-        raise _of_path(error, path) from error
+        raise of_path(error, path) from error
 
 
 def remove_litter(path: StrPath) -> None:
@@ -48,10 +52,29 @@ def check_replaceable(path: StrPath, kind: str, is_ours: Callable[[str], bool]) 
         raise FileNotFoundError(errno.ENOENT, "its folder does not exist", os.fspath(path))
     if not os.path.isdir(folder):
         raise NotADirectoryError(errno.ENOTDIR, "its folder is a file", os.fspath(path))
-    if os.path.exists(target) and os.path.getsize(target) and not is_ours(target):
+    if not os.path.exists(target):
+        return
+    if os.path.getsize(target) and not is_ours(target):
         raise FileExistsError(
             errno.EEXIST, f"this file is no {kind}; it is not overwritten", os.fspath(path)
         )
+    if not os.access(target, os.W_OK):  # to replace it would take no right to write to it
+        raise PermissionError(errno.EACCES, "this file is read-only", os.fspath(path))
+
+
+def lock(file: IO[Any], message: str) -> None:
+    """Keeps an open file for this process until it is closed; BlockingIOError where another has it.
+
+    Does nothing on Windows.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BlockingIOError(error.errno, message, file.name) from None
 
 
 def check_folder(path: StrPath) -> None:
@@ -61,7 +84,7 @@ def check_folder(path: StrPath) -> None:
         with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
             pass
     except OSError as error:
-        raise _of_path(error, path) from error
+        raise of_path(error, path) from error
 
 
 def _temporary(target: str) -> str:
@@ -113,7 +136,7 @@ def _give_name(file: IO[bytes], target: str) -> None:
         raise
 
 
-def _of_path(error: OSError, path: StrPath) -> OSError:
+def of_path(error: OSError, path: StrPath) -> OSError:
     """The error of a temporary file, as that of the path that was given."""
     return type(error)(error.errno, error.strerror, os.fspath(path))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import IO, Any, TypeVar
 
@@ -120,7 +122,7 @@ class Corpus:
                 ids = FileArray(file.fileno(), np.uint8, files[0])
             return cls(ids, vocabulary, document_mark=document_mark)
         starts: list[int] = []
-        with tempfile.TemporaryFile(prefix="charrnn_fast-") as spool:
+        with _naming_folder(), tempfile.TemporaryFile(prefix="charrnn_fast-") as spool:
             if vocabulary is None:
                 texts = _noting_starts(read_text(files, encoding), starts)
                 vocabulary = _write_and_find(texts, spool, min_count, document_mark or "")
@@ -158,6 +160,17 @@ class Corpus:
     def _has_documents(self) -> bool:
         return self._documents is not None
 
+    @property
+    def _document_mark(self) -> str | None:
+        return None if self._documents is None else self._documents.mark
+
+    @property
+    def _file_starts_digest(self) -> str | None:
+        """Of the places where files begin, where they matter."""
+        if self._documents is None:
+            return None
+        return hashlib.sha256(self._documents.file_starts.tobytes()).hexdigest()
+
     def _validation_starts(self, first: int, last: int) -> NDArray[np.int64]:
         """As `_starts_within`, of positions in the validation part."""
         split = len(self.train)
@@ -187,28 +200,29 @@ class _Documents:
     ) -> None:
         """mark "" is nowhere. Raises ValueError where the text does not hold the mark."""
         self._ids = ids
+        self.mark = mark
         encoded = vocabulary._encode(mark, "document_mark", 0)
         if (encoded == vocabulary._unknown_id).any():
             raise ValueError(
                 f"document_mark is {mark!r}, of which the vocabulary maps a character to its "
                 f"unknown symbol; the mark must be told from other text"
             )
-        self._mark = encoded.astype(ids.dtype)  # [M]
-        self._file_starts = np.unique(np.array(file_starts, np.int64))
+        self._mark_ids = encoded.astype(ids.dtype)  # [M]
+        self.file_starts = np.setdiff1d(np.array(file_starts, np.int64), [0])
         if mark and not self._is_marked():
             raise ValueError(f"document_mark is {mark!r}, which does not occur in the text")
 
     def starts_within(self, first: int, last: int) -> NDArray[np.int64]:
         first, last = max(first, 1), min(last, len(self._ids))
         found = [self._behind_marks(*ends) for ends in _blocks(first, last)]
-        begin, end = np.searchsorted(self._file_starts, (first, last))
+        begin, end = np.searchsorted(self.file_starts, (first, last))
         if len(found) == 1 and begin == end:  # a short stretch, as training asks for
             return found[0]
-        return np.unique(np.concatenate([self._file_starts[begin:end], *found]))
+        return np.unique(np.concatenate([self.file_starts[begin:end], *found]))
 
     def _is_marked(self) -> bool:
         """Whether there is a mark at all; what comes after the first one is not read."""
-        size = self._mark.itemsize
+        size = self._mark_ids.itemsize
         with text_files.progress(len(self._ids) * size, "looking for the document_mark") as bar:
             for first, last in _blocks(1, len(self._ids) + 1):
                 if self._behind_marks(first, last).size:
@@ -218,17 +232,33 @@ class _Documents:
 
     def _behind_marks(self, first: int, last: int) -> NDArray[np.int64]:
         """The positions p in first to last - 1 with the mark as ids[p - M : p]."""
-        size = len(self._mark)
+        size = len(self._mark_ids)
         begin = max(first - size, 0)
         ids = self._ids[begin : last - 1]
         if not 0 < size <= len(ids):
             return np.empty(0, np.int64)
-        found = np.flatnonzero(ids[: len(ids) - size + 1] == self._mark[0])
+        found = np.flatnonzero(ids[: len(ids) - size + 1] == self._mark_ids[0])
         for offset in range(1, size):
             if not found.size:
                 break
-            found = found[ids[found + offset] == self._mark[offset]]
+            found = found[ids[found + offset] == self._mark_ids[offset]]
         return found + (begin + size)
+
+
+@contextmanager
+def _naming_folder() -> Iterator[None]:
+    """An error of a full disk gets the name of the folder of temporary files."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        folder = tempfile.gettempdir()
+        raise OSError(
+            error.errno,
+            f"no room for the ids of the text ({error.strerror}); TMPDIR names another folder",
+            folder,
+        ) from None
 
 
 def _blocks(first: int, last: int) -> Iterator[tuple[int, int]]:
@@ -304,8 +334,7 @@ class _Chunks:
     def documents(self, index: int, corpus: Corpus, offset: int = 0) -> list[NDArray[np.int64]]:
         """Of each stream the steps of a chunk, 0 to T - 1, whose input begins a document.
 
-        The ids are those of ``corpus.train``; its first one begins a document when it is read
-        after the last one.
+        The ids are those of ``corpus.train``, whose first one begins a document too.
         """
         steps, size = len(self._buffers[0]), len(self._ids)
         starts = []
@@ -313,6 +342,8 @@ class _Chunks:
             first = int((offset + start + index * steps) % size)
             left = size - first  # steps to the end of the ids
             found = corpus._starts_within(first, min(first + steps, size)) - first
+            if first == 0:
+                found = np.concatenate([[0], found])
             if left < steps:
                 behind = corpus._starts_within(0, steps - left) + left
                 found = np.concatenate([found, [left], behind])

@@ -32,7 +32,11 @@ def curves(paths: Sequence[StrPath], picture: StrPath) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("pictures take matplotlib: pip install charrnn-fast[plot]") from error
+        raise ImportError("pictures take matplotlib: pip install 'charrnn-fast[plot]'") from error
+    if not os.path.splitext(picture)[1]:  # matplotlib would add one
+        raise ValueError(
+            f"{os.fspath(picture)} has no ending; it tells the format, as .png or .svg"
+        )
     figure = Figure(figsize=(7, 8), layout="constrained")
     losses, rates, norms = figure.subplots(
         3, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1, 1]}

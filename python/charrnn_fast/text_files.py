@@ -35,25 +35,27 @@ class Block(NamedTuple, Generic[_Text]):
     text: _Text
 
 
-def find_files(paths: Iterable[StrPath]) -> list[str]:
+def find_files(paths: Iterable[StrPath], without: Iterable[StrPath] = ()) -> list[str]:
     """The files that paths name: files, folders, and patterns that the shell left as they were.
 
     A folder stands for all regular files below it, a pattern (``*``, ``?``, ``[...]``, ``**`` for
     folders of any depth) for those that match and those below folders that match; both without
     hidden ones (a name that begins with a dot), in the order of their paths' parts, each file
     once. Links to files are followed; in a folder, links to folders are not. A path that exists is
-    never read as a pattern. Paths come in the order given, and as often.
+    never read as a pattern. Paths come in the order given, and as often. without: files that
+    folders and patterns do not stand for.
 
     Raises ValueError where a folder or a pattern has no file, and OSError for a folder that cannot
     be read. Other paths are returned as they are, whether there is a file or not.
     """
     found: list[str] = []
+    others = {os.path.realpath(path) for path in without}
     for path in [os.fspath(path) for path in paths]:
         if os.path.isdir(path):
-            files = _once(_below(path))
+            files = _once(_below(path), others)
             lacks = "holds no files (hidden ones are left out)"
         elif not os.path.lexists(path) and glob.escape(path) != path:
-            files = _once(_matches(path))
+            files = _once(_matches(path), others)
             lacks = "matches no file (hidden ones are left out)"
         else:
             files, lacks = [path], ""
@@ -163,8 +165,8 @@ def _decode(
     if codecs.lookup(encoding).name == UTF8:
         encoding = "UTF-8"
     raise ValueError(
-        f"{path}: invalid {encoding} {wrong}; name the encoding that the file is in, or use the "
-        f"byte vocabulary"
+        f"{path}: invalid {encoding} {wrong}; name the encoding that the file is in (encoding, "
+        f"--encoding), or use the byte vocabulary (--bytes)"
     )
 
 
@@ -184,9 +186,9 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _once(paths: Iterable[str]) -> list[str]:
-    """The regular files among paths, sorted, each by one path only."""
+def _once(paths: Iterable[str], others: set[str]) -> list[str]:
+    """The regular files among paths but others, sorted, each by one path only."""
     files: dict[str, str] = {}
     for path in sorted(filter(os.path.isfile, paths), key=lambda path: path.split(os.sep)):
         files.setdefault(os.path.realpath(path), path)
-    return list(files.values())
+    return [path for real, path in files.items() if real not in others]

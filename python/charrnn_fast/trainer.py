@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -78,7 +78,6 @@ class Trainer:
     model: CharLM
     corpus: Corpus | None
     optimizer: optim.Optimizer
-    schedule: Schedule
     configuration: dict[str, Any]
     """JSON values that a checkpoint keeps for whoever trains; empty at first."""
     history: list[Evaluation]
@@ -154,6 +153,7 @@ class Trainer:
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
         self._reduction = reduction
         instance("schedule", schedule, (Schedule, type(None)), "of charrnn_fast.schedules or None")
+        self.history = []
         self.schedule = Decay() if schedule is None else schedule
         self._random_offset = bool(random_offset)
         self._micro_batches = integer("micro_batches", micro_batches, 1, self._batch_size)
@@ -161,7 +161,7 @@ class Trainer:
         self._evaluate_length = _optional("evaluate_length", evaluate_length, 2)
         self._patience = _optional("patience", patience, 1)
         self._sample_length = integer("sample_length", sample_length, 0)
-        self._checkpoint_path = checkpoint_path
+        self._checkpoint_path = None if checkpoint_path is None else os.fspath(checkpoint_path)
         self._checkpoint_every = _optional("checkpoint_every", checkpoint_every, 1)
         self._mask_seed = integer("mask_seed", mask_seed, 0, LARGEST_SEED)
         for i, callback in enumerate(callbacks):
@@ -175,14 +175,12 @@ class Trainer:
         self.optimizer = _make_optimizer(optimizer, model, learning_rate)
         self._optimizer_name = optimizer if isinstance(optimizer, str) else None
         self.configuration = {}
-        self.history = []
         self.seconds = 0.0
         self._num_steps = 0
         self._losses = (0, 0.0)  # number and sum since the last evaluation
         self._stopping = False
         self._evaluation_due = False
         self._state: NDArray[Any] | None = None
-        self._drops = 0  # of the learning rate, by the schedule
         self._saved_step: int | None = None
 
     @classmethod
@@ -212,7 +210,8 @@ class Trainer:
             }
             named = settings["optimizer"] is not None
             text = training["corpus"]
-            length, fingerprint = (0, "") if text is None else (text["length"], text["fingerprint"])
+            if text is not None:
+                length, fingerprint, mark, _ = (text[key] for key in _IDENTITY)
         except (LookupError, TypeError, ValueError) as error:
             raise _inconsistent(name, error) from error
         if not named:
@@ -227,6 +226,12 @@ class Trainer:
                 )
         if corpus is not None and text is not None:
             _check_vocabulary(model, corpus)
+            ours = _identity(corpus)
+            if ours["document_mark"] != mark:
+                raise ValueError(
+                    f"document_mark is {ours['document_mark']!r}, but {name} was trained with "
+                    f"{mark!r}"
+                )
             if (length, fingerprint) != (len(corpus), corpus._fingerprint):
                 unit = corpus.vocabulary._unit
                 raise ValueError(
@@ -235,10 +240,20 @@ class Trainer:
                     f"(fingerprint {str(fingerprint)[:12]}); to train its weights on another text, "
                     f"use Trainer(CharLM.load({name!r}), corpus), or train --init-from"
                 )
+            if ours != text:
+                raise ValueError(
+                    f"the corpus is the text that {name} was trained on, but its files begin at "
+                    f"other places, and with a document_mark each is a document"
+                )
         try:
+            lr = real("learning_rate", settings.pop("learning_rate"), least=0)
             trainer = cls(model, corpus, **{**settings, **changes})
+            if "learning_rate" not in changes:
+                trainer.optimizer.lr = lr
             trainer._restore(tensors, training)
-        except (LookupError, TypeError, ValueError, OverflowError, MemoryError) as error:
+        except MemoryError as error:
+            raise MemoryError(f"{name}: {error}") from None
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
             if changes:  # they may be what is wrong
                 raise
             raise _inconsistent(name, error) from error
@@ -275,6 +290,21 @@ class Trainer:
     def best(self) -> Evaluation | None:
         """The entry of `history` with the lowest validation loss, the first of equals."""
         return min(self.history, key=lambda entry: entry.validation_loss, default=None)
+
+    @property
+    def schedule(self) -> Schedule:
+        """How the learning rate changes; another one may take its place."""
+        return self._schedule
+
+    @schedule.setter
+    def schedule(self, schedule: Schedule) -> None:
+        instance("schedule", schedule, Schedule, "of charrnn_fast.schedules")
+        self._schedule = schedule
+        self._count_drops()
+
+    def _count_drops(self) -> None:
+        """By the schedule, of the learning rate, so far."""
+        self._drops = self._schedule.drops([entry.validation_loss for entry in self.history])
 
     @property
     def epoch(self) -> float:
@@ -319,7 +349,7 @@ class Trainer:
         progress: a bar on a terminal (a line every ten seconds elsewhere), the evaluations, and
         texts drawn from the model.
 
-        The first Ctrl-C (or SIGTERM) takes effect after the update at hand: a checkpoint is
+        The first Ctrl-C (or SIGTERM, SIGHUP) takes effect after the update at hand: a checkpoint is
         written, then KeyboardInterrupt raised. An evaluation that was due, or at which the training
         was, is done when it goes on. Raises FloatingPointError where the loss, the gradient or a
         weight is no longer finite; the last checkpoint stays as it is.
@@ -334,6 +364,7 @@ class Trainer:
         last = self._num_steps + integer("steps", steps, 0, 2**63 - 1)
         callbacks = (*self._callbacks, Progress()) if progress else self._callbacks
         self._stopping, self.seconds = self._is_stale(), 0.0
+        self._keep_best()
         for callback in callbacks:
             callback.started(self, last - self._num_steps)
         try:
@@ -353,14 +384,24 @@ class Trainer:
                         self._save(callbacks)
                     elif interrupted() or self._due(self._checkpoint_every):
                         self._save(callbacks)
+                if self._stopping and self._losses[0] and not interrupted():
+                    self._evaluation_due = True  # stopped from elsewhere than an update
+                    self._evaluate(corpus, callbacks, interrupted)
+                    self._save(callbacks)
                 if interrupted():
                     raise KeyboardInterrupt
+        except BrokenPipeError:  # nobody reads the progress any more
+            self._save(())
+            raise
         finally:
             for callback in callbacks:
                 callback.ended(self)
 
     def stop(self) -> None:
-        """Lets `fit` end after the update at hand, with an evaluation and a checkpoint."""
+        """Lets `fit` end after the update at hand, with an evaluation and a checkpoint.
+
+        For callbacks, and for other threads; a `fit` that comes later is not held up by it.
+        """
         self._stopping = True
 
     def save(self, path: StrPath) -> None:
@@ -547,13 +588,14 @@ class Trainer:
                 f"training has diverged: after step {self._num_steps} the validation loss is "
                 f"{loss}{self._last_checkpoint()}. Try a smaller learning_rate"
             )
-        losses = [entry.validation_loss for entry in self.history]
-        self._drops = self.schedule.drops([*losses, loss])
         count, total = self._losses
         self._losses = (0, 0.0)
         train_loss = total / count if count else math.nan
-        evaluation = Evaluation(self._num_steps, self.epoch, train_loss, loss, self.learning_rate)
+        evaluation = Evaluation(self._num_steps, self.epoch, train_loss, loss, math.nan)
         self.history.append(evaluation)
+        self._count_drops()
+        evaluation = evaluation._replace(learning_rate=self.learning_rate)
+        self.history[-1] = evaluation
         self._evaluation_due = False
         self._stopping = self._stopping or self._is_stale()
         if callbacks:
@@ -574,7 +616,7 @@ class Trainer:
     def _save(self, callbacks: Sequence[Callback]) -> None:
         if self._checkpoint_path is None:
             return
-        best, last = best_path(self._checkpoint_path), os.fspath(self._checkpoint_path)
+        best, last = best_path(self._checkpoint_path), self._checkpoint_path
         evaluation = self.best
         # The best one first: a training that is killed between the two, and resumed from the
         # last one, comes past the best one again.
@@ -583,12 +625,23 @@ class Trainer:
             self.save(path)
             for callback in callbacks:
                 callback.saved(self, path)
+        if evaluation is None:  # what is there is another training's, which this one replaces
+            with suppress(FileNotFoundError):
+                os.unlink(best)
         self._saved_step = self._num_steps
+
+    def _keep_best(self) -> None:
+        """Writes the best checkpoint where it is missing, as beside one that was copied."""
+        path, best = self._checkpoint_path, self.best
+        if path is None or best is None or best.step != self._num_steps:
+            return
+        if not os.path.exists(best_path(path)):
+            self.save(best_path(path))
 
     def _last_checkpoint(self) -> str:
         if self._checkpoint_path is None or self._saved_step is None:
             return ""
-        return f"; {os.fspath(self._checkpoint_path)} holds step {self._saved_step}"
+        return f"; {self._checkpoint_path} holds step {self._saved_step}"
 
     def _settings(self) -> dict[str, Any]:
         """The keywords that make a trainer like this one, as JSON values."""
@@ -631,12 +684,13 @@ class Trainer:
         self._losses = (count, total)
         self._evaluation_due = training["evaluation_due"]
         self.history = [Evaluation(*entry) for entry in training["history"]]
-        self._drops = self.schedule.drops([entry.validation_loss for entry in self.history])
+        self._count_drops()
 
 
 @contextmanager
 def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM only make the function it yields return True; a second one acts as ever.
+    """Ctrl-C, SIGTERM and SIGHUP (a terminal that closes) only make the function it yields return
+    True; a second one acts as ever.
 
     Leaves alone a handler that the program has set, and threads, which get no signals.
     """
@@ -645,6 +699,8 @@ def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,
     }
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        usual[signal.SIGHUP] = signal.SIG_DFL
     in_main_thread = threading.current_thread() is threading.main_thread()
     ours = [n for n, handler in usual.items() if in_main_thread and signal.getsignal(n) is handler]
 
@@ -715,9 +771,13 @@ def _optional(name: str, value: int | None, least: int) -> int | None:
     return None if value is None else integer(name, value, least)
 
 
+_IDENTITY = ("length", "fingerprint", "document_mark", "file_starts")
+
+
 def _identity(corpus: Corpus) -> dict[str, Any]:
     """Tells whether a training is continued on the text it was begun on."""
-    return {"length": len(corpus), "fingerprint": corpus._fingerprint}
+    values = (len(corpus), corpus._fingerprint, corpus._document_mark, corpus._file_starts_digest)
+    return dict(zip(_IDENTITY, values, strict=True))
 
 
 def _slot_name(slot: str, parameter: str) -> str:

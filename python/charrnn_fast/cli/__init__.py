@@ -54,11 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _with_flags(message: str) -> str:
-    """A message about arguments, as one about options; names within a path stay."""
+    """A message about arguments, as one about options; names in a path or in quotes stay."""
     known = (*options.NAMES, "top_k", "top_p", "weight_dtype")
     names = "|".join(name for name in known if "_" in name)
     return re.sub(
-        rf"(?<![\w/.-])({names})(?![\w/-]|\.\w)",
+        rf"(?<![\w/.'-])({names})(?![\w/-]|\.\w)",
         lambda found: f"--{found[0].replace('_', '-')}",
         message,
     )

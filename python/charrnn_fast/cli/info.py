@@ -27,10 +27,11 @@ def run(arguments: argparse.Namespace) -> int:
     tensors, config = checkpoint.read(arguments.model)
     model = CharLM._from_checkpoint(arguments.model, tensors, config)
     if arguments.config:
-        configuration = config.get("training", {}).get("configuration")
-        if not configuration:
+        configuration = config.get("training", {}).get("configuration", {})
+        values = options.restored(configuration, arguments.model)
+        if not values:
             raise ValueError(f"{arguments.model} was not trained by charrnn-fast train")
-        print(options.to_toml(options.from_json(configuration, arguments.model)), end="")
+        print(options.to_toml(values), end="")
         return 0
     print(f"file        {arguments.model}, {show.size(os.path.getsize(arguments.model))}")
     print(f"model       {show.model_line(model)}")

@@ -13,6 +13,7 @@ import json
 import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ from .parsing import (
 )
 
 Values = dict[str, Any]
+
+_KEY = "charrnn-fast train"  # in a checkpoint's configuration
 
 
 @dataclass(frozen=True)
@@ -48,23 +51,28 @@ class Option:
     def convert(self, value: Any, source: str) -> Any:
         """A value of a TOML file or of ``--set``; ValueError names source."""
         try:
-            if self is PATHS:
-                paths = value if isinstance(value, list) else [value]
-                if not paths or not all(isinstance(path, str) for path in paths):
-                    raise ValueError(f"takes paths, got {value!r}")
-                return paths
-            if self.parse is None:
-                if value not in (True, False, "true", "false"):
-                    raise ValueError(f"takes true or false, got {value!r}")
-                return value in (True, "true")
-            if isinstance(value, bool | dict):
-                raise ValueError(f"got {value!r}")
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            if self.choices and text not in self.choices:
-                raise ValueError(f"takes {', '.join(self.choices)}, got {text!r}")
-            return self.parse(text)
-        except (ValueError, argparse.ArgumentTypeError) as error:
+            return self._converted(value)
+        except argparse.ArgumentTypeError as error:
             raise ValueError(f"{source}: {self.name}: {error}") from None
+
+    def _converted(self, value: Any) -> Any:
+        if self is PATHS:
+            paths = value if isinstance(value, list) else [value]
+            if not paths or not all(isinstance(path, str) for path in paths):
+                raise argparse.ArgumentTypeError(f"takes paths, got {value!r}")
+            return paths
+        if self.parse is None:
+            if value not in (True, False, "true", "false"):
+                raise argparse.ArgumentTypeError(f"takes true or false, got {value!r}")
+            return value in (True, "true")
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        if self.choices and text not in self.choices:
+            raise argparse.ArgumentTypeError(f"takes {', '.join(self.choices)}, got {text!r}")
+        if not isinstance(value, bool | dict):
+            with suppress(ValueError):
+                return self.parse(text)
+        kind = "text" if self.parse is str else f"a valid {self.parse.__name__}"
+        raise argparse.ArgumentTypeError(f"takes {kind}, got {value!r}")
 
 
 _count, _share = integer_option(1), number_option(least=0, below=1)
@@ -72,6 +80,12 @@ _count, _share = integer_option(1), number_option(least=0, below=1)
 PATHS = Option("text", None, str, "files, folders and patterns")  # what stands without a flag
 
 TEXT = (
+    Option(
+        "demo",
+        False,
+        None,
+        "train on the source of Python's standard library for about a minute",
+    ),
     Option("bytes", False, None, "model the 256 bytes instead of the characters"),
     Option("encoding", "utf-8", encoding_option, "of the files: a name that Python knows", "NAME"),
     Option("min_count", 1, _count, "characters that occur less often become one, U+FFFD", "N"),
@@ -160,7 +174,18 @@ RUN = (
     Option("log_every", 100, _count, "updates that a line of the log sums up", "STEPS"),
 )
 
-ALL = (PATHS, *TEXT, *MODEL, *TRAINING, *SCHEDULE, *RUN)
+LOGS = (
+    Option(
+        "log",
+        None,
+        str,
+        "of JSON lines, for charrnn-fast plot (default: MODEL.jsonl beside the model)",
+        "FILE",
+    ),
+    Option("tensorboard", None, str, "one for TensorBoard, too", "FOLDER"),
+)
+
+ALL = (PATHS, *TEXT, *MODEL, *TRAINING, *SCHEDULE, *RUN, *LOGS)
 NAMES = tuple(option.name for option in ALL)
 
 
@@ -172,6 +197,7 @@ def add(parser: Parser) -> None:
         ("training", TRAINING),
         ("learning rate", SCHEDULE),
         ("length", RUN),
+        ("logs", LOGS),
     ):
         group = parser.add_argument_group(title)
         for option in options:
@@ -234,24 +260,37 @@ def override(values: Mapping[str, Any], stronger: Mapping[str, Any], source: str
     return result
 
 
-def to_json(values: Values) -> Values:
-    """As `from_json` takes them; JSON has no infinity."""
-    return {name: "inf" if value == math.inf else value for name, value in values.items()}
+def stored(values: Values) -> dict[str, Any]:
+    """What a checkpoint's configuration holds of settings, as `restored` takes it."""
+    # JSON has no infinity.
+    return {_KEY: {n: "inf" if value == math.inf else value for n, value in values.items()}}
 
 
-def from_json(table: Mapping[str, Any], source: str) -> Values:
-    """The settings that a checkpoint holds."""
+def restored(configuration: Mapping[str, Any], source: str) -> Values:
+    """The settings that a checkpoint holds; none, if the command has not made it."""
+    table = configuration.get(_KEY, {})
     return _converted({n: v for n, v in table.items() if v is not None}, source)
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """Settings as a file for ``--config``, one in each line."""
-    # JSON writes booleans, numbers, lists and (ASCII) strings as TOML does, all but infinity.
-    return "".join(
-        f"{name} = {'inf' if value == math.inf else json.dumps(value)}\n"
-        for name, value in values.items()
-        if value is not None
-    )
+    """Settings as a file for ``--config``, one in each line. Those of the logs are left out: they
+    are of one training alone.
+
+    Raises ValueError for what TOML cannot hold, as the name of a file that is no UTF-8.
+    """
+    logs = [option.name for option in LOGS]
+    shown = {n: value for n, value in values.items() if value is not None and n not in logs}
+    return "".join(f"{name} = {_toml(name, value)}\n" for name, value in shown.items())
+
+
+def _toml(name: str, value: Any) -> str:
+    # JSON writes booleans, numbers, lists and strings as TOML does, all but infinity and U+007F.
+    text = "inf" if value == math.inf else json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"TOML cannot hold the setting {name}, {text}") from None
+    return text.replace("\x7f", "\\u007f")
 
 
 def _converted(table: Mapping[str, Any], source: str) -> Values:

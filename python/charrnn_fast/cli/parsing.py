@@ -88,10 +88,14 @@ def bound_option(text: str) -> float:
 
 
 def zoneout_option(text: str) -> float | list[float]:
-    rates = [number_option(least=0, below=1)(part) for part in text.split(",")]
+    parts = text.strip("[]").split(",")  # as TOML writes them, too
+    rates = [number_option(least=0, below=1)(part) for part in parts]
     if len(rates) > 2:
         raise argparse.ArgumentTypeError(f"takes one rate or two, got {text!r}")
     return rates[0] if len(rates) == 1 else rates
+
+
+zoneout_option.__name__ = "number, or two"
 
 
 def encoding_option(text: str) -> str:

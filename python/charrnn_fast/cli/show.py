@@ -54,13 +54,19 @@ def json_number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def count(number: float, name: str) -> str:
+    """As "1 step", "2,000 steps", "0.5 epochs"."""
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:.4g}"
+    return f"{shown} {name}{'s' * (number != 1)}"
+
+
 def size(count: float) -> str:
     """Bytes."""
     for unit in ("B", "kB", "MB"):
-        if count < 1000:
+        if count < 999.5:  # what rounds to 1000 is 1 of the next unit
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:,.3g} GB"
+    return f"{count:.3g} GB" if count < 999.5 else f"{count:,.0f} GB"
 
 
 def complain(message: str, status: int) -> int:

@@ -33,17 +33,6 @@ def add(commands: Commands) -> None:
     )
     train.add_argument("-o", "--output", metavar="FILE", help="where the model is saved")
     train.add_argument(
-        "--demo",
-        action="store_true",
-        help="train on the source of Python's standard library for about a minute",
-    )
-    train.add_argument(
-        "--log",
-        metavar="FILE",
-        help="a log of JSON lines, for charrnn-fast plot (default: MODEL.jsonl beside the model)",
-    )
-    train.add_argument("--tensorboard", metavar="FOLDER", help="write a log for TensorBoard, too")
-    train.add_argument(
         "--init-from",
         metavar="FILE",
         help="begin with the weights and the vocabulary of a trained model, on another text",
@@ -53,7 +42,9 @@ def add(commands: Commands) -> None:
         "--resume", action="store_true", help="go on with the training that -o FILE holds"
     )
     existing.add_argument(
-        "--overwrite", action="store_true", help="start anew where -o FILE holds a model"
+        "--overwrite",
+        action="store_true",
+        help="start anew where -o FILE holds a model; it is kept up to the first checkpoint",
     )
     add_threads(train)
     options.add(train)
@@ -68,34 +59,81 @@ class _Origin(NamedTuple):
 
 
 def run(arguments: argparse.Namespace) -> int:
-    _check_output(arguments)
     given = options.given(arguments)
+    _check_output(arguments, demo=bool(given.get("demo")))
     origin = _origin(arguments, given)
-    values = options.override(origin.values, given, "") if arguments.resume and origin else given
-    files = _files(arguments, values)
+    values = _resumed(origin, given) if arguments.resume and origin else given
+    log_path = values.get("log") or (arguments.output and _default_log(arguments.output))
+    _check_logs(arguments, values, log_path)
+    files = _files(arguments, values, log_path)
     corpus = _corpus(arguments, files, values, origin)
-    trainer, steps = _trainer(arguments, corpus, values, given, origin)
+    trainer, steps = _trainer(arguments, corpus, values, given, origin, log_path)
+    begun = trainer.num_steps
     _describe(trainer, corpus, len(files), steps)
-    if trainer.num_steps >= steps and not trainer._evaluation_due:
-        print(f"nothing left to train: {trainer.num_steps:,} steps are done")
+    if not trainer._evaluation_due and (begun >= steps or trainer._is_stale()):
+        print(
+            f"nothing left to train: {_ending(trainer, steps)}"
+            if begun < steps
+            else f"nothing left to train: {begun:,} steps are done; --epochs or --steps asks for "
+            f"more"
+        )
         return 0
     try:
-        trainer.fit(steps=max(steps - trainer.num_steps, 0))
+        trainer.fit(steps=max(steps - begun, 0))
     except KeyboardInterrupt:
-        print(f"\ninterrupted after step {trainer.num_steps:,}")
-        if arguments.output and os.path.exists(arguments.output):
-            print(f"to go on: charrnn-fast train -o {shlex.quote(arguments.output)} --resume")
+        _interrupted(arguments, trainer, begun)
         return INTERRUPTED
-    return _conclude(arguments, trainer, plain=arguments.demo and not given)
+    if trainer.num_steps < steps:
+        print(f"\n{_ending(trainer, steps)}")
+    plain = set(given) == {"demo"}
+    return _conclude(arguments, trainer, demonstration=bool(values.get("demo")), plain=plain)
 
 
-def _check_output(arguments: argparse.Namespace) -> None:
+def _ending(trainer: Trainer, steps: int) -> str:
+    """Why a training has come to fewer steps."""
+    patience = trainer._patience
+    looks = "evaluation" if patience == 1 else "evaluations"
+    return (
+        f"ended after {trainer.num_steps:,} of {steps:,} steps: {patience} {looks} without a new "
+        f"best; a larger --patience goes on"
+    )
+
+
+def _interrupted(arguments: argparse.Namespace, trainer: Trainer, begun: int) -> None:
+    """Says what is saved, and how to go on."""
+    print(f"\ninterrupted after step {trainer.num_steps:,}")
+    output: str | None = arguments.output
+    saved = begun if trainer._saved_step is None else trainer._saved_step
+    if output is None or not saved:
+        where = "there is no -o" if output is None else "it was too early"
+        print(f"nothing was saved: {where}")
+        return
+    if saved != trainer.num_steps:
+        print(f"{output} holds step {saved:,}")
+    print(f"to go on: charrnn-fast train -o {shlex.quote(output)} --resume")
+
+
+def _resumed(origin: _Origin, given: options.Values) -> options.Values:
+    """The settings of a training that is gone on with."""
+    values = options.override(origin.values, given, "")
+    for one, other in (("text", "demo"), ("demo", "text")):
+        if given.get(one):
+            values.pop(other, None)
+    return values
+
+
+def _default_log(output: str) -> str:
+    """model.jsonl beside model.safetensors."""
+    return f"{output.removesuffix('.safetensors')}.jsonl"
+
+
+def _check_output(arguments: argparse.Namespace, demo: bool) -> None:
     """Refuses, before any work, an output with which the training could not end well."""
     output: str | None = arguments.output
     if output is None:
         if arguments.resume:
             raise ValueError("--resume goes on with the file that -o names; -o is missing")
-        if not arguments.demo:
+        if not demo:
             raise ValueError("-o is missing: the file that the model is saved to")
         return
     if arguments.resume and arguments.init_from:
@@ -109,25 +147,53 @@ def _check_output(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{output} exists: --resume goes on with it, --overwrite starts anew")
 
 
-def _files(arguments: argparse.Namespace, values: options.Values) -> list[str]:
-    """The files to train on; ValueError where the output would be one of them."""
-    output, paths = arguments.output, values.get("text") or []
-    if arguments.demo:
+def _check_logs(
+    arguments: argparse.Namespace, values: options.Values, log_path: str | None
+) -> None:
+    """Refuses, before any work, logs and a best checkpoint that would overwrite something."""
+    output: str | None = arguments.output
+    best = None if output is None else best_path(output)
+    for name, path in (("-o", output), ("the best checkpoint", best)):
+        if path and log_path and os.path.realpath(path) == os.path.realpath(log_path):
+            raise ValueError(f"{log_path} would be the log and {name}; --log names another file")
+    folder = values.get("tensorboard")
+    if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
+        raise ValueError(f"--tensorboard takes a folder, and {folder} is a file")
+    if arguments.resume or arguments.overwrite:
+        return
+    for path in (best, log_path):
+        if path and os.path.exists(path) and os.path.getsize(path):
+            raise ValueError(
+                f"{path} exists, of another training; --overwrite replaces it, another -o keeps it"
+            )
+
+
+def _files(
+    arguments: argparse.Namespace, values: options.Values, log_path: str | None
+) -> list[str]:
+    """The files to train on; ValueError where what is written would be one of them."""
+    paths = values.get("text") or []
+    if values.get("demo"):
         if paths:
             raise ValueError("--demo brings its own text; leave out either --demo or the files")
         return []
     if not paths:
         raise ValueError("no text to train on: name one or more files, or use --demo")
-    files = find_files(paths)
-    for file in files if output else ():
-        if os.path.exists(output) and os.path.samefile(output, file):
-            raise ValueError(f"{output} is a text to train on; -o would overwrite it")
-    for folder in filter(os.path.isdir, paths if output else ()):
-        if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(folder)):
-            raise ValueError(
-                f"{output} lies in {folder}, a folder to train on, and would be read as a text the "
-                f"next time; save the model elsewhere, or name the texts by a pattern"
-            )
+    output: str | None = arguments.output
+    written = {"-o": output, "the log": log_path, "--tensorboard": values.get("tensorboard")}
+    for name, path in written.items():
+        for folder in filter(os.path.isdir, paths if path else ()):
+            if path and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+                raise ValueError(
+                    f"{path} lies in {folder}, a folder to train on, and would be read as a text "
+                    f"the next time; {name} takes another place, or a pattern names the texts"
+                )
+    ours = [path for path in (output, output and best_path(output), log_path) if path]
+    files = find_files(paths, without=ours)
+    there = [file for file in files if os.path.exists(file)]
+    for path in filter(os.path.exists, ours):
+        if any(os.path.samefile(path, file) for file in there):
+            raise ValueError(f"{path} is a text to train on; the training would overwrite it")
     return files
 
 
@@ -138,7 +204,7 @@ def _origin(arguments: argparse.Namespace, given: options.Values) -> _Origin | N
     tensors, config = checkpoint.read(path)
     model = CharLM._from_checkpoint(path, tensors, config)
     training = config.get("training", {})
-    values = options.from_json(training.get("configuration", {}), path)
+    values = options.restored(training.get("configuration", {}), path)
     # What is left out in training may be another thing for another text.
     fixed = options.MODEL if arguments.resume else options.SHAPE
     for option in fixed:
@@ -171,14 +237,23 @@ def _corpus(
         vocabulary = origin.model.vocabulary
     elif text["bytes"]:
         vocabulary = Vocabulary.from_bytes()
-    if not arguments.demo:
-        return Corpus.from_files(
-            *files,
-            vocabulary=vocabulary,
-            encoding=encoding,
-            min_count=min_count,
-            document_mark=mark,
-        )
+    if not text["demo"]:
+        try:
+            return Corpus.from_files(
+                *files,
+                vocabulary=vocabulary,
+                encoding=encoding,
+                min_count=min_count,
+                document_mark=mark,
+            )
+        except FileNotFoundError as error:
+            if not arguments.resume or arguments.text:
+                raise
+            raise ValueError(
+                f"{error.filename} is not there, the text that {arguments.output} was trained on; "
+                f"name it where it is now: charrnn-fast train TEXT -o "
+                f"{shlex.quote(arguments.output)} --resume"
+            ) from None
     if encoding != UTF8:
         raise ValueError(f"encoding is {encoding}, but --demo brings its own text")
     return Corpus.from_text(demo.text(), vocabulary, min_count=min_count, document_mark=mark)
@@ -190,28 +265,38 @@ def _trainer(
     values: options.Values,
     given: options.Values,
     origin: _Origin | None,
+    log_path: str | None,
 ) -> tuple[Trainer, int]:
     """The trainer, new or gone on with, and the number of steps that it is to reach."""
-    training = options.pick(options.TRAINING, values)
+    asked = given if arguments.resume else options.pick(options.TRAINING, values)
+    training = {o.name: asked[o.name] for o in options.TRAINING if o.name in asked}
+    # A training that Python began has no settings of the command: what it has stays.
+    foreign = arguments.resume and origin is not None and not origin.values
     run = options.pick(options.RUN, values)
     epochs, steps, log_every = run.pop("epochs"), run.pop("steps"), run.pop("log_every")
-    settings = {**run, "checkpoint_path": arguments.output}
-    settings["callbacks"] = _callbacks(arguments, log_every)
+    if foreign:
+        run = {name: value for name, value in run.items() if name in given}
+    settings = {**run, **training, "checkpoint_path": arguments.output}
+    settings["callbacks"] = _callbacks(log_path, values.get("tensorboard"), log_every)
     if arguments.resume:
         atomic_file.remove_litter(arguments.output)
-        changed = {name: value for name, value in training.items() if name in given}
-        trainer = Trainer.resume(arguments.output, corpus, **settings, **changed)
+        trainer = Trainer.resume(arguments.output, corpus, **settings)
     else:
-        model = _model(corpus.vocabulary, values, origin)
-        trainer = Trainer(model, corpus, **settings, **training)
-    if steps is None and epochs is None and arguments.demo:
+        trainer = Trainer(_model(corpus.vocabulary, values, origin), corpus, **settings)
+    if steps is None and epochs is None and values.get("demo"):
         steps = demo.STEPS
     if steps is None:
         steps = (epochs or _EPOCHS) * trainer.steps_per_epoch
-    trainer.schedule = _schedule(
-        options.pick(options.SCHEDULE, values), steps / trainer.steps_per_epoch
-    )
-    trainer.configuration = options.to_json(options.pick(options.ALL, values))
+    scheduled = any(option.name in given for option in options.SCHEDULE)
+    if trainer.num_steps < steps and (scheduled or not foreign):
+        trainer.schedule = _schedule(
+            options.pick(options.SCHEDULE, values), steps / trainer.steps_per_epoch
+        )
+    if not foreign:
+        settings = options.pick(options.ALL, values)
+        model = {o.name: trainer.model._config[o.name] for o in options.MODEL}
+        settings |= {**model, "bytes": corpus.vocabulary.kind == "bytes"}
+        trainer.configuration |= options.stored(settings)
     return trainer, steps
 
 
@@ -224,15 +309,12 @@ def _model(vocabulary: Vocabulary, values: options.Values, origin: _Origin | Non
     return model
 
 
-def _callbacks(arguments: argparse.Namespace, log_every: int) -> list[Callback]:
+def _callbacks(log_path: str | None, tensorboard: str | None, log_every: int) -> list[Callback]:
     callbacks: list[Callback] = []
-    path = arguments.log
-    if path is None and arguments.output:
-        path = f"{os.path.splitext(arguments.output)[0]}.jsonl"
-    if path is not None:
-        callbacks.append(JsonLog(path, log_every))
-    if arguments.tensorboard is not None:
-        callbacks.append(TensorBoardLog(arguments.tensorboard))
+    if log_path is not None:
+        callbacks.append(JsonLog(log_path, log_every))
+    if tensorboard is not None:
+        callbacks.append(TensorBoardLog(tensorboard))
     return callbacks
 
 
@@ -263,13 +345,16 @@ def _describe(trainer: Trainer, corpus: Corpus, num_files: int, steps: int) -> N
     print(f"memory      {show.size(trainer.memory)} beside the text")
     epochs = steps / trainer.steps_per_epoch
     print(
-        f"length      {steps:,} steps, {epochs:.4g} epochs, on {get_num_threads()} threads"
+        f"length      {show.count(steps, 'step')}, {show.count(epochs, 'epoch')}, on "
+        f"{show.count(get_num_threads(), 'thread')}"
         + (f"; {trainer.num_steps:,} steps are done" if trainer.num_steps else ""),
         flush=True,
     )
 
 
-def _conclude(arguments: argparse.Namespace, trainer: Trainer, plain: bool) -> int:
+def _conclude(
+    arguments: argparse.Namespace, trainer: Trainer, *, demonstration: bool, plain: bool
+) -> int:
     """Says what came of the training, and what to do with it.
 
     plain: it was the demonstration as it is, so that its bound holds.
@@ -282,19 +367,20 @@ def _conclude(arguments: argparse.Namespace, trainer: Trainer, plain: bool) -> i
             f"the best was {best.validation_loss:.4f} after {best.step:,} steps: "
             f"{best_path(arguments.output)}"
         )
-    if arguments.demo:
+    if demonstration:
         print(f"\n{model.sample(400, prime='def ', temperature=0.7, seed=1)}\n")
     if arguments.output:
         size = os.path.getsize(arguments.output)
         print(f"saved to {arguments.output} ({show.size(size)})")
         print(f"next: charrnn-fast sample {shlex.quote(arguments.output)}")
-    elif arguments.demo:
+    elif demonstration:
         print("next: charrnn-fast train your-text.txt -o your-model.safetensors")
     uniform = math.log(len(model.vocabulary))
     if loss > uniform:
         print(
             f"charrnn-fast: warning: the held-out loss is above ln {len(model.vocabulary)} = "
-            f"{uniform:.4f}, that of uniform guessing; try a smaller --learning-rate",
+            f"{uniform:.4f}, that of uniform guessing; try more --epochs or a smaller "
+            f"--learning-rate",
             file=sys.stderr,
         )
     if not plain:

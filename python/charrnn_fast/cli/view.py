@@ -8,9 +8,10 @@ import os
 from .. import atomic_file
 from ..corpus import Corpus
 from ..model import CharLM
+from ..text_files import UTF8
 from ..view import GENERATOR, _page
 from . import show
-from .parsing import Commands, add_threads, integer_option
+from .parsing import Commands, add_threads, encoding_option, integer_option
 
 _HEAD = 1024  # bytes of a page, among which its generator is named
 
@@ -18,7 +19,16 @@ _HEAD = 1024  # bytes of a page, among which its generator is named
 def add(commands: Commands) -> None:
     view = commands.add("view", run, "Look inside a trained model: a page of a text and its cells.")
     view.add_argument("model", metavar="FILE")
-    view.add_argument("text", nargs="+", metavar="TEXT", help="UTF-8 files")
+    view.add_argument(
+        "text", nargs="+", metavar="TEXT", help="files, folders and patterns such as '**/*.txt'"
+    )
+    view.add_argument(
+        "--encoding",
+        type=encoding_option,
+        default=UTF8,
+        metavar="NAME",
+        help="of the files: a name that Python knows (default: utf-8)",
+    )
     view.add_argument(
         "-o",
         "--output",
@@ -55,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     atomic_file.check_folder(arguments.output)
     model = CharLM.load(arguments.model)
     vocabulary = model.vocabulary
-    corpus = Corpus.from_files(*arguments.text, vocabulary=vocabulary)
+    corpus = Corpus.from_files(*arguments.text, vocabulary=vocabulary, encoding=arguments.encoding)
     start, end = arguments.start, min(arguments.start + arguments.length, len(corpus))
     if end - start < 2:
         raise ValueError(
