@@ -350,6 +350,26 @@ def test_nothing_is_left_to_train(
     assert model.read_bytes() == before
 
 
+def test_a_flag_that_is_misspelt_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "a.txt", "-o", "m", "--hiden-size", "3"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "charrnn-fast: error: unrecognized arguments: --hiden-size 3, did you mean --hidden-size? "
+        "(see charrnn-fast train --help)\n"
+    )
+
+
+def test_dropout_between_no_layers_is_told(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", str(text), *SMALL, "--steps", "1", "--dropout", "0.2"]
+    assert main([*train, "-o", str(tmp_path / "one")]) == 0
+    assert "warning: dropout leaves out between layers" in capsys.readouterr().err
+    assert main([*train, "-o", str(tmp_path / "two"), "--num-layers", "2"]) == 0
+    assert "dropout" not in capsys.readouterr().err
+
+
 def test_an_early_end_is_told(
     tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, NoReturn, TypeVar
 
 from .._checks import LARGEST, integer, real
@@ -27,6 +28,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"charrnn-fast: error: {message} (see {self.prog} --help)\n")
 
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Ends with an error about arguments that are none of this command's."""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)
+        hint = f", did you mean {near[0]}?" if near else ""
+        self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+
 
 class Commands:
     """The commands' parsers; each command's module adds its own."""
@@ -37,7 +45,7 @@ class Commands:
     def add(self, name: str, run: Callable[[argparse.Namespace], int], about: str) -> Parser:
         """A command: run takes the parsed options and returns the exit status."""
         sub: Parser = self._commands.add_parser(name, help=about, description=about)
-        sub.set_defaults(run=run, threads=None)
+        sub.set_defaults(run=run, parser=sub, threads=None)
         return sub
 
 

@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         ids, error = _encoded(lines, number, ending, model.vocabulary, arguments.allow_unknown)
         for line, text, nats in zip(lines, ids, _scores(model, ids), strict=False):
             number += 1
-            print(shown(number, line, 0 if text is None else len(text), nats))
+            print(shown(number, line, None if text is None else len(text), nats))
         sys.stdout.flush()
         if error is not None:
             raise error
@@ -134,8 +134,9 @@ def _scores(model: CharLM, ids: list[_Ids | None]) -> list[float]:
     return [-math.inf if text is None else next(scores) for text in ids]
 
 
-_Format = Callable[[int, bytes, int, float], str]
-"""The output for a line: its number, itself, its characters predicted, its nats."""
+_Format = Callable[[int, bytes, int | None, float], str]
+"""The output for a line: its number, itself, its characters predicted (None where the vocabulary
+cannot spell it), its nats."""
 
 
 def _format(arguments: argparse.Namespace) -> _Format:
@@ -143,13 +144,13 @@ def _format(arguments: argparse.Namespace) -> _Format:
         return _json
     unit = math.log(2) if arguments.bits else 1.0
 
-    def plain(number: int, line: bytes, characters: int, nats: float) -> str:
+    def plain(number: int, line: bytes, characters: int | None, nats: float) -> str:
         return f"{(_mean(nats, characters) if arguments.mean else nats) / unit:.6f}"
 
     return plain
 
 
-def _json(number: int, line: bytes, characters: int, nats: float) -> str:
+def _json(number: int, line: bytes, characters: int | None, nats: float) -> str:
     mean = _mean(nats, characters)
     values = {
         "nats": nats,
@@ -162,8 +163,8 @@ def _json(number: int, line: bytes, characters: int, nats: float) -> str:
     return json.dumps({"line": number, "characters": characters, **numbers, "text": text})
 
 
-def _mean(nats: float, characters: int) -> float:
-    """Of no characters there is none: nan, or the -inf of a line that cannot be spelled."""
-    if characters:
-        return nats / characters
-    return nats if math.isinf(nats) else math.nan
+def _mean(nats: float, characters: int | None) -> float:
+    """Of no characters there is none: nan; -inf for a line that cannot be spelled."""
+    if characters is None:
+        return nats
+    return nats / characters if characters else math.nan

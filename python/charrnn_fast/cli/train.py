@@ -343,6 +343,12 @@ def _describe(trainer: Trainer, corpus: Corpus, num_files: int, steps: int) -> N
     print(f"model       {show.model_line(trainer.model)}")
     print(f"training    {show.training_line(trainer._settings())}")
     print(f"memory      {show.size(trainer.memory)} beside the text")
+    if trainer.model.rnn.dropout and trainer.model.rnn.num_layers == 1:
+        print(
+            "charrnn-fast: warning: dropout leaves out between layers, of which there is one, and "
+            "does nothing; there are --input-dropout, --output-dropout and --recurrent-dropout",
+            file=sys.stderr,
+        )
     epochs = steps / trainer.steps_per_epoch
     print(
         f"length      {show.count(steps, 'step')}, {show.count(epochs, 'epoch')}, on "
