@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from ..corpus import Corpus
 from ..model import CharLM
-from ..text_files import UTF8, find_files
+from ..text_files import find_files
 from ..vocabulary import Vocabulary
 from . import show
-from .parsing import Commands, add_threads, encoding_option, mark_option, unescaped
+from .parsing import Commands, add_texts, add_threads, mark_option, unescaped
 from .sample import add_weight_dtype
 
 _TOTAL = "total"
@@ -22,16 +22,7 @@ _TOTAL = "total"
 def add(commands: Commands) -> None:
     evaluate = commands.add("eval", run, "Measure a trained model's loss on text files.")
     evaluate.add_argument("model", metavar="FILE")
-    evaluate.add_argument(
-        "text", nargs="+", metavar="TEXT", help="files, folders and patterns such as '**/*.txt'"
-    )
-    evaluate.add_argument(
-        "--encoding",
-        type=encoding_option,
-        default=UTF8,
-        metavar="NAME",
-        help="of the files: a name that Python knows (default: utf-8)",
-    )
+    add_texts(evaluate)
     evaluate.add_argument(
         "--document-mark",
         type=mark_option,

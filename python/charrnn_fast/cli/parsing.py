@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import IO, NoReturn, TypeVar
 
 from .._checks import LARGEST, integer, real
-from ..text_files import check_encoding
+from ..text_files import UTF8, check_encoding
 
 _T = TypeVar("_T")
 
@@ -53,6 +53,19 @@ def standard_input() -> IO[bytes]:
     if sys.stdin is None:  # which a shell does by <&-
         raise ValueError("the standard input is closed")
     return sys.stdin.buffer
+
+
+def add_texts(parser: Parser) -> None:
+    parser.add_argument(
+        "text", nargs="+", metavar="TEXT", help="files, folders and patterns such as '**/*.txt'"
+    )
+    parser.add_argument(
+        "--encoding",
+        type=encoding_option,
+        default=UTF8,
+        metavar="NAME",
+        help="of the files: a name that Python knows (default: utf-8)",
+    )
 
 
 def add_threads(parser: Parser) -> None:

@@ -8,10 +8,9 @@ import os
 from .. import atomic_file
 from ..corpus import Corpus
 from ..model import CharLM
-from ..text_files import UTF8
 from ..view import GENERATOR, _page
 from . import show
-from .parsing import Commands, add_threads, encoding_option, integer_option
+from .parsing import Commands, add_texts, add_threads, integer_option
 
 _HEAD = 1024  # bytes of a page, among which its generator is named
 
@@ -19,16 +18,7 @@ _HEAD = 1024  # bytes of a page, among which its generator is named
 def add(commands: Commands) -> None:
     view = commands.add("view", run, "Look inside a trained model: a page of a text and its cells.")
     view.add_argument("model", metavar="FILE")
-    view.add_argument(
-        "text", nargs="+", metavar="TEXT", help="files, folders and patterns such as '**/*.txt'"
-    )
-    view.add_argument(
-        "--encoding",
-        type=encoding_option,
-        default=UTF8,
-        metavar="NAME",
-        help="of the files: a name that Python knows (default: utf-8)",
-    )
+    add_texts(view)
     view.add_argument(
         "-o",
         "--output",
