@@ -60,7 +60,8 @@ def summary(path: Path) -> dict[str, Any]:
     names = ("step", "epoch", "train_loss", "validation_loss", "learning_rate")
     times = _times(path)
     return {
-        "start": entries[0],
+        # without the configuration, which has the names of files; CONFIG has the rest of it
+        "start": {name: value for name, value in entries[0].items() if name != "configuration"},
         "curve_columns": names,
         "curve": [[entry[name] for name in names] for entry in evaluations],
         "best": min(entry["validation_loss"] for entry in evaluations),
