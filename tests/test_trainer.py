@@ -706,10 +706,14 @@ def test_stop_ends_with_an_evaluation_and_a_checkpoint(
     assert Trainer.resume(path, corpus).history == trainer.history
 
 
-def test_the_best_checkpoint_is_of_this_training(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_checkpoint_is_of_this_training(corpus: Corpus, tmp_path: Path) -> None:
     """One that another training has left goes, and one that is missing comes back."""
+
+    class Kill(Callback):
+        def updated(self, trainer: Trainer, update: Update) -> None:
+            if update.step == 2:
+                raise RuntimeError("killed")
+
     path = tmp_path / "model"
     best = Path(best_path(path))
     make(corpus, checkpoint_path=path).fit(steps=6, progress=False)
@@ -717,15 +721,8 @@ def test_the_best_checkpoint_is_of_this_training(
     trainer = make(corpus, checkpoint_path=path, checkpoint_every=2)
     trainer.fit(steps=2, progress=False)  # ends with an evaluation
     assert checkpoint.read(best)[1]["training"]["num_steps"] == 2
-    again = make(corpus, checkpoint_path=path, checkpoint_every=1, evaluate_every=50)
-    step = again._next_update
-
-    def killed(*arguments: Any) -> Update:
-        if again.num_steps == 1:
-            raise RuntimeError("killed")
-        return step(*arguments)
-
-    monkeypatch.setattr(again, "_next_update", killed)
+    options: dict[str, Any] = {"checkpoint_every": 1, "evaluate_every": 50}
+    again = make(corpus, checkpoint_path=path, callbacks=[Kill()], **options)
     with pytest.raises(RuntimeError, match="killed"):
         again.fit(steps=3, progress=False)
     assert not best.exists()

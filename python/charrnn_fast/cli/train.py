@@ -71,12 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     begun = trainer.num_steps
     _describe(trainer, corpus, len(files), steps)
     if not trainer._evaluation_due and (begun >= steps or trainer._is_stale()):
-        print(
-            f"nothing left to train: {_ending(trainer, steps)}"
-            if begun < steps
-            else f"nothing left to train: {begun:,} steps are done; --epochs or --steps asks for "
-            f"more"
-        )
+        print(f"nothing left to train: {_ending(trainer, steps)}")
         return 0
     try:
         trainer.fit(steps=max(steps - begun, 0))
@@ -90,7 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _ending(trainer: Trainer, steps: int) -> str:
-    """Why a training has come to fewer steps."""
+    """Why a training goes no further."""
+    if trainer.num_steps >= steps:
+        return f"{trainer.num_steps:,} steps are done; --epochs or --steps asks for more"
     patience = trainer._patience
     looks = "evaluation" if patience == 1 else "evaluations"
     return (
