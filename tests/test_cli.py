@@ -17,7 +17,7 @@ import pytest
 
 import charrnn_fast as cf
 from charrnn_fast import CharLM, Trainer, demo, log
-from charrnn_fast.cli import _with_flags, main
+from charrnn_fast.cli import main
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
 SMALL = ["--hidden-size", "8", "--num-layers", "1", "--batch-size", "6", "--seq-len", "20"]
@@ -115,7 +115,7 @@ def test_what_is_left_out_reaches_the_model(
     [
         (["--dropout", "1"], "--dropout: must be finite, at least 0, below 1, got 1.0"),
         (["--zoneout", "0.1,0.2,0.3"], "--zoneout: takes one rate or two"),
-        (["--proj-size", "8", "--cell", "gru"], "--proj-size=8 is for LSTMs, got cell='gru'"),
+        (["--proj-size", "8", "--cell", "gru"], "--proj-size=8 is for LSTMs, got --cell='gru'"),
     ],
 )
 def test_wrong_rates_are_told(
@@ -899,15 +899,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"charrnn-fast {cf.__version__}\n"
-
-
-def test_flags_do_not_change_paths() -> None:
-    message = (
-        "runs/seq_len/seq_len.txt and top_k.safetensors: seq_len is 5, a smaller learning_rate."
-    )
-    assert _with_flags(message) == (
-        "runs/seq_len/seq_len.txt and top_k.safetensors: --seq-len is 5, a smaller --learning-rate."
-    )
 
 
 def test_both_ways_to_start_are_one_program(model: Path) -> None:

@@ -283,8 +283,8 @@ def test_a_prime_of_a_byte_model_may_hold_anything(
         ),
         (["--stream", "--json"], "--stream writes characters, --json whole texts"),
         (["--stream", "--temperatures", "1"], "--stream writes characters, --temperatures whole"),
-        (["--stop", ""], "stop[0] is empty; it takes one character or more"),
-        (["--stop", "a", "--stop", "Q"], "stop[1] has the character 'Q' (U+0051) at position 0"),
+        (["--stop", ""], "--stop is empty; it takes one character or more"),
+        (["--stop", "a", "--stop", "Q"], "--stop has the character 'Q' (U+0051) at position 0"),
         (["--weight-dtype", "float64"], "--weight-dtype is 'float64', a float32 model takes"),
     ],
 )

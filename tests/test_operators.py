@@ -68,12 +68,16 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
         ValueError,
         "proj_size must be less than hidden_size=3, got 6",
     ),
-    ({"zoneout": (0.1, 0.1)}, ValueError, r"zoneout\[1\] is for the c of LSTMs, got 0.1.*'rnn'"),
+    (
+        {"zoneout": (0.1, 0.1)},
+        ValueError,
+        "second rate of zoneout is for the c of LSTMs, got 0.1.*'rnn'",
+    ),
     ({"zoneout": (0.1,)}, ValueError, r"zoneout must be a rate or a pair \(h, c\)"),
     (
         {"cell": "lstm", "proj_size": 2, "zoneout": 0.1},
         ValueError,
-        r"behind a projection: take zoneout=\(0, 0.1\)",
+        "behind a projection: the first rate of zoneout must be 0, got 0.1",
     ),
     ({"device": "cuda"}, ValueError, "device must be 'cpu' .*got 'cuda'"),
 ]

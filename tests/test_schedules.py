@@ -77,7 +77,7 @@ def test_in_words() -> None:
         ({"name": "steps"}, "schedule must be one of constant, decay, .* got 'steps'"),
         ({}, "schedule must be one of .* got None"),
         ({"name": "linear", "decay": 0.5}, "linear does not take"),
-        ({"name": "cosine", "warmup": 20}, "warmup must be below epochs, got warmup=20 and"),
+        ({"name": "cosine", "warmup": 20}, "warmup must be below epochs=20, got 20"),
         ({"name": "cosine", "final": 1.5}, "final must be .* at most 1, got 1.5"),
         ({"name": "cosine", "epochs": 0}, "epochs must be finite, above 0, got 0"),
         ({"name": "decay", "decay": 0}, "decay must be finite, above 0, got 0"),

@@ -505,7 +505,7 @@ def test_a_failed_write_leaves_the_old_page(
         (["{model}", "{text}", "--start", "-1"], "--start: must be >= 0, got -1"),
         (["{model}", "{text}", "--start", "9999"], "of which --start 9999 leaves 0: to look in"),
         (["{model}", "{text}", "--layers", "x"], "--layers: invalid list of layers value: 'x'"),
-        (["{model}", "{text}", "--layers", "0,2"], "layers[1] must be in 0 to 1, got 2"),
+        (["{model}", "{text}", "--layers", "0,2"], "--layers must be in 0 to 1, got 2"),
         (["{model}", "{text}", "--layers", "-1"], "--layers: "),
         (["{model}", "{folder}/no"], "no: No such file or directory"),
         (["{folder}/no", "{text}"], "no: No such file or directory"),

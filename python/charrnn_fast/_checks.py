@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import operator
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import SupportsFloat
 
 StrPath = str | os.PathLike[str]
@@ -12,11 +15,32 @@ StrPath = str | os.PathLike[str]
 LARGEST = 2**31 - 1  # what the kernels count with
 LARGEST_SEED = 2**64 - 1
 
+_names: ContextVar[Mapping[str, str] | None] = ContextVar("_names", default=None)
+
+
+def called(name: str) -> str:
+    """What a message calls an argument: its name, or what `calling` gives in its place.
+
+    An element, as "stop[1]", is then called as its argument is.
+    """
+    names = _names.get()
+    return name if names is None else names.get(name.partition("[")[0], name)
+
+
+@contextmanager
+def calling(names: Mapping[str, str]) -> Iterator[None]:
+    """Within it messages call arguments by other names, as the command line does by its flags."""
+    token = _names.set(names)
+    try:
+        yield
+    finally:
+        _names.reset(token)
+
 
 def instance(name: str, value: object, kind: type | tuple[type, ...], takes: str) -> None:
     """TypeError unless value is of a kind; takes says which."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be {takes}, got {type(value).__name__}")
+        raise TypeError(f"{called(name)} must be {takes}, got {type(value).__name__}")
 
 
 def integer(name: str, value: object, minimum: int, maximum: int = LARGEST) -> int:
@@ -25,11 +49,11 @@ def integer(name: str, value: object, minimum: int, maximum: int = LARGEST) -> i
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{name} must be an integer {takes}, got {value!r}") from None
+        raise TypeError(f"{called(name)} must be an integer {takes}, got {value!r}") from None
     if number < minimum:
-        raise ValueError(f"{name} must be {takes}, got {shown(number)}")
+        raise ValueError(f"{called(name)} must be {takes}, got {shown(number)}")
     if number > maximum:
-        raise ValueError(f"{name} must be in {minimum} to {maximum}, got {shown(number)}")
+        raise ValueError(f"{called(name)} must be in {minimum} to {maximum}, got {shown(number)}")
     return number
 
 
@@ -46,13 +70,13 @@ def real(
     limits = ((above, "above"), (least, "at least"), (most, "at most"), (below, "below"))
     takes = ", ".join(["finite", *(f"{word} {x:g}" for x, word in limits if math.isfinite(x))])
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):
-        raise TypeError(f"{name} must be a number ({takes}), got {value!r}")
+        raise TypeError(f"{called(name)} must be a number ({takes}), got {value!r}")
     try:
         number = float(value)
     except OverflowError:  # an integer beyond the largest float
         number = math.inf
     if not (math.isfinite(number) and above < number < below and least <= number <= most):
-        raise ValueError(f"{name} must be {takes}, got {number}")
+        raise ValueError(f"{called(name)} must be {takes}, got {number}")
     return number
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import text_files
-from ._checks import StrPath, instance, integer
+from ._checks import StrPath, called, instance, integer
 from .file_array import FileArray, Ids
 from .text_files import UTF8, Block, check_encoding, find_files, read_bytes, read_text
 from .vocabulary import UNICODE_SIZE, Vocabulary, code_points
@@ -201,16 +201,18 @@ class _Documents:
         """mark "" is nowhere. Raises ValueError where the text does not hold the mark."""
         self._ids = ids
         self.mark = mark
-        encoded = vocabulary._encode(mark, "document_mark", 0)
+        encoded = vocabulary._encode(mark, called("document_mark"), 0)
         if (encoded == vocabulary._unknown_id).any():
             raise ValueError(
-                f"document_mark is {mark!r}, of which the vocabulary maps a character to its "
-                f"unknown symbol; the mark must be told from other text"
+                f"{called('document_mark')} is {mark!r}, of which the vocabulary maps a character "
+                f"to its unknown symbol; the mark must be told from other text"
             )
         self._mark_ids = encoded.astype(ids.dtype)  # [M]
         self.file_starts = np.setdiff1d(np.array(file_starts, np.int64), [0])
         if mark and not self._is_marked():
-            raise ValueError(f"document_mark is {mark!r}, which does not occur in the text")
+            raise ValueError(
+                f"{called('document_mark')} is {mark!r}, which does not occur in the text"
+            )
 
     def starts_within(self, first: int, last: int) -> NDArray[np.int64]:
         first, last = max(first, 1), min(last, len(self._ids))
@@ -223,7 +225,7 @@ class _Documents:
     def _is_marked(self) -> bool:
         """Whether there is a mark at all; what comes after the first one is not read."""
         size = self._mark_ids.itemsize
-        with text_files.progress(len(self._ids) * size, "looking for the document_mark") as bar:
+        with text_files.progress(len(self._ids) * size, "looking for documents") as bar:
             for first, last in _blocks(1, len(self._ids) + 1):
                 if self._behind_marks(first, last).size:
                     return True
@@ -278,13 +280,13 @@ def _check_options(
         return
     if min_count != 1:
         raise ValueError(
-            f"min_count is {min_count}, which is for making a vocabulary from the text, but one is "
-            f"given: {vocabulary._described()}"
+            f"{called('min_count')} is {min_count}, which is for making a vocabulary from the "
+            f"text, but one is given: {vocabulary._described()}"
         )
     if vocabulary.kind == "bytes" and codecs.lookup(encoding).name != UTF8:
         raise ValueError(
-            f"encoding is {encoding!r}, but with the byte vocabulary nothing is decoded; leave out "
-            f"one of them"
+            f"{called('encoding')} is {encoding!r}, but with the byte vocabulary nothing is "
+            f"decoded; leave out one of them"
         )
 
 
@@ -302,8 +304,9 @@ class _Chunks:
         if piece < seq_len:
             raise ValueError(
                 f"the text is too short: its training part has {len(ids)} {unit}s, and one chunk "
-                f"of batch_size={batch_size} streams by seq_len={seq_len} takes "
-                f"{batch_size * seq_len + 1}; use a smaller batch_size or seq_len, or more text"
+                f"of {called('batch_size')}={batch_size} streams by {called('seq_len')}={seq_len} "
+                f"takes {batch_size * seq_len + 1}; use a smaller {called('batch_size')} or "
+                f"{called('seq_len')}, or more text"
             )
         self._ids = ids
         self._starts = np.arange(batch_size) * piece

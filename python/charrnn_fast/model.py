@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import checkpoint
-from ._checks import LARGEST_SEED, StrPath, instance, integer
+from ._checks import LARGEST_SEED, StrPath, called, calling, instance, integer
 from .file_array import Ids
 from .rnn import RNN
 from .sampler import (
@@ -299,7 +299,8 @@ class CharLM:
         try:
             vocabulary = Vocabulary._from_config(tensors["vocabulary"], config)
             _check_size(tensors, config["model"])
-            model = cls(vocabulary, **config["model"])
+            with calling({}):  # the file's settings, not the arguments of this call
+                model = cls(vocabulary, **config["model"])
             names = model.rnn.parameters()
             model.rnn.load_parameters({name: tensors[_tensor_name(name)] for name in names})
         except (LookupError, TypeError, ValueError, OverflowError, MemoryError) as error:
@@ -383,7 +384,7 @@ class CharLM:
         weight_dtype: str | None,
     ) -> _Request:
         """The checked arguments of `sample` and `stream`."""
-        ids = self.vocabulary._encode(prime, "prime", 0)
+        ids = self.vocabulary._encode(prime, called("prime"), 0)
         check_weight_dtype(weight_dtype, self.rnn)
         return _Request(
             prime=ids,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from ._checks import LARGEST_SEED, instance, integer, real, shown
+from ._checks import LARGEST_SEED, called, instance, integer, real, shown
 
 Array = NDArray[Any]
 State = Any
@@ -108,7 +108,9 @@ class RNN:
         if output_size is not None:
             output_size = integer("output_size", output_size, 1)
         if cell not in _GATES:
-            raise ValueError(f"cell must be one of {', '.join(map(repr, _GATES))}, got {cell!r}")
+            raise ValueError(
+                f"{called('cell')} must be one of {', '.join(map(repr, _GATES))}, got {cell!r}"
+            )
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
         if cell != "rnn" and nonlinearity != "tanh":
@@ -116,7 +118,9 @@ class RNN:
         if isinstance(bias, (bool, str)) is False or bias not in _BIASES:
             raise ValueError(f"bias must be True, 'single' or False, got {bias!r}")
         if init not in _INITS:
-            raise ValueError(f"init must be one of {', '.join(map(repr, _INITS))}, got {init!r}")
+            raise ValueError(
+                f"{called('init')} must be one of {', '.join(map(repr, _INITS))}, got {init!r}"
+            )
         if device != "cpu":
             raise ValueError(f"device must be 'cpu' in this version, got {device!r}")
         for name, flag in (
@@ -128,10 +132,13 @@ class RNN:
                 raise TypeError(f"{name} must be True or False, got {flag!r}")
         proj_size = integer("proj_size", proj_size, 0)
         if proj_size and not cell.endswith("lstm"):
-            raise ValueError(f"proj_size={proj_size} is for LSTMs, got cell={cell!r}")
+            raise ValueError(
+                f"{called('proj_size')}={proj_size} is for LSTMs, got {called('cell')}={cell!r}"
+            )
         if proj_size >= hidden_size:
             raise ValueError(
-                f"proj_size must be less than hidden_size={hidden_size}, got {proj_size}"
+                f"{called('proj_size')} must be less than {called('hidden_size')}={hidden_size}, "
+                f"got {proj_size}"
             )
         rates = {
             "dropout": _rate("dropout", dropout),
@@ -170,7 +177,10 @@ class RNN:
         self._carried: Array | None = None  # the state of `step`, in the kernels' layout
         weights = self._count_weights()
         if weights > _MOST_PARAMETERS:
-            raise ValueError(f"{self!r} would have {weights:.3g} weights, at most 2**40 are taken")
+            raise ValueError(
+                f"{self!r} would have {weights:.3g} weights, at most 2**40 are taken; try a "
+                f"smaller {called('hidden_size')}"
+            )
         try:
             self._core: Any = make(
                 f"rnn_{nonlinearity}" if cell == "rnn" else cell,
@@ -192,7 +202,8 @@ class RNN:
             self._initialise(seed, init, forget_bias)
         except MemoryError:
             raise MemoryError(
-                f"{self!r} has {weights:,} weights, which exceed the memory"
+                f"{self!r} has {weights:,} weights, which exceed the memory; try a smaller "
+                f"{called('hidden_size')}"
             ) from None
 
     def _count_weights(self) -> int:
@@ -574,16 +585,22 @@ def _zoneout(
     """The rates of h and of c."""
     if isinstance(zoneout, (tuple, list)):
         if len(zoneout) != 2:
-            raise ValueError(f"zoneout must be a rate or a pair (h, c), got {zoneout!r}")
+            raise ValueError(
+                f"{called('zoneout')} must be a rate or a pair (h, c), got {zoneout!r}"
+            )
         h, c = (_rate(f"zoneout[{i}]", rate) for i, rate in enumerate(zoneout))
         if c and not cell.endswith("lstm"):
-            raise ValueError(f"zoneout[1] is for the c of LSTMs, got {c} with cell={cell!r}")
+            raise ValueError(
+                f"the second rate of {called('zoneout')} is for the c of LSTMs, got {c} with "
+                f"{called('cell')}={cell!r}"
+            )
     else:
         h = _rate("zoneout", zoneout)
         c = h if cell.endswith("lstm") else 0.0
     if h and proj_size:
         raise ValueError(
-            f"h cannot be zoned out behind a projection: take zoneout=(0, {c}), got {zoneout!r}"
+            f"h cannot be zoned out behind a projection: the first rate of {called('zoneout')} "
+            f"must be 0, got {zoneout!r}"
         )
     return h, c
 

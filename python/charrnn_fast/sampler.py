@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._checks import integer, real
+from ._checks import called, integer, real
 from .rnn import RNN
 from .vocabulary import Vocabulary, _StreamDecoder
 
@@ -52,7 +52,7 @@ def check_weight_dtype(weight_dtype: str | None, rnn: RNN) -> None:
     known = [own, "bfloat16"] if own == "float32" else [own]
     if weight_dtype is not None and weight_dtype not in known:
         raise ValueError(
-            f"weight_dtype is {weight_dtype!r}, a {own} model takes None or "
+            f"{called('weight_dtype')} is {weight_dtype!r}, a {own} model takes None or "
             + " or ".join(map(repr, known))
         )
 
@@ -98,10 +98,10 @@ def checked_stops(stop: Stop, vocabulary: Vocabulary) -> tuple[str, ...]:
     named = {"stop": stop} if isinstance(stop, str) else _numbered_stops(stop)
     for name, text in named.items():
         if not isinstance(text, str):
-            raise TypeError(f"{name} must be a str, got {type(text).__name__}")
+            raise TypeError(f"{called(name)} must be a str, got {type(text).__name__}")
         if not text:
-            raise ValueError(f"{name} is empty; it takes one character or more")
-        vocabulary._encode(text, name, 0)
+            raise ValueError(f"{called(name)} is empty; it takes one character or more")
+        vocabulary._encode(text, called(name), 0)
     return tuple(named.values())
 
 

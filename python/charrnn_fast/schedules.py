@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from ._checks import integer, real
+from ._checks import called, integer, real
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,8 @@ class Cosine(Schedule):
         real("final", self.final, least=0, most=1)
         if self.warmup >= self.epochs:
             raise ValueError(
-                f"warmup must be below epochs, got warmup={self.warmup} and epochs={self.epochs}"
+                f"{called('warmup')} must be below {called('epochs')}={self.epochs:.4g}, got "
+                f"{self.warmup:.4g}"
             )
 
     def _fall(self, epoch: float, drops: int) -> float:

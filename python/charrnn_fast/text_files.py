@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from ._checks import StrPath, instance
+from ._checks import StrPath, called, instance
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -97,8 +97,8 @@ def check_encoding(encoding: object) -> str:
         known = False
     if not known:
         raise ValueError(
-            f"encoding must be one that Python has for texts, such as utf-8, latin-1, utf-16 or "
-            f"gb18030, got {encoding!r}"
+            f"{called('encoding')} must be one that Python has for texts, such as utf-8, latin-1, "
+            f"utf-16 or gb18030, got {encoding!r}"
         )
     return encoding
 

@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core, checkpoint, optim
-from ._checks import LARGEST_SEED, StrPath, available_memory, instance, integer, real
+from ._checks import (
+    LARGEST_SEED,
+    StrPath,
+    available_memory,
+    called,
+    instance,
+    integer,
+    real,
+)
 from .callbacks import Callback, Evaluation, Update
 from .corpus import Corpus, _Chunks
 from .documents import cut
@@ -222,15 +230,16 @@ class Trainer:
         for key in ("batch_size", "seq_len", "optimizer"):
             if changes.get(key, settings.get(key)) != settings.get(key):
                 raise ValueError(
-                    f"{key} is {changes[key]!r}, but {name} was trained with {settings.get(key)!r}"
+                    f"{called(key)} is {changes[key]!r}, but {name} was trained with "
+                    f"{settings.get(key)!r}"
                 )
         if corpus is not None and text is not None:
             _check_vocabulary(model, corpus)
             ours = _identity(corpus)
             if ours["document_mark"] != mark:
                 raise ValueError(
-                    f"document_mark is {ours['document_mark']!r}, but {name} was trained with "
-                    f"{mark!r}"
+                    f"{called('document_mark')} is {ours['document_mark']!r}, but {name} was "
+                    f"trained with {mark!r}"
                 )
             if (length, fingerprint) != (len(corpus), corpus._fingerprint):
                 unit = corpus.vocabulary._unit
@@ -243,7 +252,7 @@ class Trainer:
             if ours != text:
                 raise ValueError(
                     f"the corpus is the text that {name} was trained on, but its files begin at "
-                    f"other places, and with a document_mark each is a document"
+                    f"other places, and with a {called('document_mark')} each is a document"
                 )
         try:
             lr = real("learning_rate", settings.pop("learning_rate"), least=0)
@@ -448,7 +457,8 @@ class Trainer:
         if needed > free:
             raise MemoryError(
                 f"training takes {needed / 1e9:,.3g} GB more, and {free / 1e9:,.3g} GB are free; "
-                f"try a smaller batch_size or seq_len, more micro_batches, or a smaller model"
+                f"try a smaller {called('batch_size')} or {called('seq_len')}, more "
+                f"{called('micro_batches')}, or a smaller model"
             )
 
     def _cut(self, corpus: Corpus) -> _Chunks:
@@ -507,7 +517,7 @@ class Trainer:
             raise FloatingPointError(
                 f"training has diverged: at step {self._num_steps + 1} the loss is {loss} and the "
                 f"norm of the gradient {norm}; the weights are those before this step"
-                f"{self._last_checkpoint()}. Try a smaller learning_rate"
+                f"{self._last_checkpoint()}. Try a smaller {called('learning_rate')}"
             )
         self._state = state
         return loss, norm
@@ -586,7 +596,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"training has diverged: after step {self._num_steps} the validation loss is "
-                f"{loss}{self._last_checkpoint()}. Try a smaller learning_rate"
+                f"{loss}{self._last_checkpoint()}. Try a smaller {called('learning_rate')}"
             )
         count, total = self._losses
         self._losses = (0, 0.0)
@@ -735,7 +745,7 @@ def _make_optimizer(
     if isinstance(optimizer, str):
         if optimizer not in _OPTIMIZERS:
             raise ValueError(
-                f"optimizer must be one of {', '.join(_OPTIMIZERS)}, got {optimizer!r}"
+                f"{called('optimizer')} must be one of {', '.join(_OPTIMIZERS)}, got {optimizer!r}"
             )
         lr = 2e-3 if learning_rate is None else real("learning_rate", learning_rate, above=0)
         return _OPTIMIZERS[optimizer](model.rnn, lr=lr)

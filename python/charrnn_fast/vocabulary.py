@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from ._checks import instance, integer, real
+from ._checks import called, instance, integer, real
 
 Kind = Literal["characters", "bytes"]
 
@@ -122,7 +122,7 @@ class Vocabulary:
         counts = counts[points]
         if counts.max() < min_count:
             raise ValueError(
-                f"min_count is {min_count}, but no character occurs so often: "
+                f"{called('min_count')} is {min_count}, but no character occurs so often: "
                 f"{chr(points[counts.argmax()])!r}, the most frequent one, does "
                 f"{counts.max()} times"
             )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 
 from .. import build_info, get_num_threads, set_num_threads
-from . import bench, evaluate, info, options, plot, sample, score, train, view
+from .._checks import calling
+from . import bench, evaluate, info, plot, sample, score, train, view
 from .parsing import FAILED, INTERRUPTED, USER_ERROR, Commands, Parser
 from .show import complain
 
@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.threads is not None:
             set_num_threads(arguments.threads)
         run: Callable[..., int] = arguments.run
-        status = run(arguments)
+        with calling(arguments.parser.flags()):
+            status = run(arguments)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except FloatingPointError as error:
-        return complain(_with_flags(str(error)), FAILED)
+        return complain(str(error), FAILED)
     except OSError as error:
         name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         return complain(f"{name}{error.strerror or error}", USER_ERROR)
@@ -50,20 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain(str(error), USER_ERROR)
     except MemoryError as error:
         message = str(error) or "out of memory; try a smaller model or batch size"
-        return complain(_with_flags(message), USER_ERROR)
+        return complain(message, USER_ERROR)
     except (ValueError, OverflowError) as error:
-        return complain(_with_flags(str(error)), USER_ERROR)
-
-
-def _with_flags(message: str) -> str:
-    """A message about arguments, as one about options; names in a path or in quotes stay."""
-    known = (*options.NAMES, "top_k", "top_p", "weight_dtype")
-    names = "|".join(name for name in known if "_" in name)
-    return re.sub(
-        rf"(?<![\w/.'-])({names})(?![\w/-]|\.\w)",
-        lambda found: f"--{found[0].replace('_', '-')}",
-        message,
-    )
+        return complain(str(error), USER_ERROR)
 
 
 def _parser() -> Parser:

@@ -28,6 +28,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"charrnn-fast: error: {message} (see {self.prog} --help)\n")
 
+    def flags(self) -> dict[str, str]:
+        """The long flag of each setting."""
+        return {a.dest: a.option_strings[-1] for a in self._actions if a.option_strings}
+
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
         """Ends with an error about arguments that are none of this command's."""
         flags = [flag for action in self._actions for flag in action.option_strings]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import atomic_file, checkpoint, demo, get_num_threads
+from .._checks import calling
 from ..callbacks import Callback
 from ..corpus import Corpus
 from ..log import JsonLog, TensorBoardLog
@@ -24,6 +25,16 @@ from . import options, show
 from .parsing import FAILED, INTERRUPTED, Commands, add_threads, unescaped
 
 _EPOCHS = 20
+
+# The settings of schedules are called otherwise than their flags.
+_OF_SCHEDULES = {
+    "warmup": "--warmup",
+    "epochs": "--epochs",
+    "decay": "--lr-decay",
+    "after": "--lr-decay-after",
+    "patience": "--lr-patience",
+    "final": "--final-lr",
+}
 
 
 def add(commands: Commands) -> None:
@@ -252,7 +263,7 @@ def _corpus(
                 f"{shlex.quote(arguments.output)} --resume"
             ) from None
     if encoding != UTF8:
-        raise ValueError(f"encoding is {encoding}, but --demo brings its own text")
+        raise ValueError(f"--encoding is {encoding}, but --demo brings its own text")
     return Corpus.from_text(demo.text(), vocabulary, min_count=min_count, document_mark=mark)
 
 
@@ -286,9 +297,10 @@ def _trainer(
         steps = (epochs or _EPOCHS) * trainer.steps_per_epoch
     scheduled = any(option.name in given for option in options.SCHEDULE)
     if trainer.num_steps < steps and (scheduled or not foreign):
-        trainer.schedule = _schedule(
-            options.pick(options.SCHEDULE, values), steps / trainer.steps_per_epoch
-        )
+        with calling(_OF_SCHEDULES):
+            trainer.schedule = _schedule(
+                options.pick(options.SCHEDULE, values), steps / trainer.steps_per_epoch
+            )
     if not foreign:
         settings = options.pick(options.ALL, values)
         model = {o.name: trainer.model._config[o.name] for o in options.MODEL}

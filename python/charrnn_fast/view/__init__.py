@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import build_info
-from .._checks import instance, integer
+from .._checks import called, instance, integer
 from ..model import CharLM
 from .features import Ranking, rank
 from .glyphs import Shown, show
@@ -88,7 +88,7 @@ def _page(
         raise ValueError(
             f"a page takes at most {_MOST_ACTIVATIONS:,} activations, and {len(ids):,} "
             f"{vocabulary.kind} with {len(chosen)} layer(s) of {rnn.hidden_size} cells make "
-            f"{count:,}: take a shorter length or fewer layers"
+            f"{count:,}: take a shorter {called('length')} or fewer {called('layers')}"
         )
     ids = np.ascontiguousarray(ids, np.int32)
     seen = read(model, ids, chosen)
@@ -122,7 +122,7 @@ def _layers(layers: Iterable[int] | None, count: int) -> list[int]:
         return list(range(count))
     chosen = [integer(f"layers[{i}]", layer, 0, count - 1) for i, layer in enumerate(layers)]
     if not chosen:
-        raise ValueError(f"layers is empty; it takes one or more of 0 to {count - 1}")
+        raise ValueError(f"{called('layers')} is empty; it takes one or more of 0 to {count - 1}")
     return sorted(set(chosen))
 
 
