@@ -197,12 +197,17 @@ def test_errors_name_the_path_that_was_given(
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "a temporary file")
 
-    calls: dict[str, Callable[[], None]] = {
-        "os.replace": lambda: checkpoint.write(path, {}, CONFIG),
-        "os.fsync": lambda: checkpoint.write(path, {}, CONFIG),
-        "tempfile.TemporaryFile": lambda: checkpoint.check_writable(path),
-    }
-    for name, call in calls.items():
+    write, check = (
+        lambda: checkpoint.write(path, {}, CONFIG),
+        lambda: checkpoint.check_writable(path),
+    )
+    calls: list[tuple[str, Callable[[], None]]] = [
+        ("os.replace", write),
+        ("os.fsync", write),
+        ("os.fsync", check),
+        ("os.rmdir", check),
+    ]
+    for name, call in calls:
         with monkeypatch.context() as patch:
             patch.setattr(name, fail)
             with pytest.raises(OSError, match="No space left on device") as raised:

@@ -327,7 +327,7 @@ def test_a_text_that_is_cut_off_while_it_is_read_ends_the_training(
     assert error == (
         f"charrnn-fast: error: {text} has changed since it was opened (880 bytes then, 100 now); a "
         f"text must stay as it is while it is in use: begin again, with a copy if something goes "
-        f"on writing to it\n"
+        f"on writing to it; {path} holds step {Trainer.resume(path).num_steps}\n"
     )
     assert Trainer.resume(path).num_steps >= 12
 

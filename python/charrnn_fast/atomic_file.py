@@ -1,144 +1,390 @@
-"""Files that are written anew as a whole: who reads one sees the old file or the new one."""
+"""How all files of the package are written: as a whole, so that readers see the old or the new one.
+
+`check` tells before any work whether `replace` can write to a path; `Lock` keeps it for one writer.
+Nothing but regular files is ever replaced; a symbolic link counts as what it points to. Logs alone
+are appended to (see `append`), a line at a time.
+"""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
+import secrets
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Any
+from typing import IO, NamedTuple
 
 from ._checks import StrPath
 
+if sys.platform != "win32":
+    import fcntl
 
-def replace(path: StrPath, parts: Iterable[bytes]) -> None:
+_SPECIAL: dict[int, str] = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFCHR: "character device",
+    stat.S_IFBLK: "block device",
+    stat.S_IFIFO: "pipe",
+    stat.S_IFSOCK: "socket",
+}
+# Errors by which a system or a file system says that it has no locks.
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+# For files of our own by their names, where others may have put something else.
+_NO_WAIT = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_ACL = "system.posix_acl_access"
+
+
+class Kind(NamedTuple):
+    """Files that a new one may take the place of: what they are called, and what tells them."""
+
+    name: str
+    is_ours: Callable[[str], bool]
+
+
+def replace(path: StrPath, parts: Iterable[bytes], kind: Kind | None = None) -> None:
     """Puts a new file of these parts in the place of the one at path, in one step and durably.
 
     The old file stays until the new one's data have reached the disk, also where OSError is raised;
-    the new one has its permissions.
+    the new one has its permissions, and its owner where the system allows that. Of writers at the
+    same time all succeed, and the last one's file stays. Raises OSError as `check` does.
     """
-    target = os.path.realpath(path)
-    try:
-        with _unnamed_file(target) as file:
-            file.writelines(parts)
-            file.flush()
-            if hasattr(os, "fchmod") and os.path.exists(target):
-                os.fchmod(file.fileno(), stat.S_IMODE(os.stat(target).st_mode))
-            os.fsync(file.fileno())
-            _give_name(file, target)
+    data = list(parts)
+    with _errors_name(path):
+        target = _replaceable(path, kind)
+        remove_litter(path)
+        with _new_file(target, data) as name:
+            _replaceable(path, kind)  # it may have become something else meanwhile
+            os.replace(name, target)
         _sync_folder(os.path.dirname(target))
-    except OSError as error:
-        raise of_path(error, path) from error
 
 
-def remove_litter(path: StrPath) -> None:
-    """Removes what a `replace` that was killed at the wrong instant has left beside path."""
-    with suppress(FileNotFoundError):
-        os.unlink(_temporary(os.path.realpath(path)))
+def check(path: StrPath, kind: Kind | None = None) -> None:
+    """Raises OSError where `replace` could not, or should not, write to path. Changes nothing.
 
-
-def check_replaceable(path: StrPath, kind: str, is_ours: Callable[[str], bool]) -> None:
-    """Raises OSError if there is something at path that must not be replaced, or no folder for it.
-
-    A file that is there and not empty must be what kind calls it, as is_ours tells.
+    What is there must be a regular file that may be written to; one that is not empty must be of
+    this kind. What `replace` does is done with an empty file, up to its last step.
     """
-    target = os.path.realpath(path)
-    folder = os.path.dirname(target)
-    if os.path.isdir(target):
-        raise IsADirectoryError(errno.EISDIR, "this is a folder, not a file", os.fspath(path))
-    if not os.path.exists(folder):
-        raise FileNotFoundError(errno.ENOENT, "its folder does not exist", os.fspath(path))
-    if not os.path.isdir(folder):
-        raise NotADirectoryError(errno.ENOTDIR, "its folder is a file", os.fspath(path))
-    if not os.path.exists(target):
-        return
-    if os.path.getsize(target) and not is_ours(target):
-        raise FileExistsError(
-            errno.EEXIST, f"this file is no {kind}; it is not overwritten", os.fspath(path)
-        )
-    if not os.access(target, os.W_OK):  # to replace it would take no right to write to it
-        raise PermissionError(errno.EACCES, "this file is read-only", os.fspath(path))
+    with _errors_name(path):
+        target = _replaceable(path, kind)
+        remove_litter(path)
+        with _new_file(target, []):
+            _check_gives_way(target)
+        _sync_folder(os.path.dirname(target))
 
 
-def lock(file: IO[Any], message: str) -> None:
-    """Keeps an open file for this process until it is closed; BlockingIOError where another has it.
-
-    Does nothing on Windows.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise BlockingIOError(error.errno, message, file.name) from None
+def remove(path: StrPath, kind: Kind) -> None:
+    """Removes the file at path, if there is one. Raises OSError where it is not of this kind."""
+    with _errors_name(path), suppress(FileNotFoundError):
+        os.unlink(_replaceable(path, kind))
 
 
 def check_folder(path: StrPath) -> None:
-    """Raises OSError if a new file at path cannot be written. Nothing is changed."""
-    # The permissions alone do not tell: the file system may be read-only, or the user root.
-    try:
-        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
+    """Raises OSError where path is no folder to write to, and none that can be made."""
+    folder = os.path.abspath(path)
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    with _errors_name(path):
+        if not os.path.isdir(folder):
+            raise NotADirectoryError(errno.ENOTDIR, _what(os.stat(folder), "folder"))
+        # The permissions alone do not tell: the file system may be read-only, or the user root.
+        with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise of_path(error, path) from error
 
 
-def _temporary(target: str) -> str:
-    """The name of a new file between its two last steps, or while it is written."""
-    folder, name = os.path.split(target)
-    return os.path.join(folder, f".{name}.new")
+def append(path: StrPath) -> IO[bytes]:
+    """Opens a file, which is made if it is missing, to add to its end, unbuffered.
 
-
-@contextmanager
-def _unnamed_file(target: str) -> Iterator[IO[bytes]]:
-    """A file to write to in the folder of target, that a kill leaves nothing of.
-
-    Where the system has no files without a name, it has the temporary one.
+    Raises OSError where path is something else than a regular file.
     """
-    # Permissions are those that the umask leaves, as of any file that a program creates.
-    try:
-        descriptor = os.open(os.path.dirname(target), os.O_TMPFILE | os.O_WRONLY, 0o666)
-    except (AttributeError, OSError) as error:
-        # EISDIR: a kernel, and EOPNOTSUPP: a file system, that does not know O_TMPFILE.
-        if isinstance(error, OSError) and error.errno not in (errno.EISDIR, errno.EOPNOTSUPP):
-            raise
-        remove_litter(target)
-        with open(_temporary(target), "xb") as file:
+    with _errors_name(path):
+        target = _target(path)[0]
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)
+        flags |= getattr(os, "O_BINARY", 0)
+        file = open(os.open(target, flags, 0o666), "ab", buffering=0)  # noqa: SIM115
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            file.close()
+            raise OSError(errno.EINVAL, _what(status, "file"))
+        return file
+
+
+def is_standard_error(path: StrPath) -> bool:
+    """Whether path is a name, such as /dev/stderr, for what this process has as standard error."""
+    return _descriptor(path) in (f"/proc/{os.getpid()}/fd/2", "/dev/fd/2")
+
+
+def remove_litter(path: StrPath) -> None:
+    """Removes what `replace` has left beside path where it was killed between its last two steps.
+
+    Those of one that is still at work stay: it holds a lock on its new file.
+    """
+    folder, prefix = os.path.split(_hidden(os.path.realpath(path), ""))
+    pattern = re.compile(re.escape(prefix) + r"\.[0-9a-f]{16}\.new")
+    with suppress(OSError):  # a folder that cannot be listed
+        for name in filter(pattern.fullmatch, os.listdir(folder)):
+            with suppress(OSError):  # another user's
+                _remove_if_unlocked(os.path.join(folder, name))
+
+
+class Lock:
+    """Keeps a file that is to be written, be it there or not, for one holder until `close`.
+
+    What is locked is a hidden file beside it, which goes with the lock; one that stays behind where
+    a process was killed keeps nobody out. File systems without locks, and Windows, have none.
+    """
+
+    def __init__(self, path: StrPath, message: str) -> None:
+        """Raises BlockingIOError with message where another one, of any process, has the lock."""
+        self._process = os.getpid()
+        with _errors_name(path):
+            self._name = _hidden(_target(path)[0], ".lock")
+            self._descriptor = self._open()
             try:
-                yield file
-            finally:
-                remove_litter(target)
-        return
-    with open(descriptor, "wb") as file:
-        yield file
+                while (is_ours := _try_lock(self._descriptor)) and not self._is_current():
+                    os.close(self._descriptor)  # whoever had it has removed it since it was opened
+                    self._descriptor = self._open()
+                if is_ours is False:
+                    raise BlockingIOError(errno.EWOULDBLOCK, message)
+            except BaseException:
+                os.close(self._descriptor)
+                raise
 
+    def close(self) -> None:
+        if os.getpid() == self._process:  # a forked child holds nothing
+            with suppress(FileNotFoundError, PermissionError):  # another user's, in a sticky folder
+                os.unlink(self._name)
+            _unlock(self._descriptor)
+        os.close(self._descriptor)
 
-def _give_name(file: IO[bytes], target: str) -> None:
-    """Puts a file of `_unnamed_file` in the place of target, in one step."""
-    temporary = _temporary(target)
-    if not isinstance(file.name, str):
-        remove_litter(target)
-        # No system call replaces a file by one without a name: it is named, then renamed. And
-        # os.link follows the link that /proc has for the file only where a folder is given.
-        descriptors = os.open("/proc/self/fd", os.O_RDONLY)
+    def _open(self) -> int:
+        while True:
+            # Not one call with O_CREAT: in sticky folders it would not open another user's file.
+            with suppress(FileNotFoundError):
+                try:
+                    return os.open(self._name, os.O_RDWR | _NO_WAIT)
+                except PermissionError:
+                    return os.open(self._name, os.O_RDONLY | _NO_WAIT)
+            with suppress(FileExistsError):
+                return os.open(self._name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+
+    def _is_current(self) -> bool:
         try:
-            os.link(str(file.fileno()), temporary, src_dir_fd=descriptors, follow_symlinks=True)
-        finally:
-            os.close(descriptors)
-    try:
-        os.replace(temporary, target)
-    except BaseException:
-        remove_litter(target)
-        raise
+            return os.path.samestat(os.fstat(self._descriptor), os.lstat(self._name))
+        except FileNotFoundError:
+            return False
 
 
 def of_path(error: OSError, path: StrPath) -> OSError:
     """The error of a temporary file, as that of the path that was given."""
     return type(error)(error.errno, error.strerror, os.fspath(path))
+
+
+@contextmanager
+def _errors_name(path: StrPath) -> Iterator[None]:
+    """Lets errors name path, whichever file they came from."""
+    try:
+        yield
+    except OSError as error:
+        raise of_path(error, path) from error
+
+
+def _target(path: StrPath) -> tuple[str, os.stat_result | None]:
+    """The file that path means, through all links, and its status, None if it is not there.
+
+    Raises OSError where it is no regular file and where there is no folder for it.
+    """
+    target, status = os.path.realpath(path), None
+    with suppress(FileNotFoundError, NotADirectoryError):
+        status = os.stat(path)  # of a link in a circle it raises OSError
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        error = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
+        raise OSError(error, _what(status, "file"))
+    if _descriptor(path) is not None:
+        raise OSError(errno.EINVAL, "this names an open file; name the file itself")
+    folder = os.path.dirname(target)
+    if not os.path.exists(folder):
+        raise FileNotFoundError(errno.ENOENT, "its folder does not exist")
+    if not os.path.isdir(folder):
+        raise NotADirectoryError(errno.ENOTDIR, "its folder is a file")
+    if os.fspath(path).endswith(tuple(filter(None, (os.sep, os.altsep)))):
+        raise IsADirectoryError(errno.EISDIR, "this names a folder, not a file")
+    return target, status
+
+
+def _replaceable(path: StrPath, kind: Kind | None) -> str:
+    """The file that path means; OSError where a new one must not take its place."""
+    target, status = _target(path)
+    if status is None:
+        return target
+    if kind is not None and status.st_size and not kind.is_ours(target):
+        raise FileExistsError(errno.EEXIST, f"this file is no {kind.name}; it is not overwritten")
+    if not os.access(target, os.W_OK):  # to replace it would take no right to write to it
+        raise PermissionError(errno.EACCES, "this file is read-only")
+    return target
+
+
+def _what(status: os.stat_result, wanted: str) -> str:
+    return f"this is a {_SPECIAL.get(stat.S_IFMT(status.st_mode), 'file')}, not a {wanted}"
+
+
+def _descriptor(path: StrPath) -> str | None:
+    """/proc/PID/fd/N (without /proc, /dev/fd/N) if path is a name for an open file, as /dev/stderr
+    is, or a link to such a name.
+    """
+    name = os.fsdecode(path)
+    for _ in range(40):  # as many links as Linux follows
+        folder, last = os.path.split(name)
+        folder = re.sub(r"(?<=^/proc/)(\d+)/task/\d+(?=/fd$)", r"\1", os.path.realpath(folder))
+        if re.fullmatch(r"/proc/\d+/fd|/dev/fd", folder):
+            return os.path.join(folder, last)
+        try:
+            name = os.path.join(folder, os.readlink(name))
+        except OSError:  # no link
+            return None
+    return None
+
+
+def _hidden(target: str, ending: str) -> str:
+    """A name in the folder of target that is target's alone, short however long its own is."""
+    folder, name = os.path.split(target)
+    digest = hashlib.blake2b(os.fsencode(os.path.normcase(name)), digest_size=8).hexdigest()
+    return os.path.join(folder, f".charrnn_fast-{digest}{ending}")
+
+
+@contextmanager
+def _new_file(target: str, parts: Iterable[bytes]) -> Iterator[str]:
+    """The name, in the folder of target, of a new file of these parts that has reached the disk.
+
+    It is removed again, unless it has been renamed. A kill leaves nothing, but for one while it has
+    the name, or, where the system has no files without one, at any time.
+    """
+    name, descriptor, is_named = _created(target)
+    try:
+        with open(descriptor, "wb") as file:
+            file.writelines(parts)
+            file.flush()
+            _take_permissions(file.fileno(), target)
+            os.fsync(file.fileno())
+            if not is_named:
+                _give_name(file.fileno(), name)
+            yield name
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def _created(target: str) -> tuple[str, int, bool]:
+    """The name of a new file that is to take target's place, its descriptor, whether it has a name.
+
+    It is locked, so that `remove_litter` leaves it alone.
+    """
+    # Permissions are those that the umask leaves, as of any file that a program creates.
+    name = _hidden(target, f".{secrets.token_hex(8)}.new")
+    if hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd"):
+        try:
+            descriptor = os.open(os.path.dirname(target), os.O_TMPFILE | os.O_WRONLY, 0o666)
+        except OSError as error:
+            # EISDIR: a kernel, and EOPNOTSUPP: a file system, that does not know O_TMPFILE.
+            if error.errno not in (errno.EISDIR, errno.EOPNOTSUPP):
+                raise
+        else:
+            _try_lock(descriptor)
+            return name, descriptor, False
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(name, flags, 0o666)
+    if _try_lock(descriptor) is False or not os.path.lexists(name):
+        os.close(descriptor)  # taken for litter before it was locked
+        return _created(target)
+    return name, descriptor, True
+
+
+def _give_name(descriptor: int, name: str) -> None:
+    # No system call replaces a file by one without a name: it is named, then renamed. And os.link
+    # follows the link that /proc has for the file only where a folder is given.
+    descriptors = os.open("/proc/self/fd", os.O_RDONLY)
+    try:
+        os.link(str(descriptor), name, src_dir_fd=descriptors, follow_symlinks=True)
+    finally:
+        os.close(descriptors)
+
+
+def _take_permissions(descriptor: int, target: str) -> None:
+    """Gives a new file the owner, group and permissions of target, as far as the system allows."""
+    if os.name == "nt" or not os.path.exists(target):
+        return
+    old, new = os.stat(target), os.fstat(descriptor)
+    mode = stat.S_IMODE(old.st_mode)
+    if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+        try:
+            try:
+                os.fchown(descriptor, old.st_uid, old.st_gid)
+            except OSError:
+                os.fchown(descriptor, -1, old.st_gid)
+        except OSError:  # its group is another one, which gets no more than all others
+            mode = mode & ~stat.S_IRWXG | (mode & stat.S_IRWXO) << 3
+    if mode != stat.S_IMODE(new.st_mode):
+        os.fchmod(descriptor, mode)
+    if sys.platform == "linux":
+        with suppress(OSError):  # it has no access control list, or the file system has none
+            os.setxattr(descriptor, _ACL, os.getxattr(target, _ACL))
+
+
+def _check_gives_way(target: str) -> None:
+    """OSError where the system does not let a new file take the place of the one at target."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        # Asks for all that a rename onto target takes (sticky folders and immutable files may
+        # refuse it), and then does nothing, since it is no folder.
+        os.rmdir(target)
+    if _is_mounted(target):
+        raise OSError(
+            errno.EBUSY,
+            "this file is mounted by itself, and no new one can take its place; mount its folder",
+        )
+
+
+def _is_mounted(target: str) -> bool:
+    """Whether a file is a mount of its own, as containers have them."""
+    escaped = re.sub(rb"[ \t\n\\]", lambda found: b"\\%03o" % ord(found[0]), os.fsencode(target))
+    try:
+        with open("/proc/self/mountinfo", "rb") as mounts:
+            return any(line.split(b" ")[4] == escaped for line in mounts)
+    except OSError:
+        return False
+
+
+def _try_lock(descriptor: int) -> bool | None:
+    """Whether an open file's lock could be had; None where there are no locks."""
+    if sys.platform == "win32":
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return None
+    return True
+
+
+def _unlock(descriptor: int) -> None:
+    """At once, though a forked child may have the file open, too."""
+    if sys.platform != "win32":
+        with suppress(OSError):  # there are no locks
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def _remove_if_unlocked(name: str) -> None:
+    descriptor = os.open(name, os.O_RDWR | _NO_WAIT)
+    try:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode) and _try_lock(descriptor):
+            os.unlink(name)
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(folder: str) -> None:
@@ -147,5 +393,8 @@ def _sync_folder(folder: str) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # by which file systems say that they sync no folders
+            raise
     finally:
         os.close(descriptor)

@@ -48,8 +48,7 @@ def write(path: StrPath, tensors: Tensors, config: Config) -> None:
     header = {"format": _FORMAT, "sha256": _digest(arrays, config), "config": config}
     # One entry only: safetensors writes several in an order that changes from run to run.
     data = safetensors.numpy.save(arrays, {_KEY: json.dumps(header, allow_nan=False)})
-    _check_replaceable(path)
-    atomic_file.replace(path, [data])
+    atomic_file.replace(path, [data], _CHECKPOINT)
 
 
 def read(path: StrPath) -> tuple[dict[str, NDArray[Any]], Config]:
@@ -81,12 +80,12 @@ def check_writable(path: StrPath) -> None:
 
     A file that is there is only replaced if it is a checkpoint (or empty). Nothing is changed.
     """
-    _check_replaceable(path)
-    atomic_file.check_folder(path)
+    atomic_file.check(path, _CHECKPOINT)
 
 
-def _check_replaceable(path: StrPath) -> None:
-    atomic_file.check_replaceable(path, "checkpoint", _begins_as_checkpoint)
+def remove(path: StrPath) -> None:
+    """Removes a checkpoint, if it is there; raises OSError where path is anything else."""
+    atomic_file.remove(path, _CHECKPOINT)
 
 
 def _begins_as_checkpoint(path: str) -> bool:
@@ -98,6 +97,9 @@ def _begins_as_checkpoint(path: str) -> bool:
     except CheckpointError:
         return False
     return True
+
+
+_CHECKPOINT = atomic_file.Kind("checkpoint", _begins_as_checkpoint)
 
 
 def _header(path: StrPath, data: bytes) -> Config:

@@ -3,11 +3,13 @@
 Each line is an object with a ``type``. ``start``: the version, the model, the settings, the text.
 ``updates``: the means of loss and gradient norm over the updates since the last such line, the
 learning rate of the last one, characters per second, and seconds of training since it was started
-or resumed. ``evaluation``: an `Evaluation` and the text drawn with it. ``resume``: a training goes
-on behind this step. All losses are in nats per character (or byte).
+or resumed. ``evaluation``: an `Evaluation` and the text drawn with it. ``checkpoint``: the first
+one has been written, of this step. ``resume``: a training goes on behind this step. All losses are
+in nats per character (or byte).
 
 A new training that is to replace another one, whose checkpoint it has not replaced yet, begins
-behind that one's lines; with its first checkpoint those are taken out.
+behind that one's lines; with its first checkpoint those are taken out. A training that ended before
+its first evaluation and its first checkpoint has left nothing that is kept.
 """
 
 from __future__ import annotations
@@ -16,7 +18,13 @@ import errno
 import json
 import math
 import os
+import secrets
+import select
+import stat
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from . import atomic_file, build_info
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 _IN_USE = "a training that goes on writes to this log"
+_FLUSH_SECONDS = 30.0  # of TensorBoard's log, between evaluations
 
 
 class JsonLog(Callback):
@@ -34,33 +43,40 @@ class JsonLog(Callback):
 
     A resumed training goes on in the file of the one before: what was written after the step that
     it is resumed from, and will come again, is taken out. Only one training at a time has a file.
+    To standard error, as ``/dev/stderr``, lines are added only.
     """
 
     def __init__(self, path: StrPath, every: int = 100) -> None:
         """every: the updates that one line sums up, or fewer before a checkpoint.
 
-        Raises OSError where path cannot be written, holds a file that is no such log, or is the log
-        of a training that goes on.
+        Raises OSError where path cannot be written, holds a file that is no such log or no regular
+        file, or is the log of a training that goes on.
         """
         self._path = os.fspath(path)
         self._every = integer("every", every, 1)
-        self._file: IO[str] | None = None
-        self._replaces = False  # whether another training's lines are still there
-        _check(self._path)
-
-    def started(self, trainer: Trainer, steps: int) -> None:
+        self._file: IO[bytes] | None = None
+        self._lock: atomic_file.Lock | None = None
         self._window: list[Update] = []
         self._seconds = 0.0
-        self._open()
+        self._replaces = False  # whether another training's lines are still there
+        self._has_checkpoint = False
+        self._is_stream = atomic_file.is_standard_error(path)
+        check_writable(path)
+
+    def started(self, trainer: Trainer, steps: int) -> None:
+        self._window, self._seconds = [], 0.0
         begins = trainer.num_steps == 0
-        kept = _kept(self._path, trainer)
-        if os.path.getsize(self._path):
-            self._rewrite(kept)
-        self._replaces = begins and bool(kept)
-        if begins or not kept:
-            self._write(_start(trainer))
-        if not begins:
-            self._write({"type": "resume", "step": trainer.num_steps})
+        self._has_checkpoint = not begins
+        try:
+            kept = self._open(trainer)
+            self._replaces = begins and bool(kept)
+            if begins or not kept:
+                self._write(_start(trainer))
+            if not begins:
+                self._write({"type": "resume", "step": trainer.num_steps})
+        except BaseException:
+            self._close()
+            raise
 
     def updated(self, trainer: Trainer, update: Update) -> None:
         self._window.append(update)
@@ -73,13 +89,19 @@ class JsonLog(Callback):
 
     def saved(self, trainer: Trainer, path: str) -> None:
         self._sum_up(trainer)  # what a training that is resumed from here finds is whole
-        if self._replaces and path == trainer._checkpoint_path:
+        if path != trainer._checkpoint_path:
+            return
+        if self._replaces:
             self._rewrite(list(read(self._path)))
             self._replaces = False
+        if not self._has_checkpoint:
+            self._write({"type": "checkpoint", "step": trainer.num_steps})
+            self._has_checkpoint = True
 
     def ended(self, trainer: Trainer) -> None:
-        if self._file is not None:
+        try:
             self._sum_up(trainer)
+        finally:
             self._close()
 
     def _sum_up(self, trainer: Trainer) -> None:
@@ -102,60 +124,135 @@ class JsonLog(Callback):
         self._window, self._seconds = [], trainer.seconds
 
     def _write(self, entry: dict[str, Any]) -> None:
+        """Adds a line; where it fails, the lines before it stay whole, and no more are written."""
         if self._file is None:
             return
+        status = os.fstat(self._file.fileno())
+        rest = _line(entry)
         try:
-            self._file.write(_line(entry))
-            self._file.flush()
+            while rest:
+                written = self._file.write(rest)
+                if written is None:  # another program has made the stream not wait
+                    select.select([], [self._file], [])
+                rest = rest[written or 0 :]
         except OSError as error:
+            with suppress(OSError):
+                if stat.S_ISREG(status.st_mode) and not self._is_stream:
+                    os.ftruncate(self._file.fileno(), status.st_size)
+            self._file.close()
+            self._file = None
             raise atomic_file.of_path(error, self._path) from error
 
-    def _open(self) -> None:
-        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
-        atomic_file.lock(self._file, _IN_USE)
+    def _open(self, trainer: Trainer) -> list[dict[str, Any]]:
+        """Opens the file, and returns what stays of it."""
+        if self._is_stream:
+            self._file = open(os.dup(2), "wb", buffering=0)  # noqa: SIM115
+            return []
+        self._lock = atomic_file.Lock(self._path, _IN_USE)
+        self._file = atomic_file.append(self._path)
+        if not os.fstat(self._file.fileno()).st_size:
+            return []
+        kept = _kept(self._path, trainer)
+        self._rewrite(kept)
+        return kept
 
     def _close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _rewrite(self, entries: list[dict[str, Any]]) -> None:
         """Replaces the file as one."""
-        atomic_file.replace(self._path, (_line(entry).encode() for entry in entries))
-        self._close()
-        self._open()
+        atomic_file.replace(self._path, map(_line, entries), _LOG)
+        if self._file is not None:
+            self._file.close()
+        self._file = atomic_file.append(self._path)
 
 
 class TensorBoardLog(Callback):
-    """Writes the same numbers for TensorBoard; takes the extra ``charrnn-fast[tensorboard]``."""
+    """Writes the same numbers for TensorBoard; takes the extra ``charrnn-fast[tensorboard]``.
+
+    Each training adds a file to the folder. Of those before, TensorBoard shows the steps up to the
+    one that this training begins behind.
+    """
 
     def __init__(self, folder: StrPath) -> None:
-        """Raises ImportError, which names the extra, where tensorboardX is not installed."""
+        """Raises ImportError, which names the extra, where tensorboardX is not installed, and
+        OSError where the folder cannot be made or written to.
+        """
         try:
-            from tensorboardX import SummaryWriter
+            from tensorboardX import event_file_writer, summary
+            from tensorboardX.proto import event_pb2
         except ImportError as error:
             raise ImportError(
                 "TensorBoard's log takes tensorboardX: pip install 'charrnn-fast[tensorboard]'"
             ) from error
         self._folder = os.fspath(folder)
-        self._make: Any = SummaryWriter
+        # Not its SummaryWriter: that writes in a thread, and where it cannot, waits for ever.
+        self._make: Any = event_file_writer.EventsWriter
+        self._summary: Any = summary
+        self._proto: Any = event_pb2
+        self._writer: Any = None
+        atomic_file.check_folder(self._folder)
 
     def started(self, trainer: Trainer, steps: int) -> None:
-        # Events of a killed training behind this step are hidden by TensorBoard itself.
-        purge = trainer.num_steps + 1 if trainer.num_steps else None
-        self._writer: Any = self._make(self._folder, purge_step=purge)
+        # Without the random ending, two trainings that begin in one second had one file.
+        ending = f".{os.getpid()}.{secrets.token_hex(4)}"
+        self._flushed = time.monotonic()
+        with self._errors():
+            os.makedirs(self._folder, exist_ok=True)
+            self._writer = self._make(os.path.join(self._folder, "events"), ending)
+        # What a failed or a killed training has written behind this step is hidden by TensorBoard.
+        start = self._proto.SessionLog(status=self._proto.SessionLog.START)
+        self._write(trainer.num_steps + 1, session_log=start)
 
     def updated(self, trainer: Trainer, update: Update) -> None:
         for name in ("loss", "gradient_norm", "learning_rate"):
-            self._writer.add_scalar(f"training/{name}", getattr(update, name), update.step)
+            self._add(update.step, f"training/{name}", getattr(update, name))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._flush()
 
     def evaluated(self, trainer: Trainer, evaluation: Evaluation, sample: str) -> None:
-        loss = evaluation.validation_loss
-        self._writer.add_scalar("validation/loss", loss, evaluation.step)
-        self._writer.add_text("sample", sample, evaluation.step)
+        self._add(evaluation.step, "validation/loss", evaluation.validation_loss)
+        text = sample.encode("utf-8", "replace").decode()  # a model may draw half a character
+        self._write(evaluation.step, summary=self._summary.text("sample", text))
+        self._flush()
 
     def ended(self, trainer: Trainer) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._flush()
+            self._writer.close()
+            self._writer = None
+
+    def _add(self, step: int, name: str, value: float) -> None:
+        self._write(step, summary=self._summary.scalar(name, value))
+
+    def _write(self, step: int, **content: Any) -> None:
+        with self._errors():
+            if self._writer is not None:
+                event = self._proto.Event(step=step, wall_time=time.time(), **content)
+                self._writer.write_event(event)
+
+    def _flush(self) -> None:
+        with self._errors():
+            if self._writer is not None:
+                self._writer.flush()
+        self._flushed = time.monotonic()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Lets errors name the folder; after one nothing more is written."""
+        try:
+            yield
+        except OSError as error:
+            with suppress(OSError):  # it tries again what it could not write
+                if self._writer is not None:
+                    self._writer.close()
+            self._writer = None
+            raise atomic_file.of_path(error, self._folder) from error
 
 
 def read(path: StrPath) -> Iterator[dict[str, Any]]:
@@ -188,8 +285,28 @@ def _trainings(path: StrPath) -> list[list[dict[str, Any]]]:
     return trainings
 
 
-def _line(entry: dict[str, Any]) -> str:
-    return json.dumps(entry, allow_nan=False) + "\n"
+def check_writable(path: StrPath) -> None:
+    """Raises OSError if a `JsonLog` cannot, or should not, be written to path. Changes nothing."""
+    if not atomic_file.is_standard_error(path):
+        atomic_file.check(path, _LOG)
+        atomic_file.Lock(path, _IN_USE).close()
+    elif sys.__stderr__ is None:  # which a shell does by 2>&-
+        raise OSError(errno.EBADF, "standard error is closed", os.fspath(path))
+
+
+def is_worth_keeping(path: StrPath) -> bool:
+    """Whether path is the log of a training that came to an evaluation or to a checkpoint."""
+    if atomic_file.is_standard_error(path) or not os.path.exists(path):
+        return False
+    return not all(map(_came_to_nothing, _trainings(path)))
+
+
+def _came_to_nothing(entries: list[dict[str, Any]]) -> bool:
+    return {entry["type"] for entry in entries} <= {"start", "updates"}
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry, allow_nan=False).encode() + b"\n"
 
 
 def _start(trainer: Trainer) -> dict[str, Any]:
@@ -207,22 +324,19 @@ def _start(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _check(path: str) -> None:
-    """OSError unless path can be written to and holds nothing but a log."""
-    if not os.path.exists(path):
-        atomic_file.check_folder(path)
-        return
-    with open(path, "a", encoding="utf-8") as file:
-        atomic_file.lock(file, _IN_USE)
-    if os.path.getsize(path):
-        try:
-            first = next(read(path), {"type": None})
-        except ValueError:
-            first = {"type": None}
-        if first["type"] != "start":
-            raise FileExistsError(
-                errno.EEXIST, "this file is no log of a training; it is not overwritten", path
-            )
+def _is_log(path: str) -> bool:
+    try:
+        first = next(iter(_trainings(path)[0]), None)
+    except ValueError:
+        return False
+    if first is None:  # there is no whole line
+        beginning = b'{"type": "start", '
+        with open(path, "rb") as file:
+            return file.read(len(beginning)) == beginning
+    return bool(first["type"] == "start")
+
+
+_LOG = atomic_file.Kind("log of a training", _is_log)
 
 
 def _kept(path: str, trainer: Trainer) -> list[dict[str, Any]]:
@@ -230,7 +344,7 @@ def _kept(path: str, trainer: Trainer) -> list[dict[str, Any]]:
     before = _trainings(path)[0]  # of two, the later one never came to a checkpoint
     last = trainer.num_steps
     if last == 0:
-        return [] if trainer._checkpoint_path is None else before
+        return [] if trainer._checkpoint_path is None or _came_to_nothing(before) else before
     again = "evaluation" if trainer._evaluation_due else None
     return [
         entry

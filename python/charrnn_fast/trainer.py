@@ -8,14 +8,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _core, checkpoint, optim
+from . import _core, atomic_file, checkpoint, optim
 from ._checks import (
     LARGEST_SEED,
     StrPath,
@@ -41,6 +42,7 @@ _OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "adamw": optim.AdamW,
 }
 _OFFSETS = 1  # words of the random counter: the site of the epochs' offsets; the masks' is 0
+_IN_USE = "a training that goes on saves to this file"
 _STATES = ("h", "c")  # names of a cell's states, in the kernels' order
 
 
@@ -146,8 +148,9 @@ class Trainer:
         callbacks are told what happens, see `charrnn_fast.callbacks`.
 
         Raises ValueError where the corpus has another vocabulary than the model or is too short
-        for one chunk, OSError where checkpoint_path cannot be written, and MemoryError, before it
-        is taken, where the machine has less memory than the training takes.
+        for one chunk, OSError where checkpoint_path cannot be written, or is something else than a
+        checkpoint, and MemoryError, before it is taken, where the machine has less memory than the
+        training takes.
         """
         instance("model", model, CharLM, "a CharLM")
         instance("corpus", corpus, (Corpus, type(None)), "a Corpus or None")
@@ -177,8 +180,7 @@ class Trainer:
         self._callbacks = tuple(callbacks)
         self._chunks = None if corpus is None else self._cut(corpus)
         if checkpoint_path is not None:
-            for path in (checkpoint_path, best_path(checkpoint_path)):
-                checkpoint.check_writable(path)
+            check_checkpoints(checkpoint_path)
         self._check_memory(optimizer)
         self.optimizer = _make_optimizer(optimizer, model, learning_rate)
         self._optimizer_name = optimizer if isinstance(optimizer, str) else None
@@ -260,6 +262,7 @@ class Trainer:
             if "learning_rate" not in changes:
                 trainer.optimizer.lr = lr
             trainer._restore(tensors, training)
+            trainer._note_saved(path)
         except MemoryError as error:
             raise MemoryError(f"{name}: {error}") from None
         except (LookupError, TypeError, ValueError, OverflowError) as error:
@@ -361,7 +364,10 @@ class Trainer:
         The first Ctrl-C (or SIGTERM, SIGHUP) takes effect after the update at hand: a checkpoint is
         written, then KeyboardInterrupt raised. An evaluation that was due, or at which the training
         was, is done when it goes on. Raises FloatingPointError where the loss, the gradient or a
-        weight is no longer finite; the last checkpoint stays as it is.
+        weight is no longer finite; the last checkpoint stays as it is. Raises BlockingIOError where
+        another training, of any process, saves to the same files, and OSError where a checkpoint or
+        what a callback writes cannot be written, after a checkpoint, if that can be; the error says
+        which step is saved, and `fit` may go on.
         """
         corpus, chunks = self.corpus, self._chunks
         if corpus is None or chunks is None:
@@ -372,12 +378,21 @@ class Trainer:
             steps = integer("epochs", epochs, 0) * len(chunks)
         last = self._num_steps + integer("steps", steps, 0, 2**63 - 1)
         callbacks = (*self._callbacks, Progress()) if progress else self._callbacks
+        with locked(self._checkpoint_path):
+            self._fit(corpus, chunks, last, callbacks)
+
+    def _fit(
+        self, corpus: Corpus, chunks: _Chunks, last: int, callbacks: Sequence[Callback]
+    ) -> None:
+        """Trains up to the step last."""
         self._stopping, self.seconds = self._is_stale(), 0.0
-        self._keep_best()
-        for callback in callbacks:
-            callback.started(self, last - self._num_steps)
+        begun = self._num_steps
         try:
-            with _deferred_interrupt() as interrupted:
+            self._keep_best()
+            with (
+                self._watched(callbacks, last - self._num_steps),
+                _deferred_interrupt() as interrupted,
+            ):
                 if self._evaluation_due:  # it was put off by an interrupt
                     self._evaluate(corpus, callbacks, interrupted)
                     self._save(callbacks)
@@ -399,12 +414,33 @@ class Trainer:
                     self._save(callbacks)
                 if interrupted():
                     raise KeyboardInterrupt
-        except BrokenPipeError:  # nobody reads the progress any more
-            self._save(())
+        except OSError as error:  # a disk is full, say, or nobody reads the progress any more
+            if self._num_steps > begun and self._saved_step != self._num_steps:
+                with suppress(OSError, FloatingPointError):  # the error at hand says what is saved
+                    self._save(())
+            _add_to_message(error, self._last_checkpoint())
             raise
-        finally:
-            for callback in callbacks:
+
+    @contextmanager
+    def _watched(self, callbacks: Sequence[Callback], steps: int) -> Iterator[None]:
+        """Tells callbacks that `fit` begins, and, whatever happens, that it ends.
+
+        The first error is raised; it takes note of those that come after it.
+        """
+
+        def end(callback: Callback, _: object, error: BaseException | None, __: object) -> None:
+            try:
                 callback.ended(self)
+            except Exception as another:
+                if error is None:
+                    raise
+                error.add_note(f"then {type(callback).__name__}.ended raised {another!r}")
+
+        with ExitStack() as stack:
+            for callback in callbacks:
+                callback.started(self, steps)
+                stack.push(partial(end, callback))
+            yield
 
     def stop(self) -> None:
         """Lets `fit` end after the update at hand, with an evaluation and a checkpoint.
@@ -636,8 +672,7 @@ class Trainer:
             for callback in callbacks:
                 callback.saved(self, path)
         if evaluation is None:  # what is there is another training's, which this one replaces
-            with suppress(FileNotFoundError):
-                os.unlink(best)
+            checkpoint.remove(best)
         self._saved_step = self._num_steps
 
     def _keep_best(self) -> None:
@@ -648,10 +683,22 @@ class Trainer:
         if not os.path.exists(best_path(path)):
             self.save(best_path(path))
 
+    def _note_saved(self, path: StrPath) -> None:
+        """The checkpoint at path is one of the step at hand."""
+        last = self._checkpoint_path
+        if last is not None and os.path.realpath(path) == os.path.realpath(last):
+            self._saved_step = self._num_steps
+
     def _last_checkpoint(self) -> str:
-        if self._checkpoint_path is None or self._saved_step is None:
+        """What an error's message ends with: which step is saved."""
+        path, step = self._checkpoint_path, self._saved_step
+        if path is None:
             return ""
-        return f"; {self._checkpoint_path} holds step {self._saved_step}"
+        if step is None:
+            return "; no checkpoint has been written yet"
+        if not os.path.exists(path):
+            return f"; {path} held step {step}, and is gone"
+        return f"; {path} holds step {step}"
 
     def _settings(self) -> dict[str, Any]:
         """The keywords that make a trainer like this one, as JSON values."""
@@ -737,6 +784,39 @@ def best_path(path: StrPath) -> str:
     """
     root, extension = os.path.splitext(os.fspath(path))
     return f"{root}.best{extension}"
+
+
+def _add_to_message(error: OSError, words: str) -> None:
+    if error.strerror is None:
+        error.args = (f"{error}{words}",)
+    else:
+        error.strerror += words
+
+
+def check_checkpoints(path: StrPath) -> None:
+    """Raises OSError or ValueError if the checkpoints of a training cannot, or should not, be
+    written: to path and to `best_path` of it. Changes nothing.
+    """
+    best = best_path(path)
+    for file in (path, best):
+        checkpoint.check_writable(file)
+    if os.path.realpath(path) == os.path.realpath(best):
+        raise ValueError(
+            f"{best}, for the best checkpoint, is a link to {os.fspath(path)}; it must be a file "
+            f"of its own"
+        )
+
+
+@contextmanager
+def locked(path: StrPath | None) -> Iterator[None]:
+    """Keeps path and `best_path` of it for one training; None: nothing.
+
+    Raises BlockingIOError where a training that goes on saves to one of them.
+    """
+    with ExitStack() as held:
+        for file in () if path is None else (path, best_path(path)):
+            held.enter_context(closing(atomic_file.Lock(file, _IN_USE)))
+        yield
 
 
 def _make_optimizer(

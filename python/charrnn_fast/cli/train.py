@@ -7,10 +7,12 @@ import math
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import atomic_file, checkpoint, demo, get_num_threads
+from .. import atomic_file, checkpoint, demo, get_num_threads, log
 from .._checks import calling
 from ..callbacks import Callback
 from ..corpus import Corpus
@@ -19,7 +21,7 @@ from ..model import CharLM
 from ..rnn import _zoneout
 from ..schedules import Constant, Cosine, Decay, Linear, Plateau, Schedule
 from ..text_files import UTF8, find_files
-from ..trainer import Trainer, best_path
+from ..trainer import Trainer, best_path, check_checkpoints, locked
 from ..vocabulary import Vocabulary
 from . import options, show
 from .parsing import FAILED, INTERRUPTED, Commands, add_threads, unescaped
@@ -71,16 +73,16 @@ class _Origin(NamedTuple):
 
 def run(arguments: argparse.Namespace) -> int:
     given = options.given(arguments)
-    _check_output(arguments, demo=bool(given.get("demo")))
-    origin = _origin(arguments, given)
-    values = _resumed(origin, given) if arguments.resume and origin else given
-    log_path = values.get("log") or (arguments.output and _default_log(arguments.output))
-    _check_logs(arguments, values, log_path)
-    files = _files(arguments, values, log_path)
-    corpus = _corpus(arguments, files, values, origin)
-    trainer, steps = _trainer(arguments, corpus, values, given, origin, log_path)
-    begun = trainer.num_steps
-    _describe(trainer, corpus, len(files), steps)
+    with _checked_output(arguments, demo=bool(given.get("demo"))):
+        origin = _origin(arguments, given)
+        values = _resumed(origin, given) if arguments.resume and origin else given
+        log_path = values.get("log") or (arguments.output and _default_log(arguments.output))
+        files = _files(arguments, values, log_path)
+        _check_logs(arguments, values, log_path)
+        corpus = _corpus(arguments, files, values, origin)
+        trainer, steps = _trainer(arguments, corpus, values, given, origin, log_path)
+        begun = trainer.num_steps
+        _describe(trainer, corpus, len(files), steps)
     if not trainer._evaluation_due and (begun >= steps or trainer._is_stale()):
         print(f"nothing left to train: {_ending(trainer, steps)}")
         return 0
@@ -135,24 +137,33 @@ def _default_log(output: str) -> str:
     return f"{output.removesuffix('.safetensors')}.jsonl"
 
 
-def _check_output(arguments: argparse.Namespace, demo: bool) -> None:
-    """Refuses, before any work, an output with which the training could not end well."""
+@contextmanager
+def _checked_output(arguments: argparse.Namespace, demo: bool) -> Iterator[None]:
+    """Keeps the output for this training until it begins, which keeps it from then on.
+
+    Refuses, before any work, one with which the training could not end well.
+    """
     output: str | None = arguments.output
     if output is None:
         if arguments.resume:
             raise ValueError("--resume goes on with the file that -o names; -o is missing")
         if not demo:
             raise ValueError("-o is missing: the file that the model is saved to")
+        yield
         return
     if arguments.resume and arguments.init_from:
         raise ValueError("--resume goes on with a training, --init-from begins one; give one")
     if arguments.resume and not os.path.exists(output):
         raise ValueError(f"{output} does not exist: nothing to resume")
-    checkpoint.check_writable(output)
-    if arguments.resume or arguments.overwrite or not os.path.exists(output):
-        return
-    if os.path.getsize(output):
-        raise ValueError(f"{output} exists: --resume goes on with it, --overwrite starts anew")
+    check_checkpoints(output)
+    with locked(output):
+        if not (arguments.resume or arguments.overwrite) and _is_there(output):
+            raise ValueError(f"{output} exists: --resume goes on with it, --overwrite starts anew")
+        yield
+
+
+def _is_there(path: str) -> bool:
+    return os.path.exists(path) and os.path.getsize(path) > 0
 
 
 def _check_logs(
@@ -167,13 +178,19 @@ def _check_logs(
     folder = values.get("tensorboard")
     if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
         raise ValueError(f"--tensorboard takes a folder, and {folder} is a file")
+    if folder is not None:
+        atomic_file.check_folder(folder)
+    if log_path:
+        log.check_writable(log_path)
     if arguments.resume or arguments.overwrite:
         return
-    for path in (best, log_path):
-        if path and os.path.exists(path) and os.path.getsize(path):
-            raise ValueError(
-                f"{path} exists, of another training; --overwrite replaces it, another -o keeps it"
-            )
+    lost = [path for path in (best,) if path and _is_there(path)]
+    if log_path and log.is_worth_keeping(log_path):
+        lost.append(log_path)
+    for path in lost:
+        raise ValueError(
+            f"{path} exists, of another training; --overwrite replaces it, another -o keeps it"
+        )
 
 
 def _files(
@@ -188,6 +205,8 @@ def _files(
     if not paths:
         raise ValueError("no text to train on: name one or more files, or use --demo")
     output: str | None = arguments.output
+    if log_path and atomic_file.is_standard_error(log_path):
+        log_path = None
     written = {"-o": output, "the log": log_path, "--tensorboard": values.get("tensorboard")}
     for name, path in written.items():
         for folder in filter(os.path.isdir, paths if path else ()):

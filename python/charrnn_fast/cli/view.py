@@ -51,8 +51,8 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     # Before any work, where no page can be written or something else would be lost.
-    atomic_file.check_replaceable(arguments.output, "page of charrnn-fast view", _is_page)
-    atomic_file.check_folder(arguments.output)
+    kind = atomic_file.Kind("page of charrnn-fast view", _is_page)
+    atomic_file.check(arguments.output, kind)
     model = CharLM.load(arguments.model)
     vocabulary = model.vocabulary
     corpus = Corpus.from_files(*arguments.text, vocabulary=vocabulary, encoding=arguments.encoding)
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     title = f"{model_name} reads {names}"
     data = _page(model, corpus._ids[start:end], arguments.layers, title, about).encode()
-    atomic_file.replace(arguments.output, [data])
+    atomic_file.replace(arguments.output, [data], kind)
     print(f"saved to {arguments.output} ({show.size(len(data))})")
     return 0
 
