@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 import charrnn_fast as cf
+from charrnn_fast import atomic_file
 from charrnn_fast.bench.machine import facts
 
 VOCABULARY = 65
@@ -99,6 +100,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--markdown", metavar="FILE", help="write the tables there too")
     arguments = parser.parse_args()
+    if arguments.markdown:
+        atomic_file.check(arguments.markdown)
     machine = facts()
     lines = [
         f"{machine['processor']}, {machine['isa']}, commit {machine['commit']}. Written by",
@@ -137,8 +140,8 @@ def main() -> None:
             )
             print(lines[-1], flush=True)
     if arguments.markdown:
-        with open(arguments.markdown, "w", encoding="utf-8") as file:
-            file.write("# What the layers' options cost\n\n" + "\n".join(lines) + "\n")
+        text = "# What the layers' options cost\n\n" + "\n".join(lines) + "\n"
+        atomic_file.replace(arguments.markdown, [text.encode()])
 
 
 if __name__ == "__main__":

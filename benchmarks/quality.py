@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from charrnn_fast import get_num_threads, log, plot
+from charrnn_fast import atomic_file, get_num_threads, log, plot
 from charrnn_fast.bench.machine import facts
 
 HERE = Path(__file__).parent
@@ -44,7 +43,8 @@ def train(text: str, seed: int, threads: int, folder: Path) -> Path:
     subprocess.run(command, check=True)
     if begins:
         times = {"threads": threads, "minutes": (time.perf_counter() - start) / 60}
-        _times(model.with_suffix(".jsonl")).write_text(json.dumps(times))
+        path = _times(model.with_suffix(".jsonl"))
+        atomic_file.replace(path, [json.dumps(times).encode()])
     return model.with_suffix(".jsonl")
 
 
@@ -105,6 +105,8 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
+    for path in filter(None, (options.json, options.markdown, options.plot)):
+        atomic_file.check(path)
     options.folder.mkdir(parents=True, exist_ok=True)
     data = Path(options.text).read_bytes()
     logs = [train(options.text, seed, options.threads, options.folder) for seed in options.seeds]
@@ -113,7 +115,7 @@ def main() -> None:
     text = table(runs, machine)
     print(f"\n{text}")
     if options.markdown:
-        options.markdown.write_text(text)
+        atomic_file.replace(options.markdown, [text.encode()])
     if options.plot:
         plot.curves(logs, options.plot)
     if options.json:
@@ -122,7 +124,8 @@ def main() -> None:
             "text": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
             "runs": {str(seed): run for seed, run in runs.items()},
         }
-        options.json.write_text(json.dumps(content, indent=1) + os.linesep)
+        lines = json.dumps(content, indent=1) + "\n"
+        atomic_file.replace(options.json, [lines.encode()])
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 import charrnn_fast as cf
-from charrnn_fast import _core
+from charrnn_fast import _core, atomic_file
 from charrnn_fast.bench import machine
 
 Case = tuple[str, int, int, int, int]  # cell, batch, seq_len, hidden_size, num_layers
@@ -150,6 +150,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.6, help="of a block")
     parser.add_argument("--json", type=Path, help="write the rows and the machine's facts there")
     args = parser.parse_args()
+    if args.json:
+        atomic_file.check(args.json)
     processors = sorted(os.sched_getaffinity(0))
     every = len(processors)
     facts = machine.facts()
@@ -188,7 +190,8 @@ def main() -> None:
         ratios = share_of_peak(case, args.repeats, args.seconds)
         report("float64, share of its peak", case, 0.7, ratios)
     if args.json:
-        args.json.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+        data = json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n"
+        atomic_file.replace(args.json, [data.encode()])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import argparse
 import json
 import math
 import multiprocessing
-import os
 import signal
 import statistics
 import sys
@@ -31,13 +30,14 @@ from typing import Any
 
 import numpy as np
 
-from charrnn_fast import RNN, optim, set_num_threads
+from charrnn_fast import RNN, atomic_file, optim, set_num_threads
 from charrnn_fast.bench import machine
 from charrnn_fast.bench.cases import FLOAT, GATES
 from charrnn_fast.bench.errors import BenchError
 from charrnn_fast.bench.progress import Progress
 from charrnn_fast.bench.report import number, table
 from charrnn_fast.bench.results import Spread
+from charrnn_fast.plot import save
 
 FORMAT = 1
 AXES = {"T": "seq_len", "B": "batch", "H": "hidden_size", "L": "num_layers", "V": "vocab_size"}
@@ -570,7 +570,7 @@ def plot(axes: list[Axis], path: Path) -> None:
     for row in panels[:, 0]:
         row.legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(path, bbox_inches="tight")
+    save(figure, path, bbox_inches="tight")
 
 
 def as_json(axes: list[Axis], facts: dict[str, Any], settings: Settings) -> str:
@@ -655,12 +655,10 @@ def values_of(options: argparse.Namespace) -> dict[str, tuple[int, ...]]:
 
 
 def check_output(option: str, path: Path) -> None:
-    if path.is_dir():
-        raise BenchError(f"{option}: {path} is a folder, not a file")
-    if not path.parent.is_dir():
-        raise BenchError(f"{option}: {path}: its folder does not exist")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise BenchError(f"{option}: {path} cannot be written to")
+    try:
+        atomic_file.check(path)
+    except OSError as error:
+        raise BenchError(f"{option}: {path}: {error.strerror}") from None
 
 
 def run(options: argparse.Namespace) -> None:
@@ -704,11 +702,11 @@ def write(
     axes: list[Axis], facts: dict[str, Any], settings: Settings, options: argparse.Namespace
 ) -> None:
     document = markdown(axes, facts, settings)
-    print(document, end="", flush=True)
     if options.markdown is not None:
-        Path(options.markdown).write_text(document, encoding="utf-8")
+        atomic_file.replace(options.markdown, [document.encode()])
     if options.json is not None:
-        Path(options.json).write_text(as_json(axes, facts, settings), encoding="utf-8")
+        atomic_file.replace(options.json, [as_json(axes, facts, settings).encode()])
+    print(document, end="", flush=True)
     if options.plot is not None:
         plot(axes, Path(options.plot))
 

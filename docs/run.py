@@ -16,6 +16,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from charrnn_fast import atomic_file
+
 DOCS = os.path.dirname(os.path.abspath(__file__))
 FAILS = "  # fails"
 
@@ -51,7 +53,7 @@ def run(document: Path) -> None:
             return "```console\n" + "\n".join(line for line in lines if line) + "\n```"
 
         text = re.sub(r"```console\n(.*?)\n```", block, document.read_text(), flags=re.DOTALL)
-    document.write_text(text)
+    atomic_file.replace(document, [text.encode()])
 
 
 def main() -> None:

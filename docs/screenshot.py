@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from charrnn_fast import atomic_file
 from chromium import Chromium, find
 
 
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     parser.add_argument("--at", type=float, default=0.0, help="0 the first line, 1 the last")
     options = parser.parse_args()
+    atomic_file.check(options.picture)
     program = find()
     if program is None:
         raise SystemExit("there is no Chromium")
@@ -33,7 +35,7 @@ def main() -> None:
             "(box => [box.x + box.width / 2, box.y, box.height])(map.getBoundingClientRect())"
         )
         browser.press_mouse(x, top + options.at * height)
-        options.picture.write_bytes(browser.screenshot())
+        atomic_file.replace(options.picture, [browser.screenshot()])
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import log
+from . import atomic_file, log
 from ._checks import StrPath
 
 
@@ -26,8 +27,10 @@ def curves(paths: Sequence[StrPath], picture: StrPath) -> None:
 
     paths: logs of `charrnn_fast.log.JsonLog`. picture: a file whose ending tells its format, as
     .png, .svg or .pdf; it is replaced. Raises ValueError for a file that is no log, for a log
-    without updates and for an unknown ending, ImportError where matplotlib is not installed.
+    without updates and for an unknown ending, ImportError where matplotlib is not installed, and
+    OSError, before any work, where the picture cannot be written or is no regular file.
     """
+    atomic_file.check(picture)
     runs = [_read(path) for path in paths]
     try:
         from matplotlib.figure import Figure
@@ -69,10 +72,20 @@ def curves(paths: Sequence[StrPath], picture: StrPath) -> None:
     norms.set_xlabel("epochs")
     for axes in (losses, rates, norms):
         axes.grid(alpha=0.3)
+    save(figure, picture, dpi=120)
+
+
+def save(figure: Any, picture: StrPath, **options: Any) -> None:
+    """Writes a figure of matplotlib as a whole; options are those of its savefig.
+
+    Raises ValueError for an ending that matplotlib does not know.
+    """
+    data = io.BytesIO()
     try:
-        figure.savefig(picture, dpi=120)
+        figure.savefig(data, format=os.path.splitext(picture)[1][1:], **options)
     except ValueError as error:  # matplotlib names the endings that it knows
         raise ValueError(f"{os.fspath(picture)}: {error}") from None
+    atomic_file.replace(picture, [data.getvalue()])
 
 
 def _read(path: StrPath) -> _Run:

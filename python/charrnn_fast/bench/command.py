@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from .. import demo
-from . import compare, machine, report
+from .. import atomic_file, demo
+from . import compare, machine, plots, report
 from .cases import SUITES, Shape, parse, select
 from .errors import BenchError
 from .problem import Text
@@ -45,9 +46,11 @@ def run(options: Options) -> int:
         shapes = [parse(case) for case in options.cases]
     cases = select(suites, shapes, options.quick)
     base = None if options.compare is None else Run.read(Path(options.compare))
-    for path in (options.json, options.markdown, options.plots):
+    for path in (options.json, options.markdown):
         if path is not None:
-            _check_output(Path(path), folder=path == options.plots)
+            atomic_file.check(path)
+    if options.plots is not None:
+        _check_pictures(Path(options.plots), suites)
     if options.plots is not None and find_spec("matplotlib") is None:
         raise BenchError(
             "--plots needs matplotlib, which is not installed: pip install 'charrnn_fast[plot]'"
@@ -80,19 +83,14 @@ def _chosen(what: str, names: list[str], known: tuple[str, ...]) -> list[str]:
     return [name for name in known if name in names]
 
 
-def _check_output(path: Path, *, folder: bool) -> None:
-    if folder and path.exists():
-        if not path.is_dir():
-            raise BenchError(f"--plots: {path} is a file, not a folder")
-        if not os.access(path, os.W_OK):
-            raise BenchError(f"--plots: {path} cannot be written to")
+def _check_pictures(folder: Path, suites: Iterable[str]) -> None:
+    if not folder.exists():
+        atomic_file.check(folder)  # a file could be made there, and so can a folder
         return
-    if path.is_dir():
-        raise BenchError(f"{path} is a folder, not a file")
-    if not path.parent.is_dir():
-        raise BenchError(f"{path}: its folder does not exist")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise BenchError(f"{path} cannot be written to")
+    if not folder.is_dir():
+        raise BenchError(f"--plots: {folder} is a file, not a folder")
+    for path in plots.paths(suites, folder):
+        atomic_file.check(path)
 
 
 def _text(path: str | None) -> Text:
@@ -109,14 +107,14 @@ def _write(result: Run, options: Options, base: Run | None) -> None:
     if base is not None:
         name = os.path.basename(options.compare or "")
         document += "\n" + compare.markdown(result, base, name)
-    print(document, end="")
-    sys.stdout.flush()
-    if options.json is not None:
-        result.write(Path(options.json))
-    if options.markdown is not None:
-        Path(options.markdown).write_text(document, encoding="utf-8")
+    try:
+        if options.json is not None:
+            result.write(Path(options.json))
+        if options.markdown is not None:
+            atomic_file.replace(options.markdown, [document.encode()])
+    finally:  # files first, which a closed terminal does not keep from being written
+        print(document, end="")
+        sys.stdout.flush()
     if options.plots is not None:
-        from . import plots
-
         for path in plots.write(result, Path(options.plots)):
             print(f"wrote {path}", file=sys.stderr)

@@ -5,15 +5,22 @@ Needs matplotlib (the extra `plot`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import plot
 from .cases import SUITES, footprint
 from .results import Row, Run
 
 _STYLES = ("-", "--", "-.", ":")
+
+
+def paths(suites: Iterable[str], folder: Path) -> list[Path]:
+    """Where the pictures of suites are drawn."""
+    return [folder / f"{name}.svg" for name in ("roofline", *suites)]
 
 
 def write(run: Run, folder: Path) -> list[Path]:
@@ -27,11 +34,10 @@ def write(run: Run, folder: Path) -> list[Path]:
         rows = [row for row in run.rows if row.suite == suite and row.peers]
         if rows:
             figures[suite] = _bars(suite, rows)
-    paths = []
-    for name, figure in figures.items():
-        paths.append(folder / f"{name}.svg")
-        figure.savefig(paths[-1], bbox_inches="tight")
-    return paths
+    drawn = paths(list(figures)[1:], folder)
+    for figure, path in zip(figures.values(), drawn, strict=True):
+        plot.save(figure, path, bbox_inches="tight")
+    return drawn
 
 
 def _roofline(run: Run) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import atomic_file
 from .errors import BenchError
 
 FORMAT = 1
@@ -110,7 +111,8 @@ class Run:
     rows: list[Row] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+        data = json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+        atomic_file.replace(path, [data.encode()])
 
     @classmethod
     def read(cls, path: Path) -> Run:
