@@ -350,16 +350,6 @@ def test_nothing_is_left_to_train(
     assert model.read_bytes() == before
 
 
-def test_a_flag_that_is_misspelt_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["train", "a.txt", "-o", "m", "--hiden-size", "3"])
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == (
-        "charrnn-fast: error: unrecognized arguments: --hiden-size 3, did you mean --hidden-size? "
-        "(see charrnn-fast train --help)\n"
-    )
-
-
 def test_dropout_between_no_layers_is_told(
     tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,7 +105,7 @@ def test_what_toml_cannot_hold_is_told() -> None:
         ("dropout = 1", "dropout: .*below 1, got 1"),
         ("epochs = 2\nsteps = 3", "gives both epochs and steps"),
         ("seq_len = ", "run.toml is no TOML file: "),
-        ("[model]\ncell = 1", "there is no setting 'model'"),
+        ("[model]\ncell = 1", r"there are no sections; leave out the line \[model\]"),
     ],
 )
 def test_wrong_settings_are_told(tmp_path: Path, text: str, message: str) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from . import text_files
 from ._checks import StrPath, called, instance, integer
+from ._names import suggesting
 from .file_array import FileArray, Ids
 from .text_files import UTF8, Block, check_encoding, find_files, read_bytes, read_text
 from .vocabulary import UNICODE_SIZE, Vocabulary, code_points
@@ -61,6 +62,7 @@ class Corpus:
             self._documents = _Documents(ids, vocabulary, document_mark, file_starts)
 
     @classmethod
+    @suggesting
     def from_text(
         cls,
         text: str,
@@ -82,6 +84,7 @@ class Corpus:
         return cls(ids.astype(_id_dtype(vocabulary)), vocabulary, document_mark=document_mark)
 
     @classmethod
+    @suggesting
     def from_files(
         cls,
         *paths: StrPath,

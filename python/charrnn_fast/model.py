@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from . import checkpoint
 from ._checks import LARGEST_SEED, StrPath, called, calling, instance, integer
+from ._names import suggesting
 from .file_array import Ids
 from .rnn import RNN
 from .sampler import (
@@ -47,6 +48,7 @@ class CharLM:
     last_seed: int | None
     """The seed of the last text drawn without one, to draw it again; None before that."""
 
+    @suggesting
     def __init__(
         self,
         vocabulary: Vocabulary,
@@ -209,6 +211,7 @@ class CharLM:
         weight_dtype: str | None = None,
     ) -> list[str]: ...
 
+    @suggesting
     def sample(
         self,
         length: int,
@@ -254,6 +257,7 @@ class CharLM:
         texts = list(draw_texts(self.rnn, self.vocabulary, request, keys))
         return texts[0] if seeds is None else texts
 
+    @suggesting
     def stream(
         self,
         length: int,

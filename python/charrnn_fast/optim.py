@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from ._checks import instance, real
+from ._names import suggesting
 from .rnn import RNN
 
 Array = NDArray[Any]
@@ -58,6 +59,7 @@ class Optimizer:
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum: b = momentum b + (1 - dampening) g; p -= lr b."""
 
+    @suggesting
     def __init__(
         self,
         rnn: Any,
@@ -80,6 +82,7 @@ class SGD(Optimizer):
 class RMSprop(Optimizer):
     """s = alpha s + (1 - alpha) g^2; p -= lr g / (sqrt(s) + eps) (Tieleman and Hinton, 2012)."""
 
+    @suggesting
     def __init__(
         self,
         rnn: Any,
@@ -106,6 +109,7 @@ class RMSprop(Optimizer):
 class Adagrad(Optimizer):
     """s += g^2; p -= lr g / (sqrt(s) + eps) (Duchi et al., 2011)."""
 
+    @suggesting
     def __init__(
         self,
         rnn: Any,
@@ -130,6 +134,7 @@ class Adam(Optimizer):
 
     _rule = "adam"
 
+    @suggesting
     def __init__(
         self,
         rnn: Any,
@@ -153,6 +158,7 @@ class AdamW(Adam):
 
     _rule = "adamw"
 
+    @suggesting
     def __init__(
         self,
         rnn: Any,

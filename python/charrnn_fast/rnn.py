@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from ._checks import LARGEST_SEED, called, instance, integer, real, shown
+from ._names import suggesting
 
 Array = NDArray[Any]
 State = Any
@@ -49,6 +50,7 @@ class RNN:
     stepping as for whole sequences.
     """
 
+    @suggesting
     def __init__(
         self,
         input_size: int,

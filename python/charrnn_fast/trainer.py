@@ -26,6 +26,7 @@ from ._checks import (
     integer,
     real,
 )
+from ._names import suggesting
 from .callbacks import Callback, Evaluation, Update
 from .corpus import Corpus, _Chunks
 from .documents import cut
@@ -94,6 +95,7 @@ class Trainer:
     seconds: float
     """Time that the updates of the last `fit` have taken, without evaluations and saving."""
 
+    @suggesting
     def __init__(
         self,
         model: CharLM,
@@ -353,6 +355,7 @@ class Trainer:
             )
         return self._update(x, y)[0]
 
+    @suggesting
     def fit(
         self, *, epochs: int | None = None, steps: int | None = None, progress: bool = True
     ) -> None:

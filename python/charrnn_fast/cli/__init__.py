@@ -26,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a model may draw what a terminal cannot show
     try:
         get_num_threads()  # complains of a CHARRNN_NUM_THREADS that is no number
-        arguments, unknown = _parser().parse_known_args(argv)
-        if unknown:
-            arguments.parser.refuse(unknown)
+        parser = _parser()
+        parser.check(sys.argv[1:] if argv is None else argv)
+        arguments = parser.parse_args(argv)
         if arguments.threads is not None:
             set_num_threads(arguments.threads)
         run: Callable[..., int] = arguments.run

@@ -8,7 +8,6 @@ A value comes from the flag, else from ``--set``, else from the file of ``--conf
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import math
 import tomllib
@@ -17,7 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from .._checks import LARGEST_SEED
+from .. import _names
+from .._checks import LARGEST_SEED, calling
 from .parsing import (
     Parser,
     bound_option,
@@ -295,10 +295,14 @@ def _toml(name: str, value: Any) -> str:
 
 def _converted(table: Mapping[str, Any], source: str) -> Values:
     by_name = {option.name: option for option in ALL}
-    for name in table:
+    for name, value in table.items():
         if name not in by_name:
-            near = difflib.get_close_matches(name, by_name, 1)
-            hint = f"did you mean {near[0]!r}?" if near else "see charrnn-fast train --help"
+            if isinstance(value, dict):
+                raise ValueError(f"{source}: there are no sections; leave out the line [{name}]")
+            ours = _names.meant(name, by_name)
+            with calling({}):  # the words of a file
+                remark = _names.remark(name) or "see charrnn-fast train --help"
+            hint = remark if ours is None else f"did you mean {ours!r}?"
             raise ValueError(f"{source}: there is no setting {name!r}; {hint}")
     return {name: by_name[name].convert(value, source) for name, value in table.items()}
 

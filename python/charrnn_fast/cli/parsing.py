@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import re
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, NoReturn, TypeVar
 
-from .._checks import LARGEST, integer, real
+from .. import _names
+from .._checks import LARGEST, calling, integer, real
 from ..text_files import UTF8, check_encoding
 
 _T = TypeVar("_T")
+
+_NEGATIVE = re.compile(r"-\d+|-\d*\.\d+")  # as argparse knows them
 
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.?)", re.DOTALL)
 _ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "\\": "\\"}
@@ -28,16 +31,102 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"charrnn-fast: error: {message} (see {self.prog} --help)\n")
 
+    commands: Mapping[str, Parser] = {}  # by their names, of the parser in front of them
+
+    def check(self, arguments: Sequence[str]) -> None:
+        """Ends with an error where there are flags that the command does not have."""
+        at = next((i for i, argument in enumerate(arguments) if argument in self.commands), 0)
+        known = self.flags().values()
+        for flag in (a for a in arguments[:at] if _is_flag(a) and a not in known):
+            self.error(
+                f"{flag} must stand behind the command: charrnn-fast {arguments[at]} ... {flag}"
+            )
+        if at < len(arguments) and arguments[at] in self.commands:
+            self.commands[arguments[at]].refuse_unknown(arguments[at + 1 :])
+
     def flags(self) -> dict[str, str]:
         """The long flag of each setting."""
-        return {a.dest: a.option_strings[-1] for a in self._actions if a.option_strings}
+        return {
+            action.dest: next(flag for flag in action.option_strings if flag.startswith("--"))
+            for action in self._actions
+            if action.option_strings
+        }
 
-    def refuse(self, unknown: Sequence[str]) -> NoReturn:
-        """Ends with an error about arguments that are none of this command's."""
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)
-        hint = f", did you mean {near[0]}?" if near else ""
-        self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    def refuse_unknown(self, arguments: Sequence[str]) -> None:
+        """Ends with an error where there are flags that are none of this command's.
+
+        argparse by itself would take "-opencl" for "-o pencl", and "--sample" for a longer flag
+        that begins so.
+        """
+        known = {flag: action for action in self._actions for flag in action.option_strings}
+        wrong = []
+        before: argparse.Action | None = None  # what a value may belong to
+        for i, argument in enumerate(arguments):
+            if argument == "--":
+                break
+            name, equals, _ = argument.partition("=")
+            if name in known:
+                before = None if equals else known[name]
+            elif not _is_flag(argument):
+                before = None
+            elif not self._reads(name, known):
+                if before is not None and before.nargs is None:
+                    flag = arguments[i - 1]
+                    self.error(
+                        f"{flag} must have a value; write {flag}={shlex.quote(argument)} for one "
+                        f"that begins with a hyphen"
+                    )
+                wrong.append(f"no {name}{self._advice(arguments[i:])}")
+                before = None
+        if wrong:
+            self.error(f"there is {'; '.join(wrong)}")
+
+    def _reads(self, name: str, known: Mapping[str, argparse.Action]) -> bool:
+        """Whether argparse makes of an unknown flag what whoever typed it will have meant."""
+        words = [_word(flag) for flag in known if flag.startswith("--")]
+        if not name.startswith("--"):
+            is_word = _names.is_foreign(name) or _names.meant(name, words) is not None
+            return name[:2] in known and not is_word
+        longer = [flag for flag in known if flag.startswith(name)]
+        if not _names.is_foreign(name):
+            return bool(longer)
+        return len(longer) == 1 and _names.meant(name, words) == _word(longer[0])
+
+    def _advice(self, arguments: Sequence[str]) -> str:
+        """What to do about an unknown flag, the first of these arguments."""
+        name, equals, value = arguments[0].partition("=")
+        if not equals and len(arguments) > 1 and not _is_flag(arguments[1]):
+            value = arguments[1]
+        by_word = {
+            _word(flag): action
+            for action in self._actions
+            for flag in action.option_strings or [action.dest]
+        }
+        ours = _names.meant(name, by_word)
+        if ours is None:
+            with calling(self.flags()):
+                remark = _names.remark(name)
+            return "" if remark is None else f": {remark}"
+        action = by_word[ours]
+        if not action.option_strings:
+            return f": {value or 'its value'} stands without a flag"
+        flag = f"--{ours.replace('_', '-')}"
+        if action.nargs == 0 or not value:
+            return f": did you mean {flag}?"
+        choices = [str(choice) for choice in action.choices or ()]
+        value = value.lower() if value.lower() in choices else value
+        return f": did you mean {flag} {shlex.quote(value)}?"
+
+
+def _word(flag: str) -> str:
+    """The name of a setting whose flag this is."""
+    return flag.lstrip("-").replace("-", "_")
+
+
+def _is_flag(argument: str) -> bool:
+    """Whether argparse takes an argument that is no flag of ours for one, and not for a value."""
+    hyphen = len(argument) > 1 and argument[0] == "-"
+    return hyphen and " " not in argument and not _NEGATIVE.fullmatch(argument)
 
 
 class Commands:
@@ -45,6 +134,7 @@ class Commands:
 
     def __init__(self, parser: Parser) -> None:
         self._commands = parser.add_subparsers(required=True, metavar="command")
+        parser.commands = self._commands.choices
 
     def add(self, name: str, run: Callable[[argparse.Namespace], int], about: str) -> Parser:
         """A command: run takes the parsed options and returns the exit status."""
