@@ -58,7 +58,7 @@ def training(case: Case, dtype: str = "float32") -> Callable[[], object]:
     cell, batch, seq_len, hidden, layers = case
     rnn = cf.RNN(VOCABULARY, hidden, VOCABULARY, cell=cell, num_layers=layers, dtype=dtype)
     optimizer = cf.optim.Adam(rnn, lr=2e-3)
-    state = rnn.zero_state(batch)
+    state = rnn._kernel_zeros(batch)
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (seq_len + 1, batch), "int32")
 
     def step() -> object:

@@ -265,7 +265,7 @@ class Step:
         )
         self.parameters = int(self._rnn._core.num_parameters)
         self._optimizer = optim.Adam(self._rnn, lr=1e-3)
-        self._state = self._rnn.zero_state(point.batch)
+        self._state = self._rnn._kernel_zeros(point.batch)
 
     def run(self) -> None:
         self._rnn._core.train_step(

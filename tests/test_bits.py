@@ -60,11 +60,11 @@ def test_threads_in_the_loss_of_many_rows() -> None:
     tokens = rng.integers(0, 28, (735, 1)).astype(np.int32)
     targets = rng.integers(0, 28, (735, 1)).astype(np.int32)
     cf.set_num_threads(1)
-    expected = net._core.evaluate(tokens, targets, net.zero_state(1))
+    expected = net._core.evaluate(tokens, targets, net._kernel_zeros(1))
     for threads in (2, 3, 5):
         cf.set_num_threads(threads)
         for _ in range(100):
-            assert net._core.evaluate(tokens, targets, net.zero_state(1)) == expected
+            assert net._core.evaluate(tokens, targets, net._kernel_zeros(1)) == expected
 
 
 @pytest.mark.usefixtures("threads")
@@ -281,7 +281,7 @@ def _writer(unit: str) -> tuple[cf.RNN, Array, Array]:
 @pytest.mark.parametrize("unit", UNITS)
 def test_sampling_in_one_call_equals_sampling_by_step(unit: str, chosen: dict[str, Any]) -> None:
     net, tokens, seeds = _writer(unit)
-    state = net.zero_state(len(tokens))
+    state = net._kernel_zeros(len(tokens))
     fused = net._core.sample(40, tokens, state, seeds, 3, *_options(chosen))
     for n in range(40):
         tokens = _core.sample_tokens(net.step(tokens), seeds, 3 + n, *_options(chosen))
@@ -298,7 +298,7 @@ def test_a_stream_depends_on_its_seed_alone(unit: str) -> None:
     net, tokens, seeds = _writer(unit)
 
     def write(chosen: Any, length: int = 60) -> Array:
-        state = net.zero_state(len(seeds[chosen]))
+        state = net._kernel_zeros(len(seeds[chosen]))
         drawn: Array = net._core.sample(
             length, np.ascontiguousarray(tokens[chosen]), state, seeds[chosen], 0, 1.0, 0, 1.0
         )
@@ -319,8 +319,8 @@ def test_a_stream_depends_on_its_seed_alone(unit: str) -> None:
 @pytest.mark.parametrize("unit", UNITS)
 def test_sampling_in_pieces_equals_sampling_at_once(unit: str) -> None:
     net, tokens, seeds = _writer(unit)
-    whole = net._core.sample(30, tokens, net.zero_state(5), seeds, 0, 1.0, 0, 1.0)
-    state, pieces = net.zero_state(5), []
+    whole = net._core.sample(30, tokens, net._kernel_zeros(5), seeds, 0, 1.0, 0, 1.0)
+    state, pieces = net._kernel_zeros(5), []
     for begin, end in ((0, 1), (1, 14), (14, 14), (14, 30)):
         piece = net._core.sample(end - begin, tokens, state, seeds, begin, 1.0, 0, 1.0)
         tokens = piece[-1] if len(piece) else tokens
@@ -335,7 +335,7 @@ def test_fused_training_equals_training_by_hand(rule: str, reduction: str) -> No
     case = Case("lstm", 2, tokens=True, input_size=13, hidden_size=17, output_size=13)
     fused, by_hand = case.network(), case.network()
     one, other = getattr(cf.optim, rule)(fused), getattr(cf.optim, rule)(by_hand)
-    carried, state = fused.zero_state(case.batch), None
+    carried, state = fused._kernel_zeros(case.batch), None
     for update in range(4):
         here = case.but(seed=update)
         x, targets = here.x().astype("int32"), here.targets().astype("int32")

@@ -331,7 +331,7 @@ def test_bfloat16_weights_draw_what_rounded_weights_draw(cell: str, streams: int
         ]  # fmt: skip
         seeds = np.arange(streams, dtype=np.uint64)
         first = np.zeros(streams, np.int32)
-        states = [m.rnn.zero_state(streams) for m in (model, rounded)]
+        states = [m.rnn._kernel_zeros(streams) for m in (model, rounded)]
         args = (first, seeds, 0, 1.0, 0, 1.0)
         tokens = [
             m.rnn._core.sample(40, args[0], state, *args[1:], half)

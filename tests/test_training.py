@@ -236,7 +236,7 @@ def test_sequences_without_any_step() -> None:
 
 def test_lengths_and_a_loss_that_is_not_finite_change_nothing() -> None:
     case = FeatureCase("lstm", tokens=True, output_size=7, ragged=True)
-    net, batch, state = case.network(), Batch.of(case), case.network().zero_state(case.batch)
+    net, batch, state = case.network(), Batch.of(case), case.network()._kernel_zeros(case.batch)
     optimizer, before = cf.optim.Adam(net), _copies(net)
     state[:, :, 1] = np.nan  # of a row with all its steps
     kept = state.copy()
@@ -260,7 +260,7 @@ def test_training_is_the_same_on_any_number_of_threads(unit: str) -> None:
         half = case.batch // 2
         for begin, end in ((0, half), (half, case.batch)):
             part = batch.streams(begin, end)
-            _accumulate(net, part, net.zero_state(end - begin), mask_seed=6)
+            _accumulate(net, part, net._kernel_zeros(end - begin), mask_seed=6)
         second = net._core.update(optimizer._core, 0.01, *CLIPS, "mean")
         return {**_copies(net), "state": state, "results": np.array([first, second])}
 
@@ -364,7 +364,7 @@ def test_clipping_sees_the_mean_gradient_of_all_parts() -> None:
         net = case.network()
         optimizer, before = cf.optim.SGD(net), _copies(net)
         for begin in (0, 4):
-            _accumulate(net, batch.streams(begin, begin + 4), net.zero_state(4))
+            _accumulate(net, batch.streams(begin, begin + 4), net._kernel_zeros(4))
         _, norm = net._core.update(optimizer._core, 1.0, *clips, "mean")
         steps = [before[name] - value for name, value in net.parameters().items()]
         if clips[0] < math.inf:
@@ -389,7 +389,7 @@ def test_parts_that_are_not_finite_change_nothing(what: str) -> None:
     net.load_parameters(damaged)
     batch, before = Batch.of(case), _copies(net)
     for begin, end in ((0, 2), (2, 5)):
-        _accumulate(net, batch.streams(begin, end), net.zero_state(end - begin))
+        _accumulate(net, batch.streams(begin, end), net._kernel_zeros(end - begin))
     loss, norm = net._core.update(optimizer._core, 1e-3, *NO_CLIPS, "mean")
     assert not (math.isfinite(loss) and math.isfinite(norm))
     _assert_same(net.parameters(), before)
@@ -401,7 +401,7 @@ def test_parts_that_are_not_finite_change_nothing(what: str) -> None:
 def _prepared() -> tuple[cf.RNN, cf.optim.Optimizer, Batch, Array]:
     case = FeatureCase("gru", 2, tokens=True, input_size=7, output_size=7)
     net = case.network()
-    return net, cf.optim.SGD(net, lr=0.1), Batch.of(case), net.zero_state(case.batch)
+    return net, cf.optim.SGD(net, lr=0.1), Batch.of(case), net._kernel_zeros(case.batch)
 
 
 def test_other_calls_between_parts_change_nothing() -> None:
@@ -521,10 +521,10 @@ def test_memory_is_known_before_it_is_taken(case: FeatureCase, batch: int, ragge
     assert bare < evaluation < training
     if not case.bidirectional:
         other = case.network()
-        other._core.evaluate(data.inputs, data.targets, other.zero_state(batch), data.lengths)
+        other._core.evaluate(data.inputs, data.targets, other._kernel_zeros(batch), data.lengths)
         assert other._core.held_memory == evaluation
     for _ in range(2):
-        _train(net, cf.optim.SGD(net), data, net.zero_state(batch), mask_seed=case.mask_seed)
+        _train(net, cf.optim.SGD(net), data, net._kernel_zeros(batch), mask_seed=case.mask_seed)
         assert net._core.held_memory == training
 
 

@@ -354,7 +354,7 @@ class CharLM:
                 f"the first is given, the others are predicted"
             )
         network: Any = self.rnn._core
-        state = self.rnn.zero_state(1)
+        state = self.rnn._kernel_zeros(1)
         for start in range(0, length - 1, _EVALUATION_BLOCK):
             steps = min(_EVALUATION_BLOCK, length - 1 - start)
             block = ids[start : start + steps + 1].astype(np.int32)[:, None]

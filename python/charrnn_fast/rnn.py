@@ -371,8 +371,12 @@ class RNN:
 
     # ---- state ----------------------------------------------------------------------------
 
-    def zero_state(self, batch: int) -> Array:
-        """A zero state of `batch` rows in the kernels' layout: all h, then (the LSTMs) all c.
+    def zero_state(self, batch: int) -> State:
+        """Zeros in the form that `forward` takes and `state` has: h [L*D, B, R], or (h, c)."""
+        return self._public_state(self._kernel_zeros(integer("batch", batch, 1)))
+
+    def _kernel_zeros(self, batch: int) -> Array:
+        """Zeros in the kernels' layout: all h, then (the LSTMs) all c.
 
         [S, L*D, B, H], S 2 for the LSTMs, else 1; flat where proj_size makes h narrower than c.
         """
@@ -384,8 +388,28 @@ class RNN:
 
     @property
     def state(self) -> State:
-        """A copy of the state that `step` carries; None where it is still zero."""
+        """The state that `step` carries, in the form that `forward` takes; None: still zero.
+
+        A copy: to change what is carried, assign. Assigning copies too: an array [L*D, B, R], for
+        the LSTMs a tuple (h, c), c [L*D, B, H], of any batch B >= 1, or None, which is `reset`. So
+        a decoder steps on from an encoder's last state, and a stream that was put aside goes on
+        with the same bits. Raises TypeError and ValueError as `forward` does, and ValueError for a
+        bidirectional network, which has no step.
+        """
         return None if self._carried is None else self._public_state(self._carried.copy())
+
+    @state.setter
+    def state(self, state: State) -> None:
+        if state is None:
+            self.reset()
+            return
+        if self.bidirectional:
+            raise ValueError("a bidirectional network reads whole sequences: it carries no state")
+        h = state[0] if isinstance(state, (tuple, list)) and state else state
+        batch = h.shape[1] if isinstance(h, np.ndarray) and h.ndim == 3 else 1
+        if batch == 0:
+            raise ValueError("state must have a batch of 1 or more, got 0")
+        self._carried = self._kernel_state("state", state, batch)
 
     def _state_shapes(self, batch: int) -> list[tuple[int, int, int]]:
         """Of h and, for the LSTMs, of c."""
@@ -498,7 +522,7 @@ class RNN:
                 raise ValueError("x must have a batch of 1 or more, got 0")
         state = self._carried
         if state is None:
-            state = self.zero_state(len(x))
+            state = self._kernel_zeros(len(x))
         elif self._batch(state) != len(x):
             raise ValueError(
                 f"x has a batch of {len(x)}, the carried state one of {self._batch(state)}: call "

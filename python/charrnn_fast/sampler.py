@@ -217,7 +217,7 @@ class _Start:
 def _read(rnn: RNN, tokens: NDArray[np.int32]) -> _Start:
     """Reads tokens [N], N >= 1, from the zero state; the last of them is left for the drawing."""
     network: Any = rnn._core
-    state = rnn.zero_state(1)
+    state = rnn._kernel_zeros(1)
     fed = max(1, min(_PRIME_BLOCK, _PRIME_LOGITS // (rnn.output_size or 1)))
     for start in range(0, len(tokens) - 1, fed):
         block = tokens[start : min(start + fed, len(tokens) - 1), None]

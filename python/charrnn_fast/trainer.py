@@ -550,7 +550,7 @@ class Trainer:
         """
         batch, rnn = inputs.shape[1], self.model.rnn
         if self._state is None or rnn._batch(self._state) != batch:
-            self._state = rnn.zero_state(batch)
+            self._state = rnn._kernel_zeros(batch)
         loss, norm, state = self._computed(inputs, targets, self._state, starts)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(

@@ -47,7 +47,7 @@ def read(model: CharLM, ids: NDArray[np.int32], layers: list[int]) -> Reading:
     losses = np.empty(size - 1)
     # `step` on a state of our own: the one that the network carries stays what it is, and the
     # weights are packed once, not at each step as by `forward`.
-    state = rnn.zero_state(1)
+    state = rnn._kernel_zeros(1)
     cells = rnn._state_parts(state)[-1]  # a view: c [L, 1, H] of the LSTMs, else h
     block = max(1, _LOGITS_AT_ONCE // len(model.vocabulary))
     logits = np.empty((min(block, size), len(model.vocabulary)))

@@ -69,7 +69,7 @@ def _train(problem: Problem) -> Task:
     rnn = _network(problem)
     optimizer = optim.Adam(rnn, lr=LEARNING_RATE)
     data = batches(problem.arrays["ids"], case.batch, case.seq_len)
-    state = rnn.zero_state(case.batch)
+    state = rnn._kernel_zeros(case.batch)
 
     def run() -> float:
         x, y = next(data)
@@ -80,7 +80,7 @@ def _train(problem: Problem) -> Task:
 
     def evaluate() -> float:
         x, y = validation_batch(problem.arrays["validation"])
-        total, count = rnn._core.evaluate(x, y, rnn.zero_state(x.shape[1]))
+        total, count = rnn._core.evaluate(x, y, rnn._kernel_zeros(x.shape[1]))
         return float(total / count)
 
     return Task(
@@ -116,13 +116,13 @@ def _sample(problem: Problem, bfloat16: bool = False) -> Task:
     same = _rounded(problem) if bfloat16 else rnn
     first = np.ascontiguousarray(tokens[0])
     seeds = np.arange(case.batch, dtype=np.uint64)
-    state = rnn.zero_state(case.batch)
+    state = rnn._kernel_zeros(case.batch)
 
     def check() -> Outputs:
         # What is timed draws the characters too. Greedy draws must be what the logits say, which
         # themselves are compared with the other sides'.
         drawn = rnn._core.sample(
-            8, first, rnn.zero_state(case.batch), seeds, 0, 0.0, 0, 1.0, bfloat16
+            8, first, rnn._kernel_zeros(case.batch), seeds, 0, 0.0, 0, 1.0, bfloat16
         )
         fed = np.concatenate((first[None], drawn[:-1]))
         if not np.array_equal(same.forward(fed)[0].argmax(-1), drawn):
@@ -139,11 +139,11 @@ def _sample(problem: Problem, bfloat16: bool = False) -> Task:
 def _step(problem: Problem) -> Task:
     case = problem.network
     rnn, x = _network(problem), problem.arrays["x"]
-    state = rnn.zero_state(case.batch)
+    state = rnn._kernel_zeros(case.batch)
 
     def check() -> Outputs:
         # The steps that are timed must be those that Python sees: the same states from one input.
-        stepped = rnn.zero_state(case.batch)
+        stepped = rnn._kernel_zeros(case.batch)
         _core.time_steps(rnn._core, x[0], stepped, CHECKED_STEPS)
         for _ in range(CHECKED_STEPS):
             rnn.step(x[0])
