@@ -82,20 +82,25 @@ def test_a_resumed_training_goes_on_in_its_log(tmp_path: Path) -> None:
         assert [[e[n] for n in names] for e in ours] == [[e[n] for n in names] for e in theirs]
 
 
-def test_a_log_is_replaced_with_the_checkpoint(tmp_path: Path) -> None:
+def test_a_log_is_replaced_with_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A training that is to replace another one, and is killed before its first checkpoint, leaves
     that one's checkpoint and its log."""
     path, model = tmp_path / "log", tmp_path / "model"
     make(JsonLog(path, 1), checkpoint_path=model).fit(steps=6, progress=False)
     old, checkpoint = list(log.read(path)), model.read_bytes()
 
-    class Kill(Callback):
-        def updated(self, trainer: Trainer, update: Update) -> None:
-            if update.step == 3:
-                raise RuntimeError("killed")
-
     options = {"checkpoint_path": model, "checkpoint_every": 4}
-    new = make(JsonLog(path, 1), Kill(), learning_rate=0.5, **options)
+    new = make(JsonLog(path, 1), learning_rate=0.5, **options)
+    update = new._next_update
+
+    def killed(*arguments: Any) -> Update:
+        if new.num_steps == 3:
+            raise RuntimeError("killed")
+        return update(*arguments)
+
+    monkeypatch.setattr(new, "_next_update", killed)
     with pytest.raises(RuntimeError, match="killed"):
         new.fit(steps=6, progress=False)
     assert model.read_bytes() == checkpoint

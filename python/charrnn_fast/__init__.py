@@ -7,9 +7,11 @@ same math in NumPy. Command line: ``charrnn-fast --help``.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # of typing, which takes a while to import
 if TYPE_CHECKING:
+    from typing import Any
+
     from . import optim, reference
     from .checkpoint import CheckpointError
     from .corpus import Corpus

@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Sequence
+
+TYPE_CHECKING = False  # of typing, which takes a while to import
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command, or says in one line why the kernels cannot be loaded."""
+    """Runs the command as a process of its own, or says in one line why it cannot be loaded.
+
+    While it is loaded, and once it is done, Ctrl-C ends the process in the system's way: an
+    exception would come in the middle of an import, which fails with a traceback of its own.
+    """
+    handler = _exchange(signal.default_int_handler, signal.SIG_DFL)
+    from . import streams
+
+    streams.open_missing()
     try:
         from . import cli
     except ImportError as error:  # an instruction set in CHARRNN_ISA that there is not, say
-        print(f"charrnn-fast: error: {' '.join(str(error).split())}", file=sys.stderr)
+        with streams.standard():
+            message = " ".join(str(error).split())
+            print(f"charrnn-fast: error: {message}", file=sys.stderr)
         return 2
-    return cli.main(argv)
+    try:
+        _exchange(signal.SIG_DFL, handler)
+        return cli.main(argv)
+    except KeyboardInterrupt:  # a second one
+        return _INTERRUPTED
+    finally:
+        _exchange(signal.default_int_handler, signal.SIG_DFL)
+
+
+def _exchange(usual: Any, handler: Any) -> Any:
+    """Puts a handler of SIGINT in the place of the usual one, and of no other; returns the old."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is usual:
+        signal.signal(signal.SIGINT, handler)
+    return before
 
 
 if __name__ == "__main__":

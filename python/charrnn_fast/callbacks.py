@@ -1,7 +1,8 @@
 """What may watch a training: the base of all callbacks, and what they are told.
 
 ``Trainer(model, corpus, callbacks=[Mine()])``, where ``Mine`` overrides the events that it wants. A
-callback may call ``trainer.stop()``; nothing that it does to the trainer's numbers is undone.
+callback may call ``trainer.stop()``; nothing that it does to the trainer's numbers is undone. Where
+one raises, the others are told of the event too and a checkpoint is written before `fit` raises it.
 """
 
 from __future__ import annotations

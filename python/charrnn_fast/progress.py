@@ -7,8 +7,9 @@ import sys
 import time
 from collections import deque
 from textwrap import indent
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
+from . import streams
 from .callbacks import Callback, Evaluation, Update
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Progress(Callback):
     def started(self, trainer: Trainer, steps: int) -> None:
         self._total = steps * trainer.symbols_per_step
         self._unit = trainer.model.vocabulary._unit
-        self._bar = _bar(self._total, self._unit) if sys.stderr.isatty() else None
+        self._bar = bar(total=self._total, unit=self._unit[:4], unit_scale=True)
         self._period = _LINE_PERIOD if self._bar is None else _BAR_PERIOD
         self._losses: deque[float] = deque(maxlen=_AVERAGED)
         self._done = 0  # symbols
@@ -62,31 +63,31 @@ class Progress(Callback):
             f"({nats / math.log(2):.3f} bits){rate}"
         )
         if sample:
-            self._print(indent(_visible(sample), "    | ", lambda line: True))
+            # Escaped wherever it goes: a file of progress is looked at on a terminal, later.
+            self._print(indent(streams.visible(sample), "    | ", lambda line: True))
 
     def ended(self, trainer: Trainer) -> None:
         if self._bar is not None:
             self._bar.close()
 
     def _print(self, text: str) -> None:
-        """Prints above the bar, whatever characters the output can show."""
-        encoding = sys.stdout.encoding or "utf-8"
-        line = text.encode(encoding, "replace").decode(encoding)
-        if self._bar is None:
-            print(line)
-        else:
-            self._bar.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        say(text, self._bar, sys.stdout)
 
 
-def _bar(total: int, unit: str) -> tqdm[Any]:
+def bar(**options: Any) -> tqdm[Any] | None:
+    """A bar on the standard error, where that is a terminal; options: tqdm's."""
+    terminal = streams.output(sys.stderr)
+    if not terminal.isatty():
+        return None
     from tqdm import tqdm  # slow to import, and only wanted on a terminal
 
-    return tqdm(total=total, unit=unit[:4], unit_scale=True, leave=False)
+    return tqdm(file=terminal.obeyed(), leave=False, **options)
 
 
-def _visible(text: str) -> str:
-    """A drawn text without control characters, which a terminal would obey."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
+def say(text: str, above: tqdm[Any] | None, stream: TextIO | None) -> None:
+    """Prints lines, above a bar where there is one."""
+    if above is not None:
+        above.clear()
+    print(text, file=streams.output(stream), flush=True)
+    if above is not None:
+        above.refresh()

@@ -370,7 +370,8 @@ class Trainer:
         weight is no longer finite; the last checkpoint stays as it is. Raises BlockingIOError where
         another training, of any process, saves to the same files, and OSError where a checkpoint or
         what a callback writes cannot be written, after a checkpoint, if that can be; the error says
-        which step is saved, and `fit` may go on.
+        which step is saved, and `fit` may go on. Any other error of a callback is raised after a
+        checkpoint, too.
         """
         corpus, chunks = self.corpus, self._chunks
         if corpus is None or chunks is None:
@@ -380,41 +381,46 @@ class Trainer:
         if epochs is not None:
             steps = integer("epochs", epochs, 0) * len(chunks)
         last = self._num_steps + integer("steps", steps, 0, 2**63 - 1)
-        callbacks = (*self._callbacks, Progress()) if progress else self._callbacks
+        shown = (Progress(),) if progress else ()
         with locked(self._checkpoint_path):
-            self._fit(corpus, chunks, last, callbacks)
+            self._fit(corpus, chunks, last, self._callbacks, shown)
 
     def _fit(
-        self, corpus: Corpus, chunks: _Chunks, last: int, callbacks: Sequence[Callback]
+        self,
+        corpus: Corpus,
+        chunks: _Chunks,
+        last: int,
+        callbacks: Sequence[Callback],
+        shown: Sequence[Callback],
     ) -> None:
-        """Trains up to the step last."""
+        """Trains up to the step last; shown: callbacks as `_look` takes them."""
         self._stopping, self.seconds = self._is_stale(), 0.0
-        begun = self._num_steps
+        begun, everyone = self._num_steps, (*callbacks, *shown)
         try:
             self._keep_best()
             with (
-                self._watched(callbacks, last - self._num_steps),
+                self._watched(everyone, last - self._num_steps),
                 _deferred_interrupt() as interrupted,
             ):
                 if self._evaluation_due:  # it was put off by an interrupt
-                    self._evaluate(corpus, callbacks, interrupted)
-                    self._save(callbacks)
+                    self._look(corpus, callbacks, shown, interrupted)
                 while self._num_steps < last and not self._stopping and not interrupted():
                     update = self._next_update(chunks)
                     every = self._evaluate_every or len(chunks)
                     self._evaluation_due = self._due(every) or self._num_steps == last
-                    for callback in callbacks:
-                        callback.updated(self, update)
+                    try:
+                        self._tell(everyone, "updated", update)
+                    except BaseException as error:  # the updates up to here are not lost by it
+                        if not isinstance(error, OSError):  # of which the handler below takes care
+                            self._save(everyone)
+                        raise
                     if self._evaluation_due or self._stopping:
-                        self._evaluation_due = True
-                        self._evaluate(corpus, callbacks, interrupted)
-                        self._save(callbacks)
+                        self._look(corpus, callbacks, shown, interrupted)
                     elif interrupted() or self._due(self._checkpoint_every):
-                        self._save(callbacks)
+                        self._save(everyone)
                 if self._stopping and self._losses[0] and not interrupted():
-                    self._evaluation_due = True  # stopped from elsewhere than an update
-                    self._evaluate(corpus, callbacks, interrupted)
-                    self._save(callbacks)
+                    # stopped from elsewhere than an update
+                    self._look(corpus, callbacks, shown, interrupted)
                 if interrupted():
                     raise KeyboardInterrupt
         except OSError as error:  # a disk is full, say, or nobody reads the progress any more
@@ -618,17 +624,52 @@ class Trainer:
         low, high, *_ = _core.philox(self._mask_seed, epoch, _OFFSETS)
         return int((low | high << 32) % len(self.corpus.train))
 
-    def _evaluate(
-        self, corpus: Corpus, callbacks: Sequence[Callback], interrupted: Callable[[], bool]
+    def _look(
+        self,
+        corpus: Corpus,
+        callbacks: Sequence[Callback],
+        shown: Sequence[Callback],
+        interrupted: Callable[[], bool],
     ) -> None:
-        """Adds an entry to the history; where interrupted, it stays due."""
+        """An evaluation, which is due where it is interrupted, and a checkpoint.
+
+        shown: callbacks that are told once the checkpoint is written: what shows the training may
+        wait for its reader.
+        """
+        self._evaluation_due = True
+        evaluation = self._evaluate(corpus, interrupted)
+        sample = ""
+        try:
+            if evaluation is not None and (callbacks or shown):
+                sample = self.model.sample(self._sample_length, seed=self._num_steps)
+                self._tell(callbacks, "evaluated", evaluation, sample)
+        finally:  # an error of a callback does not lose it
+            self._save((*callbacks, *shown))
+        if evaluation is not None:
+            self._tell(shown, "evaluated", evaluation, sample)
+
+    def _tell(self, callbacks: Sequence[Callback], event: str, *arguments: object) -> None:
+        """Tells all of them, also where one raises; then raises the first error."""
+        errors: list[BaseException] = []
+        for callback in callbacks:
+            try:
+                getattr(callback, event)(self, *arguments)
+            except BaseException as error:  # raised below
+                errors.append(error)
+        if errors:
+            for other in errors[1:]:
+                errors[0].add_note(f"another callback raised {other!r}")
+            raise errors[0]
+
+    def _evaluate(self, corpus: Corpus, interrupted: Callable[[], bool]) -> Evaluation | None:
+        """Adds an entry to the history and returns it; None where interrupted."""
         predicted, nats = 0, 0.0
         pieces = self.model._losses(
             corpus.validation, self._evaluate_length, corpus._validation_starts
         )
         for count, piece in pieces:
             if interrupted():
-                return
+                return None
             predicted += count
             nats += piece
         loss = nats / predicted
@@ -647,10 +688,7 @@ class Trainer:
         self.history[-1] = evaluation
         self._evaluation_due = False
         self._stopping = self._stopping or self._is_stale()
-        if callbacks:
-            sample = self.model.sample(self._sample_length, seed=self._num_steps)
-            for callback in callbacks:
-                callback.evaluated(self, evaluation, sample)
+        return evaluation
 
     def _is_stale(self) -> bool:
         """Whether the last `patience` evaluations have brought no new best one."""
@@ -670,13 +708,14 @@ class Trainer:
         # The best one first: a training that is killed between the two, and resumed from the
         # last one, comes past the best one again.
         is_best = evaluation is not None and evaluation.step == self._num_steps
-        for path in (best, last) if is_best else (last,):
+        paths = (best, last) if is_best else (last,)
+        for path in paths:
             self.save(path)
-            for callback in callbacks:
-                callback.saved(self, path)
         if evaluation is None:  # what is there is another training's, which this one replaces
             checkpoint.remove(best)
         self._saved_step = self._num_steps
+        for path in paths:
+            self._tell(callbacks, "saved", path)
 
     def _keep_best(self) -> None:
         """Writes the best checkpoint where it is missing, as beside one that was copied."""

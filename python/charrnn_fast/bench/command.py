@@ -113,8 +113,7 @@ def _write(result: Run, options: Options, base: Run | None) -> None:
         if options.markdown is not None:
             atomic_file.replace(options.markdown, [document.encode()])
     finally:  # files first, which a closed terminal does not keep from being written
-        print(document, end="")
-        sys.stdout.flush()
+        print(document, end="", flush=True)
     if options.plots is not None:
         for path in plots.write(result, Path(options.plots)):
             print(f"wrote {path}", file=sys.stderr)

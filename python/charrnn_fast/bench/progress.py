@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+
+from ..progress import bar, say
 
 
 class Progress:
     def __init__(self, total: int) -> None:
         self._total, self._done = total, 0
-        self._bar: Any = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, unit="case", leave=False, file=sys.stderr)
+        self._bar = bar(total=total, unit="case")
 
     def say(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        say(text, self._bar, sys.stderr)
 
     def begin(self, text: str) -> None:
         if self._bar is not None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from .. import build_info, get_num_threads, set_num_threads
+from .. import build_info, get_num_threads, set_num_threads, streams
 from .._checks import calling
 from . import bench, evaluate, info, plot, sample, score, train, view
 from .parsing import FAILED, INTERRUPTED, USER_ERROR, Commands, Parser
@@ -20,10 +20,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status.
 
     0: done; 1: the training diverged, or the demonstration missed its bound; 2: the arguments or
-    the files were wrong, told in one line; 130: interrupted.
+    the files were wrong, or the standard output could not be written, told in one line; 130:
+    interrupted; 141: whoever read the standard output has gone.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a model may draw what a terminal cannot show
+    with streams.standard() as output:
+        try:
+            status: int = _ended(_status(argv, output), output)
+            return status
+        except SystemExit as stop:  # argparse leaves this way
+            stop.code = _ended(stop.code, output)
+            raise
+
+
+def _ended(status: Any, output: streams.Output) -> Any:
+    """The exit status of a command: another one than its own where its output has failed."""
+    failure = output.close()
+    if failure is None:
+        return status
+    if isinstance(failure, BrokenPipeError):
+        return status or _BROKEN_PIPE
+    told = complain(f"standard output: {failure.strerror or failure}", USER_ERROR)
+    return status or told
+
+
+def _status(argv: Sequence[str] | None, output: streams.Output) -> int:
+    """Runs the command and tells its error, but for one of the standard output."""
     try:
         get_num_threads()  # complains of a CHARRNN_NUM_THREADS that is no number
         parser = _parser()
@@ -33,18 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             set_num_threads(arguments.threads)
         run: Callable[..., int] = arguments.run
         with calling(arguments.parser.flags()):
-            status = run(arguments)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        # Whoever read the output has gone; what is left in the buffer must not fail at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
+            return run(arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
     except FloatingPointError as error:
         return complain(str(error), FAILED)
     except OSError as error:
+        if error is output.failure:
+            return 0  # `_ended` tells it
         name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         return complain(f"{name}{error.strerror or error}", USER_ERROR)
     except ImportError as error:  # of an extra; it says which

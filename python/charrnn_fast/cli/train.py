@@ -8,11 +8,11 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import atomic_file, checkpoint, demo, get_num_threads, log
+from .. import atomic_file, checkpoint, demo, get_num_threads, log, streams
 from .._checks import calling
 from ..callbacks import Callback
 from ..corpus import Corpus
@@ -82,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         corpus = _corpus(arguments, files, values, origin)
         trainer, steps = _trainer(arguments, corpus, values, given, origin, log_path)
         begun = trainer.num_steps
+        streams.output(sys.stdout).goes_on = True  # the model is worth more than what is printed
         _describe(trainer, corpus, len(files), steps)
     if not trainer._evaluation_due and (begun >= steps or trainer._is_stale()):
         print(f"nothing left to train: {_ending(trainer, steps)}")
@@ -89,7 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         trainer.fit(steps=max(steps - begun, 0))
     except KeyboardInterrupt:
-        _interrupted(arguments, trainer, begun)
+        with suppress(BrokenPipeError):  # the same Ctrl-C may have ended the reader
+            _interrupted(arguments, trainer, begun)
         return INTERRUPTED
     if trainer.num_steps < steps:
         print(f"\n{_ending(trainer, steps)}")
