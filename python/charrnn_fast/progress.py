@@ -76,7 +76,7 @@ class Progress(Callback):
 
 def bar(**options: Any) -> tqdm[Any] | None:
     """A bar on the standard error, where that is a terminal; options: tqdm's."""
-    terminal = streams.output(sys.stderr)
+    terminal = streams.output(sys.stderr, optional=True)
     if not terminal.isatty():
         return None
     from tqdm import tqdm  # slow to import, and only wanted on a terminal

@@ -108,9 +108,9 @@ class Output:
         return getattr(self._stream, name)
 
 
-def output(stream: TextIO | Output | None) -> Output:
+def output(stream: TextIO | Output | None, *, optional: bool = False) -> Output:
     """An `Output` on a stream; the stream itself where it is one."""
-    return stream if isinstance(stream, Output) else Output(stream)
+    return stream if isinstance(stream, Output) else Output(stream, optional=optional)
 
 
 @contextmanager

@@ -65,12 +65,21 @@ def _status(argv: Sequence[str] | None, output: streams.Output) -> int:
         name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         return complain(f"{name}{error.strerror or error}", USER_ERROR)
     except ImportError as error:  # of an extra; it says which
+        if _was_interrupted(error):
+            return INTERRUPTED
         return complain(str(error), USER_ERROR)
     except MemoryError as error:
         message = str(error) or "out of memory; try a smaller model or batch size"
         return complain(message, USER_ERROR)
     except (ValueError, OverflowError) as error:
         return complain(str(error), USER_ERROR)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C kept a module from loading: a compiled one makes an ImportError of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _parser() -> Parser:

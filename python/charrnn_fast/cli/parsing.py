@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, NoReturn, TypeVar
+from typing import IO, Any, NoReturn, TypeVar
 
 from .. import _names
 from .._checks import LARGEST, calling, integer, real
@@ -28,6 +28,10 @@ INTERRUPTED = 130  # as a shell reports SIGINT
 
 
 class Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.color = False  # Python 3.14 colours the help, and `streams` would show the codes
+
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"charrnn-fast: error: {message} (see {self.prog} --help)\n")
 
@@ -146,6 +150,8 @@ class Commands:
 def standard_input() -> IO[bytes]:
     if sys.stdin is None:  # which a shell does by <&-
         raise ValueError("the standard input is closed")
+    if sys.stdin.isatty():
+        print("reading what is typed; Ctrl-D at the beginning of a line ends it", file=sys.stderr)
     return sys.stdin.buffer
 
 

@@ -79,7 +79,7 @@ def _arriving(file: IO[bytes]) -> Iterator[list[bytes]]:
     them scored together.
     """
     rest = bytearray()  # the beginning of a line
-    while data := file.read1(_BLOCK):  # type: ignore[attr-defined]
+    while data := _read(file):
         *ended, last = data.split(b"\n")
         if ended:
             yield [bytes(rest) + ended[0], *ended[1:]]
@@ -87,6 +87,14 @@ def _arriving(file: IO[bytes]) -> Iterator[list[bytes]]:
         rest += last
     if rest:
         yield [bytes(rest)]
+
+
+def _read(file: IO[bytes]) -> bytes:
+    """What has arrived, as soon as there is something; nothing at the end."""
+    try:
+        return file.read1(_BLOCK)  # type: ignore[attr-defined, no-any-return]
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard input") from error
 
 
 def _encoded(
