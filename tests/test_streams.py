@@ -530,7 +530,7 @@ def test_names_and_errors_cannot_command_the_terminal(tmp_path: Path) -> None:
     assert output.endswith(rb"\x1b]0;title\x07\udcff\x9b31m: No such file or directory" + b"\n")
     status, output = through_terminal([*COMMAND, "info", "m", "--\x1b[2J\u202e"])
     assert status == 2
-    assert rb"unrecognized arguments: --\x1b[2J\u202e (see" in output
+    assert rb" --\x1b[2J\u202e (see" in output
     assert not set(output.decode()) & set(HOSTILE)
 
 
