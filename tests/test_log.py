@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -248,3 +250,105 @@ def test_a_log_without_updates_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"picture.xyz: Format 'xyz' is not supported"):
         plot.curves([path], tmp_path / "picture.xyz")
     assert os.listdir(tmp_path) == ["log"]
+
+
+UPDATES = {
+    "type": "updates",
+    "step": 1,
+    "epoch": 0.5,
+    "loss": 3.0,
+    "gradient_norm": 1.0,
+    "learning_rate": 0.002,
+}
+EVALUATION = {"type": "evaluation", "step": 1, "epoch": 0.5, "validation_loss": 3.0}
+NO_NUMBERS: list[Any] = [None, "3", True, -1, 10**400, [], [1.0], {}, {"x": 1}]
+
+
+@pytest.mark.parametrize("entry", [UPDATES, EVALUATION, {"type": "resume", "step": 1}])
+def test_an_entry_with_a_wrong_value_is_named(tmp_path: Path, entry: dict[str, Any]) -> None:
+    path, start = tmp_path / "log", json.dumps({"type": "start", "unit": "byte"})
+    for key in entry.keys() - {"type"}:
+        for wrong in NO_NUMBERS:
+            path.write_text(f"{start}\n{json.dumps({**entry, key: wrong})}\n")
+            with pytest.raises(ValueError, match=rf"log is no log of a training: line 2: {key} mu"):
+                plot.curves([path], tmp_path / "picture.png")
+        path.write_text(f"{start}\n{json.dumps({k: v for k, v in entry.items() if k != key})}\n")
+        with pytest.raises(ValueError, match=f"line 2: {key} is missing"):
+            plot.curves([path], tmp_path / "picture.png")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"NaN", "line 2 is no entry (NaN is no JSON)"),
+        (b"[]", "line 2 is no entry (it has no type)"),
+        (b'{"type": 3}', "line 2 is no entry (it has no type)"),
+        (b"[" * 100_000, "line 2 is no entry (lists and objects are more than 32 deep"),
+        (b'{"type":' * 100_000, "line 2 is no entry (lists and objects are more than 32 deep"),
+        (b"[" + b"[]," * 100_000 + b"[]]", "line 2 is no entry (it has more than"),
+        (b"9" * 5000, "line 2 is no entry (Exceeds the limit"),
+        (b'{"type": "updates", "type": "start"}', "line 2 is no entry (a key stands twice)"),
+        (b'{"type": "start", "unit": "mile"}', "line 2: unit must be one of "),
+        (b'{"type": "start", "step": "3"}', "line 2: step must be an integer"),
+        (b'{"type": "later", "step": []}', "line 2: step must be an integer"),
+        (
+            b'{"type": "evaluation", "step": 1, "epoch": 0, "validation_loss": 1e999}',
+            "line 2: validation_loss must be finite",
+        ),
+        (b"\xff", "line 2 is no entry ('utf-8' codec can't decode"),
+    ],
+)
+def test_lines_that_are_no_entries_are_told(tmp_path: Path, line: bytes, message: str) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b'{"type": "start"}\n' + line + b"\n")
+    with pytest.raises(ValueError, match=re.escape(f"{path} is no log of a training: {message}")):
+        plot.curves([path], tmp_path / "picture.png")
+    with pytest.raises(FileExistsError, match="this file is no log of a training; it is not over"):
+        JsonLog(path)
+
+
+def test_a_line_without_end_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "_LINE_LIMIT", 100)
+    path = tmp_path / "log"
+    path.write_bytes(b'{"type": "start"}\n' + b" " * 1000)
+    with pytest.raises(ValueError, match=r"line 2 is no entry \(it is too long\)"):
+        list(log.read(path))
+
+
+def test_entries_of_later_versions_are_read_over(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    lines = [{"type": "start", "unit": "byte", "more": [1]}, {"type": "later"}, UPDATES]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plot.curves([path], tmp_path / "picture.png")
+
+
+def test_the_largest_and_the_least_numbers_are_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "a$b$.jsonl"
+    for value in (0, 0.0, 1.79e308, 5e-324):
+        numbers = dict.fromkeys(("epoch", "loss", "gradient_norm", "learning_rate"), value)
+        lines = [{"type": "start", "unit": "byte"}, UPDATES, {**UPDATES, **numbers}]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        plot.curves([path, path], tmp_path / "picture.png")
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0])
+def test_a_clock_that_stands_still_or_goes_back_has_no_speed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    step: float,
+) -> None:
+    times = itertools.count()
+    monkeypatch.setattr("time.perf_counter", lambda: 1000.0 + step * next(times))
+    monkeypatch.setattr("charrnn_fast.progress._LINE_PERIOD", 0.0)
+    trainer = make(JsonLog(tmp_path / "log", every=2))
+    trainer.fit(epochs=1)
+    assert trainer.seconds == 0
+    lines = entries(tmp_path / "log", "updates")
+    assert [(line["symbols_per_second"], line["seconds"]) for line in lines] == [(None, 0.0)] * 3
+    shown = capsys.readouterr().out
+    assert " 17%  loss " in shown
+    assert "characters/s" not in shown and "s left" not in shown
+    assert "validation" in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -171,23 +172,55 @@ def test_tensors_have_pytorchs_names(tmp_path: Path, vocabulary: Vocabulary) -> 
     assert "".join(map(chr, tensors["vocabulary"])) == "".join(sorted(set(TEXT)))
 
 
-def test_contents_that_do_not_fit_are_refused(tmp_path: Path, vocabulary: Vocabulary) -> None:
+def test_contents_that_do_not_fit_are_refused(
+    tmp_path: Path, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file may be whole and still describe another model than the one that it holds."""
     path = tmp_path / "model"
     CharLM(vocabulary, 4, 1).save(path)
     tensors, config = checkpoint.read(path)
     bad = [
-        ({**tensors, "decoder.bias": np.zeros(3, np.float32)}, config),
-        ({k: v for k, v in tensors.items() if k != "rnn.weight_hh_l0"}, config),
-        ({**tensors, "vocabulary": np.array([7, 7], np.int32)}, config),
-        (tensors, {**config, "vocabulary": "words"}),
-        (tensors, {**config, "model": {**config["model"], "hidden_size": 5}}),
-        (tensors, {**config, "model": {**config["model"], "unknown": 5}}),
-        (tensors, {}),
+        (
+            {**tensors, "decoder.bias": np.zeros(3, np.float32)},
+            config,
+            "the tensor 'decoder.bias' must be float32 of the shape [28], got float32 of [3]",
+        ),
+        (
+            {**tensors, "decoder.bias": np.zeros(28)},
+            config,
+            "the tensor 'decoder.bias' must be float32 of the shape [28], got float64 of [28]",
+        ),
+        (
+            {k: v for k, v in tensors.items() if k != "rnn.weight_hh_l0"},
+            config,
+            "the tensor 'rnn.weight_hh_l0' is missing",
+        ),
+        ({**tensors, "more": np.zeros(3)}, config, "the tensor 'more' is unknown to this version"),
+        ({**tensors, "decoder.bias": np.full(28, np.inf, np.float32)}, config, "is not finite"),
+        ({**tensors, "vocabulary": np.array([7, 7], np.int32)}, config, "must be distinct"),
+        (
+            {**tensors, "vocabulary": np.arange(28)},
+            config,
+            "'vocabulary' must be int32 of the shap",
+        ),
+        (tensors, {**config, "vocabulary": "words"}, 'vocabulary must be one of "characters"'),
+        (
+            tensors,
+            {**config, "model": {**config["model"], "hidden_size": 5}},
+            "the tensor 'decoder.weight' has 112 elements, too few for the hidden_size 5",
+        ),
+        (
+            tensors,
+            {**config, "model": {**config["model"], "unknown": 5}},
+            "model.unknown is unknown to this version",
+        ),
+        (tensors, {}, "vocabulary is missing"),
     ]
-    for broken_tensors, broken_config in bad:
-        checkpoint.write(path, broken_tensors, broken_config)
-        with pytest.raises(CheckpointError, match="does not hold the model that it describes"):
+    for broken_tensors, broken_config, message in bad:
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "_is_finite", lambda tensor: True)
+            checkpoint.write(path, broken_tensors, broken_config)
+        with pytest.raises(CheckpointError, match=re.escape(message)):
             CharLM.load(path)
 
 

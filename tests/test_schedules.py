@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import FrozenInstanceError
 from typing import Any
 
+import numpy as np
 import pytest
 
 from charrnn_fast.schedules import (
@@ -89,3 +91,14 @@ def test_in_words() -> None:
 def test_what_is_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_config(config)
+
+
+def test_numbers_of_numpy_are_stored() -> None:
+    numbers: dict[str, Any] = {
+        "warmup": np.float32(0.5),
+        "decay": np.float64(0.5),
+        "after": np.int8(3),
+    }
+    schedule = Decay(**numbers)
+    stored = {"name": "decay", "warmup": 0.5, "decay": 0.5, "after": 3}
+    assert json.loads(json.dumps(to_config(schedule))) == stored

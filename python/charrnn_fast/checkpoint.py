@@ -3,27 +3,32 @@
 The header's metadata has one entry, ``charrnn_fast``: a JSON object of the format's number, the
 configuration, and the SHA-256 of the configuration (JSON, keys sorted) followed by each tensor
 in the order of their names: name, dtype and shape, then the data as they lie in the file.
+docs/format.md describes the format, and how it may change.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from . import atomic_file
+from . import atomic_file, input_files, schema
 from ._checks import StrPath
 
 _KEY = "charrnn_fast"
 _FORMAT = 1
-_HEADER_LIMIT = 100_000_000  # bytes; safetensors allows no more
+_HEADER_LIMIT = 25_000_000  # bytes: some 250,000 evaluations; safetensors takes four times as many
+_HEADER_DEPTH = 3  # of lists and objects: the header, a tensor, its shape
+_BYTES_PER_VALUE = 64  # of the file, for each string, list or object that its header may have
+_FREE_VALUES = 100_000  # in any header; a tensor has eight
 
 Tensors = Mapping[str, NDArray[Any]]
 Config = dict[str, Any]
@@ -41,37 +46,40 @@ def write(path: StrPath, tensors: Tensors, config: Config) -> None:
     OSError where writing fails or the old file is no checkpoint, and FloatingPointError where a
     tensor is not finite, and leaves the old file as it was.
     """
-    for name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
-            raise FloatingPointError(f"{name} is no longer finite; no checkpoint is written")
-    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    header = {"format": _FORMAT, "sha256": _digest(arrays, config), "config": config}
-    # One entry only: safetensors writes several in an order that changes from run to run.
-    data = safetensors.numpy.save(arrays, {_KEY: json.dumps(header, allow_nan=False)})
+    data = _packed(path, tensors, config)
     atomic_file.replace(path, [data], _CHECKPOINT)
 
 
 def read(path: StrPath) -> tuple[dict[str, NDArray[Any]], Config]:
     """The tensors (read-only) and the configuration of a checkpoint, its checksum verified.
 
-    Raises CheckpointError where the file is foreign, cut off or changed, and OSError where it
-    cannot be read.
+    Raises CheckpointError where the file is foreign, cut off, changed or of another format, and
+    where a tensor is not finite; OSError where it cannot be read. What the configuration must be
+    is for `configuration.read`.
     """
-    with open(path, "rb") as file:
-        data = file.read()
-    header = _header(path, data)
-    if header.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"{os.fspath(path)} is of the checkpoint format {header.get('format')!r}, this version "
-            f"of charrnn_fast reads {_FORMAT}; a newer version may read it"
-        )
+    name = os.fspath(path)
+    try:
+        file = input_files.open_input(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    with file:
+        # The header first: of a file of another kind no more is read.
+        start, text, there = _beginning(file)
+        outer, header = _header(path, start, text, there)
+        _check_format(name, header)
+        rest = input_files.read_at_most(file, _data_size(outer) + 1)
+    data = b"".join([start, text, rest])
+    del text, rest, outer
     try:
         tensors = safetensors.numpy.load(data)
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{os.fspath(path)} is damaged: {error}") from error
+    except (safetensors.SafetensorError, LookupError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{name} is damaged: {error}") from error
     config = header.get("config")
     if not isinstance(config, dict) or header.get("sha256") != _digest(tensors, config):
-        raise CheckpointError(f"{os.fspath(path)} is damaged: its checksum does not fit its data")
+        raise CheckpointError(f"{name} is damaged: its checksum does not fit its data")
+    for tensor in tensors:
+        if not _is_finite(tensors[tensor]):
+            raise CheckpointError(f"{name}: the tensor {tensor!r} is not finite")
     return tensors, config
 
 
@@ -89,41 +97,97 @@ def remove(path: StrPath) -> None:
 
 
 def _begins_as_checkpoint(path: str) -> bool:
-    with open(path, "rb") as file:
-        start = file.read(8)
-        start += file.read(min(int.from_bytes(start, "little"), _HEADER_LIMIT))
-    try:
-        _header(path, start)
-    except CheckpointError:
-        return False
+    with input_files.open_input(path) as file:
+        try:
+            _header(path, *_beginning(file))
+        except CheckpointError:
+            return False
     return True
 
 
 _CHECKPOINT = atomic_file.Kind("checkpoint", _begins_as_checkpoint)
 
 
-def _header(path: StrPath, data: bytes) -> Config:
-    """Our entry of the metadata in a safetensors file: eight bytes of length, then JSON."""
+def _packed(path: StrPath, tensors: Tensors, config: Config) -> bytes:
+    """What `write` writes to path."""
+    for name, tensor in tensors.items():
+        if not _is_finite(tensor):
+            raise FloatingPointError(f"{name} is no longer finite; no checkpoint is written")
+    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    header = {"format": _FORMAT, "sha256": _digest(arrays, config), "config": config}
+    # One entry only: safetensors writes several in an order that changes from run to run.
+    data = safetensors.numpy.save(arrays, {_KEY: json.dumps(header, allow_nan=False)})
     size = int.from_bytes(data[:8], "little")
     try:
-        outer = json.loads(data[8 : 8 + size], object_pairs_hook=_unique)
-        header = json.loads(outer["__metadata__"][_KEY], object_pairs_hook=_unique)
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        _parsed(data[8 : 8 + size], len(data))
+    except ValueError as error:  # a history or a configuration without end
+        raise ValueError(f"{os.fspath(path)} would be no valid checkpoint: {error}") from None
+    return data
+
+
+def _beginning(file: IO[bytes]) -> tuple[bytes, bytes, int]:
+    """Eight bytes, the header's length; the header, or what there is of it; the file's size, 0
+    where it is none that has one.
+    """
+    start = file.read(8)
+    size = min(int.from_bytes(start, "little"), _HEADER_LIMIT + 1)
+    return start, input_files.read_at_most(file, size), os.fstat(file.fileno()).st_size
+
+
+def _header(path: StrPath, start: bytes, text: bytes, there: int) -> tuple[Config, Config]:
+    """The header of a safetensors file, and our entry of its metadata.
+
+    start, text, there: as of `_beginning`.
+    """
+    try:
+        if len(start) < 8 or len(text) < int.from_bytes(start, "little"):
+            raise ValueError("its header is cut off, or longer than one may be")
+        return _parsed(text, max(there, 8 + len(text)))
+    except (ValueError, LookupError, TypeError) as error:
         raise CheckpointError(
             f"{os.fspath(path)} is no charrnn_fast checkpoint, or its beginning is damaged "
-            f"({len(data)} bytes)"
+            f"({max(there, len(start) + len(text))} bytes)"
         ) from error
+
+
+def _parsed(text: bytes, there: int) -> tuple[Config, Config]:
+    """As `_header`, of a header that is all there; ValueError and the like for another one."""
+    if len(text) > _HEADER_LIMIT:
+        raise ValueError(f"its header has {len(text):,} bytes, at most {_HEADER_LIMIT:,} are taken")
+    most = _FREE_VALUES + there // _BYTES_PER_VALUE
+    outer = schema.loads(text.decode(), _HEADER_DEPTH, most)
+    header = schema.loads(outer["__metadata__"][_KEY])
     if not isinstance(header, dict):
-        raise CheckpointError(f"{os.fspath(path)} is damaged: its header is no JSON object")
-    return header
+        raise ValueError("its header is no JSON object")
+    return outer, header
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; ValueError where a key stands twice, of which readers would take either."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        raise ValueError("a key stands twice")
-    return table
+def _check_format(name: str, header: Config) -> None:
+    number = header.get("format")
+    if type(number) is not int or number < 1:
+        raise CheckpointError(
+            f"{name} is damaged: its format must be an integer >= 1, got {schema.shown(number)}"
+        )
+    if number > _FORMAT:
+        raise CheckpointError(
+            f"{name} is of the checkpoint format {schema.shown(number)}, and this version of "
+            f"charrnn_fast reads formats up to {_FORMAT}; a newer version reads it"
+        )
+
+
+def _data_size(outer: Config) -> int:
+    """The bytes that follow the header; wrong entries are for safetensors to tell."""
+    ends = [0]
+    for entry in outer.values():
+        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+        if isinstance(offsets, list):
+            ends += [end for end in offsets if type(end) is int]
+    return min(max(ends), 2**62)
+
+
+def _is_finite(tensor: NDArray[Any]) -> bool:
+    """Without an array of answers, which would take memory."""
+    return not tensor.size or (math.isfinite(tensor.min()) and math.isfinite(tensor.max()))
 
 
 def _digest(tensors: Tensors, config: Config) -> str:

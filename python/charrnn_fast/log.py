@@ -2,10 +2,10 @@
 
 Each line is an object with a ``type``. ``start``: the version, the model, the settings, the text.
 ``updates``: the means of loss and gradient norm over the updates since the last such line, the
-learning rate of the last one, characters per second, and seconds of training since it was started
-or resumed. ``evaluation``: an `Evaluation` and the text drawn with it. ``checkpoint``: the first
-one has been written, of this step. ``resume``: a training goes on behind this step. All losses are
-in nats per character (or byte).
+learning rate of the last one, characters per second (null where the clock stood still), and
+seconds of training since it was started or resumed. ``evaluation``: an `Evaluation` and the text
+drawn with it. ``checkpoint``: the first one has been written, of this step. ``resume``: a training
+goes on behind this step. All losses are in nats per character (or byte).
 
 A new training that is to replace another one, whose checkpoint it has not replaced yet, begins
 behind that one's lines; with its first checkpoint those are taken out. A training that ended before
@@ -15,6 +15,7 @@ its first evaluation and its first checkpoint has left nothing that is kept.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 import os
@@ -27,13 +28,42 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any
 
-from . import atomic_file, build_info
-from ._checks import StrPath, integer
+from . import atomic_file, build_info, input_files, schema
+from ._checks import StrPath, calling, integer
 from .callbacks import Callback, Evaluation, Update
+from .clock import speed
 
 if TYPE_CHECKING:
     from .trainer import Trainer
 
+_LINE_LIMIT = 1 << 28  # bytes: a text of many characters is drawn at an evaluation
+
+# What readers lean on; other keys, and entries of other types, may come with later versions.
+_SIZE = schema.number(least=0)
+_STEP = schema.integer(0, 2**63 - 1)
+_ENTRY = schema.table(
+    {"type": schema.text()},
+    {"step": _STEP, "unit": schema.one_of("character", "byte")},
+    others=True,
+)
+_ENTRIES = {
+    "updates": schema.table(
+        {
+            "step": _STEP,
+            "epoch": _SIZE,
+            "loss": _SIZE,
+            "gradient_norm": _SIZE,
+            "learning_rate": _SIZE,
+        },
+        others=True,
+    ),
+    "evaluation": schema.table(
+        {"step": _STEP, "epoch": _SIZE, "validation_loss": _SIZE}, others=True
+    ),
+    "resume": schema.table({"step": _STEP}, others=True),
+}
+
+_NO_LOG = " is no log of a training"
 _IN_USE = "a training that goes on writes to this log"
 _FLUSH_SECONDS = 30.0  # of TensorBoard's log, between evaluations
 
@@ -117,7 +147,7 @@ class JsonLog(Callback):
                 "loss": math.fsum(u.loss for u in window) / len(window),
                 "gradient_norm": math.fsum(u.gradient_norm for u in window) / len(window),
                 "learning_rate": window[-1].learning_rate,
-                "symbols_per_second": sum(u.symbols for u in window) / seconds,
+                "symbols_per_second": speed(sum(u.symbols for u in window), seconds),
                 "seconds": trainer.seconds,
             }
         )
@@ -259,7 +289,8 @@ def read(path: StrPath) -> Iterator[dict[str, Any]]:
     """The entries of the training that a log is of, the last one where it holds two.
 
     A last line without an end, of a training that is at it or was killed, is left out. Raises
-    ValueError, with the line's number, for a file that is no log.
+    ValueError, with the line's number, for a file that is no log, and for an entry whose numbers
+    are none.
     """
     return iter(_trainings(path)[-1])
 
@@ -267,18 +298,16 @@ def read(path: StrPath) -> Iterator[dict[str, Any]]:
 def _trainings(path: StrPath) -> list[list[dict[str, Any]]]:
     """The entries of each training in a file, one at least."""
     trainings: list[list[dict[str, Any]]] = [[]]
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
+    name = os.fspath(path)
+    with input_files.open_input(path) as file:
+        for number in itertools.count(1):
+            line = file.readline(_LINE_LIMIT)
+            if not line.endswith(b"\n") and len(line) < _LINE_LIMIT:
                 break
             try:
-                entry = json.loads(line)
-                if not isinstance(entry["type"], str):
-                    raise TypeError
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(
-                    f"{os.fspath(path)} is no log of a training: line {number} is no entry"
-                ) from None
+                entry = _entry(line)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{name}{_NO_LOG}: line {number}{error}") from None
             if entry["type"] == "start" and trainings[-1]:
                 trainings.append([])
             trainings[-1].append(entry)
@@ -307,6 +336,25 @@ def _came_to_nothing(entries: list[dict[str, Any]]) -> bool:
 
 def _line(entry: dict[str, Any]) -> bytes:
     return json.dumps(entry, allow_nan=False).encode() + b"\n"
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    """ValueError or TypeError, for a message that has named the line, where it is no entry."""
+    try:
+        if len(line) == _LINE_LIMIT:
+            raise ValueError("it is too long")
+        entry: Any = schema.loads(line.decode())
+        if type(entry) is not dict or type(entry.get("type")) is not str:
+            raise TypeError("it has no type")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f" is no entry ({error})") from None
+    try:
+        with calling({}):  # the file's keys are no arguments
+            _ENTRY("", entry)
+            _ENTRIES.get(entry["type"], _ENTRY)("", entry)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f": {error}") from None
+    return entry
 
 
 def _start(trainer: Trainer) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from . import checkpoint
+from . import checkpoint, configuration
 from ._checks import LARGEST_SEED, StrPath, called, calling, instance, integer
 from ._names import suggesting
 from .file_array import Ids
@@ -29,6 +29,7 @@ from .sampler import (
 from .scorer import log_probabilities
 from .vocabulary import Vocabulary
 
+STATES = ("h", "c")  # names of a cell's states, in the kernels' order
 _EVALUATION_BLOCK = 1024  # steps: bounds the memory, and lets an interrupt through
 
 _StartsWithin = Callable[[int, int], NDArray[np.int64]]
@@ -286,32 +287,71 @@ class CharLM:
         Raises FloatingPointError where a weight is not finite, and OSError where path cannot be
         written or holds a file that is no checkpoint; a file there then stays as it is.
         """
-        checkpoint.write(path, *self._checkpoint())
+        configuration.write(path, *self._checkpoint())
 
     @classmethod
     def load(cls, path: StrPath) -> CharLM:
         """The model of a checkpoint, written by `save` or by `Trainer`.
 
-        Raises `CheckpointError` where the file is foreign, cut off or changed.
+        Raises `CheckpointError` where the file is foreign, cut off or changed, or holds what no
+        version up to this one writes.
         """
-        return cls._from_checkpoint(path, *checkpoint.read(path))
+        return cls._from_checkpoint(path, *configuration.read(path))
 
     @classmethod
     def _from_checkpoint(
         cls, path: StrPath, tensors: checkpoint.Tensors, config: checkpoint.Config
     ) -> CharLM:
+        """The model of what `configuration.read` gives."""
         try:
-            vocabulary = Vocabulary._from_config(tensors["vocabulary"], config)
-            _check_size(tensors, config["model"])
+            vocabulary = Vocabulary._from_config(_symbols(tensors), config)
+            _check_size(tensors, config["model"], len(vocabulary))
             with calling({}):  # the file's settings, not the arguments of this call
                 model = cls(vocabulary, **config["model"])
-            names = model.rnn.parameters()
-            model.rnn.load_parameters({name: tensors[_tensor_name(name)] for name in names})
-        except (LookupError, TypeError, ValueError, OverflowError, MemoryError) as error:
+            model._check_tensors(tensors, config)
+        except (ValueError, TypeError, MemoryError) as error:
             raise checkpoint.CheckpointError(
-                f"{os.fspath(path)} does not hold the model that it describes: {error!r}"
+                f"{os.fspath(path)} does not hold the model that it describes: {error}"
             ) from error
+        names = model.rnn.parameters()
+        model.rnn.load_parameters({name: tensors[_tensor_name(name)] for name in names})
         return model
+
+    def _check_tensors(self, tensors: checkpoint.Tensors, config: checkpoint.Config) -> None:
+        """ValueError unless tensors are those of this model and of config's training, and no more.
+
+        Which tensors an optimizer has is for `Trainer` to tell: here each must be like a parameter.
+        """
+        rnn, training = self.rnn, config.get("training")
+        shapes: dict[str, tuple[int, ...]] = rnn._core.parameter_shapes()
+        expected = {_tensor_name(name): tuple(shape) for name, shape in shapes.items()}
+        for name in tensors:
+            kind, _, rest = name.partition(".")
+            parameter = rest.partition(".")[2]
+            if kind == "optimizer" and training and parameter in expected:
+                expected[name] = expected[parameter]
+        if training and training["has_state"]:
+            state = tensors.get("state.h", np.empty(0))
+            if state.ndim != 3 or not state.shape[1]:
+                raise ValueError("the tensor 'state.h' must be there, of the shape [L, B, R]")
+            # B, of `Trainer.step`, may be another than the batch_size of `fit`.
+            for name, part in zip(STATES, rnn._state_shapes(state.shape[1]), strict=False):
+                expected[f"state.{name}"] = part
+        for name in expected:
+            if name not in tensors:
+                raise ValueError(f"the tensor {name!r} is missing")
+        for name, tensor in tensors.items():
+            if name == "vocabulary":
+                continue
+            if name not in expected and name.startswith("state."):
+                raise ValueError(f"the tensor {name!r} is there, but training.has_state is false")
+            if name not in expected:
+                raise ValueError(f"the tensor {name!r} is unknown to this version")
+            if tensor.dtype != rnn.dtype or tensor.shape != expected[name]:
+                raise ValueError(
+                    f"the tensor {name!r} must be {rnn.dtype} of the shape {list(expected[name])}, "
+                    f"got {tensor.dtype} of {list(tensor.shape)}"
+                )
 
     def _checkpoint(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Tensors and configuration, what `_from_checkpoint` takes."""
@@ -404,16 +444,35 @@ class CharLM:
         return max(self.vocabulary._id(ord("\n")), 0)
 
 
-def _check_size(tensors: checkpoint.Tensors, config: dict[str, Any]) -> None:
+def _symbols(tensors: checkpoint.Tensors) -> NDArray[Any]:
+    symbols = tensors.get("vocabulary")
+    if symbols is None:
+        raise ValueError("the tensor 'vocabulary' is missing")
+    if symbols.dtype != np.int32 or symbols.ndim != 1:
+        raise ValueError(
+            f"the tensor 'vocabulary' must be int32 of the shape [V], got {symbols.dtype} of "
+            f"{list(symbols.shape)}"
+        )
+    return symbols
+
+
+def _check_size(tensors: checkpoint.Tensors, config: dict[str, Any], vocabulary_size: int) -> None:
     """ValueError where a model would be larger than its tensors; nothing is allocated before."""
     size, layers = config["hidden_size"], config["num_layers"]
-    if not isinstance(size, int) or not isinstance(layers, int):
-        raise TypeError(f"{layers!r} layers of {size!r}")
-    # The gates' weights [G*H, H], or [G*H, P] with a projection.
-    for layer in (0, layers - 1):
-        rows, columns = tensors[f"rnn.weight_hh_l{layer}"].shape
-        if size > rows or columns != (config["proj_size"] or size):
-            raise ValueError(f"layer {layer} has {rows} x {columns} weights for a size of {size}")
+    width = config["proj_size"] or size
+    # The large ones, [G*H, V], [G*H, R] and [V, R]; the others are of their sizes.
+    least = {"decoder.weight": vocabulary_size * width, "rnn.weight_ih_l0": size * vocabulary_size}
+    for layer in range(layers):
+        least[f"rnn.weight_hh_l{layer}"] = size * width
+    for name, elements in least.items():
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise ValueError(f"the tensor {name!r} is missing")
+        if tensor.size < elements:
+            raise ValueError(
+                f"the tensor {name!r} has {tensor.size} elements, too few for the hidden_size "
+                f"{size}, the proj_size {config['proj_size']} and {vocabulary_size} symbols"
+            )
 
 
 def _tensor_name(parameter: str) -> str:

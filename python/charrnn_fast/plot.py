@@ -11,6 +11,8 @@ from typing import Any
 from . import atomic_file, log
 from ._checks import StrPath
 
+_LARGEST = 1e100  # that is drawn: axes with margins around larger numbers exceed the floats
+
 
 @dataclass
 class _Run:
@@ -47,7 +49,7 @@ def curves(paths: Sequence[StrPath], picture: StrPath) -> None:
     for number, run in enumerate(runs):
         color = f"C{number}"
         label = f"{run.name}: " if len(runs) > 1 else ""
-        x = [entry["epoch"] for entry in run.updates]
+        x = _series(run.updates, "epoch")
         losses.plot(
             x, _series(run.updates, "loss"), color=color, alpha=0.4, label=f"{label}training"
         )
@@ -89,10 +91,11 @@ def save(figure: Any, picture: StrPath, **options: Any) -> None:
 
 
 def _read(path: StrPath) -> _Run:
-    run = _Run(os.path.basename(os.fspath(path)))
+    name = os.path.basename(os.fspath(path))
+    run = _Run(name.replace("$", r"\$"))  # two of them would be mathematics
     for entry in log.read(path):
         if entry["type"] == "start":
-            run.unit = entry["unit"]
+            run.unit = entry.get("unit", run.unit)
         elif entry["type"] == "updates":
             run.updates.append(entry)
         elif entry["type"] == "evaluation":
@@ -103,7 +106,7 @@ def _read(path: StrPath) -> _Run:
 
 
 def _series(entries: Sequence[dict[str, Any]], name: str) -> list[float]:
-    return [entry[name] for entry in entries]
+    return [min(entry[name], _LARGEST) for entry in entries]
 
 
 def _limits(runs: Sequence[_Run]) -> tuple[float, float]:

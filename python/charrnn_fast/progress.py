@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections import deque
 from textwrap import indent
 from typing import TYPE_CHECKING, Any, TextIO
 
 from . import streams
 from .callbacks import Callback, Evaluation, Update
+from .clock import Stopwatch, speed
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -31,31 +31,31 @@ class Progress(Callback):
         self._period = _LINE_PERIOD if self._bar is None else _BAR_PERIOD
         self._losses: deque[float] = deque(maxlen=_AVERAGED)
         self._done = 0  # symbols
-        self._shown = time.perf_counter()
+        self._watch = Stopwatch()  # since something was shown
         self._evaluated = (0, 0.0)  # symbols and seconds of training at the last evaluation
 
     def updated(self, trainer: Trainer, update: Update) -> None:
         self._done += update.symbols
         self._losses.append(update.loss)
-        now = time.perf_counter()
-        if now - self._shown < self._period:
+        if self._watch.seconds < self._period:
             return
-        self._shown = now
+        self._watch = Stopwatch()
         loss = sum(self._losses) / len(self._losses)
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             self._bar.update(self._done - self._bar.n)
             return
-        rate = self._done / trainer.seconds
+        rate = speed(self._done, trainer.seconds)
+        left = "" if rate is None else f"  {(self._total - self._done) / rate:,.0f} s left"
         self._print(
-            f"{self._done / self._total:4.0%}  loss {loss:.3f} nats/{self._unit}  "
-            f"{rate:,.0f} {self._unit}s/s  {(self._total - self._done) / rate:,.0f} s left"
+            f"{self._done / self._total:4.0%}  loss {loss:.3f} nats/{self._unit}"
+            f"{self._speed(rate)}{left}"
         )
 
     def evaluated(self, trainer: Trainer, evaluation: Evaluation, sample: str) -> None:
         done, seconds = self._done - self._evaluated[0], trainer.seconds - self._evaluated[1]
         self._evaluated = (self._done, trainer.seconds)
-        rate = f"  {done / seconds:,.0f} {self._unit}s/s" if done else ""
+        rate = self._speed(speed(done, seconds)) if done else ""
         nats = evaluation.validation_loss
         self._print(
             f"step {evaluation.step:,}  epoch {evaluation.epoch:.2f}  "
@@ -69,6 +69,9 @@ class Progress(Callback):
     def ended(self, trainer: Trainer) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    def _speed(self, rate: float | None) -> str:
+        return "" if rate is None else f"  {rate:,.0f} {self._unit}s/s"
 
     def _print(self, text: str) -> None:
         say(text, self._bar, sys.stdout)

@@ -8,8 +8,9 @@ exactly. A new schedule is one class here and its entry in `_SCHEDULES`.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from ._checks import called, integer, real
@@ -76,7 +77,10 @@ class Decay(Schedule):
         integer("after", self.after, 1)
 
     def _fall(self, epoch: float, drops: int) -> float:
-        return float(self.decay ** max(0, int(epoch) - self.after + 1))
+        try:
+            return float(self.decay ** max(0, int(epoch) - self.after + 1))
+        except OverflowError:  # of a decay above 1
+            return sys.float_info.max
 
     def _describe_fall(self) -> str:
         return f"x{self.decay:.6g} per epoch from epoch {self.after}" if self.decay != 1 else ""
@@ -167,8 +171,12 @@ _SCHEDULES: dict[str, type[Schedule]] = {
 
 
 def to_config(schedule: Schedule) -> dict[str, Any]:
-    """As JSON values, for a checkpoint."""
-    return {"name": schedule.name, **asdict(schedule)}
+    """As JSON values, for a checkpoint: numbers of NumPy become Python's."""
+    values: dict[str, Any] = {"name": schedule.name}
+    for field in fields(schedule):
+        kind: Any = type(field.default)
+        values[field.name] = kind(getattr(schedule, field.name))
+    return values
 
 
 def from_config(config: dict[str, Any]) -> Schedule:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _core, atomic_file, checkpoint, optim
+from . import _core, atomic_file, checkpoint, configuration, optim
 from ._checks import (
     LARGEST_SEED,
     StrPath,
@@ -28,9 +28,10 @@ from ._checks import (
 )
 from ._names import suggesting
 from .callbacks import Callback, Evaluation, Update
+from .clock import Stopwatch
 from .corpus import Corpus, _Chunks
 from .documents import cut
-from .model import CharLM, _tensor_name
+from .model import STATES, CharLM, _tensor_name
 from .progress import Progress
 from .rnn import RNN, _tokens
 from .schedules import Decay, Schedule, from_config, to_config
@@ -44,7 +45,6 @@ _OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
 }
 _OFFSETS = 1  # words of the random counter: the site of the epochs' offsets; the masks' is 0
 _IN_USE = "a training that goes on saves to this file"
-_STATES = ("h", "c")  # names of a cell's states, in the kernels' order
 
 
 class _Rows:
@@ -207,50 +207,45 @@ class Trainer:
         seq_len or optimizer, with which its position and state would have no meaning.
         """
         name = os.fspath(path)
-        tensors, config = checkpoint.read(path)
+        tensors, config = configuration.read(path)
         model = CharLM._from_checkpoint(path, tensors, config)
         if "training" not in config:
             raise ValueError(
                 f"{name} holds a model without its training; to begin one from its weights, use "
                 f"Trainer(CharLM.load({name!r}), corpus)"
             )
-        try:
-            training = config["training"]
-            settings = {
-                **training["settings"],
-                "schedule": from_config(training["settings"]["schedule"]),
-            }
-            named = settings["optimizer"] is not None
-            text = training["corpus"]
-            if text is not None:
-                length, fingerprint, mark, _ = (text[key] for key in _IDENTITY)
-        except (LookupError, TypeError, ValueError) as error:
-            raise _inconsistent(name, error) from error
-        if not named:
+        training = config["training"]
+        settings = {
+            **training["settings"],
+            "schedule": from_config(training["settings"]["schedule"]),
+        }
+        if settings["optimizer"] is None:
             raise ValueError(
                 f"{name} was trained with an optimizer object, whose settings it does not hold; "
                 f"name the optimizer, as in Trainer(..., optimizer='adam'), to resume later"
             )
         for key in ("batch_size", "seq_len", "optimizer"):
-            if changes.get(key, settings.get(key)) != settings.get(key):
+            if changes.get(key, settings[key]) != settings[key]:
                 raise ValueError(
                     f"{called(key)} is {changes[key]!r}, but {name} was trained with "
-                    f"{settings.get(key)!r}"
+                    f"{settings[key]!r}"
                 )
+        text = training["corpus"]
         if corpus is not None and text is not None:
             _check_vocabulary(model, corpus)
             ours = _identity(corpus)
-            if ours["document_mark"] != mark:
+            length, fingerprint = text["length"], text["fingerprint"]
+            if ours["document_mark"] != text["document_mark"]:
                 raise ValueError(
                     f"{called('document_mark')} is {ours['document_mark']!r}, but {name} was "
-                    f"trained with {mark!r}"
+                    f"trained with {text['document_mark']!r}"
                 )
             if (length, fingerprint) != (len(corpus), corpus._fingerprint):
                 unit = corpus.vocabulary._unit
                 raise ValueError(
                     f"the corpus has {len(corpus)} {unit}s (fingerprint "
                     f"{corpus._fingerprint[:12]}), but {name} was trained on {length} "
-                    f"(fingerprint {str(fingerprint)[:12]}); to train its weights on another text, "
+                    f"(fingerprint {fingerprint[:12]}); to train its weights on another text, "
                     f"use Trainer(CharLM.load({name!r}), corpus), or train --init-from"
                 )
             if ours != text:
@@ -259,7 +254,7 @@ class Trainer:
                     f"other places, and with a {called('document_mark')} each is a document"
                 )
         try:
-            lr = real("learning_rate", settings.pop("learning_rate"), least=0)
+            lr = settings.pop("learning_rate")  # may be 0, unlike the argument
             trainer = cls(model, corpus, **{**settings, **changes})
             if "learning_rate" not in changes:
                 trainer.optimizer.lr = lr
@@ -267,10 +262,14 @@ class Trainer:
             trainer._note_saved(path)
         except MemoryError as error:
             raise MemoryError(f"{name}: {error}") from None
-        except (LookupError, TypeError, ValueError, OverflowError) as error:
+        except checkpoint.CheckpointError as error:
+            raise checkpoint.CheckpointError(f"{name}: {error}") from None
+        except (TypeError, ValueError) as error:
             if changes:  # they may be what is wrong
                 raise
-            raise _inconsistent(name, error) from error
+            raise checkpoint.CheckpointError(
+                f"{name} does not hold the training that it describes: {error}"
+            ) from error
         return trainer
 
     @property
@@ -335,7 +334,7 @@ class Trainer:
         if not self.steps_per_epoch:
             return lr
         middle = (self._num_steps + 0.5) / self.steps_per_epoch
-        return lr * self.schedule.factor(middle, self._drops)
+        return min(lr * self.schedule.factor(middle, self._drops), sys.float_info.max)
 
     def reset(self) -> None:
         """Sets the hidden state that is carried from update to update to zero."""
@@ -381,6 +380,7 @@ class Trainer:
         if epochs is not None:
             steps = integer("epochs", epochs, 0) * len(chunks)
         last = self._num_steps + integer("steps", steps, 0, 2**63 - 1)
+        configuration.check_own(self.configuration)  # not only when it is saved
         shown = (Progress(),) if progress else ()
         with locked(self._checkpoint_path):
             self._fit(corpus, chunks, last, self._callbacks, shown)
@@ -471,20 +471,20 @@ class Trainer:
                 tensors[_slot_name(slot, name)] = optimizer.slot(slot, name)
         if self._state is not None:
             parts = self.model.rnn._state_parts(self._state)
-            tensors |= {f"state.{name}": s for name, s in zip(_STATES, parts, strict=False)}
+            tensors |= {f"state.{name}": s for name, s in zip(STATES, parts, strict=False)}
         config["training"] = {
             "settings": self._settings(),
             "configuration": self.configuration,
             "num_steps": self._num_steps,
             "has_state": self._state is not None,
-            "losses": self._losses,
+            "losses": list(self._losses),
             "evaluation_due": self._evaluation_due,
             "optimizer_steps": optimizer.num_steps,
-            "history": self.history,
+            "history": [list(entry) for entry in self.history],
             "corpus": None if self.corpus is None else _identity(self.corpus),
         }
         try:
-            checkpoint.write(path, tensors, config)
+            configuration.write(path, tensors, config)
         except FloatingPointError as error:
             raise FloatingPointError(
                 f"after step {self._num_steps} {error}{self._last_checkpoint()}"
@@ -527,7 +527,7 @@ class Trainer:
 
     def _next_update(self, chunks: _Chunks) -> Update:
         """The next update of `fit`."""
-        began = time.perf_counter()
+        watch = Stopwatch()
         index, rate = self._num_steps % len(chunks), self.learning_rate
         if index == 0:
             self.reset()
@@ -541,7 +541,12 @@ class Trainer:
         self._num_steps += 1
         count, total = self._losses
         self._losses = (count + 1, total + loss)
-        self.seconds += time.perf_counter() - began
+        if not math.isfinite(self._losses[1]):
+            raise FloatingPointError(
+                f"training has diverged: at step {self._num_steps} the sum of the losses exceeds "
+                f"the largest number{self._last_checkpoint()}. Try a smaller learning_rate"
+            )
+        self.seconds += watch.seconds
         return Update(self._num_steps, self.epoch, loss, norm, rate, self.symbols_per_step)
 
     def _update(
@@ -748,7 +753,7 @@ class Trainer:
             "batch_size": self._batch_size,
             "seq_len": self._seq_len,
             "optimizer": self._optimizer_name,
-            "learning_rate": self.optimizer.lr,
+            "learning_rate": real("optimizer.lr", self.optimizer.lr, least=0),
             "clip_norm": self._clip_norm if math.isfinite(self._clip_norm) else None,
             "clip_value": self._clip_value if math.isfinite(self._clip_value) else None,
             "reduction": self._reduction,
@@ -767,16 +772,19 @@ class Trainer:
         self.configuration = training["configuration"]
         optimizer: Any = self.optimizer._core
         optimizer.num_steps = training["optimizer_steps"]
-        for slot in optimizer.slot_names:
-            for name in self.model.rnn.parameters():
-                optimizer.set_slot(slot, name, tensors[_slot_name(slot, name)])
+        names = {
+            _slot_name(slot, name): (slot, name)
+            for slot in optimizer.slot_names
+            for name in self.model.rnn.parameters()
+        }
+        there = {name for name in tensors if name.startswith("optimizer.")}
+        for name in sorted(names.keys() ^ there):
+            state = "is missing" if name in names else "is none of its optimizer's"
+            raise checkpoint.CheckpointError(f"the tensor {name!r} {state}")
+        for tensor, (slot, name) in names.items():
+            optimizer.set_slot(slot, name, tensors[tensor])
         if training["has_state"]:
-            batch = tensors["state.h"].shape[1]  # of `step`, it may be another than batch_size
-            shapes = self.model.rnn._state_shapes(batch)
-            parts = [tensors[f"state.{name}"] for name in _STATES[: len(shapes)]]
-            kinds = [(part.shape, part.dtype) for part in parts]
-            if kinds != [(tuple(shape), self.model.rnn.dtype) for shape in shapes]:
-                raise ValueError(f"its states are {kinds}")
+            parts = [tensors[f"state.{name}"] for name in STATES if f"state.{name}" in tensors]
             self._state = self.model.rnn._joined_state(parts)
         self._num_steps = training["num_steps"]
         count, total = training["losses"]
@@ -889,12 +897,6 @@ def _check_vocabulary(model: CharLM, corpus: Corpus) -> None:
         )
 
 
-def _inconsistent(name: str, error: Exception) -> checkpoint.CheckpointError:
-    return checkpoint.CheckpointError(
-        f"{name} does not hold the training that it describes: {error!r}"
-    )
-
-
 def _bound(name: str, value: float | None) -> float:
     return math.inf if value is None or value == math.inf else real(name, value, above=0)
 
@@ -903,13 +905,14 @@ def _optional(name: str, value: int | None, least: int) -> int | None:
     return None if value is None else integer(name, value, least)
 
 
-_IDENTITY = ("length", "fingerprint", "document_mark", "file_starts")
-
-
 def _identity(corpus: Corpus) -> dict[str, Any]:
     """Tells whether a training is continued on the text it was begun on."""
-    values = (len(corpus), corpus._fingerprint, corpus._document_mark, corpus._file_starts_digest)
-    return dict(zip(_IDENTITY, values, strict=True))
+    return {
+        "length": len(corpus),
+        "fingerprint": corpus._fingerprint,
+        "document_mark": corpus._document_mark,
+        "file_starts": corpus._file_starts_digest,
+    }
 
 
 def _slot_name(slot: str, parameter: str) -> str:

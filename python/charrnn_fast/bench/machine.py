@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _core
+from .errors import BenchError
 
 
 def facts() -> dict[str, Any]:
@@ -61,7 +62,10 @@ def _together(threads: int, measure: Callable[[], float]) -> Peak:
     def timed(_: int = 0) -> Peak:
         cpu, start = time.thread_time(), time.perf_counter()
         rate = measure()
-        return Peak(rate, (time.thread_time() - cpu) / (time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        if seconds <= 0:
+            raise BenchError("the clock stands still: nothing can be timed")
+        return Peak(rate, (time.thread_time() - cpu) / seconds)
 
     if threads == 1:
         return timed()

@@ -278,7 +278,8 @@ class _Meter:
     def note(self, seconds: float, cores: float) -> None:
         """Takes up a block of the kernels: seconds per unit, processor time over time."""
         self.shares.append(self.least_seconds / seconds)
-        self.efficiencies.append(self.shares[-1] / (min(cores, 1) if self._threads == 1 else 1))
+        alone = self._threads == 1 and cores > 0  # 0: processor time is counted in coarse steps
+        self.efficiencies.append(self.shares[-1] / (min(cores, 1) if alone else 1))
 
 
 def compare(case: AnyCase, side: str, outputs: Outputs, expected: Outputs) -> None:

@@ -39,6 +39,8 @@ def time_runs(task: Task, count: int, threads: int) -> Timing:
     for _ in range(count):
         task.run()
     seconds = time.perf_counter() - start
+    if seconds <= 0:
+        raise BenchError("the clock stands still: nothing can be timed")
     timing = Timing(seconds, (time.process_time() - cpu) / seconds)
     for _ in range(_MOST_NAPS if threads > 1 else 0):
         cpu = time.process_time()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from .. import checkpoint
+from .. import configuration
 from ..callbacks import Evaluation
 from ..model import CharLM
 from . import options, show
@@ -24,11 +24,11 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    tensors, config = checkpoint.read(arguments.model)
+    tensors, config = configuration.read(arguments.model)
     model = CharLM._from_checkpoint(arguments.model, tensors, config)
     if arguments.config:
-        configuration = config.get("training", {}).get("configuration", {})
-        values = options.restored(configuration, arguments.model)
+        stored = config.get("training", {}).get("configuration", {})
+        values = options.restored(stored, arguments.model)
         if not values:
             raise ValueError(f"{arguments.model} was not trained by charrnn-fast train")
         print(options.to_toml(values), end="")

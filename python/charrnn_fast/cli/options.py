@@ -16,8 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from .. import _names
+from .. import _names, schema
 from .._checks import LARGEST_SEED, calling
+from ..checkpoint import CheckpointError
 from .parsing import (
     Parser,
     bound_option,
@@ -59,20 +60,23 @@ class Option:
         if self is PATHS:
             paths = value if isinstance(value, list) else [value]
             if not paths or not all(isinstance(path, str) for path in paths):
-                raise argparse.ArgumentTypeError(f"takes paths, got {value!r}")
+                raise argparse.ArgumentTypeError(f"takes paths, got {schema.shown(value)}")
             return paths
         if self.parse is None:
-            if value not in (True, False, "true", "false"):
-                raise argparse.ArgumentTypeError(f"takes true or false, got {value!r}")
+            if type(value) not in (bool, str) or value not in (True, False, "true", "false"):
+                raise argparse.ArgumentTypeError(f"takes true or false, got {schema.shown(value)}")
             return value in (True, "true")
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        if self.choices and text not in self.choices:
-            raise argparse.ArgumentTypeError(f"takes {', '.join(self.choices)}, got {text!r}")
-        if not isinstance(value, bool | dict):
-            with suppress(ValueError):
-                return self.parse(text)
+        if self.choices and value not in self.choices:
+            raise argparse.ArgumentTypeError(
+                f"takes {', '.join(self.choices)}, got {schema.shown(value)}"
+            )
+        with suppress(ValueError):
+            if type(value) in (str, int, float):
+                return self.parse(str(value))
+            if type(value) is list and all(type(element) in (int, float) for element in value):
+                return self.parse(",".join(map(str, value)))
         kind = "text" if self.parse is str else f"a valid {self.parse.__name__}"
-        raise argparse.ArgumentTypeError(f"takes {kind}, got {value!r}")
+        raise argparse.ArgumentTypeError(f"takes {kind}, got {schema.shown(value)}")
 
 
 _count, _share = integer_option(1), number_option(least=0, below=1)
@@ -267,9 +271,15 @@ def stored(values: Values) -> dict[str, Any]:
 
 
 def restored(configuration: Mapping[str, Any], source: str) -> Values:
-    """The settings that a checkpoint holds; none, if the command has not made it."""
+    """The settings that the checkpoint source holds; none, if the command has not made it."""
     table = configuration.get(_KEY, {})
-    return _converted({n: v for n, v in table.items() if v is not None}, source)
+    name = f"training.configuration.{_KEY}"
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{source}: {name} must be an object, got {schema.shown(table)}")
+    try:
+        return _converted({n: v for n, v in table.items() if v is not None}, f"{source}: {name}")
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def to_toml(values: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import atomic_file, checkpoint, demo, get_num_threads, log, streams
+from .. import atomic_file, configuration, demo, get_num_threads, log, streams
 from .._checks import calling
 from ..callbacks import Callback
 from ..corpus import Corpus
@@ -230,7 +230,7 @@ def _origin(arguments: argparse.Namespace, given: options.Values) -> _Origin | N
     path = arguments.output if arguments.resume else arguments.init_from
     if path is None:
         return None
-    tensors, config = checkpoint.read(path)
+    tensors, config = configuration.read(path)
     model = CharLM._from_checkpoint(path, tensors, config)
     training = config.get("training", {})
     values = options.restored(training.get("configuration", {}), path)

@@ -1,0 +1,198 @@
+"""The configuration in a checkpoint, format 1: every key, what it takes, and what goes together.
+
+docs/format.md tells what the keys mean and how the format may change. In short: a key that comes
+later is an optional one here, and is written only where it is not its default, so that older
+versions read all files but those that they would misunderstand, and refuse those by the key.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from . import checkpoint
+from ._checks import LARGEST_SEED, StrPath
+from .schema import (
+    anything,
+    flag,
+    integer,
+    list_of,
+    mapping,
+    number,
+    one_of,
+    optional,
+    row,
+    table,
+    text,
+    variant,
+)
+
+_MOST_STEPS = 2**62  # as many again can be done
+_SHA256 = text("[0-9a-f]{64}", "a SHA-256 in hexadecimal digits")
+_RATE = number(least=0, below=1)
+
+_UNKNOWN = table({"characters": integer(0, 0x110000), "share": number(least=0, most=1)})
+
+_MODEL = table(
+    {
+        "hidden_size": integer(1),
+        "num_layers": integer(1, 10_000),
+        "cell": one_of("rnn", "gru", "lstm", "peephole_lstm", "coupled_lstm"),
+        "seed": integer(0, LARGEST_SEED),
+        "dtype": one_of("float32", "float64"),
+        "nonlinearity": one_of("tanh", "relu"),
+        "bias": one_of(True, "double", "single", False, "none"),
+        "init": one_of("uniform", "lecun", "lecun_tokens"),
+        "forget_bias": optional(number()),
+        "proj_size": integer(0),
+        "layer_norm": flag,
+        "dropout": _RATE,
+        "input_dropout": _RATE,
+        "output_dropout": _RATE,
+        "recurrent_dropout": _RATE,
+        "variational": flag,
+        "weight_drop": _RATE,
+        "zoneout": row(h=_RATE, c=_RATE),
+    }
+)
+
+_WARMUP = {"warmup": number(least=0)}
+_FALL = table({**_WARMUP, "epochs": number(above=0), "final": number(least=0, most=1)})
+
+_SCHEDULE = variant(
+    "name",
+    {
+        "constant": table(_WARMUP),
+        "decay": table({**_WARMUP, "decay": number(above=0), "after": integer(1)}),
+        "cosine": _FALL,
+        "linear": _FALL,
+        "plateau": table({**_WARMUP, "decay": number(above=0, most=1), "patience": integer(1)}),
+    },
+)
+
+_SETTINGS = table(
+    {
+        "batch_size": integer(1),
+        "seq_len": integer(1),
+        "optimizer": optional(one_of("sgd", "rmsprop", "adagrad", "adam", "adamw")),
+        "learning_rate": number(least=0),
+        "clip_norm": optional(number(above=0)),
+        "clip_value": optional(number(above=0)),
+        "reduction": one_of("mean", "sum"),
+        "schedule": _SCHEDULE,
+        "random_offset": flag,
+        "micro_batches": integer(1),
+        "evaluate_every": optional(integer(1)),
+        "evaluate_length": optional(integer(2)),
+        "patience": optional(integer(1)),
+        "sample_length": integer(0),
+        "checkpoint_every": optional(integer(1)),
+        "mask_seed": integer(0, LARGEST_SEED),
+    }
+)
+
+_EVALUATION = row(
+    step=integer(0, _MOST_STEPS),
+    epoch=number(least=0),
+    train_loss=number(),
+    validation_loss=number(),
+    learning_rate=number(least=0),
+)
+
+_CORPUS = table(
+    {
+        "length": integer(1, 2**63 - 1),
+        "fingerprint": _SHA256,
+        "document_mark": optional(text()),
+        "file_starts": optional(_SHA256),
+    }
+)
+
+_OWN = mapping(anything)
+
+_TRAINING = table(
+    {
+        "settings": _SETTINGS,
+        "configuration": _OWN,
+        "num_steps": integer(0, _MOST_STEPS),
+        "has_state": flag,
+        "losses": row(count=integer(0, _MOST_STEPS), sum=number()),
+        "evaluation_due": flag,
+        "optimizer_steps": integer(0, _MOST_STEPS),
+        "history": list_of(_EVALUATION),
+        "corpus": optional(_CORPUS),
+    }
+)
+
+_CONFIGURATION = table(
+    {"vocabulary": one_of("characters", "bytes"), "model": _MODEL},
+    {"unknown": _UNKNOWN, "training": _TRAINING},
+)
+
+
+def check_own(values: Any) -> None:
+    """As `check`, of a trainer's own configuration alone."""
+    _OWN("configuration", values)
+
+
+def check(config: checkpoint.Config) -> None:
+    """Raises ValueError or TypeError, with the key, where config is no checkpoint's."""
+    _CONFIGURATION("", config)
+    if "unknown" in config and config["vocabulary"] == "bytes":
+        raise ValueError("unknown must be absent where vocabulary is 'bytes'")
+    if "training" in config:
+        _check_training(config["training"])
+
+
+def read(path: StrPath) -> tuple[dict[str, Any], checkpoint.Config]:
+    """As `checkpoint.read`, the configuration checked, too."""
+    tensors, config = checkpoint.read(path)
+    try:
+        check(config)
+    except (ValueError, TypeError) as error:
+        raise checkpoint.CheckpointError(f"{os.fspath(path)}: {error}") from None
+    return tensors, config
+
+
+def write(path: StrPath, tensors: checkpoint.Tensors, config: checkpoint.Config) -> None:
+    """As `checkpoint.write`; ValueError or TypeError for a configuration that `read` refuses."""
+    check(config)
+    checkpoint.write(path, tensors, config)
+
+
+def _check_training(training: dict[str, Any]) -> None:
+    """What the keys must be in view of each other."""
+    settings, steps, history = training["settings"], training["num_steps"], training["history"]
+    batch_size, micro_batches = settings["batch_size"], settings["micro_batches"]
+    if micro_batches > batch_size:
+        raise ValueError(
+            f"training.settings.micro_batches must be at most batch_size, {batch_size}, got "
+            f"{micro_batches}"
+        )
+    schedule = settings["schedule"]
+    if "epochs" in schedule and schedule["warmup"] >= schedule["epochs"]:
+        raise ValueError(
+            f"training.settings.schedule.warmup must be below epochs, {schedule['epochs']}, got "
+            f"{schedule['warmup']}"
+        )
+    count, total = training["losses"]
+    if count > steps:
+        raise ValueError(
+            f"training.losses.0 (count) must be at most num_steps, {steps}, got {count}"
+        )
+    if count == 0 and total != 0:
+        raise ValueError(f"training.losses.1 (sum) must be 0 for no losses, got {total}")
+    if training["evaluation_due"] and count == 0:
+        raise ValueError("training.evaluation_due must be false where losses has none, got true")
+    last = 0
+    for i, (step, *_) in enumerate(history):
+        if not last <= step <= steps:
+            raise ValueError(
+                f"training.history.{i}.0 (step) must be in {last} to {steps}, got {step}"
+            )
+        last = step
+    corpus = training["corpus"]
+    if corpus is not None and (corpus["document_mark"] is None) != (corpus["file_starts"] is None):
+        raise ValueError(
+            "training.corpus.file_starts must be null where document_mark is, and only there"
+        )
