@@ -207,7 +207,7 @@ def test_contents_that_do_not_fit_are_refused(
         (
             tensors,
             {**config, "model": {**config["model"], "hidden_size": 5}},
-            "the tensor 'decoder.weight' has 112 elements, too few for the hidden_size 5",
+            "the tensor 'decoder.weight' has 112 elements, too few for model.hidden_size 5",
         ),
         (
             tensors,

@@ -166,8 +166,8 @@ def _check_training(training: dict[str, Any]) -> None:
     batch_size, micro_batches = settings["batch_size"], settings["micro_batches"]
     if micro_batches > batch_size:
         raise ValueError(
-            f"training.settings.micro_batches must be at most batch_size, {batch_size}, got "
-            f"{micro_batches}"
+            f"training.settings.micro_batches must be at most training.settings.batch_size, "
+            f"{batch_size}, got {micro_batches}"
         )
     schedule = settings["schedule"]
     if "epochs" in schedule and schedule["warmup"] >= schedule["epochs"]:
@@ -194,5 +194,6 @@ def _check_training(training: dict[str, Any]) -> None:
     corpus = training["corpus"]
     if corpus is not None and (corpus["document_mark"] is None) != (corpus["file_starts"] is None):
         raise ValueError(
-            "training.corpus.file_starts must be null where document_mark is, and only there"
+            "training.corpus.file_starts must be null where training.corpus.document_mark is, and "
+            "only there"
         )

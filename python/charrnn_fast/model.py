@@ -470,8 +470,8 @@ def _check_size(tensors: checkpoint.Tensors, config: dict[str, Any], vocabulary_
             raise ValueError(f"the tensor {name!r} is missing")
         if tensor.size < elements:
             raise ValueError(
-                f"the tensor {name!r} has {tensor.size} elements, too few for the hidden_size "
-                f"{size}, the proj_size {config['proj_size']} and {vocabulary_size} symbols"
+                f"the tensor {name!r} has {tensor.size} elements, too few for model.hidden_size "
+                f"{size}, model.proj_size {config['proj_size']} and {vocabulary_size} symbols"
             )
 
 

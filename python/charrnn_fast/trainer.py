@@ -544,7 +544,8 @@ class Trainer:
         if not math.isfinite(self._losses[1]):
             raise FloatingPointError(
                 f"training has diverged: at step {self._num_steps} the sum of the losses exceeds "
-                f"the largest number{self._last_checkpoint()}. Try a smaller learning_rate"
+                f"the largest number{self._last_checkpoint()}. Try a smaller "
+                f"{called('learning_rate')}"
             )
         self.seconds += watch.seconds
         return Update(self._num_steps, self.epoch, loss, norm, rate, self.symbols_per_step)
