@@ -172,6 +172,28 @@ def test_a_stream_of_bytes_is_one_of_characters(
     assert screen.shown == ["é", "é", "é", "\ufffd", "\n"]  # the last has one byte of two
 
 
+@pytest.mark.parametrize("flags", [[], ["--stream"], ["--stop", "o"], ["--stream", "--stop", "o"]])
+def test_one_newline_ends_a_text(
+    model: CharLM, path: str, capsys: Capture, flags: list[str]
+) -> None:
+    """Also one that ends with a newline itself, and one of no character."""
+    stop = "o" if "--stop" in flags else None
+    for prime in ("", "fox\n"):
+        for length in (0, 30):
+            options = ["--length", str(length), "--seed", "7", "--prime", prime, *flags]
+            text = model.sample(length, prime, seed=7, stop=stop)
+            assert output(capsys, "sample", path, *options) == f"{text}\n"
+
+
+def test_a_file_holds_the_text_and_a_newline(byte_path: str, tmp_path: Path) -> None:
+    options = ["--length", "300", "--seed", "7"]
+    with open(tmp_path / "out", "wb") as out:
+        subprocess.run([*COMMAND, "sample", byte_path, *options], stdout=out, check=True)
+    text = CharLM.load(byte_path).sample(300, seed=7)
+    assert not text.isascii()
+    assert (tmp_path / "out").read_bytes() == f"{text}\n".encode()
+
+
 # ---- sample: several, stop strings, temperatures, primes ----
 
 
@@ -216,8 +238,16 @@ def test_stop_strings_end_the_text(model: CharLM, path: str, capsys: Capture) ->
     assert [json.loads(line)["text"] for line in lines] == expected
 
 
-def test_what_follows_a_backslash_is_no_escape(model: CharLM, path: str, capsys: Capture) -> None:
-    assert "the character '\\\\'" in refused(capsys, "sample", path, "--prime", r"a\n")
+def test_escapes_stand_for_characters(model: CharLM, path: str, capsys: Capture) -> None:
+    """In a prime and in stop strings, as in a document's mark."""
+    arguments = ["sample", path, "--length", "99", "--seed", "3"]
+    out = output(capsys, *arguments, "--prime", r"the\n\x61\u0062", "--stop", r"\n")
+    assert out == model.sample(99, "the\nab", seed=3, stop="\n") + "\n"
+    raw = output(capsys, *arguments, "--prime", "the\nab", "--stop", "\n")
+    assert raw == out
+    for option in ("--prime", "--stop"):
+        error = refused(capsys, *arguments, option, r"a\\n")
+        assert f"{option} has the character '\\\\' (U+005C) at position 1" in error
 
 
 def test_temperatures_stand_side_by_side(
@@ -269,7 +299,7 @@ def test_a_prime_of_a_byte_model_may_hold_anything(
     [
         (["--prime", "a", "--prime-file", "b"], "--prime-file: not allowed with argument --prime"),
         (["--prime-file", "{folder}/none"], "none: No such file or directory"),
-        (["--prime-file", "{folder}"], "Is a directory"),
+        (["--prime-file", "{folder}"], ": this is a folder, not a file; name a file in it"),
         (["--prime-file", "{latin}"], "latin: invalid UTF-8 at byte 2 (0xfc: invalid start byte)"),
         (["--prime-file", "{other}"], "other has the character 'Q' (U+0051) at position 2"),
         (["--temperature", "1", "--temperatures", "1,2"], "not allowed with argument"),
@@ -281,9 +311,15 @@ def test_a_prime_of_a_byte_model_may_hold_anything(
             ["--num-samples", "2", "--seed", str(2**64 - 1)],
             "the --num-samples 2 - 1 seeds after it exceed the largest, 18446744073709551615",
         ),
+        (
+            ["--prime", "a\\q"],
+            r"--prime: takes the escapes \n \r \t \f \\ \xNN \uNNNN, got \q; write \\",
+        ),
+        (["--stop", "a\\"], r"--stop: takes the escapes \n \r \t \f \\ \xNN \uNNNN, got \;"),
+        (["--stop", r"\uD800"], r"--stop: \uD800 stands for half a character; type the character"),
         (["--stream", "--json"], "--stream writes characters, --json whole texts"),
         (["--stream", "--temperatures", "1"], "--stream writes characters, --temperatures whole"),
-        (["--stop", ""], "--stop is empty; it takes one character or more"),
+        (["--stop", ""], "--stop: must be one character or more, got ''"),
         (["--stop", "a", "--stop", "Q"], "--stop has the character 'Q' (U+0051) at position 0"),
         (["--weight-dtype", "float64"], "--weight-dtype is 'float64', a float32 model takes"),
     ],

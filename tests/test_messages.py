@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +16,7 @@ import charrnn_fast as cf
 from charrnn_fast import checkpoint
 from charrnn_fast._checks import called, calling
 from charrnn_fast.cli import _parser, main, options
-from charrnn_fast.cli.parsing import Parser
+from charrnn_fast.cli.parsing import Parser, file_option, folder_option, path_option
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
 COMMANDS = ("train", "sample", "eval", "score", "info", "view", "plot")
@@ -88,13 +92,19 @@ def test_no_message_has_the_name_of_a_setting_that_the_command_line_calls_otherw
     assert found == []
 
 
+def takes_any(parse: Any) -> bool:
+    """Whether it reads an option's value as whatever it is: the name of a file, say."""
+    paths = (None, str, file_option, folder_option, path_option)
+    return parse in paths or "output_option" in parse.__qualname__
+
+
 def flags_with_values() -> list[tuple[str, str]]:
     """The flags of each command that take a value which can be wrong."""
     return [
         (command, action.option_strings[-1])
         for command in COMMANDS
         for action in parser_of(command)._actions
-        if action.option_strings and (action.choices or action.type not in (None, str))
+        if action.option_strings and (action.choices or not takes_any(action.type))
     ]
 
 
@@ -108,7 +118,7 @@ def test_a_wrong_value_is_told_with_its_flag(command: str, flag: str, capsys: Ca
 
 @pytest.mark.parametrize(
     "option",
-    [option for option in options.ALL if option.choices or option.parse is not str],
+    [option for option in options.ALL if option.choices or not takes_any(option.parse or bool)],
     ids=lambda option: str(option.name),
 )
 def test_a_wrong_setting_is_told_with_its_key(
@@ -183,3 +193,184 @@ def test_what_a_file_holds_is_called_by_its_name(
     error = refused(capsys, "train", "-o", str(tmp_path / "model"), "--resume")
     assert "dropout must be finite, at least 0, below 1, got 2.0" in error
     assert "--dropout" not in error
+
+
+# ---- the names of files ----
+
+NO_FILES = {
+    "": "must be the name of a file, got ''",
+    ".": "must be a file, got '.', which names a folder; name a file in it",
+    "..": "must be a file, got '..', which names a folder; name a file in it",
+    "new/": "must be a file, got 'new/', which names a folder; name a file in it",
+    "new/..": "must be a file, got 'new/..', which names a folder; name a file in it",
+    "text/": "must be a file, got 'text/', which names a folder; name a file in it",
+}
+FILES = [  # the flag that takes the file behind these arguments
+    ("-o/--output", ["train", "text", "-o"]),
+    ("--log", ["train", "text", "-o", "new", "--log"]),
+    ("--init-from", ["train", "text", "-o", "new", "--init-from"]),
+    ("--config", ["train", "text", "-o", "new", "--config"]),
+    ("FILE", ["sample"]),
+    ("--prime-file", ["sample", "model", "--prime-file"]),
+    ("FILE", ["eval"]),
+    ("FILE", ["score"]),
+    ("FILE", ["info"]),
+    ("FILE", ["view"]),
+    ("-o/--output", ["view", "model", "text", "-o"]),
+    ("-o/--output", ["plot", "log.jsonl", "-o"]),
+    ("RUN.jsonl", ["plot", "-o", "new.png"]),
+    ("--text", ["bench", "--text"]),
+    ("--json", ["bench", "--json"]),
+    ("--markdown", ["bench", "--markdown"]),
+    ("--compare", ["bench", "--compare"]),
+]
+
+
+@pytest.fixture
+def inside(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: a text, a model, a folder that is empty."""
+    for name in ("text", "model"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "there").mkdir()
+    (tmp_path / "log.jsonl").write_text('{"type": "start"}\n')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def listing(folder: Path) -> dict[Path, bytes | None]:
+    return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", NO_FILES)
+@pytest.mark.parametrize(
+    ("flag", "arguments"), FILES, ids=lambda value: value if isinstance(value, str) else value[0]
+)
+def test_a_name_that_is_no_files_is_told(
+    inside: Path, capsys: Capture, flag: str, arguments: list[str], name: str
+) -> None:
+    before = listing(inside)
+    end = f"(see charrnn-fast {arguments[0]} --help)"
+    more = ["text"] if arguments in (["eval"], ["view"]) else []
+    error = refused(capsys, *arguments, name, *more)
+    assert error == f"argument {flag}: {NO_FILES[name]} {end}"
+    assert listing(inside) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train text -o there", "there: this is a folder, not a file; name a file in it"),
+        ("train text -o new --log there", "there: this is a folder, not a file; name a file in it"),
+        ("train text -o text/new", "text/new: its folder is a file"),
+        ("train text -o no/new", "no/new: its folder does not exist"),
+        ("train text -o new --log text/log", "text/log: its folder is a file"),
+        ("train text -o new --tensorboard model", "--tensorboard takes a folder, and model is a"),
+        ("train text -o new --init-from there", "there: this is a folder, not a file; name a file"),
+        ("train text -o new --config there", "there: this is a folder, not a file; name a file in"),
+        ("train text/new -o new", "text/new: a part of this path is a file, not a folder"),
+        ("train text/ -o new", "text/: a part of this path is a file, not a folder"),
+        ("sample there", "there: this is a folder, not a file; name a file in it"),
+        ("sample text/model", "text/model: a part of this path is a file, not a folder"),
+        ("sample model --prime-file there", "there: this is a folder, not a file; name a file in"),
+        ("view model text -o there", "there: this is a folder, not a file; name a file in it"),
+        ("view model text -o text/new", "text/new: its folder is a file"),
+        ("plot there -o new.png", "there: this is a folder, not a file; name a file in it"),
+        ("train text -o new --set log=a/", "--set: log: must be a file, got 'a/', which names a"),
+        (
+            "train text -o new --set tensorboard=",
+            "--set: tensorboard: must be the name of a folder",
+        ),
+        (
+            "train text -o .safetensors",
+            "-o/--output: must have a name before .safetensors, got '.s",
+        ),
+        ("train text -o there/.safetensors", "must have a name before .safetensors, got 'there/.s"),
+        ("train text -o new --log .jsonl", "--log: must have a name before .jsonl, got '.jsonl'"),
+        ("view model text -o .html", "-o/--output: must have a name before .html, got '.html', w"),
+        ("plot log.jsonl -o .png", "-o/--output: must have a name before .png, got '.png', which"),
+        ("bench --json .json", "--json: must have a name before .json, got '.json', which would"),
+    ],
+)
+def test_a_folder_for_a_file_and_a_file_for_a_folder_are_told(
+    inside: Path, capsys: Capture, arguments: str, message: str
+) -> None:
+    before = listing(inside)
+    assert message in refused(capsys, *arguments.split())
+    assert listing(inside) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["train", "", "-o", "new"], "TEXT"),
+        (["eval", "model", ""], "TEXT"),
+        (["train", "text", "-o", "new", "--tensorboard", ""], "--tensorboard"),
+        (["bench", "--plots", ""], "--plots"),
+    ],
+)
+def test_an_empty_name_is_told(
+    inside: Path, capsys: Capture, arguments: list[str], flag: str
+) -> None:
+    assert f"argument {flag}: must be the name of a f" in refused(capsys, *arguments)
+
+
+def test_python_refuses_the_names_of_folders_too(inside: Path) -> None:
+    model = cf.CharLM.load("model")
+    for name, message in (
+        ("new/", "this names a folder, not a file; name a file in it"),
+        ("there", "this is a folder, not a file; name a file in it"),
+        (".", "this is a folder, not a file; name a file in it"),
+        ("text/new", "its folder is a file"),
+    ):
+        with pytest.raises(OSError, match=message):
+            model.save(name)
+        with pytest.raises(OSError, match=message):
+            cf.Trainer(model, cf.Corpus.from_text(TEXT), 6, 20, checkpoint_path=name)
+
+
+# ---- bytes that are no text ----
+
+
+@pytest.mark.parametrize(
+    ("flag", "arguments"),
+    [
+        ("argument --prime", ["sample", "model", "--prime"]),
+        ("argument --stop", ["sample", "model", "--stop"]),
+        ("argument --document-mark", ["train", "text", "-o", "new", "--document-mark"]),
+        ("argument --document-mark", ["eval", "model", "text", "--document-mark"]),
+        ("--set: document_mark", ["train", "text", "-o", "new", "--set"]),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="needs arguments of bytes")
+def test_bytes_that_are_no_text_are_told(
+    inside: Path, capsys: Capture, flag: str, arguments: list[str]
+) -> None:
+    """As Python hands them over, and not as a character that the vocabulary lacks."""
+    key = "document_mark=" if arguments[-1] == "--set" else ""
+    bad = os.fsdecode(key.encode() + "ü".encode() + b"\xfe\xff")
+    other = ", --prime-file reads others" if flag == "argument --prime" else ""
+    assert refused(capsys, *arguments, bad).startswith(
+        rf"{flag}: must be text in this locale's encoding, utf-8, got the byte 0xfe at position 2; "
+        rf"\xNN and \uNNNN stand for characters{other}"
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a locale without UTF-8")
+def test_text_in_a_locale_without_utf8_is_told(inside: Path) -> None:
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "charrnn_fast", "sample", "model", "--prime", "naïve"]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr.decode("ascii").startswith(
+        "charrnn-fast: error: argument --prime: must be text in this locale's encoding, ascii, got "
+        r"the byte 0xc3 at position 2; \xNN and \uNNNN stand for characters, set a locale with "
+        "UTF-8, such as LC_ALL=C.UTF-8 (see "
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names of bytes")
+def test_names_of_files_may_be_any_bytes(inside: Path, capsys: Capture) -> None:
+    name = os.fsdecode(b"m\xff")
+    (inside / "model").rename(inside / name)
+    assert main(["sample", name, "--length", "3", "--seed", "1"]) == 0
+    assert capsys.readouterr().out == cf.CharLM.load(name).sample(3, seed=1) + "\n"

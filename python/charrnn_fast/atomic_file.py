@@ -211,7 +211,7 @@ def _target(path: StrPath) -> tuple[str, os.stat_result | None]:
     if not os.path.isdir(folder):
         raise NotADirectoryError(errno.ENOTDIR, "its folder is a file")
     if os.fspath(path).endswith(tuple(filter(None, (os.sep, os.altsep)))):
-        raise IsADirectoryError(errno.EISDIR, "this names a folder, not a file")
+        raise IsADirectoryError(errno.EISDIR, "this names a folder, not a file; name a file in it")
     return target, status
 
 
@@ -228,7 +228,8 @@ def _replaceable(path: StrPath, kind: Kind | None) -> str:
 
 
 def _what(status: os.stat_result, wanted: str) -> str:
-    return f"this is a {_SPECIAL.get(stat.S_IFMT(status.st_mode), 'file')}, not a {wanted}"
+    what = _SPECIAL.get(stat.S_IFMT(status.st_mode), "file")
+    return f"this is a {what}, not a {wanted}" + "; name a file in it" * (what == "folder")
 
 
 def _descriptor(path: StrPath) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +14,10 @@ from . import bench, evaluate, info, plot, sample, score, train, view
 from .parsing import FAILED, INTERRUPTED, USER_ERROR, Commands, Parser
 from .show import complain
 
+_PATH_ERRORS = {
+    errno.EISDIR: "this is a folder, not a file; name a file in it",
+    errno.ENOTDIR: "a part of this path is a file, not a folder",
+}
 _BROKEN_PIPE = 141  # exit status, as a shell reports SIGPIPE
 
 
@@ -63,7 +68,7 @@ def _status(argv: Sequence[str] | None, output: streams.Output) -> int:
         if error is output.failure:
             return 0  # `_ended` tells it
         name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        return complain(f"{name}{error.strerror or error}", USER_ERROR)
+        return complain(f"{name}{_in_words(error)}", USER_ERROR)
     except ImportError as error:  # of an extra; it says which
         if _was_interrupted(error):
             return INTERRUPTED
@@ -80,6 +85,14 @@ def _was_interrupted(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
+
+
+def _in_words(error: OSError) -> str:
+    """What went wrong; the system's own words for a path's shape leave out what to do."""
+    words = str(error.strerror or error)
+    if error.errno is None or words != os.strerror(error.errno):
+        return words
+    return _PATH_ERRORS.get(error.errno, words)
 
 
 def _parser() -> Parser:

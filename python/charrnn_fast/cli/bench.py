@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 
-from .parsing import Commands, integer_option
+from .parsing import Commands, file_option, folder_option, integer_option, output_option
 
 
 def add(commands: Commands) -> None:
@@ -45,13 +45,28 @@ def add(commands: Commands) -> None:
         help="turns of each side (default: 11, quick 5)",
     )
     bench.add_argument(
-        "--text", metavar="FILE", help="UTF-8 (default: the source of Python's standard library)"
+        "--text",
+        type=file_option,
+        metavar="FILE",
+        help="UTF-8 (default: the source of Python's standard library)",
     )
-    bench.add_argument("--json", metavar="FILE", help="write rows and the machine's facts there")
-    bench.add_argument("--markdown", metavar="FILE", help="write the tables there too")
-    bench.add_argument("--plots", metavar="FOLDER", help="draw a roofline and bar charts there")
     bench.add_argument(
-        "--compare", metavar="OLD.json", help="tell what has changed since that run's --json"
+        "--json",
+        type=output_option(".json"),
+        metavar="FILE",
+        help="write rows and the machine's facts there",
+    )
+    bench.add_argument(
+        "--markdown", type=output_option(".md"), metavar="FILE", help="write the tables there too"
+    )
+    bench.add_argument(
+        "--plots", type=folder_option, metavar="FOLDER", help="draw a roofline and bar charts there"
+    )
+    bench.add_argument(
+        "--compare",
+        type=file_option,
+        metavar="OLD.json",
+        help="tell what has changed since that run's --json",
     )
 
 

@@ -13,7 +13,7 @@ from ..model import CharLM
 from ..text_files import find_files
 from ..vocabulary import Vocabulary
 from . import show
-from .parsing import Commands, add_texts, add_threads, mark_option, unescaped
+from .parsing import Commands, add_texts, add_threads, file_option, mark_option, unescaped
 from .sample import add_weight_dtype
 
 _TOTAL = "total"
@@ -21,7 +21,7 @@ _TOTAL = "total"
 
 def add(commands: Commands) -> None:
     evaluate = commands.add("eval", run, "Measure a trained model's loss on text files.")
-    evaluate.add_argument("model", metavar="FILE")
+    evaluate.add_argument("model", type=file_option, metavar="FILE")
     add_texts(evaluate)
     evaluate.add_argument(
         "--document-mark",

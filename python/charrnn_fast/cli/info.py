@@ -9,12 +9,12 @@ from .. import configuration
 from ..callbacks import Evaluation
 from ..model import CharLM
 from . import options, show
-from .parsing import Commands, add_threads
+from .parsing import Commands, add_threads, file_option
 
 
 def add(commands: Commands) -> None:
     info = commands.add("info", run, "Tell what a checkpoint holds.")
-    info.add_argument("model", metavar="FILE")
+    info.add_argument("model", type=file_option, metavar="FILE")
     info.add_argument(
         "--config",
         action="store_true",

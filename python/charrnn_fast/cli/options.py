@@ -23,9 +23,12 @@ from .parsing import (
     Parser,
     bound_option,
     encoding_option,
+    file_option,
+    folder_option,
     integer_option,
     mark_option,
     number_option,
+    output_option,
     zoneout_option,
 )
 
@@ -59,7 +62,7 @@ class Option:
     def _converted(self, value: Any) -> Any:
         if self is PATHS:
             paths = value if isinstance(value, list) else [value]
-            if not paths or not all(isinstance(path, str) for path in paths):
+            if not paths or not all(path and isinstance(path, str) for path in paths):
                 raise argparse.ArgumentTypeError(f"takes paths, got {schema.shown(value)}")
             return paths
         if self.parse is None:
@@ -182,11 +185,11 @@ LOGS = (
     Option(
         "log",
         None,
-        str,
+        output_option(".jsonl"),
         "of JSON lines, for charrnn-fast plot (default: MODEL.jsonl beside the model)",
         "FILE",
     ),
-    Option("tensorboard", None, str, "one for TensorBoard, too", "FOLDER"),
+    Option("tensorboard", None, folder_option, "one for TensorBoard, too", "FOLDER"),
 )
 
 ALL = (PATHS, *TEXT, *MODEL, *TRAINING, *SCHEDULE, *RUN, *LOGS)
@@ -219,7 +222,10 @@ def add(parser: Parser) -> None:
                     help=about,
                 )
     parser.add_argument(
-        "--config", metavar="FILE.toml", help="read settings from a TOML file: seq_len = 50"
+        "--config",
+        type=file_option,
+        metavar="FILE.toml",
+        help="read settings from a TOML file: seq_len = 50",
     )
     parser.add_argument(
         "--set",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import shlex
 import sys
@@ -157,7 +158,11 @@ def standard_input() -> IO[bytes]:
 
 def add_texts(parser: Parser) -> None:
     parser.add_argument(
-        "text", nargs="+", metavar="TEXT", help="files, folders and patterns such as '**/*.txt'"
+        "text",
+        type=path_option,
+        nargs="+",
+        metavar="TEXT",
+        help="files, folders and patterns such as '**/*.txt'",
     )
     parser.add_argument(
         "--encoding",
@@ -223,23 +228,97 @@ def encoding_option(text: str) -> str:
     return _checked(lambda: check_encoding(text))
 
 
+def file_option(text: str) -> str:
+    """The name of a file, be it there or not; "-" may be one."""
+    if not text:
+        raise argparse.ArgumentTypeError("must be the name of a file, got ''")
+    if os.path.basename(text) in ("", os.curdir, os.pardir):
+        raise argparse.ArgumentTypeError(
+            f"must be a file, got {text!r}, which names a folder; name a file in it"
+        )
+    return text
+
+
+def output_option(*endings: str) -> Callable[[str], str]:
+    """The name of a file that is written, of which more is needed than one of these endings."""
+
+    def convert(text: str) -> str:
+        name = os.path.basename(file_option(text))
+        if name in endings:
+            raise argparse.ArgumentTypeError(
+                f"must have a name before {name}, got {text!r}, which would be a hidden file"
+            )
+        return text
+
+    convert.__name__ = "name of a file"
+    return convert
+
+
+def folder_option(text: str) -> str:
+    """The name of a folder, be it there or not."""
+    if not text:
+        raise argparse.ArgumentTypeError("must be the name of a folder, got ''")
+    return text
+
+
+folder_option.__name__ = "name of a folder"
+
+
+def path_option(text: str) -> str:
+    """The name of a file or folder, or a pattern."""
+    if not text:
+        raise argparse.ArgumentTypeError("must be the name of a file or folder, got ''")
+    return text
+
+
+def text_option(text: str, otherwise: str = "") -> str:
+    """What an argument with escapes stands for. otherwise: what may be done about other bytes."""
+    return _checked(lambda: unescaped(text, otherwise))
+
+
+def stop_option(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must be one character or more, got ''")
+    return text_option(text)
+
+
 def mark_option(text: str) -> str:
     """text with its escapes, as `unescaped` takes it."""
     _checked(lambda: unescaped(text))
     return text
 
 
-def unescaped(text: str) -> str:
-    r"""text with ``\n``, ``\x1e`` and the like replaced by what they stand for."""
+def unescaped(text: str, otherwise: str = "") -> str:
+    r"""text with ``\n``, ``\x1e`` and the like replaced by what they stand for.
+
+    Raises ValueError for other escapes, and for bytes that were no characters in an argument.
+    """
+    at = next((i for i, c in enumerate(text) if "\udc80" <= c <= "\udcff"), None)
+    if at is not None:  # as Python writes such bytes
+        encoding = sys.getfilesystemencoding()
+        before = len(text[:at].encode(encoding, "surrogateescape"))
+        if encoding != UTF8:
+            otherwise = "set a locale with UTF-8, such as LC_ALL=C.UTF-8"
+        raise ValueError(
+            f"must be text in this locale's encoding, {encoding}, got the byte "
+            f"0x{ord(text[at]) - 0xDC00:02x} at position {before}; \\xNN and \\uNNNN stand for "
+            f"characters" + (f", {otherwise}" if otherwise else "")
+        )
     return _ESCAPE.sub(_character, text)
 
 
 def _character(escape: re.Match[str]) -> str:
     name = escape[1]
     if len(name) > 1:
-        return chr(int(name[1:], 16))
+        character = chr(int(name[1:], 16))
+        if "\ud800" <= character <= "\udfff":
+            raise ValueError(f"{escape[0]} stands for half a character; type the character itself")
+        return character
     if name not in _ESCAPED:
-        raise ValueError(rf"takes the escapes \n \r \t \f \\ \xNN \uNNNN, got {escape[0]}")
+        raise ValueError(
+            rf"takes the escapes \n \r \t \f \\ \xNN \uNNNN, got {escape[0]}; "
+            r"write \\ for a backslash"
+        )
     return _ESCAPED[name]
 
 

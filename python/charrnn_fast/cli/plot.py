@@ -6,14 +6,21 @@ import argparse
 import os
 
 from .. import plot
-from .parsing import Commands
+from .parsing import Commands, file_option, output_option
 
 
 def add(commands: Commands) -> None:
     command = commands.add("plot", run, "Draw the curves of trainings from their logs.")
-    command.add_argument("logs", nargs="+", metavar="RUN.jsonl", help="what train --log wrote")
     command.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="a picture: .png, .svg or .pdf"
+        "logs", type=file_option, nargs="+", metavar="RUN.jsonl", help="what train --log wrote"
+    )
+    command.add_argument(
+        "-o",
+        "--output",
+        type=output_option(".png", ".svg", ".pdf"),
+        required=True,
+        metavar="FILE",
+        help="a picture: .png, .svg or .pdf",
     )
 
 

@@ -18,16 +18,21 @@ from .parsing import (
     Commands,
     Parser,
     add_threads,
+    file_option,
     integer_option,
     number_option,
     numbers_option,
     standard_input,
+    stop_option,
+    text_option,
 )
 
 
 def add(commands: Commands) -> None:
-    sample = commands.add("sample", run, "Write text with a trained model.")
-    sample.add_argument("model", metavar="FILE")
+    sample = commands.add(
+        "sample", run, "Write text with a trained model, and a newline at its end."
+    )
+    sample.add_argument("model", type=file_option, metavar="FILE")
     sample.add_argument(
         "--length",
         type=integer_option(0),
@@ -37,17 +42,25 @@ def add(commands: Commands) -> None:
     )
     prime = sample.add_mutually_exclusive_group()
     prime.add_argument(
-        "--prime", default="", metavar="TEXT", help="how the text begins, taken literally"
+        "--prime",
+        type=_prime_option,
+        default="",
+        metavar="TEXT",
+        help=r"how the text begins; \n, \t, \xNN, \uNNNN stand for characters, \\ for a backslash",
     )
     prime.add_argument(
-        "--prime-file", metavar="FILE", help="a file with it, as it stands; - for standard input"
+        "--prime-file",
+        type=file_option,
+        metavar="FILE",
+        help="a file with it, as it stands; - for standard input",
     )
     _add_drawing(sample)
     sample.add_argument(
         "--stop",
+        type=stop_option,
         action="append",
         metavar="TEXT",
-        help="end before TEXT where it is drawn; may be given several times",
+        help=r"end before TEXT, which may have these escapes; may be given several times",
     )
     sample.add_argument(
         "--seed",
@@ -99,6 +112,13 @@ def _add_drawing(parser: Parser) -> None:
         metavar="P",
         help="draw from the most probable with P together",
     )
+
+
+def _prime_option(text: str) -> str:
+    return text_option(text, "--prime-file reads others")
+
+
+_prime_option.__name__ = "text"
 
 
 def add_weight_dtype(parser: Parser) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..model import CharLM
 from ..vocabulary import Vocabulary
 from . import show
-from .parsing import Commands, add_threads, standard_input
+from .parsing import Commands, add_threads, file_option, standard_input
 from .sample import add_weight_dtype
 
 _BLOCK = 1 << 16  # bytes read at once, as a pipe holds
@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
     score = commands.add(
         "score", run, "Write the log-probability of each line of the standard input, in nats."
     )
-    score.add_argument("model", metavar="FILE")
+    score.add_argument("model", type=file_option, metavar="FILE")
     score.add_argument("--mean", action="store_true", help="per character of the line")
     score.add_argument("--bits", action="store_true", help="in bits")
     score.add_argument(

@@ -24,7 +24,16 @@ from ..text_files import UTF8, find_files
 from ..trainer import Trainer, best_path, check_checkpoints, locked
 from ..vocabulary import Vocabulary
 from . import options, show
-from .parsing import FAILED, INTERRUPTED, Commands, add_threads, unescaped
+from .parsing import (
+    FAILED,
+    INTERRUPTED,
+    Commands,
+    add_threads,
+    file_option,
+    output_option,
+    path_option,
+    unescaped,
+)
 
 _EPOCHS = 20
 
@@ -42,11 +51,22 @@ _OF_SCHEDULES = {
 def add(commands: Commands) -> None:
     train = commands.add("train", run, "Train a model on text files.")
     train.add_argument(
-        "text", nargs="*", metavar="TEXT", help="files, folders and patterns such as '**/*.txt'"
+        "text",
+        type=path_option,
+        nargs="*",
+        metavar="TEXT",
+        help="files, folders and patterns such as '**/*.txt'",
     )
-    train.add_argument("-o", "--output", metavar="FILE", help="where the model is saved")
+    train.add_argument(
+        "-o",
+        "--output",
+        type=output_option(".safetensors"),
+        metavar="FILE",
+        help="where the model is saved",
+    )
     train.add_argument(
         "--init-from",
+        type=file_option,
         metavar="FILE",
         help="begin with the weights and the vocabulary of a trained model, on another text",
     )

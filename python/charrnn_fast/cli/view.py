@@ -10,18 +10,19 @@ from ..corpus import Corpus
 from ..model import CharLM
 from ..view import GENERATOR, _page
 from . import show
-from .parsing import Commands, add_texts, add_threads, integer_option
+from .parsing import Commands, add_texts, add_threads, file_option, integer_option, output_option
 
 _HEAD = 1024  # bytes of a page, among which its generator is named
 
 
 def add(commands: Commands) -> None:
     view = commands.add("view", run, "Look inside a trained model: a page of a text and its cells.")
-    view.add_argument("model", metavar="FILE")
+    view.add_argument("model", type=file_option, metavar="FILE")
     add_texts(view)
     view.add_argument(
         "-o",
         "--output",
+        type=output_option(".html"),
         default="view.html",
         metavar="PAGE",
         help="where the page is saved; one from before is replaced (default: view.html)",
