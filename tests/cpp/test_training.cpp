@@ -1,5 +1,6 @@
-// Model's training step from vectors and tokens, of one length and of many: the bits of forward,
-// loss, backward and update by hand, the memory that it has told, a batch in parts.
+// Model's training step from vectors and tokens, of one length and of many, in one direction and
+// in both: the bits of forward, loss, backward and update by hand, the memory that it has told, a
+// batch in parts.
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -19,8 +20,9 @@ namespace {
 constexpr Index steps = 6, B = 11, V = 9, H = 19;
 constexpr std::uint64_t mask_seed = 3;
 
-NetworkShape shape_of(const std::string& cell) {
+NetworkShape shape_of(const std::string& cell, bool bidirectional = false) {
   NetworkShape shape{cell, V, H, V, 2, Bias::both};
+  shape.bidirectional = bidirectional;
   shape.regularization = {.input_dropout = 0.1,
                           .dropout = 0.2,
                           .output_dropout = 0.3,
@@ -101,11 +103,12 @@ void update_by_hand(Trained<T>& t, const Data<T>& data, double learning_rate) {
 }
 
 template <class T>
-void check_training(const std::string& cell, bool dense, bool ragged, bool masked) {
-  const std::string name =
-      cell + (dense ? ", vectors" : "") + (ragged ? ", ragged" : "") + (masked ? ", masked" : "");
+void check_training(const std::string& cell, bool dense, bool ragged, bool masked,
+                    bool bidirectional) {
+  const std::string name = cell + (dense ? ", vectors" : "") + (ragged ? ", ragged" : "") +
+                           (masked ? ", masked" : "") + (bidirectional ? ", bidirectional" : "");
   const Data<T> data(dense, ragged, masked);
-  const NetworkShape shape = shape_of(cell);
+  const NetworkShape shape = shape_of(cell, bidirectional);
   Trained<T> fused(shape), by_hand(shape), in_one(shape);
   const Index told = fused.model.memory(data.batch, true);
   TrainOptions options;
@@ -169,8 +172,8 @@ template <class T>
 void check_all() {
   const Kernels<T>& k = kernels<T>();
   for (int i = 0; i < k.num_cells; ++i) {
-    for (int options = 0; options < 8; ++options)
-      check_training<T>(k.cells[i].name, options & 1, options & 2, options & 4);
+    for (int options = 0; options < 16; ++options)
+      check_training<T>(k.cells[i].name, options & 1, options & 2, options & 4, options & 8);
     check_parts<T>(k.cells[i].name);
   }
 }

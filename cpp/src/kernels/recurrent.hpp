@@ -132,7 +132,7 @@ void run_cells_forward(const RecurrentForwardArgs<T>& p, const StepRows<Cell, T>
   using V = Native<T>;
   constexpr int G = Cell::num_gates, S = Cell::num_states, summed = G - Cell::num_split;
   const Index H = p.hidden_size;
-  const Index after = first_row(p.steps, step_after(p.steps, step.t));
+  const Index after = first_row_after(p.steps, step.t);
   const Index going_on = p.recurrent ? rows_going_on(p.steps, step.t) : 0;
   for (Index r = 0; r < at.rows; ++r) {
     const Index row = at.row + r, n_row = step.first + row;
@@ -217,7 +217,7 @@ void project(const RecurrentForwardArgs<T>& p, const StepRows<Cell, T>& step, Ra
                    H, step.next[0], stride},
        rows, {0, ceil_div(R, Panel<1>::unit_vectors * Native<T>::lanes)});
   if (!p.recurrent) return;
-  const Index after = first_row(p.steps, step_after(p.steps, step.t));
+  const Index after = first_row_after(p.steps, step.t);
   const Range going_on = intersect(rows, {0, rows_going_on(p.steps, step.t)});
   for (Index r = going_on.begin; r < going_on.end; ++r)
     mask_recurrent(p, step.next[0] + r * stride, after + r, r);

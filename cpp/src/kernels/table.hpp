@@ -91,6 +91,7 @@ struct Steps {
   bool reverse;          // walked from the last step to the first
 };
 
+// t: 0 to T, and nothing else, since offsets has no more.
 CHARRNN_INLINE Index first_row(const Steps& s, Index t) {
   return s.offsets ? s.offsets[t] : t * s.batch;
 }
@@ -101,6 +102,11 @@ CHARRNN_INLINE Index rows_at(const Steps& s, Index t) {
 // The step before and after t in the walk, the i-th of the walk.
 CHARRNN_INLINE Index step_before(const Steps& s, Index t) { return s.reverse ? t + 1 : t - 1; }
 CHARRNN_INLINE Index step_after(const Steps& s, Index t) { return s.reverse ? t - 1 : t + 1; }
+// The first row of the step after t; 0 where t is the last one of the walk.
+CHARRNN_INLINE Index first_row_after(const Steps& s, Index t) {
+  const Index after = step_after(s, t);
+  return after < 0 ? 0 : first_row(s, after);
+}
 CHARRNN_INLINE Index step_number(const Steps& s, Index i) {
   return s.reverse ? s.seq_len - 1 - i : i;
 }
@@ -350,7 +356,7 @@ struct Kernels {
   // softplus(x) - x z, of logits x; (x - z)^2
   void (*binary_cross_entropy)(const ElementLossArgs<T>&, Range blocks);
   void (*mean_square)(const ElementLossArgs<T>&, Range blocks);
-  // out = exp((x - max(x)) * inverse_temperature), for sampling
+  // out = exp((x - max(x)) * inverse_temperature), for sampling; out may be x
   void (*exp_shifted)(const T* x, Index n, T inverse_temperature, T* out);
   double (*sum_of_squares)(const T* x, Index n);
   void (*scale)(T* x, Index n, T factor);
