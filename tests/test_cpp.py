@@ -38,7 +38,9 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("isa", _core.available_isas())
-@pytest.mark.parametrize("program", ["allocations", "cells", "kernels", "threads", "training"])
+@pytest.mark.parametrize(
+    "program", ["allocations", "bounds", "cells", "kernels", "threads", "training"]
+)
 def test_programs(build: Path, program: str, isa: str) -> None:
     """Each of tests/cpp, on every instruction set; its source says what it is about."""
     output = run(build / "tests" / "cpp" / f"test_{program}", CHARRNN_ISA=isa)
