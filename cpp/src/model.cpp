@@ -12,13 +12,25 @@
 
 namespace charrnn_fast {
 
+namespace {
+std::uint32_t unlocked_word() { return 2 * static_cast<std::uint32_t>(fork_generation()); }
+}  // namespace
+
 void ForkSafeMutex::lock() {
-  if (generation_ != fork_generation()) {
-    generation_ = fork_generation();
-    mutex_.release();  // who holds it does not exist here
-    mutex_ = std::make_unique<std::mutex>();
-  }
-  mutex_->lock();
+  const std::uint32_t unlocked = unlocked_word(), locked = unlocked + 1;
+  std::uint32_t word = unlocked;
+  // Whatever is not locked here and now is free, and stays so until it is exchanged.
+  while (!word_.compare_exchange_weak(word, locked, std::memory_order_acquire,
+                                      std::memory_order_relaxed))
+    if (word == locked) {
+      word_.wait(locked, std::memory_order_relaxed);
+      word = unlocked;
+    }
+}
+
+void ForkSafeMutex::unlock() {
+  word_.store(unlocked_word(), std::memory_order_release);
+  word_.notify_one();
 }
 
 template <class T>
@@ -105,13 +117,31 @@ void Model<T>::drop_gradients(const std::uint64_t* mask_seed, T* gradients) cons
     network_.drop_weights_backward(*mask_seed, gradients);
 }
 
-// ---- checks ---------------------------------------------------------------------------------
+// ---- the caller's indices -------------------------------------------------------------------
+
+// Another thread may change the caller's arrays during a call, so copies are checked, and nothing
+// but the copies is used. What is kept for backward lies elsewhere: an error changes nothing.
 
 // name: that of the tokens.
 template <class T>
-void Model<T>::check_batch(const char* name, const Batch& in) const {
-  if (in.tokens) network_.check_tokens(name, in.tokens, in.seq_len, in.batch);
-  check_lengths(in);
+typename Model<T>::Batch Model<T>::own(const char* name, const Batch& batch) {
+  Batch in = batch;
+  if (in.tokens) in.tokens = own_tokens(name, batch.tokens, in.seq_len, in.batch);
+  if (in.lengths) {
+    given_lengths_.reserve(in.batch);
+    in.lengths = std::copy_n(batch.lengths, in.batch, given_lengths_.get()) - in.batch;
+    check_lengths(in);
+  }
+  return in;
+}
+
+template <class T>
+const Token* Model<T>::own_tokens(const char* name, const Token* tokens, Index seq_len,
+                                  Index batch) {
+  given_tokens_.reserve(std::max<Index>(1, seq_len * batch));
+  std::copy_n(tokens, seq_len * batch, given_tokens_.get());
+  network_.check_tokens(name, given_tokens_.get(), seq_len, batch);
+  return given_tokens_.get();
 }
 
 template <class T>
@@ -122,11 +152,15 @@ void Model<T>::check_lengths(const Batch& in) const {
             in.lengths[b], ", it takes 0 to ", in.seq_len);
 }
 
+// in: own. count: of the targets that are not ignored.
 template <class T>
-Index Model<T>::count_targets(const Batch& in, const Token* targets) const {
+const Token* Model<T>::own_targets(const Batch& in, const Token* targets, Index* count) {
   const Index classes = network_.shape().output_size;
   require(classes > 0, "a loss takes a network with output_size");
-  Index count = 0;
+  given_targets_.reserve(std::max<Index>(1, in.seq_len * in.batch));
+  std::copy_n(targets, in.seq_len * in.batch, given_targets_.get());
+  targets = given_targets_.get();
+  *count = 0;
   for (Index t = 0; t < in.seq_len; ++t)
     for (Index b = 0; b < in.batch; ++b) {
       if (in.lengths && t >= in.lengths[b]) continue;
@@ -134,9 +168,9 @@ Index Model<T>::count_targets(const Batch& in, const Token* targets) const {
       if (target < -1 || target >= classes)
         fail("targets[", t, ", ", b, "] is ", target, ", it takes classes from 0 to ", classes - 1,
              ", or -1 to ignore");
-      count += target >= 0;
+      *count += target >= 0;
     }
-  return count;
+  return targets;
 }
 
 // ---- sequences of different lengths ---------------------------------------------------------
@@ -198,13 +232,14 @@ void Model<T>::sort_states(const T* from, Index batch, bool back, T* to) const {
   }
 }
 
-// The batch's tokens or x as the network takes them: the caller's own, or a copy.
+// The batch's tokens or x as the network takes them: those of `batch`, which is own, or a copy that
+// a later call finds.
 template <class T>
 void Model<T>::gather(const Batch& batch, bool copy, SequenceInput<T>& in) {
   const Index rows = in.rows(), I = network_.shape().input_size;
   const bool sorted = in.offsets;
-  if (!sorted && !copy) {
-    in.tokens = batch.tokens, in.x = batch.x;
+  if (batch.tokens && !sorted && !copy) {
+    in.tokens = batch.tokens;
   } else if (batch.tokens) {
     tokens_.reserve(std::max<Index>(1, rows));
     Token* const to = tokens_.get();
@@ -213,7 +248,7 @@ void Model<T>::gather(const Batch& batch, bool copy, SequenceInput<T>& in) {
       each_row(in, [&](Index n, Index row) { to[n] = batch.tokens[row]; });
     else
       std::copy_n(batch.tokens, rows, to);
-  } else {
+  } else if (sorted || copy) {
     x_.reserve(std::max<Index>(1, rows * I));
     T* const to = x_.get();
     in.x = to;
@@ -221,6 +256,8 @@ void Model<T>::gather(const Batch& batch, bool copy, SequenceInput<T>& in) {
       each_row(in, [&](Index n, Index row) { std::copy_n(batch.x + row * I, I, to + n * I); });
     else
       std::copy_n(batch.x, rows * I, to);
+  } else {
+    in.x = batch.x;
   }
 }
 
@@ -255,9 +292,9 @@ void Model<T>::states_out(const SequenceInput<T>& in, const T* from, T* state_n)
 // ---- forward, backward and single steps -----------------------------------------------------
 
 template <class T>
-void Model<T>::forward(const Batch& batch, const T* state_0, bool keep, T* y, T* state_n) {
-  check_batch("x", batch);
+void Model<T>::forward(const Batch& given, const T* state_0, bool keep, T* y, T* state_n) {
   std::lock_guard<ForkSafeMutex> lock(mutex_);
+  const Batch batch = own("x", given);
   // The tape of a kept forward is overwritten; backward would read the new one.
   kept_id_ = 0;
   SequenceInput<T> in = sort(batch);
@@ -351,9 +388,10 @@ void Model<T>::backward(const Kept& expected, const T* dy, T* dstate, T* dx, T* 
 }
 
 template <class T>
-void Model<T>::step(const SequenceInput<T>& in, T* state, T* y) {
-  if (in.tokens) network_.check_tokens("x", in.tokens, 1, in.batch);
+void Model<T>::step(const SequenceInput<T>& given, T* state, T* y) {
   std::lock_guard<ForkSafeMutex> lock(mutex_);
+  SequenceInput<T> in = given;
+  if (in.tokens) in.tokens = own_tokens("x", given.tokens, 1, in.batch);
   // A tape of its own: step may be called between forward and backward.
   const Source from{parameters_.get(), version_};
   const PackedWeights<T> weights = packed_forward(from, in);
@@ -372,7 +410,7 @@ template <class T>
 struct Model<T>::Needs {
   Index dropped, packed, tape, workspace, losses, state, gradients, dh, x;
   Index tokens, targets;
-  Index indices;  // of sort
+  Index indices;  // lengths and what sort makes of them
   Index bytes() const {
     const Index numbers = dropped + packed + tape + workspace + losses + state + gradients + dh + x;
     return numbers * Index(sizeof(T)) + (tokens + targets) * Index(sizeof(Token)) +
@@ -402,9 +440,10 @@ typename Model<T>::Needs Model<T>::needs(const SequenceInput<T>& in, bool traini
   n.gradients = some(training, elements);
   n.dh = some(training, rows * network_.hidden_width());
   n.x = some(sorted && in.x, rows * network_.shape().input_size);
-  n.tokens = some(sorted && !in.x, rows);
-  n.targets = some(sorted, rows);
-  n.indices = sorted ? 2 * in.batch + in.seq_len + 1 : 0;
+  const Index all_rows = in.seq_len * in.batch;  // of the caller's
+  n.tokens = some(!in.x, all_rows) + some(sorted && !in.x, rows);
+  n.targets = some(true, all_rows) + some(sorted, rows);
+  n.indices = sorted ? 3 * in.batch + in.seq_len + 1 : 0;
   return n;
 }
 
@@ -494,14 +533,16 @@ std::string text(const std::optional<std::uint64_t>& seed) {
 }  // namespace
 
 template <class T>
-typename Model<T>::TrainResult Model<T>::train_step(const Batch& batch, const Token* targets,
+typename Model<T>::TrainResult Model<T>::train_step(const Batch& given, const Token* targets,
                                                     T* state, Optimizer<T>& optimizer,
                                                     const TrainOptions& options) {
-  check_batch("inputs", batch);
-  const double scale = reduction_scale(options, count_targets(batch, targets));
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
+  const Batch batch = own("inputs", given);
+  Index count;
+  targets = own_targets(batch, targets, &count);
+  const double scale = reduction_scale(options, count);
   require(optimizer.elements() == network_.parameter_elements(),
           "optimizer was made for another network");
-  std::lock_guard<ForkSafeMutex> lock(mutex_);
   sum_ = {};
   const int threads = get_num_threads();
   const SequenceInput<T> in = prepare(batch, true, threads);
@@ -513,12 +554,13 @@ typename Model<T>::TrainResult Model<T>::train_step(const Batch& batch, const To
 }
 
 template <class T>
-typename Model<T>::Losses Model<T>::accumulate(const Batch& part, const Token* targets,
+typename Model<T>::Losses Model<T>::accumulate(const Batch& given, const Token* targets,
                                                const T* state_0, T* state_n) {
-  check_batch("inputs", part);
-  const Index count = count_targets(part, targets);
-  const auto mask_seed = part.mask_seed ? std::optional(*part.mask_seed) : std::nullopt;
   std::lock_guard<ForkSafeMutex> lock(mutex_);
+  const Batch part = own("inputs", given);
+  Index count;
+  targets = own_targets(part, targets, &count);
+  const auto mask_seed = part.mask_seed ? std::optional(*part.mask_seed) : std::nullopt;
   const bool first = sum_.version != version_;
   require(first || mask_seed == sum_.mask_seed, "mask_seed is ", text(mask_seed),
           ", it takes that of the parts before, ", text(sum_.mask_seed));
@@ -559,10 +601,11 @@ void Model<T>::clear_gradients() {
 }
 
 template <class T>
-typename Model<T>::Losses Model<T>::evaluate(const Batch& batch, const Token* targets, T* state) {
-  check_batch("inputs", batch);
-  const Index count = count_targets(batch, targets);
+typename Model<T>::Losses Model<T>::evaluate(const Batch& given, const Token* targets, T* state) {
   std::lock_guard<ForkSafeMutex> lock(mutex_);
+  const Batch batch = own("inputs", given);
+  Index count;
+  targets = own_targets(batch, targets, &count);
   const int threads = get_num_threads();
   const SequenceInput<T> in = prepare(batch, false, threads);
   T* const last = in.offsets ? state_.get() : state;
@@ -577,10 +620,16 @@ typename Model<T>::Losses Model<T>::evaluate(const Batch& batch, const Token* ta
 // ---- memory ---------------------------------------------------------------------------------
 
 template <class T>
-Index Model<T>::memory(const Batch& batch, bool training) const {
+Index Model<T>::memory(const Batch& given, bool training) const {
+  Batch batch = given;
   require(network_.shape().output_size > 0, "a loss takes a network with output_size");
   require(batch.seq_len >= 0, "seq_len is ", batch.seq_len, ", it takes 0 or more");
   require(batch.batch >= 1, "batch is ", batch.batch, ", it takes 1 or more");
+  std::vector<Index> lengths;
+  if (given.lengths) {
+    lengths.assign(given.lengths, given.lengths + given.batch);
+    batch.lengths = lengths.data();
+  }
   check_lengths(batch);
   SequenceInput<T> in{batch.seq_len, batch.batch, batch.tokens, batch.x};
   in.mask_seed = batch.mask_seed;
@@ -594,7 +643,7 @@ Index Model<T>::memory(const Batch& batch, bool training) const {
   std::vector<Index> offsets;  // only the last is looked at
   if (batch.lengths) {
     offsets.resize(static_cast<std::size_t>(batch.seq_len) + 1);
-    offsets.back() = std::accumulate(batch.lengths, batch.lengths + batch.batch, Index(0));
+    offsets.back() = std::accumulate(lengths.begin(), lengths.end(), Index(0));
     in.offsets = offsets.data();
   }
   return network_.parameter_elements() * Index(sizeof(T)) +
@@ -609,7 +658,8 @@ Index Model<T>::held_memory() {
     ((bytes += buffers.size() * Index(sizeof *buffers.get())), ...);
   };
   add(parameters_, dropped_, tape_, workspace_, gradients_, dh_, state_, losses_, x_, dx_, y_,
-      tokens_, targets_, order_, ranks_, offsets_, streams_);
+      given_tokens_, given_targets_, given_lengths_, tokens_, targets_, order_, ranks_, offsets_,
+      streams_);
   for (const auto& storages : packed_)
     for (const PackedCopy& copy : storages) add(copy.weights);
   return bytes;
@@ -626,10 +676,9 @@ void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
   require(shape.output_size == shape.input_size, "sampling feeds each output back: output_size is ",
           shape.output_size, " and input_size is ", shape.input_size, ", they must be equal");
   check(options);
-  network_.check_tokens("tokens", first, 1, batch);
   std::lock_guard<ForkSafeMutex> lock(mutex_);
   const Index V = shape.output_size;
-  SequenceInput<T> in{1, batch, first, nullptr};
+  SequenceInput<T> in{1, batch, own_tokens("tokens", first, 1, batch), nullptr};
   const Source from{parameters_.get(), version_};
   const PackedWeights<T> weights = packed_forward(from, in, storage);
   const T* const decoder = packed(from, Packing::decoder, storage);
@@ -637,13 +686,14 @@ void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
   const Index logits_elements = (batch * V + 15) / 16 * 16;
   workspace_.reserve(tape + logits_elements + draw_elements<T>(V));
   T* const logits = workspace_.get() + tape;
+  Token* const tokens = given_tokens_.get();  // those that in points to
   for (Index i = 0; i < length; ++i) {
     network_.forward(parameters_.get(), weights, in, state, false, workspace_.get(), state);
     network_.decode(parameters_.get(), decoder, network_.hidden(in, false, workspace_.get()), batch,
                     logits, storage);
-    draw_tokens(logits, batch, V, seeds, position + static_cast<std::uint64_t>(i), options,
-                drawn + i * batch, logits + logits_elements);
-    in.tokens = drawn + i * batch;
+    draw_tokens(logits, batch, V, seeds, position + static_cast<std::uint64_t>(i), options, tokens,
+                logits + logits_elements);
+    std::copy_n(tokens, batch, drawn + i * batch);
   }
 }
 

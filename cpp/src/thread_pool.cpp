@@ -65,6 +65,7 @@ int default_num_threads() {
 std::atomic<int> the_fork_generation{0};
 std::atomic<ThreadPool*> the_pool{nullptr};
 std::mutex the_pool_mutex;
+int size_at_fork = 0;
 
 }  // namespace
 
@@ -116,31 +117,30 @@ struct ThreadPool::Worker {
 
 ThreadPool::ThreadPool(int n) : size_(n), crowding_(n) {}
 
+#if defined(__unix__) || defined(__APPLE__)
+// The parent's threads do not exist in the child: it gets a pool of the same size. Forks are
+// watched from the start, before there is a pool or a second thread: handlers that come with the
+// first use come too late for a fork beside it.
+const int ThreadPool::watching_forks = pthread_atfork(
+    [] {
+      the_pool_mutex.lock();
+      ThreadPool* p = the_pool.load();
+      size_at_fork = p ? p->size() : 0;
+    },
+    [] { the_pool_mutex.unlock(); },
+    [] {
+      the_pool_mutex.unlock();
+      the_fork_generation.fetch_add(1);
+      the_pool.store(size_at_fork ? new ThreadPool(size_at_fork) : nullptr);
+    });
+#endif
+
 ThreadPool& ThreadPool::instance() {
   ThreadPool* pool = the_pool.load(std::memory_order_acquire);
   if (pool) return *pool;
   std::lock_guard<std::mutex> lock(the_pool_mutex);
   pool = the_pool.load(std::memory_order_acquire);
   if (!pool) {
-#if defined(__unix__) || defined(__APPLE__)
-    static std::once_flag once;
-    std::call_once(once, [] {
-      // The parent's threads do not exist in the child: it gets a pool of the same size.
-      static int size_at_fork = 0;
-      pthread_atfork(
-          [] {
-            the_pool_mutex.lock();
-            ThreadPool* p = the_pool.load();
-            size_at_fork = p ? p->size() : 0;
-          },
-          [] { the_pool_mutex.unlock(); },
-          [] {
-            the_pool_mutex.unlock();
-            the_fork_generation.fetch_add(1);
-            the_pool.store(size_at_fork ? new ThreadPool(size_at_fork) : nullptr);
-          });
-    });
-#endif
     pool = new ThreadPool(default_num_threads());
     the_pool.store(pool, std::memory_order_release);
   }

@@ -92,6 +92,8 @@ class ThreadPool {
   using Call = void (*)(void*, const Team&);
   struct Worker;
 
+  static const int watching_forks;
+
   explicit ThreadPool(int n);
   void run_erased(int parts, Call call, void* context);
   void work(Worker& worker);

@@ -1,6 +1,8 @@
 // The thread pool: its barriers, the same bits for any number of threads, callers in each other's
 // way, fork; and when teams shrink.
+#include <atomic>
 #include <cstring>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -19,6 +21,11 @@
 #endif
 
 using namespace charrnn_fast;
+
+#if defined(__SANITIZE_THREAD__)
+// Children start threads, which the thread sanitizer allows where it is asked to.
+extern "C" const char* __tsan_default_options() { return "die_after_fork=0"; }
+#endif
 
 namespace {
 
@@ -121,6 +128,49 @@ void check_callers_at_once() {
 constexpr bool emulated = true;
 #else
 constexpr bool emulated = false;
+#endif
+
+#if defined(__unix__) || defined(__APPLE__)
+// Several threads of a child are the first to lock a mutex there, which another thread of the
+// parent holds or has held: one has it at a time.
+void check_first_locks_of_children() {
+  constexpr int children = 200, threads = emulated ? 1 : 3, rounds = 20;
+  for (int i = 0; i < children; ++i) {
+    ForkSafeMutex mutex;
+    std::atomic<bool> locked{false}, done{false};
+    std::thread holder([&] {
+      const std::lock_guard<ForkSafeMutex> lock(mutex);
+      locked = true;
+      while (i % 2 == 0 && !done) std::this_thread::yield();
+    });
+    while (!locked) std::this_thread::yield();
+    if (i % 2 == 1) holder.join();
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(60);  // rather than hang
+      std::atomic<int> ready{0}, inside{0}, together{0};
+      const auto lock_often = [&] {
+        ++ready;
+        while (ready < threads) continue;
+        for (int round = 0; round < rounds; ++round) {
+          const std::lock_guard<ForkSafeMutex> lock(mutex);
+          together += inside.exchange(1);
+          inside = 0;
+        }
+      };
+      std::vector<std::thread> others;
+      for (int t = 1; t < threads; ++t) others.emplace_back(lock_often);
+      lock_often();
+      for (auto& other : others) other.join();
+      _exit(together == 0 ? 0 : 1);
+    }
+    int status = -1;
+    waitpid(child, &status, 0);
+    CHECK(status == 0, "child %d: status %d", i, status);
+    done = true;
+    if (holder.joinable()) holder.join();
+  }
+}
 #endif
 
 // A fork between two calls, and one while another thread is in a call.
@@ -246,5 +296,8 @@ int main() {
   check_bits<double>();
   check_callers_at_once();
   check_fork();
+#if defined(__unix__) || defined(__APPLE__)
+  check_first_locks_of_children();
+#endif
   return report();
 }

@@ -2,9 +2,15 @@
 // stepping, training and sampling as single calls. Memory grows at first use of a size and stays.
 //
 // A Model's calls exclude one another (a lock). Shapes and letters as in network.hpp.
+//
+// Tokens, targets and lengths are copied, and the copies are checked and used: an array that
+// another thread changes during a call gives an error or some result, and no access outside an
+// array.
 #pragma once
 
+#include <atomic>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -23,15 +29,21 @@ struct TrainOptions {
   bool mean = true;  // of the losses over the targets that are not -1; else their sum
 };
 
-// A mutex that a forked child finds unlocked, whatever the parent's other threads were doing.
+// A mutex that a forked child finds unlocked, whatever the parent's other threads were doing. One
+// word says who has it and in which process: what is left of the parent counts as free, so that of
+// several threads of the child that are the first ones there one gets it, as ever. The code that
+// holds it must not fork.
 class ForkSafeMutex {
  public:
+  ForkSafeMutex() = default;
+  // A copy of what holds one has a mutex of its own.
+  ForkSafeMutex(const ForkSafeMutex&) {}
+  ForkSafeMutex& operator=(const ForkSafeMutex&) { return *this; }
   void lock();
-  void unlock() { mutex_->unlock(); }
+  void unlock();
 
  private:
-  std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();
-  int generation_ = 0;
+  std::atomic<std::uint32_t> word_{0};  // 2 * the process's generation + whether it is locked
 };
 
 template <class T>
@@ -155,9 +167,10 @@ class Model {
   void drop_gradients(const std::uint64_t* mask_seed, T* gradients) const;
   bool packs_backward(Index batch) const;
 
-  void check_batch(const char* name, const Batch& in) const;
+  Batch own(const char* name, const Batch& batch);
+  const Token* own_tokens(const char* name, const Token* tokens, Index seq_len, Index batch);
+  const Token* own_targets(const Batch& in, const Token* targets, Index* count);
   void check_lengths(const Batch& in) const;
-  Index count_targets(const Batch& in, const Token* targets) const;
 
   SequenceInput<T> sort(const Batch& in, Index first_stream = 0);
   template <class F>
@@ -186,6 +199,10 @@ class Model {
   PackedCopy packed_[num_packings][2];  // [packing][storage]
   AlignedBuffer<T> parameters_, dropped_, tape_, workspace_, gradients_, dh_, state_, losses_, x_,
       dx_, y_;
+  // Copies of the caller's, as they were checked; tokens_ and targets_: sorted, or kept for
+  // backward.
+  AlignedBuffer<Token> given_tokens_, given_targets_;
+  AlignedBuffer<Index> given_lengths_;
   AlignedBuffer<Token> tokens_, targets_;
   // Of the last call with lengths: order_[r], the place in the caller's batch of the network's row
   // r; ranks_, the inverse; and offsets_, see SequenceInput. streams_: what masks go by instead.
