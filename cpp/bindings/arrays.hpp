@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <cstring>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -25,8 +26,14 @@ inline std::string text(const Shape& shape) {
 
 inline Shape shape_of(const py::array& a) { return Shape(a.shape(), a.shape() + a.ndim()); }
 
-// Throws TypeError where `object` is no array of T, ValueError where it is not contiguous or not
-// writable though it must be.
+// Compiled loops may take it that a number stands at a multiple of its size.
+inline void check_aligned(const py::array& array, const char* name) {
+  if (!(array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_))
+    throw py::value_error(std::string(name) + " is not aligned, pass " + name + ".copy()");
+}
+
+// Throws TypeError where `object` is no array of T, ValueError where it is not contiguous, not
+// aligned, or not writable though it must be.
 template <class T>
 py::array checked_array(const py::object& object, const char* name, bool writable = false) {
   const auto wanted = py::dtype::of<T>();
@@ -42,6 +49,7 @@ py::array checked_array(const py::object& object, const char* name, bool writabl
   if (!(array.flags() & py::array::c_style))
     throw py::value_error(std::string(name) +
                           " is not C-contiguous, pass numpy.ascontiguousarray(" + name + ")");
+  check_aligned(array, name);
   if (writable && !array.writeable()) throw py::value_error(std::string(name) + " is read-only");
   return array;
 }
@@ -129,7 +137,8 @@ py::array parameter_view(const Parameter& p, T* flat, const py::handle& base, bo
   return view;
 }
 
-// An array of one or two dimensions and any strides (in bytes), to be read without the GIL.
+// An array of one or two dimensions, any strides (in bytes) and any alignment, to be read without
+// the GIL.
 template <class T>
 struct StridedView {
   const char* data;
@@ -160,8 +169,8 @@ void copy_parameter(const Parameter& p, const StridedView<T>& from, T* flat) {
   const Index cols = p.cols > 0 ? p.cols : 1;
   for (Index r = 0; r < p.rows; ++r)
     for (Index c = 0; c < cols; ++c)
-      flat[p.offset + (p.transposed ? c * p.rows + r : r * cols + c)] =
-          *reinterpret_cast<const T*>(from.data + r * from.row_stride + c * from.col_stride);
+      std::memcpy(flat + p.offset + (p.transposed ? c * p.rows + r : r * cols + c),
+                  from.data + r * from.row_stride + c * from.col_stride, sizeof(T));
 }
 
 template <class T>

@@ -85,6 +85,7 @@ T* whole(const py::object& x, const char* name) {
   auto array = py::reinterpret_borrow<py::array>(x);
   if (!(array.flags() & (py::array::c_style | py::array::f_style)))
     throw py::value_error(std::string(name) + " is not contiguous");
+  check_aligned(array, name);
   return static_cast<T*>(const_cast<void*>(array.data()));
 }
 template <class T>

@@ -33,8 +33,9 @@ void check_range(const char* name, const T* x, Index n, T most, const char* take
 // nor the quotient leaves the range.
 template <class T, class F>
 std::vector<T> checked_shares(const T* weights, Index n, bool mean, F&& counts) {
+  std::vector<T> shares(weights, weights + n);  // of which the rest is made, see cross_entropy
+  weights = shares.data();
   check_range("weights", weights, n, std::numeric_limits<T>::max(), "finite numbers >= 0");
-  std::vector<T> shares(weights, weights + n);
   if (!mean) return shares;
   constexpr Index width = 8;  // interleaved, so that additions do not wait for each other
   double sums[width] = {};
@@ -73,6 +74,9 @@ double element_loss(void (*kernel)(const ElementLossArgs<T>&, Range), const T* x
 template <class T>
 double cross_entropy(const T* logits, const Token* targets, Index rows, Index classes, bool mean,
                      T* dlogits, const T* weights) {
+  // Another thread may change the caller's array meanwhile: what is checked is what is used.
+  const std::vector<Token> own_targets(targets, targets + rows);
+  targets = own_targets.data();
   Index count = 0;
   for (Index i = 0; i < rows; ++i) {
     require(targets[i] >= -1 && targets[i] < classes, "targets[", i, "] is ", targets[i],

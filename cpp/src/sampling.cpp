@@ -45,16 +45,17 @@ Index probability_elements(Index vocab_size) {
 
 template <class T>
 Token draw(const T* logits, Index n, double u, const SamplingOptions& o, T* p, Token* order) {
+  // What is checked is what is sorted, even where another thread changes the caller's array.
+  std::copy_n(logits, n, p);
   for (Index i = 0; i < n; ++i)
-    require(!std::isnan(logits[i]) && logits[i] < std::numeric_limits<T>::infinity(),
-            "logits hold ", logits[i], " for token ", i,
-            ", they take finite numbers: the weights are damaged");
-  const T* const most = std::max_element(logits, logits + n);
+    require(!std::isnan(p[i]) && p[i] < std::numeric_limits<T>::infinity(), "logits hold ", p[i],
+            " for token ", i, ", they take finite numbers: the weights are damaged");
+  const T* const most = std::max_element(p, p + n);
   require(std::isfinite(*most), "logits hold no finite number: the weights are damaged");
   // So cold that its inverse is no number is as good as frozen.
   const T inverse_temperature = static_cast<T>(1 / o.temperature);
-  if (!std::isfinite(inverse_temperature)) return static_cast<Token>(most - logits);
-  kernels<T>().exp_shifted(logits, n, inverse_temperature, p);
+  if (!std::isfinite(inverse_temperature)) return static_cast<Token>(most - p);
+  kernels<T>().exp_shifted(p, n, inverse_temperature, p);
   const bool truncated = (o.top_k > 0 && o.top_k < n) || o.top_p < 1;
   Index kept = n;
   std::iota(order, order + n, Token(0));

@@ -173,11 +173,11 @@ def _check_weights(weights: Array | None, dtype: np.dtype[Any], shape: tuple[int
 def _check_range(name: str, array: Array, least: float, most: float, takes: str) -> None:
     """ValueError names the first element that is not in [least, most], NaN among them."""
     if array.size and not (array.min() >= least and array.max() <= most):
-        flat = array.reshape(-1)
-        first = int(np.argmin((flat >= least) & (flat <= most)))
-        where = ", ".join(str(int(i)) for i in np.unravel_index(first, array.shape))
-        index = f"[{where}]" if array.ndim else ""
-        raise ValueError(f"{name}{index} is {flat[first]}, it takes {takes}")
+        flat = array.flatten()  # a copy: another thread may put it right before it is named
+        for first in np.flatnonzero(~((flat >= least) & (flat <= most)))[:1]:
+            where = ", ".join(str(int(i)) for i in np.unravel_index(first, array.shape))
+            index = f"[{where}]" if array.ndim else ""
+            raise ValueError(f"{name}{index} is {flat[first]}, it takes {takes}")
 
 
 def _kind(value: object) -> str:

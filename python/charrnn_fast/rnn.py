@@ -632,7 +632,7 @@ def _zoneout(
 
 
 def _lengths(lengths: Sequence[int] | Array, seq_len: int, batch: int) -> NDArray[np.int64]:
-    array = np.asarray(lengths)
+    array = np.array(lengths)  # a copy, as in _tokens
     if array.dtype.kind not in "iu":
         raise TypeError(f"lengths must be integers, got {array.dtype}")
     if array.shape != (batch,):
@@ -644,7 +644,12 @@ def _lengths(lengths: Sequence[int] | Array, seq_len: int, batch: int) -> NDArra
 
 
 def _tokens(name: str, tokens: Array, lowest: int, end: int) -> NDArray[np.int32]:
-    """Integers of any type as int32, each in [lowest, end); ValueError names the first bad one."""
+    """A copy of integers of any type as int32, each in [lowest, end).
+
+    ValueError names the first bad one. The copy is what is checked, since another thread may
+    change the caller's array meanwhile.
+    """
+    tokens = np.array(tokens, order="C")
     if tokens.size:
         smallest, largest = int(tokens.min()), int(tokens.max())
         if smallest < lowest or largest >= end:

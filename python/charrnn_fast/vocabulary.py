@@ -275,7 +275,8 @@ def code_points(text: str) -> NDArray[np.uint32]:
 
 
 def _integers(values: ArrayLike, name: str) -> NDArray[Any]:
-    array = np.asarray(values)
+    """A copy: what is checked is what is used, whatever another thread does to the caller's."""
+    array = np.array(values)
     if array.size == 0:
         return array.astype(np.int32)
     if array.dtype.kind not in "iu":
