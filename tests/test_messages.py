@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import ast
+import io
+import math
 import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import charrnn_fast as cf
 from charrnn_fast import checkpoint
-from charrnn_fast._checks import called, calling
+from charrnn_fast._checks import brief, called, calling
 from charrnn_fast.cli import _parser, main, options
 from charrnn_fast.cli.parsing import Parser, file_option, folder_option, path_option
 
@@ -374,3 +378,76 @@ def test_names_of_files_may_be_any_bytes(inside: Path, capsys: Capture) -> None:
     (inside / "model").rename(inside / name)
     assert main(["sample", name, "--length", "3", "--seed", "1"]) == 0
     assert capsys.readouterr().out == cf.CharLM.load(name).sample(3, seed=1) + "\n"
+
+
+# ---- numbers ----
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0.0, "0.0000"),
+        (3.33219, "3.3322"),
+        (9999.99994, "9999.9999"),
+        (9999.99996, "1e+04"),
+        (12345.6, "1.235e+04"),
+        (8e31, "8e+31"),
+        (1.7e308, "1.7e+308"),
+        (math.inf, "inf"),
+        (math.nan, "nan"),
+    ],
+)
+def test_a_number_of_many_digits_is_told_in_few(number: float, text: str) -> None:
+    assert brief(number, 4) == text
+    assert len(text) <= 9
+
+
+def test_a_loss_far_above_uniform_guessing_is_told_at_once_and_once(
+    inside: Path, capsys: Capture
+) -> None:
+    """While the training goes on, with the flag that helps; no loss is written out in full."""
+    small = ["--hidden-size", "8", "--num-layers", "1", "--batch-size", "6", "--seq-len", "20"]
+    train = ["train", "text", "-o", "new", *small, "--steps", "14", "--sample-length", "0"]
+    assert main([*train, "--learning-rate", "1e30", "--optimizer", "sgd"]) == 0
+    out, err = capsys.readouterr()
+    warnings = err.splitlines()
+    assert re.fullmatch(
+        r"charrnn-fast: warning: at step 2 the loss is \d\.?\d*e\+\d\d nats/character, far above "
+        r"ln 28 = 3\.3322, that of uniform guessing; try a smaller --learning-rate",
+        warnings[0],
+    )
+    assert len(warnings) == 2  # the other one is of the end
+    assert main(["eval", "new", "text"]) == 0
+    assert main(["info", "new"]) == 0
+    out += capsys.readouterr().out
+    assert not re.search(r"\d{13}", out.replace(",", ""))
+    header, row = next(pair for pair in pairwise(out.splitlines()) if pair[0].startswith("file  "))
+    assert [len(header), header.rindex("perplexity")] == [len(row), row.rindex("       inf")]
+
+
+def test_a_loss_that_stays_low_is_not_warned_of(inside: Path, capsys: Capture) -> None:
+    small = ["--hidden-size", "8", "--num-layers", "1", "--batch-size", "6", "--seq-len", "20"]
+    assert main(["train", "text", "-o", "new", *small, "--epochs", "9"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_python_is_told_of_its_own_argument(capsys: Capture) -> None:
+    corpus = cf.Corpus.from_text(TEXT)
+    model = cf.CharLM(corpus.vocabulary, 8, 1)
+    trainer = cf.Trainer(model, corpus, 6, 20, optimizer="sgd", learning_rate=1e30)
+    trainer.fit(steps=4)
+    assert capsys.readouterr().err.endswith("try a smaller learning_rate\n")
+    trainer.fit(steps=4, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_scores_of_a_model_that_has_diverged_are_short(
+    inside: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = cf.CharLM.load("model")
+    large = {n: w * np.float32(1e30) for n, w in model.rnn.parameters().items()}
+    model.rnn.load_parameters(large)
+    model.save("large")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the\n")))
+    assert main(["score", "large"]) == 0
+    assert re.fullmatch(r"-\d\.?\d*e\+\d\d\n", capsys.readouterr().out)

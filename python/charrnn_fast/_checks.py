@@ -106,3 +106,9 @@ def shown(number: int) -> str:
     return (
         str(number) if number.bit_length() <= 1024 else f"an integer of {number.bit_length()} bits"
     )
+
+
+def brief(number: float, digits: int, width: int = 9) -> str:
+    """number with so many digits behind its point, or, where that is wider, as 8.123e+31."""
+    fixed = f"{number:.{digits}f}"
+    return fixed if len(fixed) <= width else f"{number:.4g}"

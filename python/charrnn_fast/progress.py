@@ -9,6 +9,7 @@ from textwrap import indent
 from typing import TYPE_CHECKING, Any, TextIO
 
 from . import streams
+from ._checks import brief, called
 from .callbacks import Callback, Evaluation, Update
 from .clock import Stopwatch, speed
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 _AVERAGED = 100  # updates in the loss that is shown
+_FAR = 3  # times the loss of uniform guessing: what no text does to a network that learns
 _LINE_PERIOD, _BAR_PERIOD = 10.0, 0.1  # seconds
 
 
@@ -29,6 +31,8 @@ class Progress(Callback):
         self._unit = trainer.model.vocabulary._unit
         self._bar = bar(total=self._total, unit=self._unit[:4], unit_scale=True)
         self._period = _LINE_PERIOD if self._bar is None else _BAR_PERIOD
+        self._size = len(trainer.model.vocabulary)
+        self._warned = False
         self._losses: deque[float] = deque(maxlen=_AVERAGED)
         self._done = 0  # symbols
         self._watch = Stopwatch()  # since something was shown
@@ -37,18 +41,21 @@ class Progress(Callback):
     def updated(self, trainer: Trainer, update: Update) -> None:
         self._done += update.symbols
         self._losses.append(update.loss)
+        if update.loss > _FAR * math.log(self._size) and not self._warned:
+            self._warned = True
+            self._warn(update)
         if self._watch.seconds < self._period:
             return
         self._watch = Stopwatch()
         loss = sum(self._losses) / len(self._losses)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            self._bar.set_postfix_str(f"loss {brief(loss, 3)}", refresh=False)
             self._bar.update(self._done - self._bar.n)
             return
         rate = speed(self._done, trainer.seconds)
         left = "" if rate is None else f"  {(self._total - self._done) / rate:,.0f} s left"
         self._print(
-            f"{self._done / self._total:4.0%}  loss {loss:.3f} nats/{self._unit}"
+            f"{self._done / self._total:4.0%}  loss {brief(loss, 3)} nats/{self._unit}"
             f"{self._speed(rate)}{left}"
         )
 
@@ -59,8 +66,8 @@ class Progress(Callback):
         nats = evaluation.validation_loss
         self._print(
             f"step {evaluation.step:,}  epoch {evaluation.epoch:.2f}  "
-            f"training {evaluation.train_loss:.4f}  validation {nats:.4f} nats/{self._unit} "
-            f"({nats / math.log(2):.3f} bits){rate}"
+            f"training {brief(evaluation.train_loss, 4)}  validation {brief(nats, 4)} "
+            f"nats/{self._unit} ({brief(nats / math.log(2), 3)} bits){rate}"
         )
         if sample:
             # Escaped wherever it goes: a file of progress is looked at on a terminal, later.
@@ -69,6 +76,16 @@ class Progress(Callback):
     def ended(self, trainer: Trainer) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    def _warn(self, update: Update) -> None:
+        uniform = math.log(self._size)
+        say(
+            f"charrnn-fast: warning: at step {update.step:,} the loss is {brief(update.loss, 4)} "
+            f"nats/{self._unit}, far above ln {self._size} = {uniform:.4f}, that of uniform "
+            f"guessing; try a smaller {called('learning_rate')}",
+            self._bar,
+            sys.stderr,
+        )
 
     def _speed(self, rate: float | None) -> str:
         return "" if rate is None else f"  {rate:,.0f} {self._unit}s/s"

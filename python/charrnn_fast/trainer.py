@@ -566,8 +566,8 @@ class Trainer:
         loss, norm, state = self._computed(inputs, targets, self._state, starts)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(
-                f"training has diverged: at step {self._num_steps + 1} the loss is {loss} and the "
-                f"norm of the gradient {norm}; the weights are those before this step"
+                f"training has diverged: at step {self._num_steps + 1} the loss is {loss:.4g} and "
+                f"the norm of the gradient {norm:.4g}; the weights are those before this step"
                 f"{self._last_checkpoint()}. Try a smaller {called('learning_rate')}"
             )
         self._state = state

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .._checks import brief
 from ..corpus import Corpus
 from ..model import CharLM
 from ..text_files import find_files
@@ -144,8 +145,9 @@ def _table_writer(paths: list[str], vocabulary: Vocabulary) -> _Writer:
     def write(path: str | None, loss: _Loss) -> None:
         unknown = f"  {loss.unknown:,} unknown" if vocabulary.unknown else ""
         print(
-            f"{_TOTAL if path is None else path:{width}}  {loss.characters:13,}  {loss.mean:9.4f}  "
-            f"{loss.bits:9.4f}  {loss.perplexity:10.4f}{unknown}",
+            f"{_TOTAL if path is None else path:{width}}  {loss.characters:13,}  "
+            f"{brief(loss.mean, 4):>9}  {brief(loss.bits, 4):>9}  "
+            f"{brief(loss.perplexity, 4, 10):>10}{unknown}",
             flush=True,
         )
 

@@ -6,6 +6,7 @@ import argparse
 import os
 
 from .. import configuration
+from .._checks import brief
 from ..callbacks import Evaluation
 from ..model import CharLM
 from . import options, show
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         last = Evaluation(*training["history"][-1])
         print(
             f"losses      at step {last.step:,} (epoch {last.epoch:.2f}): training "
-            f"{last.train_loss:.4f}, held out "
+            f"{brief(last.train_loss, 4)}, held out "
             f"{show.losses(last.validation_loss, model.vocabulary)}"
         )
     return 0

@@ -12,6 +12,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from .._checks import brief
 from ..model import CharLM
 from ..vocabulary import Vocabulary
 from . import show
@@ -153,7 +154,7 @@ def _format(arguments: argparse.Namespace) -> _Format:
     unit = math.log(2) if arguments.bits else 1.0
 
     def plain(number: int, line: bytes, characters: int | None, nats: float) -> str:
-        return f"{(_mean(nats, characters) if arguments.mean else nats) / unit:.6f}"
+        return brief((_mean(nats, characters) if arguments.mean else nats) / unit, 6, 20)
 
     return plain
 

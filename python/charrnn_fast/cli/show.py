@@ -6,6 +6,7 @@ import math
 import sys
 from typing import Any
 
+from .._checks import brief
 from ..model import CharLM
 from ..schedules import from_config
 from ..vocabulary import Vocabulary
@@ -46,7 +47,8 @@ def training_line(settings: dict[str, Any]) -> str:
 
 
 def losses(nats: float, vocabulary: Vocabulary) -> str:
-    return f"{nats:.4f} nats per {vocabulary._unit} ({nats / math.log(2):.4f} bits)"
+    bits = nats / math.log(2)
+    return f"{brief(nats, 4)} nats per {vocabulary._unit} ({brief(bits, 4)} bits)"
 
 
 def json_number(value: float) -> float | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import atomic_file, configuration, demo, get_num_threads, log, streams
-from .._checks import calling
+from .._checks import brief, calling
 from ..callbacks import Callback
 from ..corpus import Corpus
 from ..log import JsonLog, TensorBoardLog
@@ -420,7 +420,7 @@ def _conclude(
     print(f"\nheld-out loss: {show.losses(loss, model.vocabulary)}")
     if best is not None and best.validation_loss < loss and arguments.output:
         print(
-            f"the best was {best.validation_loss:.4f} after {best.step:,} steps: "
+            f"the best was {brief(best.validation_loss, 4)} after {best.step:,} steps: "
             f"{best_path(arguments.output)}"
         )
     if demonstration:
@@ -446,6 +446,6 @@ def _conclude(
         return 0
     return show.complain(
         f"the demonstration failed: its held-out loss must be below {demo.BOUND} nats per "
-        f"character, and is {loss:.4f}",
+        f"character, and is {brief(loss, 4)}",
         FAILED,
     )

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import build_info
-from .._checks import called, instance, integer
+from .._checks import brief, called, instance, integer
 from ..model import CharLM
 from .features import Ranking, rank
 from .glyphs import Shown, show
@@ -110,9 +110,10 @@ def _page(
         "features": [_described(ranking) for ranking in rankings],
         "constant": [feature.name for feature in constant],
     }
+    bits = nats / math.log(2)
     header = {
         **(about or {"model": repr(model)[1:-1].removeprefix("CharLM: ")}),
-        "loss": f"{nats:.4f} nats per {vocabulary._unit} ({nats / math.log(2):.4f} bits)",
+        "loss": f"{brief(nats, 4)} nats per {vocabulary._unit} ({brief(bits, 4)} bits)",
     }
     return _assemble(title, header, facts, _arrays(seen, shown, ids, levels))
 
