@@ -122,8 +122,33 @@ def test_the_file_is_closed_with_the_last_part(path: Path) -> None:
     assert file.closed
 
 
-def test_an_open_file_is_not_copied(path: Path) -> None:
-    """A copy of the descriptor's number would read from whatever has that number then."""
-    for copied in (copy.deepcopy, pickle.dumps):
-        with pytest.raises(TypeError, match="cannot pickle"):
-            copied(opened(path))
+@pytest.mark.parametrize("named", [True, False], ids=["named", "temporary"])
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda array: pickle.loads(pickle.dumps(array))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_copies_outlive_the_original(
+    path: Path, named: bool, copied: Callable[[FileArray], FileArray]
+) -> None:
+    """The number of a descriptor would be another file's by then."""
+    with open(path, "rb") as file:
+        array = FileArray(file.fileno(), np.uint16, str(path) if named else None).part(10, 30)
+    other = copied(array)
+    del array
+    with open(os.devnull, "rb"):
+        np.testing.assert_array_equal(other, np.arange(10, 30))
+    assert other.dtype == np.uint16 and np.array_equal(other.part(1, 3), [11, 12])
+
+
+def test_a_pickle_by_path_works_from_another_folder(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(path.parent)
+    data = pickle.dumps(opened(Path(path.name)))
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    np.testing.assert_array_equal(pickle.loads(data), np.arange(100))
+    os.truncate(path, 40)
+    with pytest.raises(OSError, match="has changed since what reads from it was pickled"):
+        pickle.loads(data)

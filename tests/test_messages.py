@@ -138,8 +138,8 @@ def test_a_wrong_setting_is_told_with_its_key(
     [
         (
             ["--hidden-size", "100000000"],
-            "RNN(28, 100000000, 28, cell='lstm', num_layers=2, dtype='float32') would have 1.2e+17 "
-            "weights, at most 2**40 are taken; try a smaller --hidden-size",
+            "RNN(28, 100000000, output_size=28, cell='lstm', num_layers=2, dtype='float32') would "
+            "have 1.2e+17 weights, at most 2**40 are taken; try a smaller --hidden-size",
         ),
         (["--num-layers", "10001"], "--num-layers must be in 1 to 10000, got 10001"),
         (

@@ -100,7 +100,7 @@ def test_what_exceeds_the_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         raise MemoryError
 
     monkeypatch.setattr("charrnn_fast._core.NetworkFloat32", fail)
-    with pytest.raises(MemoryError, match=r"RNN\(4, 3, 5, .* has 36 weights, which exceed the mem"):
+    with pytest.raises(MemoryError, match=r"RNN\(4, 3, output_size=5, .* has 36 weights, .*try"):
         cf.RNN(4, 3, 5)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from . import text_files
 from ._checks import StrPath, called, instance, integer
 from ._names import suggesting
+from ._objects import Settled
 from .file_array import FileArray, Ids
 from .text_files import UTF8, Block, check_encoding, find_files, read_bytes, read_text
 from .vocabulary import UNICODE_SIZE, Vocabulary, code_points
@@ -24,17 +25,24 @@ from .vocabulary import UNICODE_SIZE, Vocabulary, code_points
 _Text = TypeVar("_Text", bound=str | bytes)
 
 
-class Corpus:
+class Corpus(Settled):
     """The ids of a text: the first 90 % to train on, the last 10 % to validate with.
 
     ids [N] are of the smallest unsigned integer type that holds the vocabulary. `train` and
     `validation` are read-only parts of them. Those of `from_text` are arrays; those of `from_files`
     stay in a file: they have a length and a dtype, and a slice of them is an array in memory.
+
+    A deep copy has arrays of its own; of ids in a file both read the same one, which nobody writes
+    to. A pickle holds the ids, of a temporary file too. Of a file that is read where it is (see
+    `from_files`) it holds the path, and loading it raises OSError where that file has changed.
     """
 
     vocabulary: Vocabulary
     train: Ids
     validation: Ids
+
+    _advice = {"": "a corpus is one text; make another one"}  # noqa: RUF012
+    _covered = frozenset(("_ids", "_documents", "_fingerprint"))
 
     def __init__(
         self,
@@ -147,6 +155,24 @@ class Corpus:
         return (
             f"<Corpus of {len(self):,} {self.vocabulary.kind}, {len(self.vocabulary)} distinct: "
             f"{len(self.train):,} to train, {len(self.validation):,} to validate>"
+        )
+
+    def _pickled(self) -> dict[str, Any]:
+        starts = () if self._documents is None else self._documents.file_starts
+        return {
+            "ids": self._ids,
+            "vocabulary": self.vocabulary,
+            "document_mark": self._document_mark,
+            "file_starts": starts,
+        }
+
+    def _unpickle(self, saved: dict[str, Any]) -> None:
+        Corpus.__init__(
+            self,
+            saved["ids"],
+            saved["vocabulary"],
+            document_mark=saved["document_mark"],
+            file_starts=saved["file_starts"],
         )
 
     def _starts_within(self, first: int, last: int) -> NDArray[np.int64]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import tempfile
 import weakref
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from ._checks import available_memory
 
 
 class Ids(Protocol):
@@ -70,8 +73,50 @@ class FileArray:
             raise ValueError("an array in a file cannot be had in memory without a copy")
         return self[:].astype(self.dtype if dtype is None else dtype, copy=False)
 
+    def __copy__(self) -> FileArray:
+        return self.part(0, len(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FileArray:
+        return self.part(0, len(self))  # the file is only read
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By the path of a file that others may change; else by all elements.
+
+        Raises MemoryError, before it is taken, where the machine has less memory than these take.
+        """
+        file = self._file
+        if file.path is not None:
+            ends = (self._first, self._last)
+            return _opened_again, (file.path, self.dtype.str, file.stamp, ends)
+        needed, free = len(self) * self.dtype.itemsize, available_memory()
+        if free is not None and needed > free:
+            raise MemoryError(
+                f"a pickle of this text takes {needed / 1e9:,.3g} GB, and {free / 1e9:,.3g} GB are "
+                f"free; let the other process read the files itself"
+            )
+        return _written_again, (self[:],)
+
     def __repr__(self) -> str:
         return f"<FileArray of {len(self):,} {self.dtype} in {self._file.name}>"
+
+
+def _opened_again(
+    path: str, dtype: str, stamp: tuple[int, int], ends: tuple[int, int]
+) -> FileArray:
+    """Of a pickle: a part of the file at path, which must be as it was."""
+    with open(path, "rb") as file:
+        whole = FileArray(file.fileno(), dtype, path)
+    if whole._file.stamp != stamp:
+        raise OSError(f"{path} has changed since what reads from it was pickled")
+    return whole.part(*ends)
+
+
+def _written_again(elements: NDArray[Any]) -> FileArray:
+    """Of a pickle: the elements in a temporary file."""
+    with tempfile.TemporaryFile(prefix="charrnn_fast-") as file:
+        file.write(np.ascontiguousarray(elements).data)
+        file.flush()
+        return FileArray(file.fileno(), elements.dtype)
 
 
 class _File:
@@ -79,11 +124,11 @@ class _File:
 
     def __init__(self, descriptor: int, path: str | None) -> None:
         self.name = path or "a temporary file"
-        self._watched = path is not None
+        self.path = None if path is None else os.path.abspath(path)
         self._file = io.FileIO(os.dup(descriptor))
         weakref.finalize(self, self._file.close)
-        self._stamp = self._now()
-        self.size = self._stamp[0]
+        self.stamp = self._now()
+        self.size = self.stamp[0]
 
     def read(self, first: int, last: int) -> bytes:
         """The bytes first to last - 1; safe on several threads."""
@@ -95,7 +140,7 @@ class _File:
                 raise self._changed()
             data += rest
         # After the reading: a file's stamp changes before what is written to it can be read.
-        if self._watched and self._now() != self._stamp:
+        if self.path is not None and self._now() != self.stamp:
             raise self._changed()
         return data
 

@@ -108,6 +108,10 @@ class JsonLog(Callback):
             self._close()
             raise
 
+    def __getstate__(self) -> Any:
+        _check_idle(self, self._file is None and self._lock is None)
+        return super().__getstate__()
+
     def updated(self, trainer: Trainer, update: Update) -> None:
         self._window.append(update)
         if len(self._window) == self._every:
@@ -228,6 +232,11 @@ class TensorBoardLog(Callback):
         self._writer: Any = None
         atomic_file.check_folder(self._folder)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        _check_idle(self, self._writer is None)
+        made = ("_folder", "_make", "_summary", "_proto", "_writer")
+        return type(self), (self._folder,), {k: v for k, v in vars(self).items() if k not in made}
+
     def started(self, trainer: Trainer, steps: int) -> None:
         # Without the random ending, two trainings that begin in one second had one file.
         ending = f".{os.getpid()}.{secrets.token_hex(4)}"
@@ -283,6 +292,14 @@ class TensorBoardLog(Callback):
                     self._writer.close()
             self._writer = None
             raise atomic_file.of_path(error, self._folder) from error
+
+
+def _check_idle(log: Callback, idle: bool) -> None:
+    if not idle:
+        raise TypeError(
+            f"a {type(log).__name__} cannot be copied or pickled while a training writes to it; do "
+            f"so before or after fit()"
+        )
 
 
 def read(path: StrPath) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from . import checkpoint, configuration
 from ._checks import LARGEST_SEED, StrPath, called, calling, instance, integer
 from ._names import suggesting
+from ._objects import Settled
 from .file_array import Ids
 from .rnn import RNN
 from .sampler import (
@@ -36,18 +37,26 @@ _StartsWithin = Callable[[int, int], NDArray[np.int64]]
 """The positions in a range at which documents begin."""
 
 
-class CharLM:
+class CharLM(Settled):
     """Predicts the next character (or byte) of a text from all that came before.
 
     The network's inputs are ids of the vocabulary and its outputs the logits of the next id. The
     names are the field's: cell "rnn", "gru", "lstm" or one of its variants; see `RNN` for every
-    keyword. `rnn` is the network, for whoever wants to go below the text.
+    keyword. `rnn` is the network, for whoever wants to go below the text. Both stay what they are.
+
+    Deep copies, by `copy` or `pickle`, are those of `RNN`; `save` writes what is to be kept.
     """
 
     vocabulary: Vocabulary
     rnn: RNN
-    last_seed: int | None
-    """The seed of the last text drawn without one, to draw it again; None before that."""
+
+    _advice = {  # noqa: RUF012
+        "": "a model is made of its vocabulary and its network; make another CharLM, whose "
+        "rnn.load_parameters takes this one's rnn.parameters()",
+        "last_seed": "give sample() a seed",
+        "num_parameters": "it is counted",
+    }
+    _covered = frozenset(("_config", "_last_seed"))
 
     @suggesting
     def __init__(
@@ -142,7 +151,12 @@ class CharLM:
             "weight_drop": self.rnn.weight_drop,
             "zoneout": list(self.rnn.zoneout),
         }
-        self.last_seed = None
+        self._last_seed: int | None = None
+
+    @property
+    def last_seed(self) -> int | None:
+        """The seed of the last text drawn without one, to draw it again; None before that."""
+        return self._last_seed
 
     @property
     def num_parameters(self) -> int:
@@ -155,6 +169,23 @@ class CharLM:
             f"<CharLM: {config['cell']}, {config['num_layers']} x {config['hidden_size']}, "
             f"{len(self.vocabulary)} {self.vocabulary.kind}, {self.num_parameters:,} parameters>"
         )
+
+    def _pickled(self) -> dict[str, Any]:
+        return {
+            "vocabulary": self.vocabulary,
+            "rnn": self.rnn,
+            "config": self._config,
+            "last_seed": self._last_seed,
+        }
+
+    def _unpickle(self, saved: dict[str, Any]) -> None:
+        vocabulary, rnn = saved["vocabulary"], saved["rnn"]
+        instance("vocabulary", vocabulary, Vocabulary, "a Vocabulary")
+        instance("rnn", rnn, RNN, "an RNN")
+        if not len(vocabulary) == rnn.input_size == rnn.output_size:
+            raise ValueError(f"{rnn!r} is no network over {len(vocabulary)} symbols")
+        self.vocabulary, self.rnn = vocabulary, rnn
+        self._config, self._last_seed = saved["config"], saved["last_seed"]
 
     def evaluate(self, text: str, *, weight_dtype: str | None = None) -> float:
         """The mean loss in nats per character (or byte) over text: one stream, zero state first.
@@ -414,8 +445,8 @@ class CharLM:
     def _seed(self, seed: int | None) -> int:
         if seed is not None:
             return _checked_seed(seed)
-        self.last_seed = secrets.randbits(64)
-        return self.last_seed
+        self._last_seed = secrets.randbits(64)
+        return self._last_seed
 
     def _request(
         self,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from ._checks import LARGEST_SEED, called, instance, integer, real, shown
+from ._checks import LARGEST_SEED, available_memory, called, instance, integer, real, shown
 from ._names import suggesting
+from ._objects import Settled
 
 Array = NDArray[Any]
 State = Any
@@ -21,14 +24,32 @@ _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _MOST_LAYERS = 10_000
 _DRAWN_AT_ONCE = 2**16  # weights
 _MOST_PARAMETERS = 2**40  # more is a slip; less may still exceed the memory
+_MUCH_MEMORY = 2**26  # bytes, from which on is asked whether there are so many
 _INITS = ("uniform", "lecun", "lecun_tokens")
 _GATES = {"rnn": 1, "gru": 3, "lstm": 4, "peephole_lstm": 4, "coupled_lstm": 3}
 _FORGET_GATE = {"lstm": 1, "peephole_lstm": 1, "coupled_lstm": 0}
+_MODIFIERS = (
+    "nonlinearity",
+    "bias",
+    "bidirectional",
+    "proj_size",
+    "layer_norm",
+    "dropout",
+    "input_dropout",
+    "output_dropout",
+    "recurrent_dropout",
+    "variational",
+    "weight_drop",
+    "zoneout",
+)
 _BIASES = {True: "double", "double": "double", "single": "single", False: "none", "none": "none"}
 
 
-class RNN:
+class RNN(Settled):
     """num_layers recurrent layers on each other and, with output_size, a linear decoder.
+
+    The third argument is output_size, where that of `torch.nn.RNN` is num_layers: PyTorch's
+    ``RNN(10, 20, 2)`` is ``RNN(10, 20, num_layers=2)`` here.
 
     Dimension letters: T seq_len, B batch, I input_size, H hidden_size, L num_layers, D directions
     (2 if bidirectional), G gates (1 for "rnn", 3 for "gru" and "coupled_lstm", else 4), R width of
@@ -48,7 +69,37 @@ class RNN:
 
     Results are the same bits for any number of threads, for any company in the batch, and for
     stepping as for whole sequences.
+
+    Options are attributes that stay what they are. `copy.deepcopy` and `pickle` give a network of
+    its own with the same weights, the same carried state and, in subclasses, the same attributes;
+    what `backward` needs of the last `forward` is not copied. `copy.copy` is a deep copy too.
     """
+
+    input_size: int
+    hidden_size: int
+    output_size: int | None
+    cell: str
+    num_layers: int
+    nonlinearity: str
+    bias: bool | str
+    dtype: np.dtype[Any]
+    bidirectional: bool
+    proj_size: int
+    layer_norm: bool
+    dropout: float
+    input_dropout: float
+    output_dropout: float
+    recurrent_dropout: float
+    variational: bool
+    weight_drop: float
+    zoneout: tuple[float, float]
+    """The rates of h and of c."""
+
+    _advice = {  # noqa: RUF012
+        "": "the options of a network are fixed when it is built; build another one, whose "
+        "load_parameters takes the parameters() of this one",
+    }
+    _covered = frozenset(("_core", "_carried", "_kept_shape"))
 
     @suggesting
     def __init__(
@@ -103,10 +154,64 @@ class RNN:
         zoneout, a rate or a pair for h and c: keeps the unit's value of the step before (Krueger et
         al., 2017); without mask_seed h' = rate h + (1 - rate) h'', its expectation.
         """
+        seed = integer("seed", seed, 0, LARGEST_SEED)
+        if init not in _INITS:
+            raise ValueError(
+                f"{called('init')} must be one of {', '.join(map(repr, _INITS))}, got {init!r}"
+            )
+        if forget_bias is not None:
+            forget_bias = real("forget_bias", forget_bias)
+        if device != "cpu":
+            raise ValueError(f"device must be 'cpu' in this version, got {device!r}")
+        self._build(
+            input_size,
+            hidden_size,
+            output_size,
+            cell=cell,
+            num_layers=num_layers,
+            nonlinearity=nonlinearity,
+            bias=bias,
+            dtype=dtype,
+            bidirectional=bidirectional,
+            proj_size=proj_size,
+            layer_norm=layer_norm,
+            dropout=dropout,
+            input_dropout=input_dropout,
+            output_dropout=output_dropout,
+            recurrent_dropout=recurrent_dropout,
+            variational=variational,
+            weight_drop=weight_drop,
+            zoneout=zoneout,
+        )
+        with self._telling_memory():
+            self._initialise(seed, init, forget_bias)
+
+    def _build(
+        self,
+        input_size: int,
+        hidden_size: int,
+        output_size: int | None,
+        *,
+        cell: str,
+        num_layers: int,
+        nonlinearity: str,
+        bias: bool | str,
+        dtype: Any,
+        bidirectional: bool,
+        proj_size: int,
+        layer_norm: bool,
+        dropout: float,
+        input_dropout: float,
+        output_dropout: float,
+        recurrent_dropout: float,
+        variational: bool,
+        weight_drop: float,
+        zoneout: float | tuple[float, float],
+    ) -> None:
+        """Checks the options and makes the network, whose parameters are zero."""
         input_size = integer("input_size", input_size, 1)
         hidden_size = integer("hidden_size", hidden_size, 1)
         num_layers = integer("num_layers", num_layers, 1, _MOST_LAYERS)
-        seed = integer("seed", seed, 0, LARGEST_SEED)
         if output_size is not None:
             output_size = integer("output_size", output_size, 1)
         if cell not in _GATES:
@@ -119,12 +224,6 @@ class RNN:
             raise ValueError(f"nonlinearity={nonlinearity!r} is for cell='rnn', got cell={cell!r}")
         if isinstance(bias, (bool, str)) is False or bias not in _BIASES:
             raise ValueError(f"bias must be True, 'single' or False, got {bias!r}")
-        if init not in _INITS:
-            raise ValueError(
-                f"{called('init')} must be one of {', '.join(map(repr, _INITS))}, got {init!r}"
-            )
-        if device != "cpu":
-            raise ValueError(f"device must be 'cpu' in this version, got {device!r}")
         for name, flag in (
             ("bidirectional", bidirectional),
             ("layer_norm", layer_norm),
@@ -151,11 +250,11 @@ class RNN:
         }
         zoneout_h, zoneout_c = _zoneout(zoneout, cell, proj_size)
         try:
-            self.dtype: np.dtype[Any] = np.dtype(dtype)
+            numbers = np.dtype(dtype)
         except TypeError:
             raise TypeError(f"dtype must be 'float32' or 'float64', got {dtype!r}") from None
-        if dtype is None or self.dtype not in _FLOATS:  # NumPy takes None for float64
-            got = None if dtype is None else self.dtype
+        if dtype is None or numbers not in _FLOATS:  # NumPy takes None for float64
+            got = None if dtype is None else numbers
             raise TypeError(f"dtype must be 'float32' or 'float64', got {got}")
 
         self.input_size = input_size
@@ -165,6 +264,7 @@ class RNN:
         self.cell = cell
         self.nonlinearity = nonlinearity
         self.bias = bias
+        self.dtype = numbers
         self.bidirectional = bool(bidirectional)
         self.proj_size = proj_size
         self.layer_norm = bool(layer_norm)
@@ -183,7 +283,7 @@ class RNN:
                 f"{self!r} would have {weights:.3g} weights, at most 2**40 are taken; try a "
                 f"smaller {called('hidden_size')}"
             )
-        try:
+        with self._telling_memory():
             self._core: Any = make(
                 f"rnn_{nonlinearity}" if cell == "rnn" else cell,
                 input_size,
@@ -201,11 +301,23 @@ class RNN:
                     "zoneout_c": zoneout_c,
                 },
             )
-            self._initialise(seed, init, forget_bias)
+
+    @contextmanager
+    def _telling_memory(self) -> Iterator[None]:
+        """MemoryError, of one too, says what the parameters take and what helps."""
+        weights = self._count_weights()
+        needed, free = weights * self.dtype.itemsize, None
+        if needed > _MUCH_MEMORY:
+            free = available_memory()  # the system may promise more than it has, and kill later
+        try:
+            if free is not None and needed > free:
+                raise MemoryError
+            yield
         except MemoryError:
+            have = "the memory" if free is None else f"the {free / 1e9:,.3g} GB that are free"
             raise MemoryError(
-                f"{self!r} has {weights:,} weights, which exceed the memory; try a smaller "
-                f"{called('hidden_size')}"
+                f"{self!r} has {weights:,} weights, {needed / 1e9:,.3g} GB, which exceed {have}; "
+                f"try a smaller {called('hidden_size')}"
             ) from None
 
     def _count_weights(self) -> int:
@@ -235,8 +347,6 @@ class RNN:
         # Philox's raw words are the same in every version of NumPy; its distributions need not be.
         words = np.random.Philox(seed)
         H, gate = self.hidden_size, _FORGET_GATE.get(self.cell)
-        if forget_bias is not None:
-            forget_bias = real("forget_bias", forget_bias)
         for name, shape in self._core.parameter_shapes().items():
             value = np.empty(shape, self.dtype)
             if name.startswith("gain_"):
@@ -264,11 +374,37 @@ class RNN:
         return math.sqrt(3 / (1 if one_of_k else shape[1]))
 
     def __repr__(self) -> str:
-        output = "" if self.output_size is None else f", {self.output_size}"
+        """As the call that builds it; of the other options those that differ from their defaults.
+
+        output_size has its name here: the third argument of PyTorch's networks is num_layers.
+        """
+        output = "" if self.output_size is None else f", output_size={self.output_size}"
+        defaults = signature(RNN).parameters
+        others = [
+            f", {name}={value!r}"
+            for name in _MODIFIERS
+            if (value := getattr(self, name)) not in (defaults[name].default, (0.0, 0.0))
+        ]
         return (
             f"RNN({self.input_size}, {self.hidden_size}{output}, cell={self.cell!r}, "
-            f"num_layers={self.num_layers}, dtype={self.dtype.name!r})"
+            f"num_layers={self.num_layers}, dtype={self.dtype.name!r}{''.join(others)})"
         )
+
+    # ---- copies and pickles ---------------------------------------------------------------
+
+    def _pickled(self) -> dict[str, Any]:
+        names = ("input_size", "hidden_size", "output_size", "cell", "num_layers", *_MODIFIERS)
+        options = {name: getattr(self, name) for name in names}
+        return {
+            "options": {**options, "dtype": self.dtype.name},
+            "parameters": self.parameters(),
+            "state": self.state,
+        }
+
+    def _unpickle(self, saved: dict[str, Any]) -> None:
+        self._build(**saved["options"])
+        self.load_parameters(saved["parameters"])
+        self.state = saved["state"]
 
     # ---- parameters -----------------------------------------------------------------------
 

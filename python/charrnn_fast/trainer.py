@@ -27,6 +27,7 @@ from ._checks import (
     real,
 )
 from ._names import suggesting
+from ._objects import Settled
 from .callbacks import Callback, Evaluation, Update
 from .clock import Stopwatch
 from .corpus import Corpus, _Chunks
@@ -36,13 +37,6 @@ from .progress import Progress
 from .rnn import RNN, _tokens
 from .schedules import Decay, Schedule, from_config, to_config
 
-_OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
-    "sgd": optim.SGD,
-    "rmsprop": optim.RMSprop,
-    "adagrad": optim.Adagrad,
-    "adam": optim.Adam,
-    "adamw": optim.AdamW,
-}
 _OFFSETS = 1  # words of the random counter: the site of the epochs' offsets; the masks' is 0
 _IN_USE = "a training that goes on saves to this file"
 
@@ -76,7 +70,7 @@ class _Rows:
         return self._rnn._joined_state(self._parts.last_state(self._rnn._state_parts(state)))
 
 
-class Trainer:
+class Trainer(Settled):
     """Trains a model on chunks of [seq_len, batch_size] characters.
 
     The training part is cut into batch_size contiguous pieces, read side by side; the hidden state
@@ -84,6 +78,10 @@ class Trainer:
     chunk (Williams and Peng, 1990; Mikolov et al., 2010).
 
     `history` has an `Evaluation` for each look at the validation part; callbacks see every update.
+
+    A deep copy, by `copy` or `pickle`, has a model, an optimizer, callbacks and a corpus of its own
+    and goes on with the same bits. It has the same checkpoint_path too: two of them cannot `fit` at
+    the same time. A pickle is read by the version that wrote it; `save` writes what is to be kept.
     """
 
     model: CharLM
@@ -94,6 +92,16 @@ class Trainer:
     history: list[Evaluation]
     seconds: float
     """Time that the updates of the last `fit` have taken, without evaluations and saving."""
+
+    _settable = frozenset(("configuration", "history", "seconds"))
+    _advice = {  # noqa: RUF012
+        "": "the settings of a training are given to Trainer(...), or to Trainer.resume(...), "
+        "which goes on with others from a checkpoint",
+        "learning_rate": "it follows from optimizer.lr and the schedule, which may be set",
+        "num_steps": "it is counted; Trainer.resume goes on from a checkpoint",
+    }
+    _format = _core.build_info()["version"]  # private attributes and all: of this version alone
+    _covered = frozenset(("_chunks",))
 
     @suggesting
     def __init__(
@@ -271,6 +279,43 @@ class Trainer:
                 f"{name} does not hold the training that it describes: {error}"
             ) from error
         return trainer
+
+    def __repr__(self) -> str:
+        text = "no corpus" if self.corpus is None else f"{len(self.corpus):,} symbols"
+        return (
+            f"<Trainer of {self.model!r} on {text}: batch_size={self._batch_size}, "
+            f"seq_len={self._seq_len}, {type(self.optimizer).__name__}, lr={self.optimizer.lr!r}, "
+            f"{self._num_steps:,} steps done>"
+        )
+
+    def _pickled(self) -> dict[str, Any]:
+        names = ("model", "corpus", "optimizer", "configuration", "history", "seconds")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "batch_size": self._batch_size,
+            "seq_len": self._seq_len,
+        }
+
+    def _unpickle(self, saved: dict[str, Any]) -> None:
+        model, corpus, optimizer = saved["model"], saved["corpus"], saved["optimizer"]
+        instance("model", model, CharLM, "a CharLM")
+        instance("corpus", corpus, (Corpus, type(None)), "a Corpus or None")
+        self.model, self.corpus = model, corpus
+        self.optimizer = _make_optimizer(optimizer, model, None)
+        self.configuration, self.history = saved["configuration"], saved["history"]
+        self.seconds = saved["seconds"]
+        self._batch_size, self._seq_len = saved["batch_size"], saved["seq_len"]
+        self._chunks = None if corpus is None else self._cut(corpus)
+
+    @property
+    def batch_size(self) -> int:
+        """B, the streams that an update of `fit` reads."""
+        return self._batch_size
+
+    @property
+    def seq_len(self) -> int:
+        """T, the characters (or bytes) of each stream that an update of `fit` reads."""
+        return self._seq_len
 
     @property
     def num_steps(self) -> int:
@@ -497,7 +542,7 @@ class Trainer:
             return
         network: Any = self.model.rnn._core
         needed = network.memory(self._seq_len, self._rows) - network.held_memory
-        if isinstance(optimizer, str) and optimizer in _OPTIMIZERS:
+        if isinstance(optimizer, str) and optimizer in optim.KINDS:
             needed += optim.memory(optimizer, self.model.rnn)
         if needed > free:
             raise MemoryError(
@@ -874,15 +919,15 @@ def _make_optimizer(
     optimizer: str | optim.Optimizer, model: CharLM, learning_rate: float | None
 ) -> optim.Optimizer:
     if isinstance(optimizer, str):
-        if optimizer not in _OPTIMIZERS:
+        if optimizer not in optim.KINDS:
             raise ValueError(
-                f"{called('optimizer')} must be one of {', '.join(_OPTIMIZERS)}, got {optimizer!r}"
+                f"{called('optimizer')} must be one of {', '.join(optim.KINDS)}, got {optimizer!r}"
             )
         lr = 2e-3 if learning_rate is None else real("learning_rate", learning_rate, above=0)
-        return _OPTIMIZERS[optimizer](model.rnn, lr=lr)
+        return optim.KINDS[optimizer](model.rnn, lr=lr)
     if not isinstance(optimizer, optim.Optimizer):
         raise TypeError(f"optimizer must be a name or of charrnn_fast.optim, got {optimizer!r}")
-    if optimizer._rnn is not model.rnn:
+    if optimizer.rnn is not model.rnn:
         raise ValueError("optimizer was made for another network than model.rnn")
     if learning_rate is not None:
         optimizer.lr = real("learning_rate", learning_rate, above=0)

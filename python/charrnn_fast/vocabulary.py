@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from ._checks import called, instance, integer, real
+from ._objects import Settled
 
 Kind = Literal["characters", "bytes"]
 
@@ -41,7 +42,7 @@ _CODECS: dict[Kind, _Codec] = {
 }
 
 
-class Vocabulary:
+class Vocabulary(Settled):
     """Distinct symbols with the ids 0 to ``len(vocabulary) - 1``; immutable.
 
     Made by `from_text` (characters) or `from_bytes` (the 256 bytes of UTF-8). Two vocabularies are
@@ -55,6 +56,9 @@ class Vocabulary:
     kind: Kind
     unknown: Unknown | None
     """What the unknown symbol stood for when it was made; None: there is no unknown symbol."""
+
+    _advice = {"": "a vocabulary is immutable; make another one"}  # noqa: RUF012
+    _covered = frozenset(("_codec", "_symbols", "_unknown_id", "_ids"))
 
     def __init__(
         self, symbols: ArrayLike, kind: Kind = "characters", unknown: Unknown | None = None
@@ -175,6 +179,12 @@ class Vocabulary:
         if self.kind == "bytes":
             return "Vocabulary.from_bytes()"
         return f"<Vocabulary of {self._described()}>"
+
+    def _pickled(self) -> dict[str, Any]:
+        return {"symbols": self._symbols, "kind": self.kind, "unknown": self.unknown}
+
+    def _unpickle(self, saved: dict[str, Any]) -> None:
+        Vocabulary.__init__(self, saved["symbols"], saved["kind"], saved["unknown"])
 
     def _config(self) -> dict[str, Any]:
         """What a checkpoint's configuration holds of it; the symbols are a tensor of their own."""
