@@ -16,11 +16,10 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from charrnn_fast import CharLM, Corpus, Trainer, checkpoint, configuration
+from charrnn_fast import CharLM, Corpus, Trainer, checkpoint, configuration, optim
 from charrnn_fast.checkpoint import CheckpointError
 from charrnn_fast.rnn import _BIASES, _GATES, _INITS
 from charrnn_fast.schedules import _SCHEDULES, to_config
-from charrnn_fast.trainer import _OPTIMIZERS
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
 INTERPRETER = 1 << 17  # bytes: Python's own objects, as an error's traceback
@@ -378,7 +377,7 @@ def test_the_schema_knows_what_the_code_knows(good: bytes, tmp_path: Path) -> No
         configuration.check({**sealed.config, "model": {**model, "bias": bias}})
     for init in _INITS:
         configuration.check({**sealed.config, "model": {**model, "init": init}})
-    for optimizer in _OPTIMIZERS:
+    for optimizer in optim.KINDS:
         place = ("training", "settings", "optimizer")
         configuration.check(replaced(sealed.config, place, optimizer))
     for kind in _SCHEDULES.values():
