@@ -1,7 +1,7 @@
 """Same bits: over threads, company in the batch, steps, one-hot vectors, and the way of sampling.
 
 Nothing here has a tolerance: float arithmetic is exact about what it computes, and the kernels
-compute every output by one chain of operations, however the work is shared out.
+compute every output in one order of operations, however the work is shared out.
 """
 
 from __future__ import annotations

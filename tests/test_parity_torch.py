@@ -337,3 +337,38 @@ def test_training(unit: str, dtype: str) -> None:
     for name, value in peer.named_parameters():
         found = net.parameters()[name.removeprefix("rnn.")]
         assert_close(name, found, value.detach(), tolerance)
+
+
+# ---- rounding errors --------------------------------------------------------------------------
+
+
+def _relative_rms(found: Any, exact: Any) -> float:
+    error = np.asarray(found, "float64") - np.asarray(exact)
+    return float(np.sqrt(np.square(error).mean() / np.square(exact).mean()))
+
+
+@pytest.mark.parametrize("unit", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize(("seq_len", "batch", "hidden"), [(2000, 8, 128), (20, 8, 1024)])
+def test_errors_are_pytorchs(unit: str, seq_len: int, batch: int, hidden: int) -> None:
+    """Of outputs and of every gradient in float32, against PyTorch in float64."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((seq_len, batch, 65), "float32")
+    dy = rng.standard_normal((seq_len, batch, hidden), "float32")
+    net = cf.RNN(65, hidden, cell=unit, seed=1)
+
+    def by_torch(dtype: Any) -> dict[str, Array]:
+        peer = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[unit](65, hidden)
+        peer.load_state_dict({k: torch.tensor(v) for k, v in net.parameters().items()})
+        peer = peer.to(dtype)
+        inputs = torch.tensor(x, dtype=dtype, requires_grad=True)
+        y, _ = peer(inputs)
+        y.backward(torch.tensor(dy, dtype=dtype))
+        grads = {name: p.grad.numpy() for name, p in peer.named_parameters()}
+        return {"y": y.detach().numpy(), "dx": inputs.grad.numpy(), **grads}
+
+    exact, torchs = by_torch(torch.float64), by_torch(torch.float32)
+    y, _ = net.forward(x)
+    dx, _, grads = net.backward(dy)
+    for name, found in {"y": y, "dx": dx, **grads}.items():
+        error, allowed = _relative_rms(found, exact[name]), _relative_rms(torchs[name], exact[name])
+        assert error <= 2 * allowed, f"{name}: {error:.3g}, PyTorch's is {allowed:.3g}"

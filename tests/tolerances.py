@@ -36,6 +36,20 @@ def network(dtype: DTypeLike, *, terms: int, steps: int) -> float:
     return eps(dtype) * (math.sqrt(terms) + FUNCTION_ULPS) * math.sqrt(1 + steps)
 
 
+def row_sums(dtype: DTypeLike) -> float:
+    """Error of a sum over any number of rows: that of a block of 256 rows, of whatever sign."""
+    return eps(dtype) / 2 * math.sqrt(256)
+
+
+def chains(dtype: DTypeLike) -> float:
+    """Error of an output, root mean square: that of a chain of 128 products, of any hidden size.
+
+    Terms are as often below as above 0: a partial sum is smaller than the whole, by the root of its
+    share, and its roundings with it, which leaves 1 / sqrt(2) of the error of roundings at the end.
+    """
+    return eps(dtype) / math.sqrt(12) * math.sqrt(128 / 2)
+
+
 def elementwise(dtype: DTypeLike, *, operations: int) -> float:
     """Error of a chain of `operations` on single elements (an optimizer's updates)."""
     return eps(dtype) * math.sqrt(1 + operations)

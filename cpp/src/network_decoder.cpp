@@ -83,17 +83,23 @@ void Network<T>::decode_backward(const T* parameters, const T* h, const T* dy, I
       std::min(max_threads, threads_for(4.0 * double(rows) * double(H * O))),
       [&](const Team& team) {
         decode_rows_backward(parameters, dy, O, team.share(rows), dh);
-        k.gemm_tn(
-            GemmTnArgs<T>{
-                dy, O, rows, {{h, H, H, gradients + decoder_weight_, H}, {}}, 1, bias_gradient},
-            team.share(O), workspace + team.part * aligned(k.gemm_tn_scratch()));
+        k.gemm_tn(GemmTnArgs<T>{dy,
+                                O,
+                                rows,
+                                {{h, H, H, gradients + decoder_weight_, H}, {}},
+                                1,
+                                bias_gradient,
+                                std::min(sum_block, head_block_rows())},
+                  team.share(O), workspace + team.part * aligned(k.gemm_tn_scratch()));
       });
 }
 
-// Logits of a block take at most 16 MB (float) and, for a small vocabulary, stay in cache.
+// Logits of a block take at most 16 MB (float) and, for a small vocabulary, stay in cache. Blocks
+// are those of the gradient's sums, two or one, or less than one of a large vocabulary.
 template <class T>
 Index Network<T>::head_block_rows() const {
-  return std::clamp<Index>((Index(1) << 22) / shape_.output_size, 1, 512);
+  const Index rows = std::clamp<Index>((Index(1) << 22) / shape_.output_size, 1, 2 * sum_block);
+  return rows > sum_block ? rows / sum_block * sum_block : rows;
 }
 
 // One thread's: a packed block of the decoder, then the operands of its gradient.
@@ -105,8 +111,16 @@ Index Network<T>::head_scratch() const {
 
 template <class T>
 Index Network<T>::head_elements(Index rows, int max_threads) const {
-  return std::min(rows, head_block_rows()) * aligned(shape_.output_size) +
+  return std::min(rows, head_block_rows()) * aligned(shape_.output_size) + head_errors(rows) +
          max_threads * head_scratch();
+}
+
+// Elements of the errors of the gradients' sums, which go on from block to block: of bias and
+// weight.
+template <class T>
+Index Network<T>::head_errors(Index rows) const {
+  const Index O = shape_.output_size;
+  return rows > most_plain_rows ? aligned(O) + aligned(O * hidden_width()) : 0;
 }
 
 template <class T>
@@ -116,10 +130,12 @@ void Network<T>::head(const T* parameters, const T* h, const Token* targets, Ind
   const Index H = hidden_width(), O = shape_.output_size, stride = aligned(O);
   const Index block = head_block_rows(), panels = ceil_div(O, k.gemm_units);
   T* const logits = workspace;
+  T* const errors = logits + std::min(rows, block) * stride;
+  T* const scratches = errors + head_errors(rows);
   T* const bias_gradient = gradients && decoder_bias_ >= 0 ? gradients + decoder_bias_ : nullptr;
   const double operations = (dh ? 6.0 : 2.0) * double(rows) * double(H * O);
   ThreadPool::instance().run(std::min(max_threads, threads_for(operations)), [&](const Team& team) {
-    T* const scratch = workspace + std::min(rows, block) * stride + team.part * head_scratch();
+    T* const scratch = scratches + team.part * head_scratch();
     // Each thread packs what it multiplies by: a large vocabulary is shared out, so that it is
     // packed once; of a small one each packs all, and runs on without waiting.
     const bool by_columns = panels >= 8 * team.parts && team.parts > 1;
@@ -140,12 +156,18 @@ void Network<T>::head(const T* parameters, const T* h, const Token* targets, Ind
       // The next block's logits take the place of these, and others may have other rows of it.
       team.wait();
       if (!dh) continue;
-      k.gemm_tn(GemmTnArgs<T>{logits,
-                              stride,
-                              n,
-                              {{h_block, H, H, gradients + decoder_weight_, H}, {}},
-                              1,
-                              bias_gradient},
+      k.gemm_tn(GemmTnArgs<T>{.a = logits,
+                              .a_stride = stride,
+                              .depth = n,
+                              .products = {{h_block, H, H, gradients + decoder_weight_, H,
+                                            errors + aligned(O), H},
+                                           {}},
+                              .num_products = 1,
+                              .sums = bias_gradient,
+                              .block = std::min(sum_block, block),
+                              .done = first,
+                              .whole = rows,
+                              .sums_errors = errors},
                 team.share(O), scratch);
       team.wait();
     }

@@ -33,6 +33,7 @@ struct Network<T>::TapeLayout {
   Index gates;
   Index dprojected;  // [N, R]
   Index dh;          // [N, D*R] of the layer below, with two directions
+  Index order;       // [N] numbers of rows, by token, and [I] to count them
   Index total;
 };
 
@@ -79,6 +80,7 @@ typename Network<T>::TapeLayout Network<T>::tape_layout(const SequenceInput<T>& 
   t.gates = take(true, N * H * (keep ? num_slots() : input_part ? G : 0));
   t.dprojected = take(keep && shape_.proj_size > 0, N * R);
   t.dh = take(keep && D > 1 && shape_.num_layers > 1, N * D * R);
+  t.order = take(keep && !in.x, ceil_div((N + shape_.input_size) * sizeof(Index), sizeof(T)));
   t.total = used;
   return t;
 }
@@ -207,6 +209,8 @@ class SequencePass {
       }
       // The gradient of a layer's output, and where that of its input goes: with two directions
       // the second still reads the one when the first writes the other.
+      if (in_.tokens && team.part == 0)  // layer 0, which reads it, comes behind barriers
+        k_.sort_by_token(in_.tokens, N_, shape_.input_size, order() + N_, order());
       T *above = dh, *below = D_ > 1 ? tape_ + layout_.dh : dh;
       for (Index l = L_ - 1; l >= 0; --l) {
         T* const to = l > 0 ? below : dx;
@@ -240,6 +244,7 @@ class SequencePass {
   const T* input(Index l) const {
     return input_is_masked(l) && unmasked_input(l) ? masked_input(l) : unmasked_input(l);
   }
+  Index* order() const { return reinterpret_cast<Index*>(tape_ + layout_.order); }
   const T* token_scales() const { return input_is_masked(0) ? masked_input(0) : nullptr; }
 
   struct States {
@@ -651,8 +656,9 @@ class SequencePass {
     const auto first_layer = [&](const T* dgx, Index gate, Index gates) {
       const Index n = gates * H_;
       if (gather)
-        k_.scatter_add(dgx, width, in_.tokens, token_scales(), N_,
-                       team.share(n, alignment_elements), d_ih + gate * H_, G_ * H_);
+        k_.scatter_add(ScatterArgs<T>{dgx, width, N_, in_.tokens, order(), token_scales(),
+                                      d_ih + gate * H_, G_ * H_},
+                       team.share(n, alignment_elements));
       else
         k_.gemm_tn(
             GemmTnArgs<T>{x, I, N_, {{dgx, width, n, d_ih + gate * H_, G_ * H_}, {}}, 1, nullptr},

@@ -1,11 +1,11 @@
 // The kernels against plain scalar loops, bit for bit.
 //
 // The cells, the optimizers' rules and the functions of math.hpp are templates; here they run on
-// one number at a time, in the order of operations that the kernels promise: every output of a
-// product is one chain of fused multiply-adds, depth ascending, that begins with the bias or the
-// value to be added to. Whatever tiles, vectors, blocks and threads the kernels use, they have to
-// give these bits. What the formulas mean is checked against finite differences (test_cells.cpp)
-// and, for the loss and the functions, against long double.
+// one number at a time, in the order of operations that the kernels promise (kernels/table.hpp):
+// sums over the depth of a product in chains, sums over rows in blocks. Whatever tiles, vectors,
+// blocks and threads the kernels use, they have to give these bits. What the formulas mean is
+// checked against finite differences (test_cells.cpp) and, for the loss and the functions, against
+// long double.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -65,12 +65,54 @@ struct Lane {
   friend Lane scale(Lane x, Lane n) { return scale_in_halves(x, n); }
 };
 
-// The chain of a product: start + sum over k of a(k) b(k).
+// An output of a product: start + sum over k of a(k) b(k).
 template <class T, class A, class B>
-T chain(T start, Index depth, A&& a, B&& b) {
-  Lane<T> sum(start);
-  for (Index k = 0; k < depth; ++k) sum = fma(Lane<T>(a(k)), Lane<T>(b(k)), sum);
-  return sum.v;
+T product(T start, Index depth, A&& a, B&& b) {
+  T total = start;
+  for (Index first = 0; first == 0 || first < depth; first += chain_depth) {
+    Lane<T> chain(T(0));
+    for (Index k = first; k < std::min(first + chain_depth, depth); ++k)
+      chain = fma(Lane<T>(a(k)), Lane<T>(b(k)), chain);
+    total += chain.v;
+  }
+  return total;
+}
+
+// The sum of blocks of rows, block(begin, end) each.
+template <class T, class Block>
+T sum_of_blocks(Index rows, Block&& block) {
+  T total = 0, error = 0;
+  for (Index first = 0; first < rows; first += sum_block) {
+    const T term = block(first, std::min(first + sum_block, rows)), sum = total + term;
+    const T part = sum - total;  // what of the term has entered the sum
+    if (rows > most_plain_rows) error += (total - (sum - part)) + (term - part);
+    total = sum;
+  }
+  return total + error;
+}
+
+// An element of a weight's gradient: the sum of a(row) b(row).
+template <class T, class A, class B>
+T row_products(Index rows, A&& a, B&& b) {
+  return sum_of_blocks<T>(rows, [&](Index begin, Index end) {
+    Lane<T> chain(T(0));
+    for (Index r = begin; r < end; ++r) chain = fma(Lane<T>(a(r)), Lane<T>(b(r)), chain);
+    return chain.v;
+  });
+}
+
+// An element of a bias's gradient: the sum of a(row).
+template <class T, class A>
+T row_sums(Index rows, A&& a) {
+  return sum_of_blocks<T>(rows, [&](Index begin, Index end) {
+    T sum = 0;
+    for (Index first = begin; first < end; first += sum_rows) {
+      T some = 0;
+      for (Index r = first; r < std::min(first + sum_rows, end); ++r) some += a(r);
+      sum += some;
+    }
+    return sum;
+  });
 }
 
 template <class T>
@@ -231,11 +273,11 @@ Result<T> by_hand(const Problem<T>& p) {
           const T bias = g < summed ? b_ih[j] + b_hh[j] : b_ih[j];
           const T input =
               gather ? bias + weight_ih(0, j, p.tokens[static_cast<std::size_t>(row)])
-                     : chain(
+                     : product(
                            bias, I, [&](Index k) { return run.input[std::size_t(row * I + k)]; },
                            [&](Index k) { return weight_ih(l, j, k); });
           if (g >= summed) gx[g - summed] = V(input);
-          gates[g] = V(chain(
+          gates[g] = V(product(
               g < summed ? input : b_hh[j], H, [&](Index k) { return h[k]; },
               [&](Index k) { return w_hh[j * H + k]; }));
         }
@@ -259,9 +301,9 @@ Result<T> by_hand(const Problem<T>& p) {
   for (Index row = 0; row < rows; ++row) {
     const auto hidden = [&](Index k) { return r.hidden[std::size_t(row * H + k)]; };
     for (Index o = 0; o < O; ++o)
-      r.y.push_back(chain(b_out[o], H, hidden, [&](Index k) { return w_out[o * H + k]; }));
+      r.y.push_back(product(b_out[o], H, hidden, [&](Index k) { return w_out[o * H + k]; }));
     for (Index u = 0; u < H; ++u)
-      dh[std::size_t(row * H + u)] = chain(
+      dh[std::size_t(row * H + u)] = product(
           T(0), O, [&](Index k) { return p.dy[std::size_t(row * O + k)]; },
           [&](Index k) { return w_out[k * H + u]; });
   }
@@ -273,9 +315,8 @@ Result<T> by_hand(const Problem<T>& p) {
     const auto dy = [&](Index k) { return p.dy[std::size_t(k * O + o)]; };
     for (Index u = 0; u < H; ++u)
       gradient(out, o * H + u) =
-          chain(T(0), rows, dy, [&](Index k) { return r.hidden[std::size_t(k * H + u)]; });
-    if (const Parameter* q = find("decoder.bias"))
-      for (Index k = 0; k < rows; ++k) gradient(q, o) += dy(k);
+          row_products<T>(rows, dy, [&](Index k) { return r.hidden[std::size_t(k * H + u)]; });
+    if (const Parameter* q = find("decoder.bias")) gradient(q, o) = row_sums<T>(rows, dy);
   }
 
   // ---- backward
@@ -292,7 +333,7 @@ Result<T> by_hand(const Problem<T>& p) {
     T* dstate[S];
     for (int s = 0; s < S; ++s) dstate[s] = r.dstate_0.data() + (s * L + l) * BH;
     const auto recurrent = [&](Index t, Index b, Index u, T start) {
-      return chain(
+      return product(
           start, GH, [&](Index k) { return dgates[std::size_t((t * B + b) * GH + k)]; },
           [&](Index k) { return w_hh[k * H + u]; });
     };
@@ -334,28 +375,28 @@ Result<T> by_hand(const Problem<T>& p) {
       const auto d_hh = [&](Index k) { return dgates[std::size_t(k * GH + j)]; };
       const auto d_ih = [&](Index k) { return dgx[std::size_t(k * GH + j)]; };
       for (Index u = 0; u < H; ++u)
-        gradient(hh, j * H + u) =
-            chain(T(0), rows, d_hh, [&](Index k) { return run.states[0][std::size_t(k * H + u)]; });
-      if (gather)
-        for (Index k = 0; k < rows; ++k) gradient(ih, p.tokens[std::size_t(k)] * GH + j) += d_ih(k);
-      else
-        for (Index i = 0; i < I; ++i)
-          gradient(ih, l == 0 ? i * GH + j : j * I + i) =
-              chain(T(0), rows, d_ih, [&](Index k) { return run.input[std::size_t(k * I + i)]; });
-      T sum = 0, sum_split = 0;
-      for (Index k = 0; k < rows; ++k) sum += d_hh(k), sum_split += d_ih(k);
-      if (const Parameter* q = find("bias_ih" + suffix)) gradient(q, j) += sum_split;
-      if (const Parameter* q = find("bias_hh" + suffix)) gradient(q, j) += sum;
+        gradient(hh, j * H + u) = row_products<T>(
+            rows, d_hh, [&](Index k) { return run.states[0][std::size_t(k * H + u)]; });
+      for (Index i = 0; i < I; ++i)
+        gradient(ih, l == 0 ? i * GH + j : j * I + i) = row_products<T>(rows, d_ih, [&](Index k) {
+          return gather ? T(p.tokens[std::size_t(k)] == i) : run.input[std::size_t(k * I + i)];
+        });
+      if (const Parameter* q = find("bias_ih" + suffix)) gradient(q, j) = row_sums<T>(rows, d_ih);
+      if (const Parameter* q = find("bias_hh" + suffix)) gradient(q, j) = row_sums<T>(rows, d_hh);
     }
     for (Index j = 0; j < P * H; ++j)
-      for (Index k = 0; k < rows; ++k) gradient(own, j) += dparams_of[std::size_t(k * P * H + j)];
+      gradient(own, j) =
+          row_sums<T>(rows, [&](Index k) { return dparams_of[std::size_t(k * P * H + j)]; });
     if (gather) continue;
     std::vector<T> below(static_cast<std::size_t>(rows * I));
     for (Index row = 0; row < rows; ++row)
       for (Index i = 0; i < I; ++i)
-        below[std::size_t(row * I + i)] = chain(
-            T(0), GH, [&](Index k) { return dgx[std::size_t(row * GH + k)]; },
-            [&](Index k) { return weight_ih(l, k, i); });
+        // Split gates are a product of their own.
+        for (const Range gates : {Range{0, summed}, Range{summed, G}})
+          below[std::size_t(row * I + i)] = product(
+              below[std::size_t(row * I + i)], (gates.end - gates.begin) * H,
+              [&](Index k) { return dgx[std::size_t(row * GH + gates.begin * H + k)]; },
+              [&](Index k) { return weight_ih(l, gates.begin * H + k, i); });
     (l > 0 ? dh : r.dx) = below;
   }
   return r;
@@ -365,9 +406,17 @@ template <class Cell, class T>
 void check_network() {
   const Case cases[] = {
       // more than one block of the weight gradients' depth and several tiles of every kind
-      {15, 23, 5, 33, 7, 1, true, Bias::both},  {3, 13, 9, 50, 20, 2, false, Bias::both},
-      {4, 2, 3, 65, 33, 2, true, Bias::single}, {6, 1, 17, 16, 1, 1, false, Bias::none},
-      {1, 4, 1, 1, 3, 3, true, Bias::both},     {2, 7, 31, 8, 64, 1, false, Bias::single},
+      {15, 23, 5, 33, 7, 1, true, Bias::both},
+      {3, 13, 9, 50, 20, 2, false, Bias::both},
+      {4, 2, 3, 65, 33, 2, true, Bias::single},
+      {6, 1, 17, 16, 1, 1, false, Bias::none},
+      {1, 4, 1, 1, 3, 3, true, Bias::both},
+      {2, 7, 31, 8, 64, 1, false, Bias::single},
+      // several chains of every product
+      {2, 3, 140, 131, 150, 1, false, Bias::both},
+      // so many rows that the errors of sums count
+      {210, 20, 3, 5, 2, 1, true, Bias::both},
+      {830, 5, 2, 4, 3, 2, false, Bias::single},
   };
   for (const Case& c : cases) {
     const Problem<T> problem(Cell::name, c);
@@ -447,13 +496,13 @@ template <class T>
 void check_products() {
   for (const Index rows : {1, 2, 5, 6, 7, 13, 24, 25})
     for (const Index cols : {1, 3, 16, 31, 70})
-      for (const Index depth : {0, 1, 37}) {
+      for (const Index depth : {0, 1, 37, 128, 129, 300}) {
         const auto a = random_values<T>(rows * depth, 1), b = random_values<T>(depth * cols, 2);
         std::vector<T> found(static_cast<std::size_t>(rows * cols)), expected;
         multiply(a.data(), b.data(), rows, cols, depth, found.data());
         for (Index r = 0; r < rows; ++r)
           for (Index c = 0; c < cols; ++c)
-            expected.push_back(chain(
+            expected.push_back(product(
                 T(0), depth, [&](Index k) { return a[std::size_t(r * depth + k)]; },
                 [&](Index k) { return b[std::size_t(k * cols + c)]; }));
         CHECK(same_bits(found, expected), "%d x %d x %d", int(rows), int(cols), int(depth));
@@ -685,8 +734,12 @@ void check_element_losses() {
 // Decoder, loss and their backward in one call give what the calls one by one give.
 template <class T>
 void check_head() {
-  for (const Index rows : {3, 520}) {  // within a block, and past its end
-    const Case c{rows, 1, 4, 24, 37, 1, true, Bias::both};
+  struct Size {
+    Index rows, classes;
+  };
+  // Within a block, past its end, past many; and of a vocabulary whose logits fill smaller blocks.
+  for (const auto [rows, classes] : {Size{3, 37}, Size{520, 37}, Size{4200, 3}, Size{530, 20000}}) {
+    const Case c{rows, 1, 4, classes > 37 ? 2 : 24, classes, 1, true, Bias::both};
     const Problem<T> p("gru", c);
     const Network<T>& n = p.network;
     const auto h = random_values<T>(rows * c.hidden_size, 7);
@@ -710,7 +763,7 @@ void check_head() {
     for (const T x : losses) sum += double(x);
     CHECK(
         same_bits(&sum, &loss, 1) && same_bits(dh, dh_head) && same_bits(gradients, gradients_head),
-        "%s, %d rows", type_name<T>(), int(rows));
+        "%s, %d rows of %d", type_name<T>(), int(rows), int(classes));
     n.head(p.parameters.data(), h.data(), targets.data(), rows, T(1), losses.data(), nullptr,
            nullptr, 1, workspace.get());
     sum = 0;

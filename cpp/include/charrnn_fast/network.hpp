@@ -242,6 +242,7 @@ class Network {
   void multiply_by_weight_masks(std::uint64_t mask_seed, T* weights) const;
   Index head_block_rows() const;
   Index head_scratch() const;
+  Index head_errors(Index rows) const;
   Weights<T> packed_weights(Packing packing, const T* packed, Storage storage, Index offset,
                             Index panel_columns, Index depth) const;
   void decode_rows(const T* parameters, const T* h, Range rows, Range panels, T* y, Index y_stride,

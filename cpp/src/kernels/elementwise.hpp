@@ -1,25 +1,51 @@
 // Everything that is not a matrix product: the losses, the optimizers' updates, sums along rows.
 
+// totals [n], up to sum_vectors vectors, += sums over rows: add(block, acc) adds a block of rows to
+// acc, block after block.
+constexpr int sum_vectors = 4;  // one cache line of each row is read whole
+template <class T, class F>
+CHARRNN_INLINE void add_row_blocks(Index rows, T* totals, Index n, F&& add) {
+  using V = Native<T>;
+  V total[sum_vectors], error[sum_vectors];
+  unroll<sum_vectors>([&](auto i) __attribute__((always_inline)) {
+    total[i] = V::load(totals + i * V::lanes, n - i * V::lanes), error[i] = V(T(0));
+  });
+  const bool with_errors = block_sums(0, 0, rows).with_errors;
+  for (Index first = 0; first < rows; first += sum_block) {
+    V block[sum_vectors];
+    unroll<sum_vectors>([&](auto i) __attribute__((always_inline)) { block[i] = V(T(0)); });
+    add(Range{first, min_of(first + sum_block, rows)}, block);
+    unroll<sum_vectors>([&](auto i) __attribute__((always_inline)) {
+      total[i] = with_errors ? add_block(total[i], block[i], error[i]) : total[i] + block[i];
+    });
+  }
+  unroll<sum_vectors>([&](auto i) __attribute__((always_inline)) {
+    if (with_errors) total[i] = total[i] + error[i];
+    total[i].store(totals + i * V::lanes, n - i * V::lanes);
+  });
+}
+
 template <class T>
 void column_sums(const T* a, Index stride, Index rows, Range cols, T* sums) {
   using V = Native<T>;
-  constexpr int width = 4;  // vectors: one cache line of each row is read whole
-  for (Index j = cols.begin; j < cols.end; j += width * V::lanes) {
-    V acc[width];
-    unroll<width>([&](auto i) __attribute__((always_inline)) {
-      acc[i] = V::load(sums + j + i * V::lanes, cols.end - j - i * V::lanes);
-    });
-    for (Index r = 0; r < rows; ++r) {
-      // A column of lines, which the processor does not foresee.
-      constexpr Index ahead = 16;
-      if (r + ahead < rows) prefetch<false>(a + (r + ahead) * stride + j, width * V::lanes);
-      unroll<width>([&](auto i) __attribute__((always_inline)) {
-        const Index at = j + i * V::lanes;
-        acc[i] = acc[i] + V::load(a + r * stride + at, cols.end - at);
-      });
-    }
-    unroll<width>([&](auto i) __attribute__((always_inline)) {
-      acc[i].store(sums + j + i * V::lanes, cols.end - j - i * V::lanes);
+  for (Index j = cols.begin; j < cols.end; j += sum_vectors * V::lanes) {
+    const Index n = cols.end - j;
+    add_row_blocks(rows, sums + j, n, [&](Range block, V* acc) __attribute__((always_inline)) {
+      for (Index r = block.begin; r < block.end;) {
+        V some[sum_vectors];
+        unroll<sum_vectors>([&](auto i) __attribute__((always_inline)) { some[i] = V(T(0)); });
+        for (const Index end = min_of(r + sum_rows, block.end); r < end; ++r) {
+          // A column of lines, which the processor does not foresee.
+          constexpr Index ahead = 16;
+          if (r + ahead < rows)
+            prefetch<false>(a + (r + ahead) * stride + j, sum_vectors * V::lanes);
+          unroll<sum_vectors>([&](auto i) __attribute__((always_inline)) {
+            some[i] = some[i] + V::load(a + r * stride + j + i * V::lanes, n - i * V::lanes);
+          });
+        }
+        unroll<sum_vectors>([&](auto i)
+                                __attribute__((always_inline)) { acc[i] = acc[i] + some[i]; });
+      }
     });
   }
 }
@@ -28,12 +54,16 @@ template <class T>
 void column_products(const T* a, Index a_stride, const T* b, Index b_stride, Index rows, Range cols,
                      T* sums) {
   using V = Native<T>;
-  for (Index j = cols.begin; j < cols.end; j += V::lanes) {
+  for (Index j = cols.begin; j < cols.end; j += sum_vectors * V::lanes) {
     const Index n = cols.end - j;
-    V acc = V::load(sums + j, n);
-    for (Index r = 0; r < rows; ++r)
-      acc = fma(V::load(a + r * a_stride + j, n), V::load(b + r * b_stride + j, n), acc);
-    acc.store(sums + j, n);
+    add_row_blocks(rows, sums + j, n, [&](Range block, V* acc) __attribute__((always_inline)) {
+      for (Index r = block.begin; r < block.end; ++r)
+        unroll<sum_vectors>([&](auto i) __attribute__((always_inline)) {
+          const Index at = j + i * V::lanes, left = n - i * V::lanes;
+          acc[i] = fma(V::load(a + r * a_stride + at, left), V::load(b + r * b_stride + at, left),
+                       acc[i]);
+        });
+    });
   }
 }
 
@@ -52,17 +82,55 @@ void gather(const GatherArgs<T>& p, Range rows) {
   }
 }
 
+inline void sort_by_token(const Token* tokens, Index rows, Index vocab_size, Index* counts,
+                          Index* order) {
+  for (Index v = 0; v < vocab_size; ++v) counts[v] = 0;
+  for (Index r = 0; r < rows; ++r) ++counts[tokens[r]];
+  for (Index v = 0, before = 0; v < vocab_size; ++v) {
+    const Index here = counts[v];
+    counts[v] = before, before += here;
+  }
+  for (Index r = 0; r < rows; ++r) order[counts[tokens[r]]++] = r;
+}
+
+// The sums of one token's rows stay in registers. A block without the token adds nothing, as it
+// does where tokens are one-hot vectors and this is a matrix product.
 template <class T>
-void scatter_add(const T* a, Index stride, const Token* tokens, const T* scales, Index rows,
-                 Range cols, T* table, Index table_stride) {
+void scatter_add(const ScatterArgs<T>& p, Range cols) {
   using V = Native<T>;
-  for (Index r = 0; r < rows; ++r) {
-    T* sums = table + tokens[r] * table_stride;
-    const V scale = V(scales ? scales[r] : T(1));
-    for (Index j = cols.begin; j < cols.end; j += V::lanes) {
-      const Index n = cols.end - j;
-      const V d = V::load(a + r * stride + j, n), sum = V::load(sums + j, n);
-      (scales ? fma(scale, d, sum) : sum + d).store(sums + j, n);
+  const bool with_errors = block_sums(0, 0, p.rows).with_errors;
+  for (Index j = cols.begin; j < cols.end; j += sum_vectors * V::lanes) {
+    const Index n = cols.end - j;
+    for (Index i = 0; i < p.rows;) {
+      const Token token = p.tokens[p.order[i]];
+      T* const sums = p.table + token * p.table_stride + j;
+      V total[sum_vectors], error[sum_vectors];
+      unroll<sum_vectors>([&](auto v) __attribute__((always_inline)) {
+        total[v] = V::load(sums + v * V::lanes, n - v * V::lanes), error[v] = V(T(0));
+      });
+      while (i < p.rows && p.tokens[p.order[i]] == token) {
+        const Index end = (p.order[i] / sum_block + 1) * sum_block;
+        V block[sum_vectors];
+        unroll<sum_vectors>([&](auto v) __attribute__((always_inline)) { block[v] = V(T(0)); });
+        for (; i < p.rows && p.order[i] < end && p.tokens[p.order[i]] == token; ++i) {
+          const Index r = p.order[i];
+          constexpr Index ahead = 16;
+          if (i + ahead < p.rows)
+            prefetch<false>(p.a + p.order[i + ahead] * p.stride + j, sum_vectors * V::lanes);
+          const V scale = V(p.scales ? p.scales[r] : T(1));
+          unroll<sum_vectors>([&](auto v) __attribute__((always_inline)) {
+            const V d = V::load(p.a + r * p.stride + j + v * V::lanes, n - v * V::lanes);
+            block[v] = fma(scale, d, block[v]);
+          });
+        }
+        unroll<sum_vectors>([&](auto v) __attribute__((always_inline)) {
+          total[v] = with_errors ? add_block(total[v], block[v], error[v]) : total[v] + block[v];
+        });
+      }
+      unroll<sum_vectors>([&](auto v) __attribute__((always_inline)) {
+        if (with_errors) total[v] = total[v] + error[v];
+        total[v].store(sums + v * V::lanes, n - v * V::lanes);
+      });
     }
   }
 }

@@ -22,27 +22,33 @@ struct TnPanel {
   static constexpr int vectors = 3, unit_vectors = 3;
 };
 
-// A operands of a tile: element (row, k) of rows that lie anywhere, or packed [k][row].
-struct RowMajor {
-  static constexpr bool any_weights = true;  // else none but those of a block in full precision
-  template <int G>
-  using Panels = Panel<G>;
-  template <int MR, class T>
-  CHARRNN_INLINE static T at(const T* a, Index stride, int row, Index k) {
-    return a[row * stride + k];
-  }
-};
-struct PackedRows {
-  static constexpr bool any_weights = false;
-  template <int G>
-  using Panels = TnPanel;
-  template <int MR, class T>
-  CHARRNN_INLINE static T at(const T* a, Index, int row, Index k) {
-    return a[k * MR + row];
-  }
+// How the sum of a block of rows is added to those of the blocks before. Few of them are added as
+// they are; of many, the rounding errors of the additions are summed beside (Ogita, Rump and Oishi
+// 2005, "Accurate sum and dot product", algorithm 4.3) and added at the end.
+struct BlockSums {
+  bool with_errors, first, last;
 };
 
-// Where the chains of a tile's sums begin: row r, group g, vector u of units at
+template <class V>
+CHARRNN_INLINE V add_block(V total, V block, V& error) {
+  const V sum = total + block, part = sum - total;
+  error = error + ((total - (sum - part)) + (block - part));
+  return sum;
+}
+
+// total[0, n) += block, of one vector.
+template <class V, class T>
+CHARRNN_INLINE void add_block(V block, BlockSums how, T* total, T* errors, Index n) {
+  const V before = V::load(total, n);
+  if (!how.with_errors) return (before + block).store(total, n);
+  V error = how.first ? V(T(0)) : V::load(errors, n);
+  const V sum = add_block(before, block, error);
+  if (how.last) return (sum + error).store(total, n);
+  sum.store(total, n);
+  error.store(errors, n);
+}
+
+// What the sums of a tile begin with: row r, group g, vector u of units at
 // data + r * row_stride + g * group_stride + u * unit_stride. row_stride 0: all rows alike.
 template <class T>
 struct Start {
@@ -51,7 +57,8 @@ struct Start {
 };
 
 // One tile: c [MR][W * lanes] = start + a [MR][depth] @ weights, W vectors per k from consecutive
-// panels for G groups. The accumulators stay in registers from the first k to the last.
+// panels for G groups. The accumulators stay in registers for a chain of the depth; what the chains
+// before have come to waits in c.
 template <class T>
 struct TileArgs {
   const T* a;
@@ -62,20 +69,54 @@ struct TileArgs {
   Index c_stride;
 };
 
-template <int G, int MR, int W, class V, class T>
-CHARRNN_INLINE void begin_tile(const TileArgs<T>& p, V (&acc)[MR][W]) {
+// One tile of a weight gradient: c [MR][cols] += a [MR][depth] @ weights, for one block of the rows
+// that are summed over. errors: see BlockSums.
+template <class T>
+struct TnTileArgs {
+  const T* a;
+  Index depth;
+  Weights<T> weights;
+  T* c;
+  Index c_stride, cols;
+  T* errors;
+  Index errors_stride;
+  BlockSums sums;
+};
+
+// A operands of a tile: rows that lie anywhere; or packed [k][row], of a weight gradient.
+struct RowMajor {
+  static constexpr bool sums_rows = false;
+  template <int G>
+  using Panels = Panel<G>;
+  template <class T>
+  using Args = TileArgs<T>;
+};
+struct PackedRows {
+  static constexpr bool sums_rows = true;
+  template <int G>
+  using Panels = TnPanel;
+  template <class T>
+  using Args = TnTileArgs<T>;
+};
+
+template <int MR, int W, class V>
+CHARRNN_INLINE void clear(V (&acc)[MR][W]) {
   unroll<MR>([&](auto r) __attribute__((always_inline)) {
-    const T* row = p.start.data + r * p.start.row_stride;
-    unroll<W>([&](auto w) __attribute__((always_inline)) {
-      acc[r][w] = V::load(row + (w % G) * p.start.group_stride + (w / G) * p.start.unit_stride);
-    });
+    unroll<W>([&](auto w) __attribute__((always_inline)) { acc[r][w] = V(Scalar<V>(0)); });
   });
 }
-template <int MR, int W, class V, class T>
-CHARRNN_INLINE void end_tile(const TileArgs<T>& p, const V (&acc)[MR][W]) {
+
+// c = what the sums begin with, or else c, + acc.
+template <int G, bool first, int MR, int W, class V, class T>
+CHARRNN_INLINE void add_chain(const TileArgs<T>& p, const V (&acc)[MR][W]) {
   unroll<MR>([&](auto r) __attribute__((always_inline)) {
+    T* const c = p.c + r * p.c_stride;
+    const T* const start = p.start.data + r * p.start.row_stride;
     unroll<W>([&](auto w) __attribute__((always_inline)) {
-      acc[r][w].store(p.c + r * p.c_stride + w * V::lanes);
+      const T* const from =
+          first ? start + (w % G) * p.start.group_stride + (w / G) * p.start.unit_stride
+                : c + w * V::lanes;
+      (V::load(from) + acc[r][w]).store(c + w * V::lanes);
     });
   });
 }
@@ -104,25 +145,37 @@ CHARRNN_INLINE void add_products(const Row& row, const Weight& weight, V (&acc)[
   }
 }
 
-template <class A, class T, int G, int MR, int W>
+// f(k, n) for the chains of the depth, [k, k + n) each, that run in acc and are added to c.
+template <int G, int MR, int W, class V, class T, class F>
+CHARRNN_INLINE void for_chains(const TileArgs<T>& p, V (&acc)[MR][W], F&& f) {
+  clear(acc);
+  f(0, min_of(p.depth, chain_depth));
+  add_chain<G, true>(p, acc);
+  for (Index k = chain_depth; k < p.depth; k += chain_depth) {
+    clear(acc);
+    f(k, min_of(p.depth - k, chain_depth));
+    add_chain<G, false>(p, acc);
+  }
+}
+
+template <class T, int G, int MR, int W>
 __attribute__((noinline)) void tile(const TileArgs<T>& p) {
   using V = Native<T>;
-  constexpr int P = A::template Panels<G>::vectors;
+  constexpr int P = Panel<G>::vectors;
   const T *a = p.a, *b = p.weights.data;
-  const Index a_stride = p.a_stride, depth = p.depth;
+  const Index a_stride = p.a_stride;
   const Index depth_stride = p.weights.depth_stride, panel_stride = p.weights.panel_stride;
   V acc[MR][W];
-  begin_tile<G>(p, acc);
-  for (Index k = 0; k < depth; ++k, b += depth_stride) {
-    const auto weight = [&](auto w) __attribute__((always_inline)) {
-      return V::load(b + (w / P) * panel_stride + (w % P) * V::lanes);
-    };
-    const auto row = [&](auto r) __attribute__((always_inline)) {
-      return V(A::template at<MR>(a, a_stride, r, k));
-    };
-    add_products(row, weight, acc);
-  }
-  end_tile(p, acc);
+  for_chains<G>(p, acc, [&](Index from, Index n) __attribute__((always_inline)) {
+    for (Index k = from; k < from + n; ++k, b += depth_stride) {
+      const auto weight = [&](auto w) __attribute__((always_inline)) {
+        return V::load(b + (w / P) * panel_stride + (w % P) * V::lanes);
+      };
+      const auto row = [&](auto r)
+                           __attribute__((always_inline)) { return V(a[r * a_stride + k]); };
+      add_products(row, weight, acc);
+    }
+  });
 }
 
 // The same with weights as bfloat16, which a shift or a mask turns into floats: two k to a word.
@@ -131,10 +184,9 @@ __attribute__((noinline)) void tile_bfloat16(const TileArgs<T>& p) {
   using V = Native<T>;
   constexpr int P = Panel<G>::vectors;
   const T *a = p.a, *b = p.weights.data;
-  const Index a_stride = p.a_stride, depth = p.depth;
+  const Index a_stride = p.a_stride;
   const Index depth_stride = p.weights.depth_stride, panel_stride = p.weights.panel_stride;
   V acc[MR][W];
-  begin_tile<G>(p, acc);
   const auto even = [&](auto w) __attribute__((always_inline)) {
     return V::from_bits(V::load(b + (w / P) * panel_stride + (w % P) * V::lanes).bits() << 16);
   };
@@ -145,17 +197,48 @@ __attribute__((noinline)) void tile_bfloat16(const TileArgs<T>& p) {
     const auto row = [&](auto r) __attribute__((always_inline)) { return V(a[r * a_stride + k]); };
     add_products(row, weight, acc);
   };
-  Index k = 0;
-  for (; k + 2 <= depth; k += 2, b += depth_stride) {
-    add(even, k);
-    add(odd, k + 1);
-  }
-  if (k < depth) add(even, k);
-  end_tile(p, acc);
+  static_assert(chain_depth % 2 == 0);
+  for_chains<G>(p, acc, [&](Index k, Index n) __attribute__((always_inline)) {
+    const Index end = k + n;
+    for (; k + 2 <= end; k += 2, b += depth_stride) {
+      add(even, k);
+      add(odd, k + 1);
+    }
+    if (k < end) add(even, k);
+  });
 }
 
-template <class T>
-using Tile = void (*)(const TileArgs<T>&);
+template <class T, int MR, int W>
+__attribute__((noinline)) void tn_tile(const TnTileArgs<T>& p) {
+  using V = Native<T>;
+  constexpr int P = TnPanel::vectors;
+  const T *a = p.a, *b = p.weights.data;
+  const Index depth = p.depth, panel_stride = p.weights.panel_stride;
+  V acc[MR][W];
+  clear(acc);
+  for (Index k = 0; k < depth; ++k, a += MR, b += P * V::lanes) {
+    const auto weight = [&](auto w) __attribute__((always_inline)) {
+      return V::load(b + (w / P) * panel_stride + (w % P) * V::lanes);
+    };
+    const auto row = [&](auto r) __attribute__((always_inline)) { return V(a[r]); };
+    add_products(row, weight, acc);
+  }
+  const auto each = [&](auto&& f) __attribute__((always_inline)) {
+    unroll<MR>([&](auto r) __attribute__((always_inline)) {
+      unroll<W>([&](auto w) __attribute__((always_inline)) {
+        f(acc[r][w], p.c + r * p.c_stride + w * V::lanes, r, w);
+      });
+    });
+  };
+  // The usual case in as few instructions as there are.
+  if (!p.sums.with_errors && p.cols == W * V::lanes)
+    return each([](V block, T* c, auto, auto)
+                    __attribute__((always_inline)) { (V::load(c) + block).store(c); });
+  each([&](V block, T* c, auto r, auto w) __attribute__((always_inline)) {
+    add_block(block, p.sums, c, p.errors + r * p.errors_stride + w * V::lanes,
+              p.cols - w * V::lanes);
+  });
+}
 
 // The tiles for G groups: every MR x W (W a multiple of G) whose accumulators fit in the registers.
 template <class A, class T, int G>
@@ -171,13 +254,14 @@ struct Tiles {
     return by_registers < most ? by_registers : most;
   }
 
-  // [rows][vectors]; for weights as bfloat16, where the table has them
-  static constexpr bool has_bfloat16 = sizeof(T) == 4 && A::any_weights;
-  Tile<T> by_size[max_rows + 1][max_vectors + 1] = {};
-  Tile<T> by_size_bfloat16[max_rows + 1][max_vectors + 1] = {};
+  // [rows][vectors]; for weights as bfloat16, where there are such
+  using Args = typename A::template Args<T>;
+  static constexpr bool has_bfloat16 = sizeof(T) == 4 && !A::sums_rows;
+  void (*by_size[max_rows + 1][max_vectors + 1])(const Args&) = {};
+  void (*by_size_bfloat16[max_rows + 1][max_vectors + 1])(const Args&) = {};
 
   constexpr Tiles() { fill<1, G>(); }
-  CHARRNN_INLINE void run(Index rows, Index vectors, const TileArgs<T>& p) const {
+  CHARRNN_INLINE void run(Index rows, Index vectors, const Args& p) const {
     const bool half = has_bfloat16 && p.weights.bfloat16;
     (half ? by_size_bfloat16 : by_size)[rows][vectors](p);
   }
@@ -185,7 +269,10 @@ struct Tiles {
   constexpr void fill() {
     if constexpr (MR <= max_rows) {
       if constexpr (W <= panels_for(MR) * Panels::vectors) {
-        by_size[MR][W] = &tile<A, T, G, MR, W>;
+        if constexpr (A::sums_rows)
+          by_size[MR][W] = &tn_tile<T, MR, W>;
+        else
+          by_size[MR][W] = &tile<T, G, MR, W>;
         if constexpr (has_bfloat16) by_size_bfloat16[MR][W] = &tile_bfloat16<T, G, MR, W>;
         fill<MR, W + G>();
       } else {
@@ -318,15 +405,17 @@ CHARRNN_INLINE Weights<T> from_panel(const Weights<T>& w, Index panel) {
 }
 
 // Columns [0, cols) of a tile of C: in place where they are whole vectors, else in a buffer.
-template <class T, class Set>
-CHARRNN_INLINE void gemm_tile(const Set& set, const T* a, Index a_stride, Index depth,
-                              const Weights<T>& weights, T* c, Index c_stride, Index rows,
-                              Index cols, const T* bias, bool accumulate) {
+template <class T>
+CHARRNN_INLINE void gemm_tile(const T* a, Index a_stride, Index depth, const Weights<T>& weights,
+                              T* c, Index c_stride, Index rows, Index cols, const T* bias,
+                              bool accumulate) {
   using V = Native<T>;
+  using Set = Tiles<RowMajor, T, 1>;
   alignas(64) static constexpr T zeros[Set::max_vectors * V::lanes] = {};
   const Index vectors = ceil_div(cols, V::lanes), width = vectors * V::lanes;
   const auto run = [&](const Start<T>& start, T* to, Index stride) __attribute__((always_inline)) {
-    set.run(rows, vectors, TileArgs<T>{a, a_stride, depth, weights, start, to, stride});
+    tiles<RowMajor, T, 1>.run(rows, vectors,
+                              TileArgs<T>{a, a_stride, depth, weights, start, to, stride});
   };
   const Start<T> same{bias ? bias : zeros, 0, 0, V::lanes};
   if (cols == width)
@@ -351,32 +440,40 @@ void gemm(const GemmArgs<T>& g, Range rows, Range panels) {
   constexpr Index lanes = Native<T>::lanes;
   for_tiles<Set, T>(rows, panels, g.cols, [&](const Place& at) {
     const Index col = at.vector * lanes;
-    gemm_tile(tiles<RowMajor, T, 1>, g.a + at.row * g.a_stride, g.a_stride, g.depth,
-              from_panel(g.weights, at.panel), g.c + at.row * g.c_stride + col, g.c_stride, at.rows,
+    gemm_tile(g.a + at.row * g.a_stride, g.a_stride, g.depth, from_panel(g.weights, at.panel),
+              g.c + at.row * g.c_stride + col, g.c_stride, at.rows,
               min_of(at.vectors * lanes, g.cols - col), g.bias ? g.bias + col : nullptr,
               g.accumulate);
   });
 }
 
 // Block sizes of the weight-gradient product: a block of B (depth x cols) fills half of a small
-// second-level cache (256 KB), the packed rows of A beside it stay in the first level.
+// second-level cache (256 KB), the packed rows of A beside it stay in the first level. Where there
+// are errors, they are of as many rows of C as take about as much as B.
 template <class T>
 struct TnBlocks {
   static constexpr Index panel = TnPanel::vectors * Native<T>::lanes;
-  static constexpr Index depth = 256, rows = 96;
+  static constexpr Index depth = sum_block, rows = 96, rows_with_errors = 4 * rows;
   static constexpr Index cols = (256 * 4 / Index(sizeof(T)) + panel - 1) / panel * panel;
   // Packed tiles of A begin this much further apart than a power of two, in different cache sets.
   static constexpr Index skew = 16;
-  static constexpr Index a_elements = rows * (depth + skew);
+  static constexpr Index b_elements = depth * cols, a_elements = rows * (depth + skew);
+  static constexpr Index errors_elements = rows_with_errors * (cols + 1);
 };
 
 template <class T>
 Index gemm_tn_scratch() {
-  return TnBlocks<T>::depth * TnBlocks<T>::cols + TnBlocks<T>::a_elements;
+  return TnBlocks<T>::b_elements + TnBlocks<T>::a_elements + TnBlocks<T>::errors_elements;
+}
+
+// How rows [begin, end) of those that are summed over come to the sums; `whole` are all of them.
+CHARRNN_INLINE BlockSums block_sums(Index begin, Index end, Index whole) {
+  return {whole > most_plain_rows, begin == 0, end == whole};
 }
 
 // out [depth][rows] = a [depth, rows], the number of rows as a constant: copies of a known size
-// are a move or two each, a loop over rows is several times as slow. sums: see GemmTnArgs.
+// are a move or two each, a loop over rows is several times as slow. sums: those of the columns of
+// a are added to it.
 template <int N, class T>
 CHARRNN_INLINE void pack_rows(Index rows, const T* a, Index stride, Index depth, T* out, T* sums) {
   if constexpr (N > 1) {
@@ -387,21 +484,20 @@ CHARRNN_INLINE void pack_rows(Index rows, const T* a, Index stride, Index depth,
       __builtin_memcpy(out, a, N * sizeof(T));
     return;
   }
-  T sum[N], values[N];
-  __builtin_memcpy(sum, sums, sizeof sum);
+  T sum[N] = {}, values[N];
   for (Index k = 0; k < depth; ++k, a += stride, out += N) {
     __builtin_memcpy(values, a, sizeof values);
     for (int i = 0; i < N; ++i) sum[i] += values[i];
     __builtin_memcpy(out, values, sizeof values);
   }
-  __builtin_memcpy(sums, sum, sizeof sum);
+  for (int i = 0; i < N; ++i) sums[i] += sum[i];
 }
 
 // packed = A [depth, rows] as tiles [k][row of the tile], some steps of k at a time, so that a
 // cache line of A serves all the tiles that share it.
 template <class Set, class T>
 void pack_a(const T* a, Index stride, Index depth, Index rows, T* packed, T* sums) {
-  constexpr Index steps = 8, ahead = 4 * steps;  // far enough for memory behind the last cache
+  constexpr Index steps = sum_rows, ahead = 4 * steps;  // far enough for memory behind the caches
   for (Index k = 0; k < depth; k += steps) {
     for (Index next = k + ahead; next < min_of(depth, k + ahead + steps); ++next)
       prefetch<false>(a + next * stride, rows);
@@ -414,12 +510,14 @@ void pack_a(const T* a, Index stride, Index depth, Index rows, T* packed, T* sum
   }
 }
 
-// Some neighbouring columns of one product, and their place in the packed block of B.
+// Some neighbouring columns of one product, and their places in the packed block of B and among the
+// errors.
 template <class T>
 struct TnPiece {
   const GemmTnProduct<T>* product;
   Index col, cols;
-  T* packed;
+  T *packed, *errors;
+  Index errors_stride;
 };
 
 template <class T>
@@ -435,34 +533,48 @@ void pack_b(const TnPiece<T>& piece, Index k0, Index depth) {
   }
 }
 
-// One block of C: rows whose A is packed, columns of the piece.
+// One block of C: rows whose A is packed, columns of the piece. errors: of the first of these rows.
 template <class T>
-void gemm_tn_block(const TnPiece<T>& piece, const T* packed_a, Index depth, Range rows) {
+void gemm_tn_block(const TnPiece<T>& piece, const T* packed_a, Index depth, Range rows, T* errors,
+                   BlockSums how) {
   using Set = Tiles<PackedRows, T, 1>;
-  constexpr Index panel_cols = TnPanel::vectors * Native<T>::lanes;
+  constexpr Index lanes = Native<T>::lanes, panel_cols = TnPanel::vectors * lanes;
   const GemmTnProduct<T>& g = *piece.product;
   const Index most_rows = min_of(rows.end - rows.begin, Set::max_rows);
   const Index most = Set::panels_for(static_cast<int>(most_rows));
   for_parts({0, ceil_div(piece.cols, panel_cols)}, most, [&](Index panel, Index np) {
     const T* a = packed_a;
-    const Index col = panel * panel_cols;
+    const Index col = panel * panel_cols, cols = min_of(np * panel_cols, piece.cols - col);
+    const Weights<T> weights{piece.packed + col * depth, panel_cols, panel_cols * depth};
     for_parts(rows, Set::max_rows, [&](Index row, Index nr) {
-      gemm_tile(tiles<PackedRows, T, 1>, a, 0, depth,
-                Weights<T>{piece.packed + col * depth, panel_cols, panel_cols * depth},
-                g.c + row * g.c_stride + piece.col + col, g.c_stride, nr,
-                min_of(np * panel_cols, piece.cols - col), static_cast<const T*>(nullptr), true);
+      T* const e = errors ? errors + (row - rows.begin) * piece.errors_stride + col : nullptr;
+      tiles<PackedRows, T, 1>.run(
+          nr, ceil_div(cols, lanes),
+          TnTileArgs<T>{a, depth, weights, g.c + row * g.c_stride + piece.col + col, g.c_stride,
+                        cols, e, piece.errors_stride, how});
       a += nr * depth + TnBlocks<T>::skew;
     });
   });
 }
 
+// sums[0, n) += block[0, n).
 template <class T>
-void gemm_tn(const GemmTnArgs<T>& g, Range rows, T* scratch) {
+void add_blocks(const T* block, Index n, BlockSums how, T* sums, T* errors) {
+  using V = Native<T>;
+  for (Index j = 0; j < n; j += V::lanes)
+    add_block(V::load(block + j, n - j), how, sums + j, errors + j, n - j);
+}
+
+// Rows of C, of which there are few enough for the errors' place.
+template <class T>
+void gemm_tn_rows(const GemmTnArgs<T>& g, Range rows, T* scratch) {
   using Set = Tiles<PackedRows, T, 1>;
   using Blocks = TnBlocks<T>;
   constexpr Index panel_cols = TnPanel::vectors * Native<T>::lanes;
-  T* const packed_a = scratch + Blocks::depth * Blocks::cols;
-  if (rows.begin == rows.end) return;
+  T* const packed_a = scratch + Blocks::b_elements;
+  T* const errors = packed_a + Blocks::a_elements;
+  T* const sums_errors =
+      g.sums_errors ? g.sums_errors + rows.begin : errors + Blocks::rows_with_errors * Blocks::cols;
   int product = 0;
   Index col = 0;
   T* sums = g.sums;
@@ -471,24 +583,42 @@ void gemm_tn(const GemmTnArgs<T>& g, Range rows, T* scratch) {
     TnPiece<T> pieces[2];
     int count = 0;
     for (Index used = 0; product < g.num_products && count < 2 && used < Blocks::cols;) {
-      const Index cols = min_of(g.products[product].cols - col, Blocks::cols - used);
-      pieces[count++] = {&g.products[product], col, cols, scratch + used * Blocks::depth};
+      const GemmTnProduct<T>& p = g.products[product];
+      const Index cols = min_of(p.cols - col, Blocks::cols - used);
+      TnPiece<T>& piece = pieces[count++];
+      piece = {&p, col, cols, scratch + used * Blocks::depth, errors + used, Blocks::cols};
+      if (p.errors)
+        piece.errors = p.errors + rows.begin * p.errors_stride + col,
+        piece.errors_stride = p.errors_stride;
       used += ceil_div(cols, panel_cols) * panel_cols;
       col += cols;
-      if (col == g.products[product].cols) ++product, col = 0;
+      if (col == p.cols) ++product, col = 0;
     }
-    for (Index k0 = 0; k0 < g.depth; k0 += Blocks::depth) {
-      const Index depth = min_of(Blocks::depth, g.depth - k0);
+    for (Index k0 = 0; k0 < g.depth; k0 += g.block) {
+      const Index depth = min_of(g.block, g.depth - k0);
+      const BlockSums how = block_sums(g.done + k0, g.done + k0 + depth, whole_depth(g));
       for (int i = 0; i < count; ++i) pack_b(pieces[i], k0, depth);
       const Range tiles{0, ceil_div(rows.end - rows.begin, Set::max_rows)};
       for_parts(tiles, Blocks::rows / Set::max_rows, [&](Index first, Index n) {
-        const Index row = rows.begin + first * Set::max_rows;
+        const Index row = rows.begin + first * Set::max_rows, before = row - rows.begin;
         const Index end = min_of(row + n * Set::max_rows, rows.end);
+        T block[Blocks::rows] = {};
         pack_a<Set>(g.a + k0 * g.a_stride + row, g.a_stride, depth, end - row, packed_a,
-                    sums ? sums + row : nullptr);
-        for (int i = 0; i < count; ++i) gemm_tn_block(pieces[i], packed_a, depth, {row, end});
+                    sums ? block : nullptr);
+        if (sums) add_blocks(block, end - row, how, sums + row, sums_errors + before);
+        for (int i = 0; i < count; ++i)
+          gemm_tn_block(pieces[i], packed_a, depth, {row, end},
+                        pieces[i].errors + before * pieces[i].errors_stride, how);
       });
     }
     sums = nullptr;  // once is enough
   }
+}
+
+template <class T>
+void gemm_tn(const GemmTnArgs<T>& g, Range rows, T* scratch) {
+  const bool with_errors = block_sums(0, 0, whole_depth(g)).with_errors;
+  const Index most = with_errors ? TnBlocks<T>::rows_with_errors : rows.end - rows.begin;
+  for (Index row = rows.begin; row < rows.end; row += most)
+    gemm_tn_rows(g, {row, min_of(row + most, rows.end)}, scratch);
 }

@@ -40,6 +40,7 @@ constexpr Kernels<T> table = {
     .column_sums = &column_sums<T>,
     .column_products = &column_products<T>,
     .gather = &gather<T>,
+    .sort_by_token = &sort_by_token,
     .scatter_add = &scatter_add<T>,
     .layer_norm = &layer_norm<T>,
     .layer_norm_backward = &layer_norm_backward<T>,

@@ -8,14 +8,25 @@
 // All matrices are row-major; strides are in elements. "Rows" and "panels" given to a kernel are
 // half-open ranges of the work, for sharing it out among threads: results do not depend on them.
 //
-// Every output of a product is one chain of fused multiply-adds, depth ascending, that begins
-// with the bias or the value to be added to. This makes results independent of tiles, of
-// blocks, of threads and of the other rows of a batch.
+// Sums go in an order that depends on nothing but the place of a term in the sum, so that results
+// are independent of tiles, of threads and of the other rows of a batch:
+// - A product's output is a sum over the depth: to the bias, or the value to be added to, come
+// chains
+//   of fused multiply-adds of chain_depth products each, k ascending.
+// - A parameter's gradient is a sum over the rows of a sequence: blocks of sum_block rows, one
+// chain
+//   each, are added to the gradient in order; of more than most_plain_rows rows with the rounding
+//   errors of these additions summed beside and added at the end, so that the error of a sum does
+//   not grow with its length. Sums of columns take sum_rows rows at a time within a block.
+// Short chains keep rounding errors small: they grow with the root of a chain's length.
 #pragma once
 
 #include "charrnn_fast/config.hpp"
 
 namespace charrnn_fast {
+
+constexpr Index chain_depth = 128;
+constexpr Index sum_rows = 8, sum_block = 256, most_plain_rows = 16 * sum_block;
 
 struct Range {
   Index begin, end;
@@ -69,6 +80,8 @@ struct GemmTnProduct {
   Index b_stride, cols;
   T* c;
   Index c_stride;
+  T* errors = nullptr;  // [M, N], see GemmTnArgs::whole
+  Index errors_stride = 0;
 };
 
 template <class T>
@@ -77,8 +90,17 @@ struct GemmTnArgs {
   Index a_stride, depth;
   GemmTnProduct<T> products[2];
   int num_products;
-  T* sums;  // [M] or null: the sums of A's columns are added to it, k ascending
+  T* sums;                  // [M] or null: the sums of A's columns are added to it
+  Index block = sum_block;  // rows of a block, at most so many
+  // Of a sum of `whole` rows that takes several calls: rows that are done, in whole blocks. Of more
+  // than most_plain_rows, the errors are the caller's, who passes them from call to call.
+  Index done = 0, whole = 0;  // 0: this call is the whole, and has room for its errors
+  T* sums_errors = nullptr;   // [M]
 };
+template <class T>
+CHARRNN_INLINE Index whole_depth(const GemmTnArgs<T>& g) {
+  return g.whole > 0 ? g.whole : g.depth;
+}
 
 // ---- sequences ----------------------------------------------------------------------------
 
@@ -277,6 +299,18 @@ struct GatherArgs {
   Index out_stride;
 };
 
+// table[tokens[row], j] += scales[row] * a[row, j], row ascending; scales null: 1
+template <class T>
+struct ScatterArgs {
+  const T* a;
+  Index stride, rows;
+  const Token* tokens;
+  const Index* order;  // of Kernels::sort_by_token
+  const T* scales;
+  T* table;
+  Index table_stride;
+};
+
 // y = gain * normalised(x) + bias, each of two groups of columns by itself (Ba, Kiros and Hinton
 // 2016, equation 4): (x - mean) / sqrt(variance + 1e-5).
 template <class T>
@@ -347,9 +381,11 @@ struct Kernels {
                           Range cols, T* sums);
   // out[row, j] = bias[j] + scales[row] * table[tokens[row], j]; scales null: 1, bias null: 0
   void (*gather)(const GatherArgs<T>&, Range rows);
-  // table[tokens[row], j] += scales[row] * a[row, j]; scales null: 1
-  void (*scatter_add)(const T* a, Index stride, const Token* tokens, const T* scales, Index rows,
-                      Range cols, T* table, Index table_stride);
+  // order[0, rows): the rows, those of the smallest token first, those of one ascending.
+  // counts: vocab_size elements to work with.
+  void (*sort_by_token)(const Token* tokens, Index rows, Index vocab_size, Index* counts,
+                        Index* order);
+  void (*scatter_add)(const ScatterArgs<T>&, Range cols);
   void (*layer_norm)(const LayerNormArgs<T>&, Range rows);
   void (*layer_norm_backward)(const LayerNormBackwardArgs<T>&, Range rows);
   void (*cross_entropy)(const CrossEntropyArgs<T>&, Range rows);
