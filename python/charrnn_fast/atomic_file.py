@@ -222,7 +222,8 @@ def _replaceable(path: StrPath, kind: Kind | None) -> str:
         return target
     if kind is not None and status.st_size and not kind.is_ours(target):
         raise FileExistsError(errno.EEXIST, f"this file is no {kind.name}; it is not overwritten")
-    if not os.access(target, os.W_OK):  # to replace it would take no right to write to it
+    # To replace it would take no right to write to it.
+    if not os.access(target, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise PermissionError(errno.EACCES, "this file is read-only")
     return target
 

@@ -21,6 +21,7 @@ import math
 import os
 import secrets
 import select
+import socket
 import stat
 import sys
 import time
@@ -218,7 +219,7 @@ class TensorBoardLog(Callback):
         OSError where the folder cannot be made or written to.
         """
         try:
-            from tensorboardX import event_file_writer, summary
+            from tensorboardX import record_writer, summary
             from tensorboardX.proto import event_pb2
         except ImportError as error:
             raise ImportError(
@@ -226,11 +227,11 @@ class TensorBoardLog(Callback):
             ) from error
         self._folder = os.fspath(folder)
         # Not its SummaryWriter: that writes in a thread, and where it cannot, waits for ever.
-        self._make: Any = event_file_writer.EventsWriter
+        self._records: Any = record_writer
         self._summary: Any = summary
         self._proto: Any = event_pb2
         self._writer: Any = None
-        atomic_file.check_folder(self._folder)
+        check_folder(self._folder)
 
     def __reduce__(self) -> tuple[Any, ...]:
         _check_idle(self, self._writer is None)
@@ -238,12 +239,15 @@ class TensorBoardLog(Callback):
         return type(self), (self._folder,), {k: v for k, v in vars(self).items() if k not in made}
 
     def started(self, trainer: Trainer, steps: int) -> None:
-        # Without the random ending, two trainings that begin in one second had one file.
-        ending = f".{os.getpid()}.{secrets.token_hex(4)}"
-        self._flushed = time.monotonic()
+        # TensorBoard reads the files in the order of their names.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         with self._errors():
-            os.makedirs(self._folder, exist_ok=True)
-            self._writer = self._make(os.path.join(self._folder, "events"), ending)
+            self._records.directory_check(self._folder)
+            self._writer = self._records.RecordWriter(
+                os.path.join(self._folder, f"{name}.{secrets.token_hex(4)}")
+            )
+        self._flushed = time.monotonic()
+        self._write(0, file_version="brain.Event:2")
         # What a failed or a killed training has written behind this step is hidden by TensorBoard.
         start = self._proto.SessionLog(status=self._proto.SessionLog.START)
         self._write(trainer.num_steps + 1, session_log=start)
@@ -261,10 +265,11 @@ class TensorBoardLog(Callback):
         self._flush()
 
     def ended(self, trainer: Trainer) -> None:
-        if self._writer is not None:
-            self._flush()
-            self._writer.close()
-            self._writer = None
+        self._flush()
+        with self._errors():
+            if self._writer is not None:
+                self._writer.close()
+        self._writer = None
 
     def _add(self, step: int, name: str, value: float) -> None:
         self._write(step, summary=self._summary.scalar(name, value))
@@ -273,7 +278,7 @@ class TensorBoardLog(Callback):
         with self._errors():
             if self._writer is not None:
                 event = self._proto.Event(step=step, wall_time=time.time(), **content)
-                self._writer.write_event(event)
+                self._writer.write(event.SerializeToString())
 
     def _flush(self) -> None:
         with self._errors():
@@ -287,10 +292,10 @@ class TensorBoardLog(Callback):
         try:
             yield
         except OSError as error:
+            writer, self._writer = self._writer, None
             with suppress(OSError):  # it tries again what it could not write
-                if self._writer is not None:
-                    self._writer.close()
-            self._writer = None
+                if writer is not None:
+                    writer.close()
             raise atomic_file.of_path(error, self._folder) from error
 
 
@@ -338,6 +343,12 @@ def check_writable(path: StrPath) -> None:
         atomic_file.Lock(path, _IN_USE).close()
     elif sys.__stderr__ is None:  # which a shell does by 2>&-
         raise OSError(errno.EBADF, "standard error is closed", os.fspath(path))
+
+
+def check_folder(path: StrPath) -> None:
+    """Raises OSError if a `TensorBoardLog` cannot write to a folder. Changes nothing."""
+    if "://" not in os.fspath(path):  # tensorboardX can write to storage of other kinds
+        atomic_file.check_folder(path)
 
 
 def is_worth_keeping(path: StrPath) -> bool:

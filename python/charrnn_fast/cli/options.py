@@ -186,7 +186,8 @@ LOGS = (
         "log",
         None,
         output_option(".jsonl"),
-        "of JSON lines, for charrnn-fast plot (default: MODEL.jsonl beside the model)",
+        "of JSON lines, for charrnn-fast plot (default: MODEL.jsonl beside the model); may be "
+        "/dev/stderr",
         "FILE",
     ),
     Option("tensorboard", None, folder_option, "one for TensorBoard, too", "FOLDER"),

@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    for path in arguments.logs:
+    for path in filter(os.path.exists, arguments.logs):
         if os.path.exists(arguments.output) and os.path.samefile(arguments.output, path):
             raise ValueError(f"{arguments.output} is a log to read; -o would overwrite it")
     plot.curves(arguments.logs, arguments.output)

@@ -201,7 +201,7 @@ def _check_logs(
     if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
         raise ValueError(f"--tensorboard takes a folder, and {folder} is a file")
     if folder is not None:
-        atomic_file.check_folder(folder)
+        log.check_folder(folder)
     if log_path:
         log.check_writable(log_path)
     if arguments.resume or arguments.overwrite:
