@@ -924,7 +924,7 @@ def test_a_log_goes_to_standard_error(tmp_path: Path, text: Path, where: str, na
         os.close(reading)
         data = b"".join(parts)
     if where == "terminal":  # where the bar has no line of its own
-        data = data.replace(b"{", b"\n{", 1).replace(b'{"type"', b'\n{"type"')
+        data = data.replace(b'{"type"', b'\n{"type"')
     kinds = [entry["type"] for entry in lines_of(data)]
     assert kinds[:4] == ["start", "updates", "evaluation", "checkpoint"]
     written = {"m", "m.best"} | ({"errors"} if where == "file" else set())
