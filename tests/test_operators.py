@@ -209,6 +209,27 @@ def test_parameters_are_read_only_and_live() -> None:
         assert_same_bits(name, view, doubled[name])
 
 
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_the_memory_order_of_parameters(both_ways: bool) -> None:
+    """As documented: layer 0's input weights are transposed views; copies are in C order."""
+    net = cf.RNN(4, 5, 3, cell="lstm", num_layers=2, proj_size=2, bidirectional=both_ways)
+    views, copies = net.parameters(), net.parameters(copy=True)
+    y, _ = net.forward(np.ones((3, 2, 4), "float32"))
+    _, _, grads = net.backward(np.ones_like(y))
+    assert list(views) == list(copies) == list(grads)
+    for name, view in views.items():
+        transposed = name in ("weight_ih_l0", "weight_ih_l0_reverse")
+        for array in (view, grads[name]):
+            assert array.flags.c_contiguous is not transposed, name
+            assert array.flags.f_contiguous or (array.ndim > 1 and not transposed)
+        assert copies[name].flags.c_contiguous and copies[name].flags.writeable
+        assert_same_bits(name, copies[name], np.array(view))
+    before = _copies(net)
+    net.load_parameters({name: 2 * value for name, value in copies.items()})
+    for name, value in copies.items():
+        assert_same_bits(name, value, before[name])
+
+
 def test_a_view_outlives_its_network() -> None:
     net = cf.RNN(64, 64)
     view, expected = net.W_hh, np.array(net.W_hh)

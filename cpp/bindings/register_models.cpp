@@ -115,10 +115,11 @@ py::array_t<T> step(Model<T>& model, const py::object& x, const py::object& stat
 }
 
 // An array of T with these flags as it lies in memory, or null: hardly more than a comparison.
+// Of a subclass, which may have a mask or a shape of its own mind, null.
 template <class T>
 const py::detail::PyArray_Proxy* plain_array(const py::object& object, int flags) {
   static const PyObject* const descr = py::dtype::of<T>().release().ptr();
-  if (!py::detail::npy_api::get().PyArray_Check_(object.ptr())) return nullptr;
+  if (Py_TYPE(object.ptr()) != py::detail::npy_api::get().PyArray_Type_) return nullptr;
   const auto* array = py::detail::array_proxy(object.ptr());
   return array->descr == descr && (array->flags & flags) == flags ? array : nullptr;
 }

@@ -8,7 +8,10 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
+
+import numpy as np
+from numpy.typing import NDArray
 
 StrPath = str | os.PathLike[str]
 
@@ -41,6 +44,37 @@ def instance(name: str, value: object, kind: type | tuple[type, ...], takes: str
     """TypeError unless value is of a kind; takes says which."""
     if not isinstance(value, kind):
         raise TypeError(f"{called(name)} must be {takes}, got {type(value).__name__}")
+
+
+def array(name: str, value: object, takes: str = "a NumPy array") -> NDArray[Any]:
+    """value as a plain array, in the same memory; TypeError for anything that is no array.
+
+    A subclass, such as numpy.memmap, counts as the array that it is. A masked one is refused: what
+    its mask hides would be read.
+    """
+    _check_unmasked(name, value)
+    if not isinstance(value, np.ndarray):
+        hint = ": convert it by numpy.asarray" if hasattr(value, "__array__") else ""
+        raise TypeError(f"{called(name)} must be {takes}, got {type(value).__name__}{hint}")
+    return value if type(value) is np.ndarray else np.asarray(value)
+
+
+def array_like(name: str, value: object) -> NDArray[Any]:
+    """As `array`, for anything that NumPy makes an array of: lists, tensors, tables."""
+    _check_unmasked(name, value)
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"{called(name)} makes no array: {error}") from None
+
+
+def _check_unmasked(name: str, value: object) -> None:
+    parts = value if isinstance(value, (list, tuple)) else ()
+    if any(isinstance(part, np.ma.MaskedArray) for part in (value, *parts)):
+        raise TypeError(
+            f"{called(name)} must have no mask, got a masked array, of which all elements would be "
+            f"read: fill it by its filled(), or take its data"
+        )
 
 
 def integer(name: str, value: object, minimum: int, maximum: int = LARGEST) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import text_files
-from ._checks import StrPath, called, instance, integer
+from ._checks import StrPath, array, called, instance, integer
 from ._names import suggesting
 from ._objects import Settled
 from .file_array import FileArray, Ids
@@ -52,10 +52,13 @@ class Corpus(Settled):
         document_mark: str | None = None,
         file_starts: Sequence[int] = (),
     ) -> None:
-        """ids [N], N >= 1, all below ``len(vocabulary)``; use `from_text` or `from_files`.
+        """ids [N], N >= 1, integers below ``len(vocabulary)``; use `from_text` or `from_files`.
 
         file_starts: the positions at which files begin; with a document_mark, documents as well.
         """
+        instance("vocabulary", vocabulary, Vocabulary, "a Vocabulary")
+        if not isinstance(ids, FileArray):
+            ids = _checked_ids(ids, vocabulary)
         split = len(ids) * 9 // 10
         if isinstance(ids, FileArray):
             self.train, self.validation = ids.part(0, split), ids.part(split, len(ids))
@@ -381,6 +384,19 @@ class _Chunks:
                 found = np.concatenate([found, [left], behind])
             starts.append(found)
         return starts
+
+
+def _checked_ids(ids: object, vocabulary: Vocabulary) -> NDArray[Any]:
+    given = array("ids", ids)
+    if given.dtype.kind not in "iu":
+        raise TypeError(f"ids must be integers, got dtype {given.dtype}")
+    if given.ndim != 1 or not given.size:
+        raise ValueError(f"ids must have the shape [N], N >= 1, got {list(given.shape)}")
+    if given.min() < 0 or given.max() >= len(vocabulary):
+        raise ValueError(
+            f"ids must lie in 0 to {len(vocabulary) - 1}, got {given.min()} to {given.max()}"
+        )
+    return given
 
 
 def _id_dtype(vocabulary: Vocabulary) -> np.dtype[Any]:

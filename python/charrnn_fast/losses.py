@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from ._checks import instance, real
+from ._checks import array, instance, real
 from .rnn import _tokens
 
 Array = NDArray[Any]
@@ -30,19 +30,20 @@ def cross_entropy(
     Returns the loss and dlogits [..., V] = softmax(logits) - onehot(target), scaled likewise.
     """
     _check_reduction(reduction)
-    _check_floats("logits", logits)
-    if not isinstance(targets, np.ndarray) or targets.dtype.kind not in "iu":
-        raise TypeError(f"targets must be an array of integers, got {_kind(targets)}")
+    logits = _floats("logits", logits)
+    targets = array("targets", targets, "an array of integers")
+    if targets.dtype.kind not in "iu":
+        raise TypeError(f"targets must be an array of integers, got an array of {targets.dtype}")
     if logits.ndim < 1 or logits.shape[-1] < 1 or logits.shape[:-1] != targets.shape:
         raise ValueError(
             f"logits must have shape [..., V] and targets [...], got {logits.shape} and "
             f"{targets.shape}"
         )
-    for name, array in (("logits", logits), ("targets", targets)):
-        _check_contiguous(name, array)
+    for name, given in (("logits", logits), ("targets", targets)):
+        _check_contiguous(name, given)
     classes = logits.shape[-1]
     tokens = _tokens("targets", targets, -1, classes).reshape(-1)
-    _check_weights(weights, logits.dtype, targets.shape)
+    weights = _weights(weights, logits.dtype, targets.shape)
     loss, dlogits = _core.cross_entropy(
         logits.reshape(-1, classes),
         tokens,
@@ -69,9 +70,9 @@ def binary_cross_entropy(
     number of elements instead.
     """
     _check_reduction(reduction)
-    _check_pair("logits", logits, targets)
+    logits, targets = _pair("logits", logits, targets)
     _check_range("targets", targets, 0, 1, "0 to 1")
-    _check_weights(weights, logits.dtype, logits.shape)
+    weights = _weights(weights, logits.dtype, logits.shape)
     return _core.binary_cross_entropy(logits, targets, reduction, weights)
 
 
@@ -89,8 +90,8 @@ def mean_square(
     torch.nn.functional.mse_loss.
     """
     _check_reduction(reduction)
-    _check_pair("y", y, targets)
-    _check_weights(weights, y.dtype, y.shape)
+    y, targets = _pair("y", y, targets)
+    weights = _weights(weights, y.dtype, y.shape)
     return _core.mean_square(y, targets, reduction, weights)
 
 
@@ -124,11 +125,8 @@ def clip_grad_value(grads: Mapping[str, Array], max_value: float) -> None:
 
 def _check_gradients(grads: Mapping[str, Array]) -> None:
     instance("grads", grads, Mapping, "a mapping of arrays by name")
-    for name, g in grads.items():
-        if not isinstance(g, np.ndarray) or g.dtype not in (np.float32, np.float64):
-            raise TypeError(
-                f"grads[{name!r}] must be an array of float32 or float64, got {_kind(g)}"
-            )
+    for name, value in grads.items():
+        g = _floats(f"grads[{name!r}]", value)
         if not (g.flags.c_contiguous or g.flags.f_contiguous):
             raise ValueError(f"grads[{name!r}] must be contiguous")
         if not g.flags.writeable:
@@ -140,47 +138,49 @@ def _check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
 
 
-def _check_floats(name: str, array: Array) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{name} must be an array of float32 or float64, got {_kind(array)}")
+def _floats(name: str, value: object) -> Array:
+    value = array(name, value, "an array of float32 or float64")
+    if value.dtype not in (np.float32, np.float64):
+        raise TypeError(
+            f"{name} must be an array of float32 or float64, got an array of {value.dtype}"
+        )
+    return value
 
 
-def _check_contiguous(name: str, array: Array) -> None:
-    if not array.flags.c_contiguous:
+def _check_contiguous(name: str, value: Array) -> None:
+    if not value.flags.c_contiguous:
         raise ValueError(f"{name} must be C-contiguous: pass numpy.ascontiguousarray({name})")
 
 
-def _check_like(name: str, array: Array, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype != dtype:
-        raise TypeError(f"{name} must be an array of {dtype}, got {_kind(array)}")
-    if array.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-    _check_contiguous(name, array)
+def _like(name: str, value: object, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    value = array(name, value, f"an array of {dtype}")
+    if value.dtype != dtype:
+        raise TypeError(f"{name} must be an array of {dtype}, got an array of {value.dtype}")
+    if value.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {value.shape}")
+    _check_contiguous(name, value)
+    return value
 
 
-def _check_pair(name: str, values: Array, targets: Array) -> None:
-    _check_floats(name, values)
+def _pair(name: str, values: object, targets: object) -> tuple[Array, Array]:
+    values = _floats(name, values)
     _check_contiguous(name, values)
-    _check_like("targets", targets, values.dtype, values.shape)
+    return values, _like("targets", targets, values.dtype, values.shape)
 
 
-def _check_weights(weights: Array | None, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    if weights is not None:
-        _check_like("weights", weights, dtype, shape)
-        _check_range("weights", weights, 0, float(np.finfo(dtype).max), "finite numbers >= 0")
+def _weights(weights: object, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array | None:
+    if weights is None:
+        return None
+    weights = _like("weights", weights, dtype, shape)
+    _check_range("weights", weights, 0, float(np.finfo(dtype).max), "finite numbers >= 0")
+    return weights
 
 
-def _check_range(name: str, array: Array, least: float, most: float, takes: str) -> None:
+def _check_range(name: str, values: Array, least: float, most: float, takes: str) -> None:
     """ValueError names the first element that is not in [least, most], NaN among them."""
-    if array.size and not (array.min() >= least and array.max() <= most):
-        flat = array.flatten()  # a copy: another thread may put it right before it is named
+    if values.size and not (values.min() >= least and values.max() <= most):
+        flat = values.flatten()  # a copy: another thread may put it right before it is named
         for first in np.flatnonzero(~((flat >= least) & (flat <= most)))[:1]:
-            where = ", ".join(str(int(i)) for i in np.unravel_index(first, array.shape))
-            index = f"[{where}]" if array.ndim else ""
+            where = ", ".join(str(int(i)) for i in np.unravel_index(first, values.shape))
+            index = f"[{where}]" if values.ndim else ""
             raise ValueError(f"{name}{index} is {flat[first]}, it takes {takes}")
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, np.ndarray):
-        return f"an array of {value.dtype}"
-    return type(value).__name__

@@ -12,7 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from ._checks import LARGEST_SEED, available_memory, called, instance, integer, real, shown
+from ._checks import (
+    LARGEST_SEED,
+    array,
+    array_like,
+    available_memory,
+    called,
+    instance,
+    integer,
+    real,
+    shown,
+)
 from ._names import suggesting
 from ._objects import Settled
 
@@ -408,15 +418,23 @@ class RNN(Settled):
 
     # ---- parameters -----------------------------------------------------------------------
 
-    def parameters(self) -> dict[str, Array]:
+    def parameters(self, *, copy: bool = False) -> dict[str, Array]:
         """Read-only views of the parameters, by PyTorch's names and in its shapes.
 
         weight_ih_l0 [G*H, I], weight_hh_l0 [G*H, R], bias_ih_l0 and bias_hh_l0 [G*H], and so on
         for each layer (weight_ih_l1 [G*H, D*R]) and, as weight_ih_l0_reverse, for its other
         direction; where there are such, weight_peephole_l0 [3, H] (of i, f, o), gain_ih_l0 and
         gain_hh_l0 [G*H], weight_hr_l0 [R, H]; decoder.weight [O, D*R], decoder.bias [O].
+
+        The views show every later change. weight_ih_l0 and weight_ih_l0_reverse are stored [I, G*H]
+        and their views transposed, in Fortran order; the others are in C order. copy=True: writable
+        copies in C order of what the parameters are now. The dict is the caller's: to change a
+        parameter, use `load_parameters`.
         """
-        return {name: self._core.parameter(name) for name in self._core.parameter_shapes()}
+        views = {name: self._core.parameter(name) for name in self._core.parameter_shapes()}
+        if not copy:
+            return views
+        return {name: np.array(view, order="C") for name, view in views.items()}
 
     def load_parameters(self, parameters: Mapping[str, Array]) -> None:
         """Copies parameters from a mapping like that of `parameters`, all of them or nothing.
@@ -437,8 +455,7 @@ class RNN(Settled):
             self._core.set_parameter(name, parameters[name])
 
     def _check_parameter(self, name: str, value: object, shape: tuple[int, ...]) -> None:
-        if not isinstance(value, np.ndarray):
-            raise TypeError(f"{name} must be an array, got {type(value).__name__}")
+        value = array(name, value, "an array")
         if value.dtype != self.dtype:
             raise TypeError(f"{name} must have dtype {self.dtype}, got {value.dtype}")
         if value.shape != shape:
@@ -588,18 +605,16 @@ class RNN(Settled):
             parts = {name: state}
         letters = "[L*D, B, H]" if self.bidirectional else "[L, B, H]"
         for (part, value), shape in zip(parts.items(), shapes, strict=True):
-            self._check_floats(part, value)
+            parts[part] = value = self._floats(part, value)
             if value.shape != shape:
                 raise ValueError(f"{part} must have shape {letters} = {shape}, got {value.shape}")
         return self._joined_state(list(parts.values()))
 
     # ---- arrays in ------------------------------------------------------------------------
 
-    def _check_floats(self, name: str, value: object) -> None:
-        if not isinstance(value, np.ndarray):
-            raise TypeError(
-                f"{name} must be a NumPy array of {self.dtype}, got {type(value).__name__}"
-            )
+    def _floats(self, name: str, value: object) -> Array:
+        """value as a plain array; TypeError and ValueError for what the kernels do not take."""
+        value = array(name, value, f"a NumPy array of {self.dtype}")
         code = name.split()[0]  # of "state[0] (h)"
         if value.dtype != self.dtype:
             message = (
@@ -613,11 +628,11 @@ class RNN(Settled):
             raise TypeError(message)
         if not value.flags.c_contiguous:
             raise ValueError(f"{name} must be C-contiguous: pass numpy.ascontiguousarray({code})")
+        return value
 
     def _input(self, x: object, dims: str) -> Array:
         """x [*dims, I] of the network's dtype, or tokens [*dims] as int32; both contiguous."""
-        if not isinstance(x, np.ndarray):
-            raise TypeError(f"x must be a NumPy array, got {type(x).__name__}")
+        x = array("x", x)
         ndim = len(dims)
         shown = ", ".join(dims)
         if x.dtype.kind in "iu":
@@ -626,7 +641,7 @@ class RNN(Settled):
             if not x.flags.c_contiguous:
                 raise ValueError("x must be C-contiguous: pass numpy.ascontiguousarray(x)")
             return _tokens("x", x, 0, self.input_size)
-        self._check_floats("x", x)
+        x = self._floats("x", x)
         if x.ndim != ndim + 1 or x.shape[-1] != self.input_size:
             shown = f"{shown}, {self.input_size}" if dims else f"{self.input_size}"
             raise ValueError(f"x must have shape [{shown}], got {x.shape}")
@@ -726,7 +741,7 @@ class RNN(Settled):
                 "training, evaluation or a change of the parameters has come after it"
             )
         if dy is not None:
-            self._check_floats("dy", dy)
+            dy = self._floats("dy", dy)
             if dy.shape != self._kept_shape:
                 raise ValueError(
                     f"dy must have the shape of y, [T, B, O] = {self._kept_shape}, got {dy.shape}"
@@ -768,15 +783,15 @@ def _zoneout(
 
 
 def _lengths(lengths: Sequence[int] | Array, seq_len: int, batch: int) -> NDArray[np.int64]:
-    array = np.array(lengths)  # a copy, as in _tokens
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"lengths must be integers, got {array.dtype}")
-    if array.shape != (batch,):
-        raise ValueError(f"lengths must have shape [B] = ({batch},), got {array.shape}")
-    for b, length in enumerate(array):
+    given = np.array(array_like("lengths", lengths))  # a copy, as in _tokens
+    if given.dtype.kind not in "iu":
+        raise TypeError(f"lengths must be integers, got {given.dtype}")
+    if given.shape != (batch,):
+        raise ValueError(f"lengths must have shape [B] = ({batch},), got {given.shape}")
+    for b, length in enumerate(given):
         if not 0 <= length <= seq_len:
             raise ValueError(f"lengths[{b}] is {length}, it takes 0 to {seq_len}")
-    return np.ascontiguousarray(array, np.int64)
+    return np.ascontiguousarray(given, np.int64)
 
 
 def _tokens(name: str, tokens: Array, lowest: int, end: int) -> NDArray[np.int32]:

@@ -20,6 +20,7 @@ from . import _core, atomic_file, checkpoint, configuration, optim
 from ._checks import (
     LARGEST_SEED,
     StrPath,
+    array_like,
     available_memory,
     called,
     instance,
@@ -563,12 +564,12 @@ class Trainer(Settled):
         return chunks
 
     def _tokens(self, name: str, ids: ArrayLike, lowest: int) -> NDArray[np.int32]:
-        array = np.asarray(ids)
-        if array.ndim != 2 or not array.size:
-            raise ValueError(f"{name} must have the shape [T, B], got {list(array.shape)}")
-        if array.dtype.kind not in "iu":
-            raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
-        return _tokens(name, array, lowest, len(self.model.vocabulary))
+        given = array_like(name, ids)
+        if given.ndim != 2 or not given.size:
+            raise ValueError(f"{name} must have the shape [T, B], got {list(given.shape)}")
+        if given.dtype.kind not in "iu":
+            raise TypeError(f"{name} must be integers, got dtype {given.dtype}")
+        return _tokens(name, given, lowest, len(self.model.vocabulary))
 
     def _next_update(self, chunks: _Chunks) -> Update:
         """The next update of `fit`."""

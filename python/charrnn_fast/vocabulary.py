@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from ._checks import called, instance, integer, real
+from ._checks import array_like, called, instance, integer, real
 from ._objects import Settled
 
 Kind = Literal["characters", "bytes"]
@@ -286,7 +286,7 @@ def code_points(text: str) -> NDArray[np.uint32]:
 
 def _integers(values: ArrayLike, name: str) -> NDArray[Any]:
     """A copy: what is checked is what is used, whatever another thread does to the caller's."""
-    array = np.array(values)
+    array = np.array(array_like(name, values))
     if array.size == 0:
         return array.astype(np.int32)
     if array.dtype.kind not in "iu":
