@@ -380,6 +380,22 @@ def test_names_of_files_may_be_any_bytes(inside: Path, capsys: Capture) -> None:
     assert capsys.readouterr().out == cf.CharLM.load(name).sample(3, seed=1) + "\n"
 
 
+@pytest.mark.parametrize(
+    "arguments", [["train", "bad", "-o", "new"], ["eval", "model", "bad"]], ids=lambda a: str(a[0])
+)
+def test_a_text_in_another_encoding_is_told_with_the_flag(
+    inside: Path, capsys: Capture, arguments: list[str]
+) -> None:
+    (inside / "bad").write_bytes(b"na\xefve")
+    message = (
+        "bad: invalid UTF-8 at byte 2 (0xef: invalid continuation byte); name the encoding that "
+        "the file is in ({}), or take a model of bytes, which reads any (train --bytes)"
+    )
+    assert refused(capsys, *arguments) == message.format("--encoding")
+    with pytest.raises(ValueError, match=f"^{re.escape(message.format('encoding'))}$"):
+        cf.Corpus.from_files("bad")
+
+
 # ---- numbers ----
 
 

@@ -257,6 +257,10 @@ def test_what_is_suggested_is_near(name: str, ours: str | None) -> None:
             "sample m --prime -x",
             "--prime must have a value; write --prime=-x for one that begins with a hyphen",
         ),
+        (
+            "sample m --prime The king",
+            "king is more than charrnn-fast sample takes; what has blanks stands in quotes",
+        ),
         ("bench --gpu", "there is no --gpu: leave it out, it runs on the CPU"),
     ],
 )

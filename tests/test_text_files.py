@@ -184,7 +184,7 @@ def test_what_is_not_in_the_encoding_is_named_with_its_byte(
     good, bad = tmp_path / "good", tmp_path / "bad"
     good.write_bytes("aaa".encode(encoding))
     bad.write_bytes(data)
-    with pytest.raises(ValueError, match="the byte vocabulary") as error:
+    with pytest.raises(ValueError, match="a model of bytes") as error:
         list(read_text([str(good), str(bad)], encoding))
     assert str(error.value).startswith(f"{bad}: invalid {wrong}")
 

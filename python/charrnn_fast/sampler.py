@@ -52,7 +52,7 @@ def check_weight_dtype(weight_dtype: str | None, rnn: RNN) -> None:
     known = [own, "bfloat16"] if own == "float32" else [own]
     if weight_dtype is not None and weight_dtype not in known:
         raise ValueError(
-            f"{called('weight_dtype')} is {weight_dtype!r}, a {own} model takes None or "
+            f"{called('weight_dtype')} is {weight_dtype!r}, a {own} model takes "
             + " or ".join(map(repr, known))
         )
 

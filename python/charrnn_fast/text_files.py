@@ -165,8 +165,8 @@ def _decode(
     if codecs.lookup(encoding).name == UTF8:
         encoding = "UTF-8"
     raise ValueError(
-        f"{path}: invalid {encoding} {wrong}; name the encoding that the file is in (encoding, "
-        f"--encoding), or use the byte vocabulary (--bytes)"
+        f"{path}: invalid {encoding} {wrong}; name the encoding that the file is in "
+        f"({called('encoding')}), or take a model of bytes, which reads any (train --bytes)"
     )
 
 

@@ -54,7 +54,9 @@ def _status(argv: Sequence[str] | None, output: streams.Output) -> int:
         get_num_threads()  # complains of a CHARRNN_NUM_THREADS that is no number
         parser = _parser()
         parser.check(sys.argv[1:] if argv is None else argv)
-        arguments = parser.parse_args(argv)
+        arguments, more = parser.parse_known_args(argv)
+        if more:
+            arguments.parser.refuse(more)
         if arguments.threads is not None:
             set_num_threads(arguments.threads)
         run: Callable[..., int] = arguments.run

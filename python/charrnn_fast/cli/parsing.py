@@ -86,6 +86,12 @@ class Parser(argparse.ArgumentParser):
         if wrong:
             self.error(f"there is {'; '.join(wrong)}")
 
+    def refuse(self, more: Sequence[str]) -> NoReturn:
+        """Ends with an error about arguments behind the last that the command takes."""
+        self.error(
+            f"{shlex.join(more)} is more than {self.prog} takes; what has blanks stands in quotes"
+        )
+
     def _reads(self, name: str, known: Mapping[str, argparse.Action]) -> bool:
         """Whether argparse makes of an unknown flag what whoever typed it will have meant."""
         words = [_word(flag) for flag in known if flag.startswith("--")]
