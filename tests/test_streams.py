@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import unicodedata
 from pathlib import Path
@@ -422,6 +423,40 @@ def test_an_interrupt_is_one_though_its_output_breaks(
         train = ["train", str(text), "-o", str(tmp_path / "new"), "--overwrite", *SMALL]
         assert main(train) == 130
         assert Trainer.resume(tmp_path / "new").num_steps == 3
+
+
+@needs_posix
+def test_slow_neighbours_in_a_pipe_are_waited_for(tmp_path: Path, model: Path) -> None:
+    """Where another program has left the pipes in the mode of not waiting."""
+    incoming, outgoing = os.pipe(), os.pipe()
+    for end in (incoming[0], outgoing[1]):
+        os.set_blocking(end, False)
+    lines = b"the lazy dog\n" * 20_000  # whose scores are more than a pipe holds
+    with (
+        open(incoming[1], "wb") as write,
+        open(outgoing[0], "rb") as read,
+        subprocess.Popen(
+            [*COMMAND, "score", str(model)], stdin=incoming[0], stdout=outgoing[1], stderr=PIPE
+        ) as process,
+    ):
+        os.close(incoming[0])
+        os.close(outgoing[1])
+        write.write(lines[:13])
+        write.flush()
+        first = read.readline()
+
+        def send() -> None:
+            write.write(lines[13:])
+            write.close()
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)  # the pipe is full, and nobody reads it
+        assert read.read() == first * 19_999
+        sender.join()
+        assert process.stderr is not None
+        assert (process.wait(60), process.stderr.read()) == (0, b"")
 
 
 # ---- Terminals ----

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler = _exchange(signal.default_int_handler, signal.SIG_DFL)
     from . import streams
 
-    streams.open_missing()
+    streams.settle()
     try:
         from . import cli
     except ImportError as error:  # an instruction set in CHARRNN_ISA that there is not, say

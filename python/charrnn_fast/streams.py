@@ -130,12 +130,17 @@ def standard() -> Iterator[Output]:
         error.close()
 
 
-def open_missing() -> None:
-    """Opens the null device in the place of standard streams that are closed.
+def settle() -> None:
+    """Makes the descriptors of the standard streams ones that can be read and written.
 
-    The next files to be opened would otherwise take their numbers, and what libraries and the
-    system write to the standard error would go into them.
+    Those that are closed are opened on the null device: the next files to be opened would otherwise
+    take their numbers, and what libraries and the system write to the standard error would go into
+    them. Those that another program has left in its mode of not waiting do wait: a reader that is
+    slow is no error, and a writer that is slow is no end.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
+    for standard_one in range(3):
+        with suppress(OSError):
+            os.set_blocking(standard_one, True)
