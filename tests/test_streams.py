@@ -31,6 +31,7 @@ SMALL = ["--hidden-size", "8", "--num-layers", "1", "--batch-size", "6", "--seq-
 EPOCH = 6  # updates
 COMMAND = [sys.executable, "-m", "charrnn_fast"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX descriptors and signals")
 
@@ -143,6 +144,31 @@ def test_a_stream_that_is_closed_is_silent(tmp_path: Path, text: Path, model: Pa
             json.loads(line)
 
 
+SETTLE = """
+import os, sys
+from charrnn_fast import streams
+streams.settle()
+file = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
+null = os.stat(os.devnull)
+same = [os.path.samestat(os.fstat(descriptor), null) for descriptor in range(3)]
+os.write(file, repr((file > 2, *same)).encode())
+"""
+
+
+@needs_posix
+@pytest.mark.parametrize(
+    ("closed", "expected"),
+    [("<&- >&- 2>&-", (True, True, True)), ("2>&-", (False, False, True))],
+)
+def test_no_file_takes_the_number_of_a_closed_stream(
+    tmp_path: Path, closed: str, expected: tuple[bool, ...]
+) -> None:
+    """What the system writes to the standard error, as it aborts, would go into the file."""
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", SETTLE]
+    subprocess.run([*shell, tmp_path / "file"], stdin=PIPE, stdout=PIPE, env=ENVIRONMENT)
+    assert (tmp_path / "file").read_text() == repr((True, *expected))
+
+
 def test_a_training_in_python_needs_no_streams(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,12 +189,15 @@ def test_a_training_in_python_needs_no_streams(
 class Breaking(io.StringIO):
     """Fails once what is written holds a text; "": from the beginning."""
 
-    def __init__(self, error: int, after: str = "", terminal: bool = False) -> None:
+    def __init__(self, error: int, after: str = "") -> None:
         super().__init__()
-        self.error, self.after, self.terminal = OSError(error, os.strerror(error)), after, terminal
+        self.error, self.after = OSError(error, os.strerror(error)), after
 
-    def isatty(self) -> bool:
-        return self.terminal
+    def write(self, text: str) -> int:
+        count = super().write(text)
+        if text.endswith("\n"):
+            self.flush()
+        return count
 
     def flush(self) -> None:
         if self.after in self.getvalue():
@@ -296,7 +325,7 @@ def test_a_training_whose_reader_leaves_keeps_its_epoch(tmp_path: Path, text: Pa
 def test_a_full_disk_under_the_output(tmp_path: Path, text: Path) -> None:
     command = [*COMMAND, "train", str(text), "-o", str(tmp_path / "new"), *SMALL, "--epochs", "2"]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=PIPE, text=True)
+        done = subprocess.run(command, stdout=full, stderr=PIPE, text=True, env=BUFFERED)
     message = "charrnn-fast: error: standard output: No space left on device\n"
     assert (done.returncode, done.stderr) == (2, message)
     assert Trainer.resume(tmp_path / "new").num_steps == 2 * EPOCH
