@@ -108,6 +108,6 @@ def say(text: str, above: tqdm[Any] | None, stream: TextIO | None) -> None:
     """Prints lines, above a bar where there is one."""
     if above is not None:
         above.clear()
-    print(text, file=streams.output(stream), flush=True)
+    print(text, file=streams.output(stream, optional=stream is sys.stderr), flush=True)
     if above is not None:
         above.refresh()
