@@ -73,6 +73,17 @@ def byte_corpus(path: str) -> dict[str, int]:
     return {"size": len(corpus), "peak": held("VmHWM")}
 
 
+def refusal(path: str) -> dict[str, int]:
+    """Reads a file that is no checkpoint."""
+    set_up(1)
+    begin = held("VmRSS")
+    try:
+        cf.CharLM.load(path)
+    except cf.CheckpointError:
+        return {"size": Path(path).stat().st_size, "peak": held("VmHWM") - begin}
+    raise AssertionError(f"{path} is a checkpoint")
+
+
 def batches(T: int, B: int, V: int) -> list[tuple[cf.rnn.Array, cf.rnn.Array]]:
     tokens = np.random.default_rng(0).integers(0, V, (2, 2, T, B), np.int32)
     return [(inputs, targets) for inputs, targets in tokens]
@@ -95,8 +106,8 @@ def held(field: str) -> int:
 
 if __name__ == "__main__":
     name, *values = sys.argv[1:]
-    if name == "byte_corpus":
-        print(json.dumps(byte_corpus(*values)))
+    if name in ("byte_corpus", "refusal"):
+        print(json.dumps({"byte_corpus": byte_corpus, "refusal": refusal}[name](*values)))
     else:
         work = {"train_step": train_step, "language_model": language_model}[name]
         print(json.dumps(work(*map(int, values))))

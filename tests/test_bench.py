@@ -339,7 +339,7 @@ def test_plots_are_written(tmp_path: Path) -> None:
         (["--compare", "{folder}/no.json"], "no.json: No such file or directory"),
         (["--compare", "{text}"], "text is no result of a benchmark: Expecting value"),
         (["--compare", "{other}"], "other.json is no result of a benchmark of format 1"),
-        (["--compare", "{old}"], "old.json is no result of a benchmark: KeyError('rows')"),
+        (["--compare", "{old}"], "old.json is no result of a benchmark: machine is missing"),
         (["--json", "{folder}/no/run.json"], "run.json: its folder does not exist"),
         (["--json", "{folder}"], "is a folder, not a file"),
         (["--markdown", "{folder}/no/run.md"], "run.md: its folder does not exist"),

@@ -104,3 +104,46 @@ def test_a_text_far_larger_than_the_memory_it_takes(tmp_path: Path) -> None:
     path.unlink()
     assert peaks["size"] == 10_000 * MB
     assert peaks["peak"] < 300 * MB
+
+
+def header(json: str) -> bytes:
+    return len(json).to_bytes(8, "little") + json.encode()
+
+
+def metadata(entry: str) -> bytes:
+    quoted = entry.replace("\\", "\\\\").replace('"', '\\"')
+    return header('{"__metadata__":{"charrnn_fast":"' + quoted + '"}}')
+
+
+N = 19 * MB
+HOSTILE = {
+    "lists in lists": header("[" * N),
+    "objects in objects": header('{"a":' * (N // 5)),
+    "lists beside lists": header("[" + "[]," * (N // 3) + "[]]"),
+    "tensors": header(
+        "{"
+        + ",".join(
+            f'"{i}":{{"dtype":"I8","shape":[0],"data_offsets":[0,0]}}' for i in range(N // 55)
+        )
+        + "}"
+    ),
+    "lists in lists of the configuration": metadata("[" * N),
+    "lists beside lists of the configuration": metadata("[" + "[]," * (N // 3) + "[]]"),
+    "strings of the configuration": metadata("[" + '"a",' * (N // 6) + '"a"]'),
+    "a history": metadata(
+        '{"format": 1, "config": {"history": [' + "[1,2,3,4,5]," * (N // 12) + "[]]}}"
+    ),
+    "a header that is not there": (2**62).to_bytes(8, "little") + b" " * N,
+    "a header beyond all": header(" " * 30 * MB),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_of_another_kind_takes_no_more_memory_than_its_size(
+    tmp_path: Path, name: str
+) -> None:
+    """Nested headers of 19 MB took 505 MB."""
+    path = tmp_path / "model"
+    path.write_bytes(HOSTILE[name])
+    peaks = peak_memory.run("refusal", path)
+    assert peaks["peak"] < 3.5 * peaks["size"] + 2 * MB

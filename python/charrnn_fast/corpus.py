@@ -19,6 +19,7 @@ from ._checks import StrPath, array, called, instance, integer
 from ._names import suggesting
 from ._objects import Settled
 from .file_array import FileArray, Ids
+from .input_files import is_stream
 from .text_files import UTF8, Block, check_encoding, find_files, read_bytes, read_text
 from .vocabulary import UNICODE_SIZE, Vocabulary, code_points
 
@@ -107,8 +108,9 @@ class Corpus(Settled):
         """The corpus of files, one after the other; it may exceed the memory.
 
         paths: files, folders (all regular files below them but hidden ones, sorted) and patterns
-        such as ``"notes/**/*.txt"``. Each file is read once, strictly decoded from an encoding that
-        Python knows; a byte order mark at its start is left out, and line ends stay as they are.
+        such as ``"notes/**/*.txt"``, pipes, and "-" for the standard input. Each is read once,
+        strictly decoded from an encoding that Python knows; a byte order mark at its start is left
+        out, and line ends stay as they are.
 
         vocabulary None: the characters of the files. Those that occur fewer than min_count times
         are mapped to the vocabulary's unknown symbol, and so is what other texts will hold.
@@ -131,7 +133,8 @@ class Corpus(Settled):
         _check_options(vocabulary, encoding, min_count, document_mark)
         files = find_files(paths)
         text_files.check(files)
-        if vocabulary is not None and vocabulary.kind == "bytes" and len(files) == 1:
+        in_place = len(files) == 1 and not is_stream(files[0])
+        if vocabulary is not None and vocabulary.kind == "bytes" and in_place:
             with open(files[0], "rb") as file:
                 ids = FileArray(file.fileno(), np.uint8, files[0])
             return cls(ids, vocabulary, document_mark=document_mark)
@@ -139,7 +142,7 @@ class Corpus(Settled):
         with _naming_folder(), tempfile.TemporaryFile(prefix="charrnn_fast-") as spool:
             if vocabulary is None:
                 texts = _noting_starts(read_text(files, encoding), starts)
-                vocabulary = _write_and_find(texts, spool, min_count, document_mark or "")
+                vocabulary = _write_and_find(texts, spool, min_count, document_mark or "", files)
             elif vocabulary.kind == "bytes":
                 _write(_noting_starts(read_bytes(files), starts), spool, vocabulary)
             else:
@@ -421,7 +424,11 @@ def _write(blocks: Iterable[Block[str | bytes]], spool: IO[bytes], vocabulary: V
 
 
 def _write_and_find(
-    blocks: Iterable[Block[str]], spool: IO[bytes], min_count: int, kept: str
+    blocks: Iterable[Block[str]],
+    spool: IO[bytes],
+    min_count: int,
+    kept: str,
+    files: Sequence[str],
 ) -> Vocabulary:
     """Writes the ids of blocks, and finds their vocabulary, in one pass.
 
@@ -444,6 +451,8 @@ def _write_and_find(
             _translate(spool, dtype, np.arange(len(found), dtype=needed))
             dtype = needed
         spool.write(table[points].astype(dtype).data)
+    if not found.size:
+        raise ValueError(f"the text is empty: {text_files.names(files)}")
     vocabulary = Vocabulary._from_counts(counts, min_count, kept)
     ids = vocabulary._ids.take(found, mode="clip")
     _translate(spool, dtype, ids.astype(_id_dtype(vocabulary)))

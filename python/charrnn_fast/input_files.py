@@ -9,8 +9,11 @@ import codecs
 import os
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO
 
+from . import streams
 from ._checks import StrPath
 
 STANDARD_INPUT = "-"
@@ -34,11 +37,42 @@ def open_input(path: StrPath) -> IO[bytes]:
     return file
 
 
+def is_stream(path: str) -> bool:
+    """Whether path can be read once only: the standard input, a pipe, a terminal.
+
+    ValueError for a device, OSError where there is nothing.
+    """
+    if path == STANDARD_INPUT:
+        _check_standard_input()
+        return True
+    mode = os.stat(path).st_mode
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        open_input(path).close()
+    return not stat.S_ISREG(mode)
+
+
+@contextmanager
+def opened(path: str) -> Iterator[IO[bytes]]:
+    """A file, a pipe or, for "-", the standard input, which stays open."""
+    if path == STANDARD_INPUT:
+        yield standard_input()
+        return
+    with open_input(path) as file:
+        yield file
+
+
 def standard_input() -> IO[bytes]:
-    """ValueError where it is closed, which a shell does by <&-."""
-    if sys.stdin is None:
-        raise ValueError("the standard input is closed")
+    """To be read now, of which whoever is to type is told. ValueError where it is closed."""
+    _check_standard_input()
+    if sys.stdin.isatty():
+        hint = "reading what is typed; Ctrl-D at the beginning of a line ends it"
+        print(hint, file=streams.output(sys.stderr, optional=True))
     return sys.stdin.buffer
+
+
+def _check_standard_input() -> None:
+    if sys.stdin is None:  # which a shell does by <&-
+        raise ValueError("the standard input is closed")
 
 
 def shown(path: str) -> str:

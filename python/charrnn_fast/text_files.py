@@ -6,11 +6,11 @@ import codecs
 import glob
 import io
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from ._checks import StrPath, called, instance
+from .input_files import is_stream, opened, shown
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -66,24 +66,25 @@ def find_files(paths: Iterable[StrPath], without: Iterable[StrPath] = ()) -> lis
 
 
 def check(paths: Sequence[str]) -> None:
-    """Raises ValueError unless all are regular files and one at least is not empty.
-
-    Pipes and devices are refused: their size cannot be told.
+    """Raises ValueError where one is a device, all are empty files, or what can be read once only,
+    as the standard input ("-") and pipes, is named twice.
     """
-    size = 0
+    size, streams = 0, list[str]()
     for path in paths:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path} is no regular file; save the text to a file first")
-        size += status.st_size
-    if not size:
+        if not is_stream(path):
+            size += os.path.getsize(path)
+        elif path in streams:
+            raise ValueError(f"{shown(path)} is named twice, and can be read once only")
+        else:
+            streams.append(path)
+    if not size and not streams:
         raise ValueError(f"the text is empty: {names(paths)}")
 
 
 def names(paths: Sequence[str]) -> str:
     """Paths for a message, the first few of many."""
-    shown = ", ".join(paths[:_MOST_NAMES])
-    return shown if len(paths) <= _MOST_NAMES else f"{shown} and {len(paths) - _MOST_NAMES} more"
+    first = ", ".join(map(shown, paths[:_MOST_NAMES]))
+    return first if len(paths) <= _MOST_NAMES else f"{first} and {len(paths) - _MOST_NAMES} more"
 
 
 def check_encoding(encoding: object) -> str:
@@ -105,15 +106,16 @@ def check_encoding(encoding: object) -> str:
 
 def read_bytes(paths: Sequence[str]) -> Iterator[Block[bytes]]:
     """The contents of files in blocks, at each file's end an empty one."""
-    total = sum(map(os.path.getsize, paths))
-    about = paths[0] if len(paths) == 1 else f"{len(paths):,} files"
+    # How much comes from a pipe is not known before its end.
+    total = None if any(map(is_stream, paths)) else sum(map(os.path.getsize, paths))
+    about = shown(paths[0]) if len(paths) == 1 else f"{len(paths):,} files"
     with progress(total, f"reading {about}") as bar:
         for path in paths:
-            with open(path, "rb") as file:
+            with opened(path) as file:
                 position, data = 0, b" "
                 while data:
                     data = file.read(BLOCK)
-                    yield Block(path, position, data)
+                    yield Block(shown(path), position, data)
                     position += len(data)
                     bar.update(len(data))
 
@@ -134,8 +136,8 @@ def read_text(paths: Sequence[str], encoding: str) -> Iterator[Block[str]]:
         position += len(text)
 
 
-def progress(total: int, description: str) -> tqdm[Any]:
-    """A bar for total bytes, on a terminal and for what takes long."""
+def progress(total: int | None, description: str) -> tqdm[Any]:
+    """A bar for total bytes, None: nobody knows; on a terminal and for what takes long."""
     from tqdm import tqdm  # slow to import
 
     return tqdm(

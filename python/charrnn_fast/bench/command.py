@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from .. import atomic_file, demo
+from .. import atomic_file, demo, input_files
 from . import compare, machine, plots, report
 from .cases import SUITES, Shape, parse, select
 from .errors import BenchError
 from .problem import Text
 from .results import Run
 from .runner import DEFAULT_PEERS, QUICK, Runner, Settings
+
+_LONGEST_TEXT = 1_000_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,9 @@ def _check_pictures(folder: Path, suites: Iterable[str]) -> None:
 def _text(path: str | None) -> Text:
     if path is None:
         return Text.of("the source of Python's standard library", demo.text())
-    try:
-        return Text.of(os.path.basename(path), Path(path).read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise BenchError(f"{path}: invalid UTF-8 at byte {error.start}") from None
+    data = input_files.read_whole(path, _LONGEST_TEXT, "a text to measure with")
+    name = input_files.shown(path)
+    return Text.of(os.path.basename(name), input_files.decoded(data, name))
 
 
 def _write(result: Run, options: Options, base: Run | None) -> None:

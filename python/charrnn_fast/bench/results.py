@@ -9,10 +9,64 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import atomic_file
+from .. import atomic_file, input_files, schema
+from ..schema import (
+    anything,
+    flag,
+    integer,
+    list_of,
+    mapping,
+    number,
+    one_of,
+    optional,
+    table,
+    text,
+)
 from .errors import BenchError
 
 FORMAT = 1
+_LARGEST = 100_000_000  # bytes of a run's JSON
+
+_TIME = number(above=0)
+_SIZE = number(least=0)
+_SPREAD = table(
+    {"median": _TIME, "q1": _TIME, "q3": _TIME, "min": _TIME, "max": _TIME, "count": integer(1)}
+)
+_SIDE = table({"seconds": _SPREAD, "ratio": _SPREAD, "cores": _SIZE, "preparation": _SIZE})
+_REACHED = table({"steps": integer(0), "seconds": _SIZE, "loss": number(), "reached": flag})
+_ROW = table(
+    {
+        "suite": text(),
+        "case": text(),
+        "threads": integer(1),
+        "unit": text(),
+        "seconds": _SPREAD,
+        "cores": _SIZE,
+        "characters_per_second": optional(_SIZE),
+        "flops": _SIZE,
+        "intensity": _SIZE,
+        "weight_bytes": integer(0, 2**62),
+        "limit": one_of("fma", "read"),
+        "peak": _TIME,
+        "share": _SPREAD,
+        "efficiency": _SPREAD,
+        "free": _SIZE,
+        "peers": mapping(_SIDE),
+        "notes": list_of(text()),
+        "target": optional(number()),
+        "reached": mapping(_REACHED),
+    }
+)
+_RUN = table(
+    {
+        "machine": mapping(anything),
+        "settings": mapping(anything),
+        "peers": mapping(text()),
+        "unavailable": mapping(text()),
+        "peaks": mapping(mapping(anything)),
+        "rows": list_of(_ROW),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -118,18 +172,19 @@ class Run:
     def read(cls, path: Path) -> Run:
         """A run that `write` has written; BenchError where the file holds something else."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            content = input_files.read_whole(str(path), _LARGEST, "a result")
+            data = schema.loads(input_files.decoded(content, "it"))
         except OSError as error:
             raise BenchError(f"{path}: {error.strerror}") from None
         except ValueError as error:
             raise BenchError(f"{path} is no result of a benchmark: {error}") from None
-        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+        if type(data) is not dict or schema.shown(data.pop("format", None)) != str(FORMAT):
             raise BenchError(f"{path} is no result of a benchmark of format {FORMAT}")
         try:
-            rows = [_row(row) for row in data.pop("rows")]
-            return cls(**data, rows=rows)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise BenchError(f"{path} is no result of a benchmark: {error!r}") from None
+            _RUN("", data)
+        except (ValueError, TypeError) as error:
+            raise BenchError(f"{path} is no result of a benchmark: {error}") from None
+        return cls(**{**data, "rows": [_row(row) for row in data["rows"]]})
 
 
 def _row(data: dict[str, Any]) -> Row:

@@ -8,8 +8,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .. import text_files
 from .._checks import brief
 from ..corpus import Corpus
+from ..input_files import is_stream, shown
 from ..model import CharLM
 from ..text_files import find_files
 from ..vocabulary import Vocabulary
@@ -75,13 +77,18 @@ class _Loss:
 def run(arguments: argparse.Namespace) -> int:
     stored = CharLM.load(arguments.model)
     paths = find_files(arguments.text)
+    text_files.check(paths)
+    streams = {}  # which can be read once only
     for path in paths:  # all of them before the first is measured
-        _corpus(path, stored.vocabulary, arguments)
+        corpus = _corpus(path, stored.vocabulary, arguments)
+        if is_stream(path):
+            streams[path] = corpus
     model = stored._read_as(arguments.weight_dtype)
     write = _json_writer() if arguments.json else _table_writer(paths, model.vocabulary)
     total = _Loss(0, 0, 0, 0.0)
     for path in paths:
-        loss = _measured(model, path, arguments)
+        corpus = streams.get(path) or _corpus(path, model.vocabulary, arguments)
+        loss = _measured(model, corpus)
         write(path, loss)
         total += loss
     if arguments.json or len(paths) > 1:
@@ -94,20 +101,19 @@ def _corpus(path: str, vocabulary: Vocabulary, arguments: argparse.Namespace) ->
     corpus = Corpus.from_files(path, vocabulary=vocabulary, encoding=arguments.encoding)
     if len(corpus) < 2:
         raise ValueError(
-            f"{path} has one {vocabulary._unit}; to evaluate takes two or more: the first is "
-            f"given, the others are predicted"
+            f"{shown(path)} has one {vocabulary._unit}; to evaluate takes two or more: the first "
+            f"is given, the others are predicted"
         )
     if mark is None:
         return corpus
     try:
         return Corpus(corpus._ids, vocabulary, document_mark=unescaped(mark))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{shown(path)}: {error}") from None
 
 
-def _measured(model: CharLM, path: str, arguments: argparse.Namespace) -> _Loss:
-    """Of one file: one stream from the zero state, its first character given."""
-    corpus = _corpus(path, model.vocabulary, arguments)
+def _measured(model: CharLM, corpus: Corpus) -> _Loss:
+    """Of one text: one stream from the zero state, its first character given."""
     predicted = len(corpus) - 1
     nats = model._evaluate(corpus._ids, corpus._starts_within) * predicted
     return _Loss(len(corpus), corpus._num_unknown(), predicted, nats)

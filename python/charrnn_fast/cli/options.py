@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from .. import _names, schema
+from .. import _names, input_files, schema
 from .._checks import LARGEST_SEED, calling
 from ..checkpoint import CheckpointError
 from .parsing import (
@@ -34,6 +34,7 @@ from .parsing import (
 
 Values = dict[str, Any]
 
+_CONFIG_LIMIT = 1_000_000  # bytes
 _KEY = "charrnn-fast train"  # in a checkpoint's configuration
 
 
@@ -242,12 +243,8 @@ def given(arguments: argparse.Namespace) -> Values:
     """What the file of ``--config``, ``--set`` and flags ask for, each before the one after."""
     values: Values = {}
     if arguments.config is not None:
-        with open(arguments.config, "rb") as file:
-            try:
-                table = tomllib.load(file)
-            except ValueError as error:  # of TOML or of UTF-8
-                raise ValueError(f"{arguments.config} is no TOML file: {error}") from None
-        values = override(values, _converted(table, arguments.config), arguments.config)
+        name = input_files.shown(arguments.config)
+        values = override(values, _converted(_read_toml(arguments.config, name), name), name)
     pairs = {}
     for text in arguments.settings:
         name, equals, value = text.partition("=")
@@ -258,6 +255,16 @@ def given(arguments: argparse.Namespace) -> Values:
     flags = {name: getattr(arguments, name) for name in NAMES}
     asked = {name: value for name, value in flags.items() if value not in (None, [])}
     return override(values, asked, "the command line")
+
+
+def _read_toml(path: str, name: str) -> dict[str, Any]:
+    text = input_files.decoded(input_files.read_whole(path, _CONFIG_LIMIT, "settings"), name)
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(f"{name} is no TOML file: it is too deep") from None
+    except ValueError as error:  # of TOML, or of a number with thousands of digits
+        raise ValueError(f"{name} is no TOML file: {error}") from None
 
 
 def override(values: Mapping[str, Any], stronger: Mapping[str, Any], source: str) -> Values:

@@ -7,9 +7,8 @@ import math
 import os
 import re
 import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from .. import _names
 from .._checks import LARGEST, calling, integer, real
@@ -154,21 +153,13 @@ class Commands:
         return sub
 
 
-def standard_input() -> IO[bytes]:
-    if sys.stdin is None:  # which a shell does by <&-
-        raise ValueError("the standard input is closed")
-    if sys.stdin.isatty():
-        print("reading what is typed; Ctrl-D at the beginning of a line ends it", file=sys.stderr)
-    return sys.stdin.buffer
-
-
 def add_texts(parser: Parser) -> None:
     parser.add_argument(
         "text",
         type=path_option,
         nargs="+",
         metavar="TEXT",
-        help="files, folders and patterns such as '**/*.txt'",
+        help="files, folders and patterns such as '**/*.txt'; - for standard input",
     )
     parser.add_argument(
         "--encoding",

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from .._checks import LARGEST_SEED
+from ..input_files import decoded, read_whole, shown
 from ..model import CharLM
 from ..sampler import BLOCK, _Request, draw_pieces, draw_texts
 from ..vocabulary import Vocabulary
@@ -22,10 +23,11 @@ from .parsing import (
     integer_option,
     number_option,
     numbers_option,
-    standard_input,
     stop_option,
     text_option,
 )
+
+_LONGEST_PRIME = 100_000_000  # bytes
 
 
 def add(commands: Commands) -> None:
@@ -52,7 +54,7 @@ def add(commands: Commands) -> None:
         "--prime-file",
         type=file_option,
         metavar="FILE",
-        help="a file with it, as it stands; - for standard input",
+        help="a UTF-8 file with it; - for standard input",
     )
     _add_drawing(sample)
     sample.add_argument(
@@ -185,21 +187,11 @@ def _requests(arguments: argparse.Namespace, model: CharLM) -> list[_Request]:
 
 def _read_prime(path: str, vocabulary: Vocabulary) -> str | bytes:
     """The whole file; with a byte vocabulary it may hold anything."""
-    name = "standard input" if path == "-" else path
-    if path == "-":
-        data = standard_input().read()
-    else:
-        with open(path, "rb") as file:
-            data = file.read()
+    data = read_whole(path, _LONGEST_PRIME, "a prime")
     if vocabulary.kind == "bytes":
         return data
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{name}: invalid UTF-8 at byte {error.start} (0x{data[error.start]:02x}: "
-            f"{error.reason})"
-        ) from None
+    name = shown(path)
+    text = decoded(data, name)
     vocabulary._encode(text, name, 0)  # whose message names the file
     return text
 

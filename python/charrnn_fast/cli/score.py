@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._checks import brief
+from ..input_files import standard_input, without_mark
 from ..model import CharLM
 from ..vocabulary import Vocabulary
 from . import show
-from .parsing import Commands, add_threads, file_option, standard_input
+from .parsing import Commands, add_threads, file_option
 from .sample import add_weight_dtype
 
+_LONGEST = 100_000_000  # bytes of a line
 _BLOCK = 1 << 16  # bytes read at once, as a pipe holds
 
 _Ids = NDArray[np.int32]
@@ -63,6 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     shown = _format(arguments)
     number = 0
     for lines in _arriving(standard_input()):
+        if not number and model.vocabulary.kind == "characters":
+            lines[0] = without_mark(lines[0])
         ids, error = _encoded(lines, number, ending, model.vocabulary, arguments.allow_unknown)
         for line, text, nats in zip(lines, ids, _scores(model, ids), strict=False):
             number += 1
@@ -86,6 +90,8 @@ def _arriving(file: IO[bytes]) -> Iterator[list[bytes]]:
             yield [bytes(rest) + ended[0], *ended[1:]]
             rest.clear()
         rest += last
+        if len(rest) > _LONGEST:
+            raise ValueError(f"standard input has a line of more than {_LONGEST:,} bytes")
     if rest:
         yield [bytes(rest)]
 

@@ -16,6 +16,7 @@ from .. import atomic_file, configuration, demo, get_num_threads, log, streams
 from .._checks import brief, calling
 from ..callbacks import Callback
 from ..corpus import Corpus
+from ..input_files import STANDARD_INPUT, shown
 from ..log import JsonLog, TensorBoardLog
 from ..model import CharLM
 from ..rnn import _zoneout
@@ -55,7 +56,7 @@ def add(commands: Commands) -> None:
         type=path_option,
         nargs="*",
         metavar="TEXT",
-        help="files, folders and patterns such as '**/*.txt'",
+        help="files, folders and patterns such as '**/*.txt'; - for standard input",
     )
     train.add_argument(
         "-o",
@@ -97,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         origin = _origin(arguments, given)
         values = _resumed(origin, given) if arguments.resume and origin else given
         log_path = values.get("log") or (arguments.output and _default_log(arguments.output))
-        files = _files(arguments, values, log_path)
+        files = _files(arguments, values, given, log_path)
         _check_logs(arguments, values, log_path)
         corpus = _corpus(arguments, files, values, origin)
         trainer, steps = _trainer(arguments, corpus, values, given, origin, log_path)
@@ -216,7 +217,10 @@ def _check_logs(
 
 
 def _files(
-    arguments: argparse.Namespace, values: options.Values, log_path: str | None
+    arguments: argparse.Namespace,
+    values: options.Values,
+    given: options.Values,
+    log_path: str | None,
 ) -> list[str]:
     """The files to train on; ValueError where what is written would be one of them."""
     paths = values.get("text") or []
@@ -237,6 +241,8 @@ def _files(
                     f"{path} lies in {folder}, a folder to train on, and would be read as a text "
                     f"the next time; {name} takes another place, or a pattern names the texts"
                 )
+    if arguments.resume and not given.get("text"):
+        _check_again(paths, output)
     ours = [path for path in (output, output and best_path(output), log_path) if path]
     files = find_files(paths, without=ours)
     there = [file for file in files if os.path.exists(file)]
@@ -244,6 +250,18 @@ def _files(
         if any(os.path.samefile(path, file) for file in there):
             raise ValueError(f"{path} is a text to train on; the training would overwrite it")
     return files
+
+
+def _check_again(paths: list[str], output: str | None) -> None:
+    """ValueError where a text that a training was begun on could be read once only."""
+    for path in paths:
+        kept = os.path.isfile(path) or os.path.isdir(path) or not os.path.exists(path)
+        if path == STANDARD_INPUT or not kept:
+            raise ValueError(
+                f"{output} was trained on a text from {shown(path)}, which could be read once "
+                f"only; give it again: charrnn-fast train TEXT -o {shlex.quote(str(output))} "
+                f"--resume"
+            )
 
 
 def _origin(arguments: argparse.Namespace, given: options.Values) -> _Origin | None:

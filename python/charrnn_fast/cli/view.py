@@ -7,6 +7,7 @@ import os
 
 from .. import atomic_file
 from ..corpus import Corpus
+from ..input_files import shown
 from ..model import CharLM
 from ..view import GENERATOR, _page
 from . import show
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     if end - start < len(corpus):
         part = f"{vocabulary.kind} {start + 1:,} to {end:,} of {len(corpus):,}"
         print(f"text        {part}; --start and --length choose others")
-    names = ", ".join(os.path.basename(path) for path in arguments.text)
+    names = ", ".join(os.path.basename(shown(path)) for path in arguments.text)
     model_name = os.path.basename(arguments.model)
     about = {
         "model": f"{model_name}, {show.model_line(model)}",
