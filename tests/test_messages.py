@@ -187,16 +187,15 @@ def test_settings_that_do_not_go_together_are_told_with_their_flags(
     assert refused(capsys, *train) == message
 
 
-def test_what_a_file_holds_is_called_by_its_name(
-    folder: Path, tmp_path: Path, capsys: Capture
-) -> None:
+def test_what_a_file_holds_is_called_by_its_name(tmp_path: Path, capsys: Capture) -> None:
     """And not by a flag that nobody gave."""
-    tensors, config = checkpoint.read(folder / "model")
-    config["model"]["dropout"] = 2.0
+    corpus = cf.Corpus.from_text(TEXT)
+    cf.Trainer(cf.CharLM(corpus.vocabulary, 8, 1, "gru"), corpus, 6, 20).save(tmp_path / "model")
+    tensors, config = checkpoint.read(tmp_path / "model")
+    config["model"]["zoneout"] = [0.0, 0.2]
     checkpoint.write(tmp_path / "model", tensors, config)
     error = refused(capsys, "train", "-o", str(tmp_path / "model"), "--resume")
-    assert "dropout must be finite, at least 0, below 1, got 2.0" in error
-    assert "--dropout" not in error
+    assert "second rate of zoneout is for the c of LSTMs, got 0.2 with cell='gru'" in error
 
 
 # ---- the names of files ----
