@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import pty
@@ -573,13 +574,56 @@ def test_locks_are_exclusive_and_leave_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_a_lock_may_be_given_back_while_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was opened is then no file any more, and its lock would keep nobody out."""
+    path, flock = tmp_path / "model", fcntl.flock
+    first = [atomic_file.Lock(path, "in use")]
+
+    def wait(descriptor: int, operation: int) -> None:
+        if first:
+            first.pop().close()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", wait)
+    with closing(atomic_file.Lock(path, "in use")):
+        with pytest.raises(BlockingIOError, match="in use"):
+            atomic_file.Lock(path, "in use")
+        assert len(os.listdir(tmp_path)) == 1
+    assert os.listdir(tmp_path) == []
+
+
+FORKS = """
+import os, sys
+from charrnn_fast import atomic_file
+lock = atomic_file.Lock(sys.argv[1], "in use")
+if os.fork() == 0:
+    lock.close()
+    os._exit(0)
+os.wait()
+try:
+    atomic_file.Lock(sys.argv[1], "in use")
+except BlockingIOError:
+    print("kept")
+lock.close()
+"""
+
+
+def test_a_forked_child_does_not_give_a_lock_back(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FORKS, str(tmp_path / "model")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("kept\n", "")
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_file_system_without_locks_will_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none(*_: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
-    monkeypatch.setattr("fcntl.flock", none)
+    monkeypatch.setattr(fcntl, "flock", none)
     path = tmp_path / "model"
     dead = Path(atomic_file._hidden(str(path), f".{'0' * 16}.new"))
     dead.touch()
@@ -861,8 +905,7 @@ def test_tensorboard_shows_the_last_of_two_starts(tmp_path: Path) -> None:
     trainer = make(TensorBoardLog(tmp_path))
     for _ in range(3):
         trainer.fit(steps=2, progress=False)
-    files = sorted(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-    assert [starts(file) for file in files] == [[1], [3], [5]]
+    assert [starts(file) for file in sorted(tmp_path.iterdir())] == [[1], [3], [5]]
 
 
 def test_tensorboard_takes_half_a_character(tmp_path: Path) -> None:

@@ -346,7 +346,6 @@ def _trainer(
     settings = {**run, **training, "checkpoint_path": arguments.output}
     settings["callbacks"] = _callbacks(log_path, values.get("tensorboard"), log_every)
     if arguments.resume:
-        atomic_file.remove_litter(arguments.output)
         trainer = Trainer.resume(arguments.output, corpus, **settings)
     else:
         trainer = Trainer(_model(corpus.vocabulary, values, origin), corpus, **settings)
