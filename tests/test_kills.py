@@ -90,7 +90,18 @@ def old_checkpoint(folder: Path) -> Path:
 
 @needs_strace
 def test_a_save_may_be_killed_at_each_system_call(tmp_path: Path) -> None:
-    calls = calls_of_a_save(tmp_path)
+    # Those that only look leave what the call before them did.
+    looking = (
+        "newfstatat",
+        "fstat",
+        "getcwd",
+        "readlink",
+        "access",
+        "lseek",
+        "ioctl",
+        "getdents64",
+    )
+    calls = [call for call in calls_of_a_save(tmp_path) if call.name not in looking]
     names = [call.name for call in calls]
     assert {"write", "fsync", "linkat"} <= set(names)
     values, litter = [], []
