@@ -1,14 +1,19 @@
-"""Training speed while other work is on the machine, and in float64.
+"""Training speed while other work is on the machine, after rests, and in float64.
 
-    python benchmarks/robustness.py [--repeats 9] [--seconds 0.6] [--json FILE]
+    python benchmarks/robustness.py [crowd] [pairs] [rests] [float64]
+        [--repeats 9] [--seconds 0.6] [--json FILE]
 
-What is measured, each as a ratio of two speeds in one run, the blocks of both in turns, so that a
+What is measured, each as a ratio within one run, the blocks of both sides in turns, so that a
 machine whose speed drifts treats them alike; the median over the repeats and their range are given:
 
 - all processors' threads against one thread, on an idle machine, and while another program takes
   one processor: pinned to the first, to the last, or left to the scheduler;
 - four times as many threads as processors against one thread;
 - two independent models with one thread each, on two Python threads, against one of them alone;
+- a step after a rest: the median time of 30 steps with a rest of 2, 30 or 200 ms before each, and
+  of steps 3 to 22 of a fresh process, over the best median of 30 steps back to back, all with the
+  same number of threads. The same with one thread shows what rests cost by themselves (caches,
+  clock rates), without threads that wake up;
 - training in float64: FLOP/s as a share of what fused multiply-adds that touch no memory reach.
 
 A step is embedding to optimizer (Adam). Every block begins with `set_num_threads`, after which the
@@ -48,9 +53,13 @@ CROWDED: list[Case] = [
     ("lstm", 64, 50, 512, 1),
 ]
 PAIRS: list[Case] = [("rnn", 1, 25, 100, 1), ("gru", 16, 50, 128, 1), ("lstm", 50, 50, 128, 2)]
+RESTED: list[Case] = [("rnn", 32, 50, 128, 1), ("lstm", 50, 50, 128, 2)]
+RESTS = [0.002, 0.03, 0.2]
+STEPS = 30  # in a block
 FLOAT64: list[Case] = [("lstm", 50, 50, 256, 1), ("lstm", 64, 50, 512, 1)]
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 VOCABULARY = 96
+PARTS = ["crowd", "pairs", "rests", "float64"]
 
 
 def training(case: Case, dtype: str = "float32") -> Callable[[], object]:
@@ -133,6 +142,45 @@ def pair_against_one(case: Case, repeats: int, seconds: float) -> list[float]:
     return [speed_of_all([a, b], seconds) / speed_of_all([a], seconds) for _ in range(repeats)]
 
 
+def median_time(step: Callable[[], object], rest: float = 0.0, steps: int = STEPS) -> float:
+    """Seconds that a step takes, the rests before each not counted."""
+    times = []
+    for _ in range(steps):
+        if rest:
+            time.sleep(rest)
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def time_in_a_fresh_process(case: Case, threads: int) -> float:
+    """The median of steps 3 to 22, in seconds."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import robustness as r; "
+        f"r.cf.set_num_threads({threads}); step = r.training({case}); "
+        "r.median_time(step, steps=2); print(r.median_time(step, steps=20))"
+    )
+    here = str(Path(__file__).resolve().parent)
+    return float(subprocess.check_output([sys.executable, "-c", program, here]))
+
+
+def after_rests(case: Case, threads: int, repeats: int) -> dict[str, list[float]]:
+    """Times of steps over the best median of steps back to back, by what came before them."""
+    step = training(case)
+    steady: list[float] = []
+    found: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        cf.set_num_threads(threads)
+        for rest in RESTS:
+            steady.append(median_time(step))
+            found.setdefault(f"after {rest * 1e3:.0f} ms", []).append(median_time(step, rest))
+        steady.append(median_time(step))
+        found.setdefault("fresh process", []).append(time_in_a_fresh_process(case, threads))
+    found["back to back"] = steady
+    return {name: [t / min(steady) for t in times] for name, times in found.items()}
+
+
 def share_of_peak(case: Case, repeats: int, seconds: float) -> list[float]:
     cf.set_num_threads(1)
     step = training(case, "float64")
@@ -146,10 +194,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.6, help="of a block")
     parser.add_argument("--json", type=Path, help="write the rows and the machine's facts there")
     args = parser.parse_args()
+    if unknown := [part for part in args.parts if part not in PARTS]:
+        parser.error(f"PART must be one of {', '.join(PARTS)}, got {unknown[0]}")
+    parts = args.parts or PARTS
     if args.json:
         atomic_file.check(args.json)
     processors = sorted(os.sched_getaffinity(0))
@@ -170,7 +222,7 @@ def main() -> None:
     print("| speed | cell, B, T, H, L | median | range | goal |")
     print("| --- | --- | --- | --- | --- |", flush=True)
     places = {"on the first": processors[0], "on the last": processors[-1], "on any": None}
-    for case in CROWDED:
+    for case in CROWDED if "crowd" in parts else []:
         report(
             f"{every} threads / 1, idle machine",
             case,
@@ -183,10 +235,17 @@ def main() -> None:
             report(f"{every} threads / 1, another program {place}", case, 0.9, ratios)
         ratios = threads_against_one(case, 4 * every, args.repeats, args.seconds)
         report(f"{4 * every} threads / 1", case, None, ratios)
-    for case in PAIRS:
+    for case in PAIRS if "pairs" in parts else []:
         ratios = pair_against_one(case, args.repeats, args.seconds)
         report("two models / one, a thread each", case, 1.7, ratios)
-    for case in FLOAT64:
+    for case in RESTED if "rests" in parts else []:
+        for threads in (1, every):
+            for name, ratios in after_rests(case, threads, args.repeats).items():
+                goal = None
+                if threads > 1 and name != "back to back":
+                    goal = 1.3 if name == "after 200 ms" else 1.2
+                report(f"{name}, {threads} thread{'s'[: threads > 1]}", case, goal, ratios)
+    for case in FLOAT64 if "float64" in parts else []:
         ratios = share_of_peak(case, args.repeats, args.seconds)
         report("float64, share of its peak", case, 0.7, ratios)
     if args.json:

@@ -1,4 +1,5 @@
-"""Processors that are few, shared with other programs or rationed: the same bits, and an end."""
+"""Processors that are few, shared with other programs or rationed: the same bits, and an end.
+Which of them workers run on."""
 
 from __future__ import annotations
 
@@ -95,6 +96,93 @@ def test_one_processor_and_four_threads(alone: str) -> None:
     assert _train(4, early=pin) == ["4", alone]
     assert _train(4, late=pin) == ["4", alone]
     assert _train(0, early=pin) == ["1", alone]
+
+
+# What a program on several processors sees of its workers. A worker may run on the processor of a
+# caller that has gone to sleep, so each look comes after a call of its own.
+WORKERS = """
+import os, sys, time
+early, late, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
+exec(early)
+from charrnn_fast import _core
+_core.set_sharing_limits(0, 0)
+_core.set_num_threads(threads)
+before = set(os.listdir("/proc/self/task"))
+_core.pool_self_test(1)
+workers = sorted(int(t) for t in set(os.listdir("/proc/self/task")) - before)
+assert len(workers) == threads - 1, workers
+def affinities():
+    _core.pool_self_test(1)
+    return [os.sched_getaffinity(worker) for worker in workers]
+def wait_for(expected):
+    deadline = time.monotonic() + 30
+    while (found := affinities()) != expected and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert found == expected, (found, expected)
+def set_for_all_threads(processors):  # as taskset -a does
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), processors)
+every = sorted(os.sched_getaffinity(0))
+exec(late)
+print("done")
+"""
+
+
+def _watch(threads: int, late: str, early: str = "pass") -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WORKERS, early, late, str(threads)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "done\n", done.stderr
+
+
+needs_two_processors = pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs two processors and affinity",
+)
+
+
+@needs_two_processors
+def test_workers_are_kept_off_the_processor_of_their_caller() -> None:
+    _watch(
+        2,
+        """
+for processor in every[0], every[1], every[0]:
+    os.sched_setaffinity(0, {processor})
+    wait_for([set(every) - {processor}])
+""",
+    )
+
+
+@needs_affinity
+def test_workers_of_a_process_on_one_processor_stay_there() -> None:
+    _watch(
+        3,
+        "assert affinities() == [set(every)] * 2 and len(every) == 1",
+        early="os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})",
+    )
+
+
+@needs_two_processors
+def test_workers_go_where_a_process_is_sent_while_it_runs() -> None:
+    _watch(
+        2,
+        """
+for processor in every[0], every[1]:
+    os.sched_setaffinity(0, {processor})
+    wait_for([set(every) - {processor}])
+    set_for_all_threads({processor})
+    for _ in range(20):
+        assert affinities() == [{processor}]
+        time.sleep(0.002)
+    set_for_all_threads(every)
+    for _ in range(20):  # the caller's affinity is looked at from time to time
+        affinities()
+        time.sleep(0.002)
+""",
+    )
 
 
 @contextmanager

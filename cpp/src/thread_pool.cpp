@@ -15,9 +15,6 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
-#if defined(__linux__)
-#include <sched.h>
-#endif
 
 namespace charrnn_fast {
 namespace {
@@ -35,18 +32,6 @@ void relax() {
 #endif
 }
 
-#if defined(__linux__)
-// The processors this process was given at the start. A worker runs on any of them, even where
-// the thread that creates it has been pinned to one.
-cpu_set_t read_affinity() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) CPU_ZERO(&set);
-  return set;
-}
-const cpu_set_t initial_affinity = read_affinity();
-#endif
-
 int default_num_threads() {
   if (const char* text = std::getenv("CHARRNN_NUM_THREADS"); text && *text) {
     char* end = nullptr;
@@ -56,7 +41,7 @@ int default_num_threads() {
   }
   double n = std::max(1u, std::thread::hardware_concurrency());
 #if defined(__linux__)
-  if (const int allowed = CPU_COUNT(&initial_affinity); allowed > 0) n = allowed;
+  if (const int allowed = processors_at_start(); allowed > 0) n = allowed;
   n = std::min(n, std::ceil(cgroup_quota()));
 #endif
   return std::max(1, static_cast<int>(n));
@@ -67,10 +52,8 @@ std::atomic<ThreadPool*> the_pool{nullptr};
 std::mutex the_pool_mutex;
 int size_at_fork = 0;
 
-}  // namespace
-
-void wait_for_change(std::atomic<std::uint32_t>& value, std::uint32_t old,
-                     const std::int64_t* changed_at) {
+// Whether value != old within a bounded time.
+bool spin_for_change(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
   const auto changed = [&] {
     for (int i = 0; i < spins_per_look; ++i) {
       if (value.load(std::memory_order_acquire) != old) return true;
@@ -78,28 +61,37 @@ void wait_for_change(std::atomic<std::uint32_t>& value, std::uint32_t old,
     }
     return false;
   };
-  if (changed()) return;
+  if (changed()) return true;
   constexpr std::int64_t longest = std::chrono::nanoseconds(spin_time).count();
   const std::int64_t start = wall_clock();
   bool done = false;
   std::int64_t now = start;
   while (!done && now - start < longest) done = changed(), now = wall_clock();
-  Waits& waits = waits_of_this_thread();
-  waits.spinning += std::min(now - start, longest);
-  if (done) return;
-  while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
-  if (changed_at) waits.asleep += std::max<std::int64_t>(0, *changed_at - now);
+  waits_of_this_thread().spinning += std::min(now - start, longest);
+  return done;
 }
 
-void Barrier::wait() {
+// Sleeps until value != old. changed_at: where the thread that changes it has left the time, on the
+// wall clock; or null.
+void sleep_until_change(const std::atomic<std::uint32_t>& value, std::uint32_t old,
+                        const std::int64_t* changed_at) {
+  const std::int64_t start = wall_clock();
+  while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
+  if (changed_at) waits_of_this_thread().asleep += std::max<std::int64_t>(0, *changed_at - start);
+}
+
+}  // namespace
+
+void Barrier::wait(int part) {
   const std::uint32_t round = round_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == parties_) {
     arrived_.store(0, std::memory_order_relaxed);
     if (timed_) opened_at_ = wall_clock();
     round_.store(round + 1, std::memory_order_release);
     round_.notify_all();
-  } else {
-    wait_for_change(round_, round, timed_ ? &opened_at_ : nullptr);
+  } else if (!spin_for_change(round_, round)) {
+    if (part == 0) pool_.release_workers();
+    sleep_until_change(round_, round, timed_ ? &opened_at_ : nullptr);
   }
 }
 
@@ -112,6 +104,7 @@ struct ThreadPool::Worker {
   Team team{};
   bool measured = false;
   Crowding::Time begin{}, end{};  // of a measured call
+  Placement::Place place;
   std::thread thread;
 };
 
@@ -171,6 +164,11 @@ void ThreadPool::stop_workers() {
   workers_.clear();
 }
 
+// The caller goes to sleep: its processor is free for workers that share theirs with others.
+void ThreadPool::release_workers() {
+  for (auto& worker : workers_) placement_.release(worker->thread, worker->place);
+}
+
 void ThreadPool::resize(int n) {
   require(n >= 1 && n <= 4096, "num_threads is ", n, ", it takes a number from 1 to 4096");
   if (busy_.exchange(true, std::memory_order_acquire))
@@ -182,12 +180,8 @@ void ThreadPool::resize(int n) {
 }
 
 void ThreadPool::work(Worker& worker) {
-#if defined(__linux__)
-  if (CPU_COUNT(&initial_affinity) > 0)
-    pthread_setaffinity_np(pthread_self(), sizeof initial_affinity, &initial_affinity);
-#endif
   for (std::uint32_t ticket = 0;;) {
-    wait_for_change(worker.ticket, ticket);
+    if (!spin_for_change(worker.ticket, ticket)) sleep_until_change(worker.ticket, ticket, nullptr);
     ticket = worker.ticket.load(std::memory_order_acquire);
     if (!worker.call) return;
     if (worker.measured) worker.begin = Crowding::Time::now();
@@ -203,8 +197,8 @@ void ThreadPool::run_erased(int parts, Call call, void* context) {
   if (parts <= 1 || busy_.exchange(true, std::memory_order_acquire))
     return call(context, Team{0, 1, nullptr});
   bool measured = false;
+  const std::int64_t now = wall_clock();
   if (sharing_limits().operations_per_thread > 0) {
-    const std::int64_t now = wall_clock();
     parts = crowding_.limit(parts, now);
     measured = crowding_.measures(now);
   }
@@ -215,10 +209,12 @@ void ThreadPool::run_erased(int parts, Call call, void* context) {
     return call(context, Team{0, 1, nullptr});
   }
   teams_.fetch_add(1, std::memory_order_relaxed);
+  placement_.look(now);
   const Crowding::Time begin = measured ? Crowding::Time::now() : Crowding::Time{};
-  Barrier barrier(parts, measured);
+  Barrier barrier(*this, parts, measured);
   for (int i = 1; i < parts; ++i) {
     Worker& worker = *workers_[static_cast<std::size_t>(i - 1)];
+    placement_.place(worker.thread, i, worker.place);
     worker.call = call;
     worker.context = context;
     worker.team = Team{i, parts, &barrier};
@@ -232,8 +228,11 @@ void ThreadPool::run_erased(int parts, Call call, void* context) {
     Worker& worker = *workers_[static_cast<std::size_t>(i - 1)];
     const std::uint32_t ticket = worker.ticket.load(std::memory_order_relaxed);
     for (std::uint32_t done = worker.done.load(std::memory_order_acquire); done != ticket;
-         done = worker.done.load(std::memory_order_acquire))
-      wait_for_change(worker.done, done, measured ? &worker.end.wall : nullptr);
+         done = worker.done.load(std::memory_order_acquire)) {
+      if (spin_for_change(worker.done, done)) continue;
+      release_workers();
+      sleep_until_change(worker.done, done, measured ? &worker.end.wall : nullptr);
+    }
     if (measured) run.add(begin.wall, worker.begin, worker.end);
   }
   if (measured) {

@@ -18,6 +18,7 @@
 
 #include "crowding.hpp"
 #include "kernels/table.hpp"
+#include "placement.hpp"
 
 namespace charrnn_fast {
 
@@ -33,18 +34,17 @@ SharingLimits& sharing_limits();
 // Raised in a forked child: what the parent's other threads had locked stays locked there.
 int fork_generation();
 
-// Waits until value != old: spins, then sleeps. changed_at: where the thread that changes it has
-// left the time, on the wall clock; or null.
-void wait_for_change(std::atomic<std::uint32_t>& value, std::uint32_t old,
-                     const std::int64_t* changed_at = nullptr);
+class ThreadPool;
 
 class Barrier {
  public:
   // timed: waits tell how long they slept with a reason, see Crowding.
-  Barrier(int parties, bool timed) : parties_(parties), timed_(timed) {}
-  void wait();
+  Barrier(ThreadPool& pool, int parties, bool timed)
+      : pool_(pool), parties_(parties), timed_(timed) {}
+  void wait(int part);
 
  private:
+  ThreadPool& pool_;
   const int parties_;
   const bool timed_;
   std::int64_t opened_at_ = 0;
@@ -59,7 +59,7 @@ struct Team {
 
   // All have arrived, and see what each wrote before.
   void wait() const {
-    if (parts > 1) barrier->wait();
+    if (parts > 1) barrier->wait(part);
   }
   // This thread's share of n things, in whole multiples of `grain`.
   Range share(Index n, Index grain = 1) const {
@@ -91,6 +91,7 @@ class ThreadPool {
  private:
   using Call = void (*)(void*, const Team&);
   struct Worker;
+  friend class Barrier;
 
   static const int watching_forks;
 
@@ -99,10 +100,12 @@ class ThreadPool {
   void work(Worker& worker);
   void start_workers(int n);
   void stop_workers();
+  void release_workers();
 
   std::atomic<int> size_;
   std::atomic<bool> busy_{false};
-  Crowding crowding_;  // whoever has busy_ set has it
+  Crowding crowding_;  // whoever has busy_ set has these two
+  Placement placement_;
   std::atomic<std::uint64_t> teams_{0};
   std::vector<std::unique_ptr<Worker>> workers_;
 };

@@ -1,6 +1,8 @@
 // The thread pool: its barriers, the same bits for any number of threads, callers in each other's
-// way, fork; and when teams shrink.
+// way, fork; when teams shrink; and where workers run.
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <mutex>
 #include <stdexcept>
@@ -18,6 +20,11 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/wait.h>
 #include <unistd.h>
+#endif
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#include <sys/syscall.h>
 #endif
 
 using namespace charrnn_fast;
@@ -284,6 +291,204 @@ void check_clocks() {
   CHECK(later.wall > before.wall && later.on_processor > before.on_processor, "clocks stand still");
 }
 
+// ---- where workers run --------------------------------------------------------------------
+
+#if defined(__linux__)
+
+using Processors = std::vector<int>;
+
+cpu_set_t set_of(const Processors& processors) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (const int p : processors) CPU_SET(p, &set);
+  return set;
+}
+
+// None where that fails.
+Processors read_affinity(pid_t thread = 0) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  Processors processors;
+  if (sched_getaffinity(thread, sizeof set, &set) != 0) return processors;
+  for (int p = 0; p < CPU_SETSIZE; ++p)
+    if (CPU_ISSET(p, &set)) processors.push_back(p);
+  return processors;
+}
+
+void set_affinity(const Processors& processors, pid_t thread = 0) {
+  const cpu_set_t set = set_of(processors);
+  CHECK(sched_setaffinity(thread, sizeof set, &set) == 0, "thread %d", int(thread));
+}
+
+Processors without(Processors processors, int processor) {
+  processors.erase(std::remove(processors.begin(), processors.end(), processor), processors.end());
+  return processors;
+}
+
+struct Member {
+  pid_t thread;
+  Processors processors;  // where it may run
+};
+
+// A team's threads while they are in a call, the caller first. It does not sleep meanwhile.
+std::vector<Member> team_of(int threads) {
+  std::vector<Member> team(static_cast<std::size_t>(threads));
+  std::atomic<int> arrived{0};
+  ThreadPool::instance().run(threads, [&](const Team& member) {
+    const auto thread = static_cast<pid_t>(syscall(SYS_gettid));
+    team[static_cast<std::size_t>(member.part)] = {thread, read_affinity(thread)};
+    arrived.fetch_add(1);
+    while (member.part == 0 && arrived.load() < member.parts) std::this_thread::yield();
+  });
+  return team;
+}
+
+// Like f in a thread of its own: what it does to its affinity, it does to itself.
+template <class F>
+void apart(const F& f) {
+  std::thread(f).join();
+}
+
+bool all_on(const std::vector<Member>& team, std::size_t first, const Processors& processors) {
+  for (std::size_t i = first; i < team.size(); ++i)
+    if (team[i].processors != processors) return false;
+  return true;
+}
+
+// The caller's affinity is looked at from time to time only.
+void let_affinity_be_seen() { std::this_thread::sleep_for(std::chrono::milliseconds(15)); }
+
+void check_placement() {
+  const Processors all = read_affinity();
+  const int n = static_cast<int>(all.size());
+  // A caller that is pinned, here and there, again and again; then callers in turns.
+  for (int round = 0; round < 3; ++round) {
+    set_num_threads(n);
+    apart([&] {
+      for (const int p : {all.front(), all.back(), all.back(), all.front()}) {
+        set_affinity({p});
+        const auto team = team_of(n);
+        const Processors expected = n > 1 ? without(all, p) : all;
+        CHECK(all_on(team, 1, expected), "%d threads, the caller on %d", n, p);
+        CHECK(team[0].processors == Processors{p}, "the caller's own affinity has changed");
+      }
+    });
+  }
+  for (int i = 0; i < 6; ++i)
+    apart([&, p = i % 2 ? all.front() : all.back()] {
+      set_affinity({p});
+      CHECK(all_on(team_of(n), 1, n > 1 ? without(all, p) : all), "caller %d, on %d", i, p);
+    });
+  // A caller that the scheduler may move: one processor is missing, and not another one.
+  for (int i = 0; i < 3 && n > 1; ++i) {
+    const auto team = team_of(n);
+    CHECK(static_cast<int>(team[1].processors.size()) == n - 1 &&
+              std::includes(all.begin(), all.end(), team[1].processors.begin(),
+                            team[1].processors.end()),
+          "%d of %d processors", static_cast<int>(team[1].processors.size()), n);
+  }
+  // More threads than processors: one worker for each other processor is kept off the caller's.
+  set_num_threads(n + 2);
+  apart([&] {
+    set_affinity({all.back()});
+    const auto team = team_of(n + 2);
+    for (int i = 1; i < n + 2; ++i)
+      CHECK(
+          team[static_cast<std::size_t>(i)].processors == (i < n ? without(all, all.back()) : all),
+          "worker %d of %d", i, n + 1);
+  });
+  if (n < 2) return;
+  const int p = all.front(), q = all.back();
+
+  // Workers that another program has pinned stay where they are, until the processors of their
+  // caller change.
+  set_num_threads(2);
+  apart([&] {
+    set_affinity({p});
+    const pid_t worker = team_of(2)[1].thread;
+    set_affinity({p}, worker);
+    set_affinity({q});
+    CHECK(all_on(team_of(2), 1, {p}), "pinned by another program");
+    set_affinity({p});
+    CHECK(all_on(team_of(2), 1, {p}), "pinned by another program to the caller's processor");
+    set_affinity(all);
+    let_affinity_be_seen();
+    const auto team = team_of(2);
+    CHECK(team[1].thread == worker && static_cast<int>(team[1].processors.size()) == n - 1,
+          "%d of %d processors once all are free again",
+          static_cast<int>(team[1].processors.size()), n);
+  });
+
+  // Fewer processors for the caller are fewer for its workers, also if the caller stays where it
+  // is; and they are kept when it is pinned then.
+  if (n > 2) {
+    const Processors few{all[0], all[1]};
+    set_num_threads(n);
+    apart([&] {
+      set_affinity({all[0]});
+      team_of(n);
+      set_affinity(few);
+      let_affinity_be_seen();
+      auto team = team_of(n);
+      CHECK(team[1].processors.size() == 1 &&
+                (team[1].processors[0] == few[0] || team[1].processors[0] == few[1]),
+            "the first worker of a caller on two processors");
+      CHECK(all_on(team, 2, few), "more threads than the caller has processors");
+      set_affinity({all[0]});
+      CHECK(team_of(n)[1].processors == Processors{all[1]}, "pinned then");
+      set_affinity(all);
+      let_affinity_be_seen();
+      CHECK(static_cast<int>(team_of(n)[1].processors.size()) == n - 1, "all of them again");
+    });
+  }
+
+  // A caller that has gone to sleep leaves its processor to its workers, until the next call.
+  set_num_threads(2);
+  apart([&] {
+    set_affinity({p});
+    for (const bool in_barrier : {false, true}) {
+      CHECK(all_on(team_of(2), 1, without(all, p)), "kept off");
+      bool seen = false;
+      ThreadPool::instance().run(2, [&](const Team& member) {
+        if (member.part == 1) {
+          const auto begin = std::chrono::steady_clock::now();
+          while (!(seen = read_affinity() == all) &&
+                 std::chrono::steady_clock::now() - begin < std::chrono::seconds(20))
+            std::this_thread::yield();
+        }
+        if (in_barrier) member.wait();
+      });
+      CHECK(seen, "a worker kept off the processor of a sleeping caller");
+    }
+    CHECK(all_on(team_of(2), 1, without(all, p)), "kept off again");
+  });
+
+#if !defined(__SANITIZE_THREAD__)
+  // A forked child's workers are its own.
+  apart([&] {
+    set_affinity({p});
+    const auto before = team_of(2);
+    const pid_t child = emulated ? -1 : fork();
+    if (child == 0) {
+      alarm(60);
+      set_affinity({q});
+      const auto team = team_of(2);
+      _exit(all_on(team, 1, without(all, q)) && team[1].thread != before[1].thread ? 0 : 1);
+    }
+    int status = 0;
+    if (child > 0) waitpid(child, &status, 0);
+    CHECK(status == 0, "child: status %d", status);
+    CHECK(read_affinity(before[1].thread) == before[1].processors, "the parent's worker");
+  });
+#endif
+}
+
+#else
+
+void check_placement() {}
+
+#endif
+
 }  // namespace
 
 int main() {
@@ -299,5 +504,6 @@ int main() {
 #if defined(__unix__) || defined(__APPLE__)
   check_first_locks_of_children();
 #endif
+  check_placement();
   return report();
 }
