@@ -106,17 +106,14 @@ CHARRNN_INLINE void clear(V (&acc)[MR][W]) {
   });
 }
 
-// c = what the sums begin with, or else c, + acc.
-template <int G, bool first, int MR, int W, class V, class T>
-CHARRNN_INLINE void add_chain(const TileArgs<T>& p, const V (&acc)[MR][W]) {
+// c = from + acc.
+template <int G, int MR, int W, class V, class T>
+CHARRNN_INLINE void add_chain(const TileArgs<T>& p, const Start<T>& from, const V (&acc)[MR][W]) {
   unroll<MR>([&](auto r) __attribute__((always_inline)) {
-    T* const c = p.c + r * p.c_stride;
-    const T* const start = p.start.data + r * p.start.row_stride;
+    const T* const row = from.data + r * from.row_stride;
     unroll<W>([&](auto w) __attribute__((always_inline)) {
-      const T* const from =
-          first ? start + (w % G) * p.start.group_stride + (w / G) * p.start.unit_stride
-                : c + w * V::lanes;
-      (V::load(from) + acc[r][w]).store(c + w * V::lanes);
+      (V::load(row + (w % G) * from.group_stride + (w / G) * from.unit_stride) + acc[r][w])
+          .store(p.c + r * p.c_stride + w * V::lanes);
     });
   });
 }
@@ -148,14 +145,15 @@ CHARRNN_INLINE void add_products(const Row& row, const Weight& weight, V (&acc)[
 // f(k, n) for the chains of the depth, [k, k + n) each, that run in acc and are added to c.
 template <int G, int MR, int W, class V, class T, class F>
 CHARRNN_INLINE void for_chains(const TileArgs<T>& p, V (&acc)[MR][W], F&& f) {
-  clear(acc);
-  f(0, min_of(p.depth, chain_depth));
-  add_chain<G, true>(p, acc);
-  for (Index k = chain_depth; k < p.depth; k += chain_depth) {
+  Start<T> from = p.start;
+  Index k = 0;
+  do {
     clear(acc);
     f(k, min_of(p.depth - k, chain_depth));
-    add_chain<G, false>(p, acc);
-  }
+    add_chain<G>(p, from, acc);
+    from = {p.c, p.c_stride, V::lanes, G * V::lanes};
+    k += chain_depth;
+  } while (k < p.depth);
 }
 
 template <class T, int G, int MR, int W>
@@ -208,6 +206,17 @@ __attribute__((noinline)) void tile_bfloat16(const TileArgs<T>& p) {
   });
 }
 
+// c += block [rows][width], of which p.cols columns count.
+template <class T>
+__attribute__((noinline)) void add_tile_block(const TnTileArgs<T>& p, const T* block, Index rows,
+                                              Index width) {
+  using V = Native<T>;
+  for (Index r = 0; r < rows; ++r)
+    for (Index j = 0; j < p.cols; j += V::lanes)
+      add_block(V::load(block + r * width + j), p.sums, p.c + r * p.c_stride + j,
+                p.errors + r * p.errors_stride + j, p.cols - j);
+}
+
 template <class T, int MR, int W>
 __attribute__((noinline)) void tn_tile(const TnTileArgs<T>& p) {
   using V = Native<T>;
@@ -223,24 +232,25 @@ __attribute__((noinline)) void tn_tile(const TnTileArgs<T>& p) {
     const auto row = [&](auto r) __attribute__((always_inline)) { return V(a[r]); };
     add_products(row, weight, acc);
   }
-  const auto each = [&](auto&& f) __attribute__((always_inline)) {
+  // The usual case in as few instructions as there are.
+  if (!p.sums.with_errors && p.cols == W * V::lanes) {
     unroll<MR>([&](auto r) __attribute__((always_inline)) {
       unroll<W>([&](auto w) __attribute__((always_inline)) {
-        f(acc[r][w], p.c + r * p.c_stride + w * V::lanes, r, w);
+        T* const c = p.c + r * p.c_stride + w * V::lanes;
+        (V::load(c) + acc[r][w]).store(c);
       });
     });
-  };
-  // The usual case in as few instructions as there are.
-  if (!p.sums.with_errors && p.cols == W * V::lanes)
-    return each([](V block, T* c, auto, auto)
-                    __attribute__((always_inline)) { (V::load(c) + block).store(c); });
-  each([&](V block, T* c, auto r, auto w) __attribute__((always_inline)) {
-    add_block(block, p.sums, c, p.errors + r * p.errors_stride + w * V::lanes,
-              p.cols - w * V::lanes);
+    return;
+  }
+  alignas(64) T block[MR * W * V::lanes];
+  unroll<MR>([&](auto r) __attribute__((always_inline)) {
+    unroll<W>([&](auto w) __attribute__((always_inline)) {
+      acc[r][w].store(block + (r * W + w) * V::lanes);
+    });
   });
+  add_tile_block(p, block, MR, W * V::lanes);
 }
 
-// The tiles for G groups: every MR x W (W a multiple of G) whose accumulators fit in the registers.
 template <class A, class T, int G>
 struct Tiles {
   using Panels = typename A::template Panels<G>;
