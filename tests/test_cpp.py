@@ -15,6 +15,8 @@ from charrnn_fast import _core
 
 ROOT = Path(__file__).parent.parent
 
+pytestmark = pytest.mark.unsanitized("builds programs of its own, as the preset asan does")
+
 
 def run(*command: str | Path, **environment: str) -> str:
     done = subprocess.run(

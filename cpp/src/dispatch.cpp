@@ -10,14 +10,30 @@ namespace charrnn_fast {
 // build's list, best first: X(namespace, "name", how to ask the processor).
 #if defined(__x86_64__)
 #define CHARRNN_CPU(feature) (__builtin_cpu_supports(feature) != 0)
-#define CHARRNN_FOR_EACH_ISA(X)                                                               \
-  X(x86_64_v4, "x86-64-v4",                                                                   \
-    CHARRNN_CPU("avx512f") && CHARRNN_CPU("avx512bw") && CHARRNN_CPU("avx512cd") &&           \
-        CHARRNN_CPU("avx512dq") && CHARRNN_CPU("avx512vl") && CHARRNN_CPU("fma"))             \
+// A build that is only tested may leave some out.
+#if defined(CHARRNN_WITHOUT_x86_64_v4)
+#define CHARRNN_X86_64_V4(X)
+#else
+#define CHARRNN_X86_64_V4(X)                                                        \
+  X(x86_64_v4, "x86-64-v4",                                                         \
+    CHARRNN_CPU("avx512f") && CHARRNN_CPU("avx512bw") && CHARRNN_CPU("avx512cd") && \
+        CHARRNN_CPU("avx512dq") && CHARRNN_CPU("avx512vl") && CHARRNN_CPU("fma"))
+#endif
+#if defined(CHARRNN_WITHOUT_x86_64_v3)
+#define CHARRNN_X86_64_V3(X)
+#else
+#define CHARRNN_X86_64_V3(X)                                                                  \
   X(x86_64_v3, "x86-64-v3",                                                                   \
     CHARRNN_CPU("avx2") && CHARRNN_CPU("fma") && CHARRNN_CPU("bmi") && CHARRNN_CPU("bmi2") && \
-        CHARRNN_CPU("f16c") && CHARRNN_CPU("lzcnt") && CHARRNN_CPU("movbe"))                  \
+        CHARRNN_CPU("f16c") && CHARRNN_CPU("lzcnt") && CHARRNN_CPU("movbe"))
+#endif
+#if defined(CHARRNN_WITHOUT_x86_64_v2)
+#define CHARRNN_X86_64_V2(X)
+#else
+#define CHARRNN_X86_64_V2(X) \
   X(x86_64_v2, "x86-64-v2", CHARRNN_CPU("sse4.2") && CHARRNN_CPU("popcnt"))
+#endif
+#define CHARRNN_FOR_EACH_ISA(X) CHARRNN_X86_64_V4(X) CHARRNN_X86_64_V3(X) CHARRNN_X86_64_V2(X)
 #elif defined(__aarch64__)
 #define CHARRNN_FOR_EACH_ISA(X) X(neon, "neon", true)
 #else

@@ -1,0 +1,103 @@
+"""Runs pytest with the module built under the address and undefined-behaviour sanitizers.
+
+    python tests/sanitized.py [arguments of pytest]
+
+An access outside an array, a use of what has been freed or an undefined operation, in the module
+itself or in what NumPy does for it, ends the run with its place. Without arguments, the whole suite
+but the tests marked `unsanitized`. Takes the package installed, CMake, Ninja, pybind11 and GCC (or
+`CXX`). What the interpreter leaves at its end is no leak, so leaks are not looked for here; the
+preset `asan` does that in the C++ tests.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pybind11
+
+from charrnn_fast import _core
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "asan-python"
+SITE = BUILD / "site"
+PRESET = "asan-python"
+
+# An installed package that is editable comes by an importer of its own, before any path.
+SITECUSTOMIZE = """
+import sys
+sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "ScikitBuildRedirectingFinder"]
+"""
+
+
+def instruction_set() -> str:
+    """The one to build for, as a full build takes long: one whose partial loads are plain copies.
+
+    Those of AVX-512 are single instructions, into which the sanitizers do not look.
+    """
+    runnable = _core.available_isas()
+    chosen = next(isa for isa in ("x86-64-v3", *runnable) if isa in runnable)
+    return chosen.replace("-", "_")
+
+
+def build() -> None:
+    settings = {
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+        "CHARRNN_ISAS": instruction_set(),
+    }
+    options = [f"-D{name}={value}" for name, value in settings.items()]
+    subprocess.check_call(["cmake", "--preset", PRESET, *options], cwd=ROOT)
+    subprocess.check_call(["cmake", "--build", "--preset", PRESET], cwd=ROOT)
+
+
+def make_site() -> None:
+    """A folder to import from: the package's files as they are, and the module just built."""
+    package = SITE / "charrnn_fast"
+    package.mkdir(parents=True, exist_ok=True)
+    for link in package.iterdir():
+        link.unlink()
+    for file in (ROOT / "python" / "charrnn_fast").iterdir():
+        if file.suffix != ".so" and file.name != "__pycache__":
+            (package / file.name).symlink_to(file)
+    (module,) = BUILD.glob("_core*.so")
+    (package / module.name).symlink_to(module)
+    (SITE / "sitecustomize.py").write_text(SITECUSTOMIZE, encoding="ascii")
+
+
+def libraries() -> list[str]:
+    """Those that have to be there before Python is: the sanitizer's, and C++'s, which throws."""
+    compiler = os.environ.get("CXX", "c++")
+    found = []
+    for name in ("libasan.so", "libubsan.so", "libstdc++.so"):
+        output = subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip()
+        if os.path.isabs(output):
+            found.append(os.path.realpath(output))
+    if len(found) < 3:
+        sys.exit(f"{compiler} has no libasan.so, libubsan.so and libstdc++.so, but {found}")
+    return found
+
+
+def main() -> int:
+    build()
+    make_site()
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": " ".join(libraries()),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(SITE), os.environ.get("PYTHONPATH")])),
+        "PYTHONMALLOC": "malloc",  # or the small arrays of Python's own pools were not watched
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    check = "import charrnn_fast._core as core; print(core.__file__)"
+    used = subprocess.check_output([sys.executable, "-c", check], env=environment, text=True)
+    if not used.startswith(str(SITE)):
+        sys.exit(f"imported {used.strip()}, which is not the sanitized module in {SITE}")
+    command = [sys.executable, "-m", "pytest", "-m", "not unsanitized", *sys.argv[1:]]
+    return subprocess.call(command, cwd=ROOT, env=environment)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
