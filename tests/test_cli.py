@@ -355,7 +355,13 @@ def test_dropout_between_no_layers_is_told(
 ) -> None:
     train = ["train", str(text), *SMALL, "--steps", "1", "--dropout", "0.2"]
     assert main([*train, "-o", str(tmp_path / "one")]) == 0
-    assert "warning: dropout leaves out between layers" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith(
+        "charrnn-fast: warning: --dropout=0.2 does nothing in a network of one layer: it leaves "
+        "out between layers; there are --input-dropout, --output-dropout and --recurrent-dropout\n"
+    )
+    assert main(["eval", str(tmp_path / "one"), str(text)]) == 0
+    assert main(["train", "-o", str(tmp_path / "one"), "--resume", "--steps", "2"]) == 0
+    assert "dropout" not in capsys.readouterr().err  # it has been told
     assert main([*train, "-o", str(tmp_path / "two"), "--num-layers", "2"]) == 0
     assert "dropout" not in capsys.readouterr().err
 

@@ -76,7 +76,7 @@ class Watch(Callback):
             print(resident(), flush=True)
 
 corpus = cf.Corpus.from_text("the quick brown fox jumps over the lazy dog\n" * 200)
-model = cf.CharLM(corpus.vocabulary, 4, 1, "rnn", dropout=0.1, seed=1)
+model = cf.CharLM(corpus.vocabulary, 4, 1, "rnn", recurrent_dropout=0.1, seed=1)
 callbacks = [JsonLog(folder + "/log", 1000), Watch()]
 files = dict(checkpoint_path=folder + "/model", evaluate_every=steps // 100, callbacks=callbacks)
 cf.Trainer(model, corpus, 2, 4, **files).fit(steps=steps, progress=False)

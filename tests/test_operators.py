@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,8 +103,38 @@ def test_what_exceeds_the_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         raise MemoryError
 
     monkeypatch.setattr("charrnn_fast._core.NetworkFloat32", fail)
-    with pytest.raises(MemoryError, match=r"RNN\(4, 3, output_size=5, .* has 36 weights, .*try"):
+    with pytest.raises(
+        MemoryError,
+        match=r"RNN\(4, 3, output_size=5, .* has 36 weights and takes 1.44e-07 GB, .*try",
+    ):
         cf.RNN(4, 3, 5)
+
+
+@pytest.mark.parametrize("make", ["RNN", "CharLM"])
+def test_dropout_that_does_nothing_is_warned_of(make: str) -> None:
+    """As PyTorch does, at the caller's line; not where the same network is made again."""
+    vocabulary = cf.Vocabulary.from_text("abcd")
+
+    def made(**options: Any) -> Any:
+        return cf.RNN(4, 5, **options) if make == "RNN" else cf.CharLM(vocabulary, 5, **options)
+
+    message = (
+        "^dropout=0.3 does nothing in a network of one layer: it leaves out between layers; "
+        "there are input_dropout, output_dropout and recurrent_dropout$"
+    )
+    with pytest.warns(UserWarning, match=message) as told:
+        net = made(num_layers=1, dropout=0.3)
+    assert len(told) == 1 and told[0].filename == __file__
+    pickle.loads(pickle.dumps(copy.deepcopy(net)))
+    made(num_layers=1, input_dropout=0.3)
+    made(num_layers=2, dropout=0.3)
+
+
+def test_a_model_with_dropout_that_does_nothing_is_loaded_in_silence(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="does nothing"):
+        model = cf.CharLM(cf.Vocabulary.from_text("abcd"), 5, 1, dropout=0.3)
+    model.save(tmp_path / "model")
+    cf.CharLM.load(tmp_path / "model").score(["ab"], weight_dtype="bfloat16")
 
 
 def test_the_largest_seed() -> None:

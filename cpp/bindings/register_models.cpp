@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "arrays.hpp"
 #include "dispatch.hpp"
@@ -41,8 +42,8 @@ SequenceInput<T> sequence(const Model<T>& model, const py::object& x, bool one_s
 }
 
 template <class T>
-py::tuple forward(Model<T>& model, const py::object& x, const py::object& state, bool keep,
-                  const py::object& lengths, const py::object& mask_seed) {
+py::tuple forward_kept(Model<T>& model, const py::object& x, const py::object& state, bool keep,
+                       const py::object& lengths, const py::object& mask_seed) {
   const SequenceInput<T> in = sequence(model, x, false);
   const MaskSeed seed(mask_seed);
   typename Model<T>::Batch batch{in.seq_len, in.batch, in.tokens, in.x};
@@ -52,12 +53,20 @@ py::tuple forward(Model<T>& model, const py::object& x, const py::object& state,
   const T* state_0 = state.is_none() ? nullptr : input<T>(state, "state", states);
   auto y = new_array<T>({in.seq_len, in.batch, model.output_size()});
   auto state_n = new_array<T>(states);
+  Index id = 0;
   {
     T *py = y.mutable_data(), *ps = state_n.mutable_data();
     py::gil_scoped_release release;
-    model.forward(batch, state_0, keep, py, ps);
+    id = model.forward(batch, state_0, keep, py, ps);
   }
-  return py::make_tuple(y, state_n);
+  return py::make_tuple(y, state_n, id);
+}
+
+template <class T>
+py::tuple forward(Model<T>& model, const py::object& x, const py::object& state, bool keep,
+                  const py::object& lengths, const py::object& mask_seed) {
+  const py::tuple results = forward_kept(model, x, state, keep, lengths, mask_seed);
+  return py::make_tuple(results[0], results[1]);
 }
 
 template <class T>
@@ -67,8 +76,11 @@ typename Model<T>::Kept kept_now(Model<T>& model) {
 }
 
 template <class T>
-py::tuple backward(Model<T>& model, const py::object& dy, const py::object& dstate) {
+py::tuple backward(Model<T>& model, const py::object& dy, const py::object& dstate, Index id) {
   const auto kept = kept_now(model);
+  if (id != 0 && kept.id != id)
+    throw std::runtime_error(
+        "backward belongs to the last forward, which another thread has replaced");
   if (kept.id == 0)
     throw py::value_error(
         "backward belongs to the last forward, and there is none to go back from");
@@ -252,7 +264,11 @@ void register_model(py::module_& m, const char* name) {
                                return n;
                              })
       .def_property_readonly("version", &M::version)
-      .def_property_readonly("has_tape", [](M& self) { return kept_now(self).id != 0; })
+      .def_property_readonly("kept",
+                             [](M& self) {
+                               const auto kept = kept_now(self);
+                               return py::make_tuple(kept.id, kept.seq_len, kept.batch);
+                             })
       .def("parameter_shapes",
            [](const M& self) {
              py::dict shapes;
@@ -285,7 +301,9 @@ void register_model(py::module_& m, const char* name) {
           py::arg("batch"))
       .def("forward", &forward<T>, py::arg("x"), py::arg("state"), py::arg("keep"),
            py::arg("lengths") = py::none(), py::arg("mask_seed") = py::none())
-      .def("backward", &backward<T>, py::arg("dy"), py::arg("dstate"))
+      .def("forward_kept", &forward_kept<T>, py::arg("x"), py::arg("state"), py::arg("keep"),
+           py::arg("lengths") = py::none(), py::arg("mask_seed") = py::none())
+      .def("backward", &backward<T>, py::arg("dy"), py::arg("dstate"), py::arg("id") = 0)
       .def("step", &step<T>, py::arg("x"), py::arg("state"))
       .def("step_plain", &step_plain<T>)
       .def("evaluate", &evaluate<T>, py::arg("inputs"), py::arg("targets"), py::arg("state"),

@@ -292,7 +292,7 @@ void Model<T>::states_out(const SequenceInput<T>& in, const T* from, T* state_n)
 // ---- forward, backward and single steps -----------------------------------------------------
 
 template <class T>
-void Model<T>::forward(const Batch& given, const T* state_0, bool keep, T* y, T* state_n) {
+Index Model<T>::forward(const Batch& given, const T* state_0, bool keep, T* y, T* state_n) {
   std::lock_guard<ForkSafeMutex> lock(mutex_);
   const Batch batch = own("x", given);
   // The tape of a kept forward is overwritten; backward would read the new one.
@@ -327,11 +327,11 @@ void Model<T>::forward(const Batch& given, const T* state_0, bool keep, T* y, T*
   } else if (result != y) {
     std::copy_n(result, rows * O, y);
   }
-  if (!keep) return;
+  if (!keep) return 0;
   kept_input_ = in;
   kept_source_ = from;
-  kept_id_ = ++num_kept_;
   kept_version_ = version_;
+  return kept_id_ = ++num_kept_;
 }
 
 template <class T>

@@ -1,6 +1,8 @@
 // What a network consists of: its shape, its parameters and their packed copies.
 #include "charrnn_fast/network.hpp"
 
+#include <cstdio>
+
 #include "dispatch.hpp"
 #include "errors.hpp"
 #include "network_parts.hpp"
@@ -20,6 +22,12 @@ const CellKernels<T>& find_cell(const std::string& name) {
 }
 
 }  // namespace
+
+OutOfMemory::OutOfMemory(double bytes) {
+  const bool large = bytes >= 1e9;
+  std::snprintf(message_, sizeof message_, "out of memory: %.3g %s more were asked for",
+                large ? bytes / 1e9 : bytes / 1e6, large ? "GB" : "MB");
+}
 
 // ---- shape and parameters -----------------------------------------------------------------
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Iterator, Mapping
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -17,8 +20,11 @@ StrPath = str | os.PathLike[str]
 
 LARGEST = 2**31 - 1  # what the kernels count with
 LARGEST_SEED = 2**64 - 1
+_MUCH_MEMORY = 2**26  # bytes, from which on is asked whether there are so many
 
 _names: ContextVar[Mapping[str, str] | None] = ContextVar("_names", default=None)
+
+_tell: ContextVar[Callable[[str], None] | None] = ContextVar("_tell", default=None)
 
 
 def called(name: str) -> str:
@@ -38,6 +44,33 @@ def calling(names: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         _names.reset(token)
+
+
+def warn(message: str) -> None:
+    """A UserWarning at the line that called this package, or as `telling` has it."""
+    tell = _tell.get()
+    if tell is not None:
+        tell(message)
+        return
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and _is_ours(frame):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def _is_ours(frame: FrameType) -> bool:
+    package = __name__.partition(".")[0]
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == package
+
+
+@contextmanager
+def telling(tell: Callable[[str], None]) -> Iterator[None]:
+    """Within it warnings go to tell."""
+    token = _tell.set(tell)
+    try:
+        yield
+    finally:
+        _tell.reset(token)
 
 
 def instance(name: str, value: object, kind: type | tuple[type, ...], takes: str) -> None:
@@ -133,6 +166,23 @@ def available_memory() -> int | None:
     except (OSError, ValueError):  # there is no such group, or its limit is "max"
         pass
     return free
+
+
+@contextmanager
+def enough_memory(needed: int, what: str, advice: str) -> Iterator[None]:
+    """MemoryError, of what is allocated within too, that says what takes it and what helps.
+
+    needed: bytes; where they are many and more than there are, nothing is allocated, for the system
+    may promise more memory than it has, and end the process later.
+    """
+    free = available_memory() if needed > _MUCH_MEMORY else None
+    try:
+        if free is not None and needed > free:
+            raise MemoryError
+        yield
+    except MemoryError:
+        have = "more than there is" if free is None else f"and {free / 1e9:,.3g} GB are free"
+        raise MemoryError(f"{what} takes {needed / 1e9:,.3g} GB, {have}; try {advice}") from None
 
 
 def shown(number: int) -> str:

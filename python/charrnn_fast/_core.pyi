@@ -59,7 +59,12 @@ class _Network(Generic[_F]):
     @property
     def version(self) -> int: ...  # raised by every change of a parameter
     @property
-    def has_tape(self) -> bool: ...  # of a forward with keep, for backward
+    def kept(self) -> tuple[int, int, int]:
+        """Of what `backward` goes back from: its number, T, B; the number is 0 where there is none.
+
+        Forwards with keep are numbered from 1 on.
+        """
+
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]: ...
     def parameter(self, name: str) -> NDArray[_F]: ...  # read-only view, PyTorch's orientation
     def set_parameter(self, name: str, value: Floats) -> None: ...
@@ -77,10 +82,23 @@ class _Network(Generic[_F]):
         keep: save what `backward` needs.
         """
 
+    def forward_kept(
+        self,
+        x: Floats | Tokens,
+        state: Floats | None,
+        keep: bool,
+        lengths: NDArray[np.int64] | None = None,
+        mask_seed: int | None = None,
+    ) -> tuple[NDArray[_F], NDArray[_F], int]:
+        """As `forward`, with the number that it has in `kept`; 0 without keep."""
+
     def backward(
-        self, dy: Floats | None, dstate: Floats | None
+        self, dy: Floats | None, dstate: Floats | None, id: int = 0
     ) -> tuple[NDArray[_F] | None, NDArray[_F], dict[str, NDArray[_F]]]:
-        """-> dx [T, B, I] (None for tokens), dstate_0 [S, L, B, H], gradients by name (fresh)."""
+        """-> dx [T, B, I] (None for tokens), dstate_0 [S, L, B, H], gradients by name (fresh).
+
+        RuntimeError where id is given and not that of `kept`, as another thread may have changed.
+        """
 
     def step(self, x: Floats | Tokens, state: Floats) -> NDArray[_F]:
         """x [B, I] or tokens [B]; state [S, L, B, H] is updated in place -> y [B, O]."""

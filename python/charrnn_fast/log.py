@@ -235,8 +235,8 @@ class TensorBoardLog(Callback):
 
     def __reduce__(self) -> tuple[Any, ...]:
         _check_idle(self, self._writer is None)
-        made = ("_folder", "_make", "_summary", "_proto", "_writer")
-        return type(self), (self._folder,), {k: v for k, v in vars(self).items() if k not in made}
+        own = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return type(self), (self._folder,), own
 
     def started(self, trainer: Trainer, steps: int) -> None:
         # TensorBoard reads the files in the order of their names.

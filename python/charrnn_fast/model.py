@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import checkpoint, configuration
-from ._checks import LARGEST_SEED, StrPath, called, calling, instance, integer
+from ._checks import LARGEST_SEED, StrPath, called, calling, instance, integer, telling
 from ._names import suggesting
 from ._objects import Settled
 from .file_array import Ids
@@ -337,7 +338,8 @@ class CharLM(Settled):
         try:
             vocabulary = Vocabulary._from_config(_symbols(tensors), config)
             _check_size(tensors, config["model"], len(vocabulary))
-            with calling({}):  # the file's settings, not the arguments of this call
+            # The file's settings, not the arguments of this call; they have been warned of.
+            with calling({}), telling(lambda _: None):
                 model = cls(vocabulary, **config["model"])
             model._check_tensors(tensors, config)
         except (ValueError, TypeError, MemoryError) as error:
@@ -395,10 +397,10 @@ class CharLM(Settled):
         check_weight_dtype(weight_dtype, self.rnn)
         if weight_dtype != "bfloat16":
             return self
-        copy = CharLM(self.vocabulary, **self._config)
+        rounded = copy.deepcopy(self)
         parameters = self.rnn.parameters().items()
-        copy.rnn.load_parameters({name: read_as_bfloat16(name, p) for name, p in parameters})
-        return copy
+        rounded.rnn.load_parameters({name: read_as_bfloat16(name, p) for name, p in parameters})
+        return rounded
 
     def _evaluate(self, ids: Ids, starts_within: _StartsWithin | None = None) -> float:
         """As `evaluate`, for ids [N] and documents as `_losses` takes them."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from ._checks import instance, integer, real
+from ._checks import enough_memory, instance, integer, real
 from ._names import suggesting
 from ._objects import Settled
 from .rnn import RNN
@@ -63,14 +63,9 @@ class Optimizer(Settled):
             else:
                 flag = value is True or value is False
                 numbers[name] = real(name, float(value) if flag else value)
-        try:
+        needed = make.memory(rule, network._core, numbers)
+        with enough_memory(needed, f"the state of {rule}", "a smaller network, or sgd"):
             self._core: Any = make(rule, network._core, numbers)
-        except MemoryError:
-            size = make.memory(rule, network._core, numbers)
-            raise MemoryError(
-                f"{rule} takes {size / 1e9:,.3g} GB beside the network, which exceed the memory; "
-                f"sgd without momentum takes none"
-            ) from None
         self._rule = rule
         self._options: dict[str, Any] = {
             name: bool(number) if name in _FLAGS else number

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from inspect import signature
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +18,13 @@ from ._checks import (
     LARGEST_SEED,
     array,
     array_like,
-    available_memory,
     called,
+    enough_memory,
     instance,
     integer,
     real,
     shown,
+    warn,
 )
 from ._names import suggesting
 from ._objects import Settled
@@ -34,7 +37,6 @@ _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _MOST_LAYERS = 10_000
 _DRAWN_AT_ONCE = 2**16  # weights
 _MOST_PARAMETERS = 2**40  # more is a slip; less may still exceed the memory
-_MUCH_MEMORY = 2**26  # bytes, from which on is asked whether there are so many
 _INITS = ("uniform", "lecun", "lecun_tokens")
 _GATES = {"rnn": 1, "gru": 3, "lstm": 4, "peephole_lstm": 4, "coupled_lstm": 3}
 _FORGET_GATE = {"lstm": 1, "peephole_lstm": 1, "coupled_lstm": 0}
@@ -53,6 +55,13 @@ _MODIFIERS = (
     "zoneout",
 )
 _BIASES = {True: "double", "double": "double", "single": "single", False: "none", "none": "none"}
+
+
+class _Forward:
+    """A forward of a thread: its number (0 without keep), and whether backward is to follow."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.is_open = number, number > 0
 
 
 class RNN(Settled):
@@ -83,6 +92,11 @@ class RNN(Settled):
     Options are attributes that stay what they are. `copy.deepcopy` and `pickle` give a network of
     its own with the same weights, the same carried state and, in subclasses, the same attributes;
     what `backward` needs of the last `forward` is not copied. `copy.copy` is a deep copy too.
+
+    Threads may call one network at the same time, and their calls wait for each other. But it has
+    one last forward and one carried state: `backward` raises RuntimeError in a thread whose forward
+    is no longer the last one, and steps of several threads go on with each other's state. Threads
+    that train or step at the same time need a copy each.
     """
 
     input_size: int
@@ -109,7 +123,7 @@ class RNN(Settled):
         "": "the options of a network are fixed when it is built; build another one, whose "
         "load_parameters takes the parameters() of this one",
     }
-    _covered = frozenset(("_core", "_carried", "_kept_shape"))
+    _covered = frozenset(("_core", "_carried", "_by_thread", "_forwards"))
 
     @suggesting
     def __init__(
@@ -193,8 +207,14 @@ class RNN(Settled):
             weight_drop=weight_drop,
             zoneout=zoneout,
         )
-        with self._telling_memory():
+        with self._enough_memory():
             self._initialise(seed, init, forget_bias)
+        if self.dropout and self.num_layers == 1:
+            warn(
+                f"{called('dropout')}={self.dropout:g} does nothing in a network of one layer: it "
+                f"leaves out between layers; there are {called('input_dropout')}, "
+                f"{called('output_dropout')} and {called('recurrent_dropout')}"
+            )
 
     def _build(
         self,
@@ -287,13 +307,17 @@ class RNN(Settled):
         self.zoneout = (zoneout_h, zoneout_c)
         make: Any = _core.NetworkFloat32 if self.dtype == np.float32 else _core.NetworkFloat64
         self._carried: Array | None = None  # the state of `step`, in the kernels' layout
+        # Of each thread its last forward, and of all of them by their numbers: what a thread gets
+        # is the gradient of its own forward, but one thread may hand a forward on to another.
+        self._by_thread = threading.local()
+        self._forwards: WeakValueDictionary[int, _Forward] = WeakValueDictionary()
         weights = self._count_weights()
         if weights > _MOST_PARAMETERS:
             raise ValueError(
                 f"{self!r} would have {weights:.3g} weights, at most 2**40 are taken; try a "
                 f"smaller {called('hidden_size')}"
             )
-        with self._telling_memory():
+        with self._enough_memory():
             self._core: Any = make(
                 f"rnn_{nonlinearity}" if cell == "rnn" else cell,
                 input_size,
@@ -312,23 +336,12 @@ class RNN(Settled):
                 },
             )
 
-    @contextmanager
-    def _telling_memory(self) -> Iterator[None]:
-        """MemoryError, of one too, says what the parameters take and what helps."""
+    def _enough_memory(self) -> AbstractContextManager[None]:
+        """Told with what the parameters take, of which weights are nearly all."""
         weights = self._count_weights()
-        needed, free = weights * self.dtype.itemsize, None
-        if needed > _MUCH_MEMORY:
-            free = available_memory()  # the system may promise more than it has, and kill later
-        try:
-            if free is not None and needed > free:
-                raise MemoryError
-            yield
-        except MemoryError:
-            have = "the memory" if free is None else f"the {free / 1e9:,.3g} GB that are free"
-            raise MemoryError(
-                f"{self!r} has {weights:,} weights, {needed / 1e9:,.3g} GB, which exceed {have}; "
-                f"try a smaller {called('hidden_size')}"
-            ) from None
+        what = f"{self!r} has {weights:,} weights and"
+        needed, advice = weights * self.dtype.itemsize, f"a smaller {called('hidden_size')}"
+        return enough_memory(needed, what, advice)
 
     def _count_weights(self) -> int:
         """The elements of all weight matrices, known before any is made."""
@@ -716,13 +729,17 @@ class RNN(Settled):
             lengths = _lengths(lengths, *x.shape[:2])
         if mask_seed is not None:
             mask_seed = integer("mask_seed", mask_seed, 0, LARGEST_SEED)
-        y, last = self._core.forward(
-            x, self._kernel_state("state", state, x.shape[1]), keep, lengths, mask_seed
-        )
-        self._kept_shape = y.shape if keep else None
+        first = self._kernel_state("state", state, x.shape[1])
+        try:
+            y, last, number = self._core.forward_kept(x, first, keep, lengths, mask_seed)
+        except MemoryError as error:
+            raise MemoryError(
+                f"{error}; try a smaller batch or shorter sequences, or, where no backward "
+                f"follows, keep=False"
+            ) from None
+        self._by_thread.forward = forward = _Forward(number)
+        self._forwards[number] = forward
         return y, self._public_state(last)
-
-    _kept_shape: tuple[int, ...] | None = None
 
     def backward(
         self, dy: Array | None, dstate: State = None
@@ -733,22 +750,36 @@ class RNN(Settled):
         dstate: gradient by the last state, in the form of a state (None: zero). Returns the
         gradients by x ([T, B, I]; None for tokens), by the initial state and, by name, by the
         parameters, all in fresh arrays. Raises RuntimeError where no forward has kept what this
-        needs, and where a parameter has changed since.
+        needs, where a parameter has changed since, and where another thread has called forward
+        since this one did.
         """
-        if self._kept_shape is None or not self._core.has_tape:
+        number, steps, batch = self._core.kept
+        if not number:
             raise RuntimeError(
                 "backward belongs to the last forward(..., keep=True), and there is none, or "
-                "training, evaluation or a change of the parameters has come after it"
+                "training, evaluation, another forward or a change of the parameters has come "
+                "after it"
+            )
+        mine: _Forward | None = getattr(self._by_thread, "forward", None)
+        if mine is not None and mine.is_open and mine.number != number:
+            raise RuntimeError(
+                "backward belongs to the last forward, and another thread has called that: let "
+                "each thread have a network of its own, by copy.deepcopy"
             )
         if dy is not None:
             dy = self._floats("dy", dy)
-            if dy.shape != self._kept_shape:
+            shape = (steps, batch, self.output_size or self._directions * self._width)
+            if dy.shape != shape:
                 raise ValueError(
-                    f"dy must have the shape of y, [T, B, O] = {self._kept_shape}, got {dy.shape}"
+                    f"dy must have the shape of y, [T, B, O] = {shape}, got {dy.shape}"
                 )
-        dx, dstate_0, gradients = self._core.backward(
-            dy, self._kernel_state("dstate", dstate, self._kept_shape[1])
-        )
+        last = self._kernel_state("dstate", dstate, batch)
+        try:
+            dx, dstate_0, gradients = self._core.backward(dy, last, number)
+        except MemoryError as error:
+            raise MemoryError(f"{error}; try a smaller batch or shorter sequences") from None
+        if (forward := self._forwards.get(number)) is not None:
+            forward.is_open = False
         return dx, self._public_state(dstate_0), gradients
 
 

@@ -609,7 +609,13 @@ class Trainer(Settled):
         batch, rnn = inputs.shape[1], self.model.rnn
         if self._state is None or rnn._batch(self._state) != batch:
             self._state = rnn._kernel_zeros(batch)
-        loss, norm, state = self._computed(inputs, targets, self._state, starts)
+        try:
+            loss, norm, state = self._computed(inputs, targets, self._state, starts)
+        except MemoryError as error:
+            raise MemoryError(
+                f"{error}; try a smaller {called('batch_size')} or {called('seq_len')}, or more "
+                f"{called('micro_batches')}"
+            ) from None
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(
                 f"training has diverged: at step {self._num_steps + 1} the loss is {loss:.4g} and "

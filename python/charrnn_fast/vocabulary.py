@@ -155,7 +155,13 @@ class Vocabulary(Settled):
     def one_hot(self, ids: ArrayLike, dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """[..., V] for ids [...]: 1 at each id and 0 elsewhere."""
         tokens = self._checked(ids)
-        vectors = np.zeros((*tokens.shape, len(self)), dtype)
+        try:
+            vectors = np.zeros((*tokens.shape, len(self)), dtype)
+        except MemoryError as error:
+            raise MemoryError(
+                f"{error}; try fewer ids at a time, or give a network the ids, which stand for "
+                f"one-hot vectors"
+            ) from None
         np.put_along_axis(vectors, tokens[..., None], 1, axis=-1)
         return vectors
 

@@ -2,6 +2,8 @@
 // in both: the bits of forward, loss, backward and update by hand, the memory that it has told, a
 // batch in parts.
 #include <cstdio>
+#include <limits>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -178,6 +180,37 @@ void check_all() {
   }
 }
 
+// The number of a forward is that by which backward knows it; memory that runs out is told.
+void check_numbers_and_errors() {
+  Model<float> model(shape_of("gru"));
+  draw_parameters(model);
+  const std::vector<Token> tokens(steps * B, 1);
+  std::vector<float> y(steps * B * V), state(static_cast<std::size_t>(model.state_elements(B)));
+  const Model<float>::Batch batch{steps, B, tokens.data(), nullptr};
+  for (Index n = 1; n <= 3; ++n) {
+    CHECK(model.forward(batch, nullptr, true, y.data(), state.data()) == n, "%ld", long(n));
+    CHECK(model.kept().id == n, "%ld", long(n));
+  }
+  CHECK(model.forward(batch, nullptr, false, y.data(), state.data()) == 0, "without keep");
+  CHECK(model.kept().id == 0, "without keep");
+
+  AlignedBuffer<float> buffer;
+  buffer.reserve(10);
+  for (const Index elements : {Index(1) << 61, std::numeric_limits<Index>::max()}) {
+    std::string message;
+    try {
+      buffer.reserve(elements);
+    } catch (const std::bad_alloc& error) {
+      message = error.what();
+    }
+    CHECK(message.find("out of memory: ") == 0 && message.find("e+09 GB") != message.npos, "%s",
+          message.c_str());
+    CHECK(buffer.size() == 0, "%ld", long(buffer.size()));
+  }
+  buffer.reserve(10);
+  CHECK(buffer.size() == 10, "%ld", long(buffer.size()));
+}
+
 }  // namespace
 
 int main() {
@@ -186,5 +219,6 @@ int main() {
   std::printf("instruction set %s\n", isa_in_use().c_str());
   check_all<float>();
   check_all<double>();
+  check_numbers_and_errors();
   return report();
 }

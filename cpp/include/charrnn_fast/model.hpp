@@ -79,8 +79,8 @@ class Model {
     const std::uint64_t* mask_seed = nullptr;  // see SequenceInput
   };
   // y [T, B, O], 0 past a sequence's end; state_0 or null; state_n: behind each one's last step.
-  // keep: for a backward to follow.
-  void forward(const Batch& in, const T* state_0, bool keep, T* y, T* state_n);
+  // keep: for a backward to follow; returns what is then Kept::id, else 0.
+  Index forward(const Batch& in, const T* state_0, bool keep, T* y, T* state_n);
   // What backward would go back from: the last forward with keep, if nothing has come after it that
   // makes its gradients meaningless (another pass over a sequence, a change of the parameters).
   struct Kept {

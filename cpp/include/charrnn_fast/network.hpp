@@ -23,6 +23,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <new>
 #include <string>
@@ -84,7 +85,17 @@ struct Parameter {
   Index elements() const { return rows * (cols > 0 ? cols : 1); }
 };
 
-// Memory aligned for the kernels; growing loses the contents.
+// Says how much was asked for: "out of memory: 12.3 GB more were asked for".
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(double bytes);
+  const char* what() const noexcept override { return message_; }
+
+ private:
+  char message_[64];  // a string would allocate
+};
+
+// Memory aligned for the kernels; growing loses the contents. Throws OutOfMemory.
 template <class T>
 class AlignedBuffer {
  public:
@@ -94,8 +105,13 @@ class AlignedBuffer {
     if (elements <= size_) return;
     data_.reset();
     size_ = 0;
-    data_.reset(static_cast<T*>(
-        ::operator new(static_cast<std::size_t>(elements) * sizeof(T), std::align_val_t(64))));
+    constexpr auto most = std::numeric_limits<std::ptrdiff_t>::max() / Index(sizeof(T));
+    void* const memory = elements > most
+                             ? nullptr
+                             : ::operator new(static_cast<std::size_t>(elements) * sizeof(T),
+                                              std::align_val_t(64), std::nothrow);
+    if (!memory) throw OutOfMemory(static_cast<double>(elements) * sizeof(T));
+    data_.reset(static_cast<T*>(memory));
     size_ = elements;
   }
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import build_info, get_num_threads, set_num_threads, streams
-from .._checks import calling
+from .._checks import calling, telling
 from . import bench, evaluate, info, plot, sample, score, train, view
 from .parsing import FAILED, INTERRUPTED, USER_ERROR, Commands, Parser
-from .show import complain
+from .show import complain, warn
 
 _PATH_ERRORS = {
     errno.EISDIR: "this is a folder, not a file; name a file in it",
@@ -60,7 +60,7 @@ def _status(argv: Sequence[str] | None, output: streams.Output) -> int:
         if arguments.threads is not None:
             set_num_threads(arguments.threads)
         run: Callable[..., int] = arguments.run
-        with calling(arguments.parser.flags()):
+        with calling(arguments.parser.flags()), telling(warn):
             return run(arguments)
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -71,6 +71,10 @@ def size(count: float) -> str:
     return f"{count:.3g} GB" if count < 999.5 else f"{count:,.0f} GB"
 
 
+def warn(message: str) -> None:
+    print(f"charrnn-fast: warning: {' '.join(message.split())}", file=sys.stderr)
+
+
 def complain(message: str, status: int) -> int:
     """Tells an error in one line, whatever a file's name or a message holds; returns status."""
     print(f"charrnn-fast: error: {' '.join(message.split())}", file=sys.stderr)

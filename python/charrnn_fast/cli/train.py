@@ -410,12 +410,6 @@ def _describe(trainer: Trainer, corpus: Corpus, num_files: int, steps: int) -> N
     print(f"model       {show.model_line(trainer.model)}")
     print(f"training    {show.training_line(trainer._settings())}")
     print(f"memory      {show.size(trainer.memory)} beside the text")
-    if trainer.model.rnn.dropout and trainer.model.rnn.num_layers == 1:
-        print(
-            "charrnn-fast: warning: dropout leaves out between layers, of which there is one, and "
-            "does nothing; there are --input-dropout, --output-dropout and --recurrent-dropout",
-            file=sys.stderr,
-        )
     epochs = steps / trainer.steps_per_epoch
     print(
         f"length      {show.count(steps, 'step')}, {show.count(epochs, 'epoch')}, on "
@@ -450,11 +444,9 @@ def _conclude(
         print("next: charrnn-fast train your-text.txt -o your-model.safetensors")
     uniform = math.log(len(model.vocabulary))
     if loss > uniform:
-        print(
-            f"charrnn-fast: warning: the held-out loss is above ln {len(model.vocabulary)} = "
-            f"{uniform:.4f}, that of uniform guessing; try more --epochs or a smaller "
-            f"--learning-rate",
-            file=sys.stderr,
+        show.warn(
+            f"the held-out loss is above ln {len(model.vocabulary)} = {uniform:.4f}, that of "
+            f"uniform guessing; try more --epochs or a smaller --learning-rate"
         )
     if not plain:
         return 0
