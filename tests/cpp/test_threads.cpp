@@ -29,11 +29,6 @@
 
 using namespace charrnn_fast;
 
-#if defined(__SANITIZE_THREAD__)
-// Children start threads, which the thread sanitizer allows where it is asked to.
-extern "C" const char* __tsan_default_options() { return "die_after_fork=0"; }
-#endif
-
 namespace {
 
 // A lost wake-up hangs, a lost write shows.
@@ -137,11 +132,19 @@ constexpr bool emulated = true;
 constexpr bool emulated = false;
 #endif
 
+// Whether the child of a process that had several threads may start some. The thread sanitizer ends
+// such a child, and qemu-user cannot do it.
+#if defined(__SANITIZE_THREAD__)
+constexpr bool children_have_threads = false;
+#else
+constexpr bool children_have_threads = !emulated;
+#endif
+
 #if defined(__unix__) || defined(__APPLE__)
 // Several threads of a child are the first to lock a mutex there, which another thread of the
 // parent holds or has held: one has it at a time.
 void check_first_locks_of_children() {
-  constexpr int children = 200, threads = emulated ? 1 : 3, rounds = 20;
+  constexpr int children = 200, threads = children_have_threads ? 3 : 1, rounds = 20;
   for (int i = 0; i < children; ++i) {
     ForkSafeMutex mutex;
     std::atomic<bool> locked{false}, done{false};
@@ -463,24 +466,23 @@ void check_placement() {
     CHECK(all_on(team_of(2), 1, without(all, p)), "kept off again");
   });
 
-#if !defined(__SANITIZE_THREAD__)
   // A forked child's workers are its own.
+  if (!children_have_threads) return;
   apart([&] {
     set_affinity({p});
     const auto before = team_of(2);
-    const pid_t child = emulated ? -1 : fork();
+    const pid_t child = fork();
     if (child == 0) {
       alarm(60);
       set_affinity({q});
       const auto team = team_of(2);
       _exit(all_on(team, 1, without(all, q)) && team[1].thread != before[1].thread ? 0 : 1);
     }
-    int status = 0;
-    if (child > 0) waitpid(child, &status, 0);
+    int status = -1;
+    waitpid(child, &status, 0);
     CHECK(status == 0, "child: status %d", status);
-    CHECK(read_affinity(before[1].thread) == before[1].processors, "the parent's worker");
+    CHECK(all_on(team_of(2), 1, without(all, p)), "the parent's worker");
   });
-#endif
 }
 
 #else
