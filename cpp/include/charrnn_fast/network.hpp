@@ -6,8 +6,8 @@
 // Where a call takes max_threads, it uses no more, and its workspace is of the size asked for with
 // the same number. Nothing outside an array is read or written where it has the elements that are
 // told here: what the kernels read past a row of weights is part of parameter_elements() and
-// packed_elements(). Buffers aligned to 64 bytes are fastest (AlignedBuffer does that); the alignment
-// of an element is enough.
+// packed_elements(). Buffers aligned to 64 bytes are fastest (AlignedBuffer does that); the
+// alignment of an element is enough.
 //
 // Dimension letters: T seq_len, B batch, I input_size, H hidden_size, L num_layers, D directions, G
 // gates of the cell, S its states, R width of h (P of a projection, else H), O output_size (V, the
