@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from charrnn_fast import CharLM, Corpus, Trainer, checkpoint, configuration, optim
+from charrnn_fast._checks import MOST_STEPS
 from charrnn_fast.checkpoint import CheckpointError
 from charrnn_fast.rnn import _BIASES, _GATES, _INITS
 from charrnn_fast.schedules import _SCHEDULES, to_config
@@ -355,6 +356,22 @@ def test_a_rate_without_bounds_is_a_divergence(tmp_path: Path, good: bytes) -> N
     config = replaced(config, ("training", "num_steps"), 2**61)
     with pytest.raises(FloatingPointError, match="training has diverged"):
         sealed.go_on(config)
+
+
+@pytest.mark.parametrize("key", ["num_steps", "optimizer_steps"])
+def test_steps_that_cannot_be_counted_are_not_done(tmp_path: Path, good: bytes, key: str) -> None:
+    sealed = Sealed(good, tmp_path)
+    for left in (1, 0):
+        config = replaced(sealed.config, ("training", key), MOST_STEPS - left)
+        sealed.path.write_bytes(checkpoint._packed(sealed.path, sealed.tensors, config))
+        trainer = Trainer.resume(sealed.path, sealed.corpus)
+        trainer.fit(steps=left, progress=False)
+        before = trainer.model.rnn.parameters(copy=True)
+        with pytest.raises(ValueError, match="are done, the most that a checkpoint can count"):
+            trainer.fit(steps=1, progress=False)
+        np.testing.assert_equal(trainer.model.rnn.parameters(), before)
+        trainer.save(sealed.path)
+        assert Trainer.resume(sealed.path, sealed.corpus).num_steps == trainer.num_steps
 
 
 def test_a_sum_of_losses_without_bounds_is_a_divergence(tmp_path: Path, good: bytes) -> None:

@@ -206,6 +206,7 @@ def test_wrong_states_are_refused(kind: str, options: dict[str, Any], slots: lis
         ({"step": 3}, ValueError, "state_dict must have .*, got .'step'"),
         ({**good, "optimizer": other}, ValueError, rf"must be '{kind.lower()}',.* got '{other}'"),
         ({**good, "step": -1}, ValueError, r"state_dict\['step'\] must be .*got -1"),
+        ({**good, "step": 2**62 + 1}, ValueError, r"state_dict\['step'\] must be .*in 0 to 46"),
         ({**good, "step": 2.0}, TypeError, r"state_dict\['step'\] must be an integer.*got 2.0"),
         ({**good, "options": 3}, TypeError, r"state_dict\['options'\] must be a mapping, got int"),
         ({**good, "options": {"lr": 1}}, ValueError, r"state_dict\['options'\] must have \['lr',"),

@@ -20,6 +20,7 @@ StrPath = str | os.PathLike[str]
 
 LARGEST = 2**31 - 1  # what the kernels count with
 LARGEST_SEED = 2**64 - 1
+MOST_STEPS = 2**62  # of a training; far from where a 64-bit counter ends
 _MUCH_MEMORY = 2**26  # bytes, from which on is asked whether there are so many
 
 _names: ContextVar[Mapping[str, str] | None] = ContextVar("_names", default=None)

@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 from . import checkpoint
-from ._checks import LARGEST_SEED, StrPath
+from ._checks import LARGEST_SEED, MOST_STEPS, StrPath
 from .schema import (
     anything,
     flag,
@@ -27,7 +27,6 @@ from .schema import (
     variant,
 )
 
-_MOST_STEPS = 2**62  # as many again can be done
 _SHA256 = text("[0-9a-f]{64}", "a SHA-256 in hexadecimal digits")
 _RATE = number(least=0, below=1)
 
@@ -92,7 +91,7 @@ _SETTINGS = table(
 )
 
 _EVALUATION = row(
-    step=integer(0, _MOST_STEPS),
+    step=integer(0, MOST_STEPS),
     epoch=number(least=0),
     train_loss=number(),
     validation_loss=number(),
@@ -114,11 +113,11 @@ _TRAINING = table(
     {
         "settings": _SETTINGS,
         "configuration": _OWN,
-        "num_steps": integer(0, _MOST_STEPS),
+        "num_steps": integer(0, MOST_STEPS),
         "has_state": flag,
-        "losses": row(count=integer(0, _MOST_STEPS), sum=number()),
+        "losses": row(count=integer(0, MOST_STEPS), sum=number()),
         "evaluation_due": flag,
-        "optimizer_steps": integer(0, _MOST_STEPS),
+        "optimizer_steps": integer(0, MOST_STEPS),
         "history": list_of(_EVALUATION),
         "corpus": optional(_CORPUS),
     }

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from ._checks import enough_memory, instance, integer, real
+from ._checks import MOST_STEPS, enough_memory, instance, integer, real
 from ._names import suggesting
 from ._objects import Settled
 from .rnn import RNN
@@ -132,7 +132,7 @@ class Optimizer(Settled):
             raise ValueError(
                 f"state_dict['optimizer'] must be {self._rule!r}, as this one is, got {rule!r}"
             )
-        step = integer("state_dict['step']", state_dict["step"], 0, 2**63 - 1)
+        step = integer("state_dict['step']", state_dict["step"], 0, MOST_STEPS)
         _check_names("state_dict['options']", options, ("lr", *self._options))
         made = KINDS[rule](self.rnn, **options)
         slots = made._core.slot_names

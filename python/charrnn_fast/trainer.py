@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import _core, atomic_file, checkpoint, configuration, optim
 from ._checks import (
     LARGEST_SEED,
+    MOST_STEPS,
     StrPath,
     array_like,
     available_memory,
@@ -607,6 +608,9 @@ class Trainer(Settled):
         starts: of each stream the steps whose input begins a document.
         """
         batch, rnn = inputs.shape[1], self.model.rnn
+        optimizer: Any = self.optimizer._core
+        if max(self._num_steps, optimizer.num_steps) >= MOST_STEPS:
+            raise ValueError(f"{MOST_STEPS:,} steps are done, the most that a checkpoint can count")
         if self._state is None or rnn._batch(self._state) != batch:
             self._state = rnn._kernel_zeros(batch)
         try:

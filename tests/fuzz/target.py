@@ -27,14 +27,15 @@ from charrnn_fast import CharLM, CheckpointError, Corpus, Trainer, checkpoint, s
 CORPUS = Path(__file__).parent / "corpus"
 TEXT = "abba\n" * 30
 LARGEST = 1 << 16  # bytes of an input: more find no more, and take longer
-# Of files that are whole: of another text or training than the one that they are tried with, or of
-# weights so large that what they compute is not finite.
+# Of files that are whole: of another text or training than the one that they are tried with, of
+# weights so large that what they compute is not finite, or of as many steps as can be counted.
 _OTHERS = (
     "without its training",
     "optimizer object",
     "the corpus",
     "document_mark is",
     "the weights are damaged",
+    "the most that a checkpoint can count",
 )
 _KEY = "charrnn_fast"
 
