@@ -13,7 +13,9 @@ machine whose speed drifts treats them alike; the median over the repeats and th
 - a step after a rest: the median time of 30 steps with a rest of 2, 30 or 200 ms before each, and
   of steps 3 to 22 of a fresh process, over the best median of 30 steps back to back, all with the
   same number of threads. The same with one thread shows what rests cost by themselves (caches,
-  clock rates), without threads that wake up;
+  clock rates), without threads that wake up. For a tenth of a second after NumPy is imported, the
+  other threads of its OpenBLAS take processors, waiting for work: fresh processes are measured with
+  them and without;
 - training in float64: FLOP/s as a share of what fused multiply-adds that touch no memory reach.
 
 A step is embedding to optimizer (Adam). Every block begins with `set_num_threads`, after which the
@@ -55,6 +57,10 @@ CROWDED: list[Case] = [
 PAIRS: list[Case] = [("rnn", 1, 25, 100, 1), ("gru", 16, 50, 128, 1), ("lstm", 50, 50, 128, 2)]
 RESTED: list[Case] = [("rnn", 32, 50, 128, 1), ("lstm", 50, 50, 128, 2)]
 RESTS = [0.002, 0.03, 0.2]
+FRESH: dict[str, dict[str, str]] = {  # processes, and their environments
+    "fresh process": {},
+    "fresh process, OPENBLAS_NUM_THREADS=1": {"OPENBLAS_NUM_THREADS": "1"},
+}
 STEPS = 30  # in a block
 FLOAT64: list[Case] = [("lstm", 50, 50, 256, 1), ("lstm", 64, 50, 512, 1)]
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
@@ -154,7 +160,7 @@ def median_time(step: Callable[[], object], rest: float = 0.0, steps: int = STEP
     return statistics.median(times)
 
 
-def time_in_a_fresh_process(case: Case, threads: int) -> float:
+def time_in_a_fresh_process(case: Case, threads: int, environment: dict[str, str]) -> float:
     """The median of steps 3 to 22, in seconds."""
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import robustness as r; "
@@ -162,7 +168,8 @@ def time_in_a_fresh_process(case: Case, threads: int) -> float:
         "r.median_time(step, steps=2); print(r.median_time(step, steps=20))"
     )
     here = str(Path(__file__).resolve().parent)
-    return float(subprocess.check_output([sys.executable, "-c", program, here]))
+    command = [sys.executable, "-c", program, here]
+    return float(subprocess.check_output(command, env={**os.environ, **environment}))
 
 
 def after_rests(case: Case, threads: int, repeats: int) -> dict[str, list[float]]:
@@ -176,7 +183,9 @@ def after_rests(case: Case, threads: int, repeats: int) -> dict[str, list[float]
             steady.append(median_time(step))
             found.setdefault(f"after {rest * 1e3:.0f} ms", []).append(median_time(step, rest))
         steady.append(median_time(step))
-        found.setdefault("fresh process", []).append(time_in_a_fresh_process(case, threads))
+        for name, environment in FRESH.items():
+            fresh = time_in_a_fresh_process(case, threads, environment)
+            found.setdefault(name, []).append(fresh)
     found["back to back"] = steady
     return {name: [t / min(steady) for t in times] for name, times in found.items()}
 

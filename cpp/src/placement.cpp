@@ -44,16 +44,6 @@ void Placement::place(std::thread& worker, int i, Place& place) const {
   place.version = version_;
   cpu_set_t wanted = allowed_;
   if (i < CPU_COUNT(&allowed_) && processor_ >= 0) CPU_CLR(processor_, &wanted);
-  set(worker, wanted, place);
-}
-
-void Placement::release(std::thread& worker, Place& place) const {
-  if (place.version == 0) return;
-  place.version = 0;
-  set(worker, allowed_, place);
-}
-
-void Placement::set(std::thread& worker, const cpu_set_t& wanted, Place& place) const {
   const pthread_t thread = worker.native_handle();
   cpu_set_t now;
   if (CPU_COUNT(&wanted) == 0 || pthread_getaffinity_np(thread, sizeof now, &now) != 0) return;

@@ -39,12 +39,8 @@ class Placement {
   // stays, until the processors of the caller change. (Of two processors, a whole process that is
   // sent to the worker's looks like a caller that pins itself there: the worker leaves.)
   void place(std::thread& worker, int i, Place& place) const;
-  // Lets a worker run on the caller's processor too, until the next call.
-  void release(std::thread& worker, Place& place) const;
 
  private:
-  void set(std::thread& worker, const cpu_set_t& wanted, Place& place) const;
-
   cpu_set_t callers_, allowed_;      // the affinity of the last caller; of workers, at most
   int processor_ = -1;               // the last caller's
   unsigned version_ = 0, sets_ = 1;  // raised when either of the above changes; when allowed_ does
@@ -58,7 +54,6 @@ class Placement {
   struct Place {};
   void look(std::int64_t) {}
   void place(std::thread&, int, Place&) const {}
-  void release(std::thread&, Place&) const {}
 };
 
 #endif

@@ -90,7 +90,6 @@ void Barrier::wait(int part) {
     round_.store(round + 1, std::memory_order_release);
     round_.notify_all();
   } else if (!spin_for_change(round_, round)) {
-    if (part == 0) pool_.release_workers();
     sleep_until_change(round_, round, timed_ ? &opened_at_ : nullptr);
   }
 }
@@ -164,11 +163,6 @@ void ThreadPool::stop_workers() {
   workers_.clear();
 }
 
-// The caller goes to sleep: its processor is free for workers that share theirs with others.
-void ThreadPool::release_workers() {
-  for (auto& worker : workers_) placement_.release(worker->thread, worker->place);
-}
-
 void ThreadPool::resize(int n) {
   require(n >= 1 && n <= 4096, "num_threads is ", n, ", it takes a number from 1 to 4096");
   if (busy_.exchange(true, std::memory_order_acquire))
@@ -211,7 +205,7 @@ void ThreadPool::run_erased(int parts, Call call, void* context) {
   teams_.fetch_add(1, std::memory_order_relaxed);
   placement_.look(now);
   const Crowding::Time begin = measured ? Crowding::Time::now() : Crowding::Time{};
-  Barrier barrier(*this, parts, measured);
+  Barrier barrier(parts, measured);
   for (int i = 1; i < parts; ++i) {
     Worker& worker = *workers_[static_cast<std::size_t>(i - 1)];
     placement_.place(worker.thread, i, worker.place);
@@ -230,7 +224,6 @@ void ThreadPool::run_erased(int parts, Call call, void* context) {
     for (std::uint32_t done = worker.done.load(std::memory_order_acquire); done != ticket;
          done = worker.done.load(std::memory_order_acquire)) {
       if (spin_for_change(worker.done, done)) continue;
-      release_workers();
       sleep_until_change(worker.done, done, measured ? &worker.end.wall : nullptr);
     }
     if (measured) run.add(begin.wall, worker.begin, worker.end);

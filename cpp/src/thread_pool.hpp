@@ -34,17 +34,13 @@ SharingLimits& sharing_limits();
 // Raised in a forked child: what the parent's other threads had locked stays locked there.
 int fork_generation();
 
-class ThreadPool;
-
 class Barrier {
  public:
   // timed: waits tell how long they slept with a reason, see Crowding.
-  Barrier(ThreadPool& pool, int parties, bool timed)
-      : pool_(pool), parties_(parties), timed_(timed) {}
+  Barrier(int parties, bool timed) : parties_(parties), timed_(timed) {}
   void wait(int part);
 
  private:
-  ThreadPool& pool_;
   const int parties_;
   const bool timed_;
   std::int64_t opened_at_ = 0;
@@ -91,7 +87,6 @@ class ThreadPool {
  private:
   using Call = void (*)(void*, const Team&);
   struct Worker;
-  friend class Barrier;
 
   static const int watching_forks;
 
@@ -100,7 +95,6 @@ class ThreadPool {
   void work(Worker& worker);
   void start_workers(int n);
   void stop_workers();
-  void release_workers();
 
   std::atomic<int> size_;
   std::atomic<bool> busy_{false};

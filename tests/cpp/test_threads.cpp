@@ -445,27 +445,6 @@ void check_placement() {
     });
   }
 
-  // A caller that has gone to sleep leaves its processor to its workers, until the next call.
-  set_num_threads(2);
-  apart([&] {
-    set_affinity({p});
-    for (const bool in_barrier : {false, true}) {
-      CHECK(all_on(team_of(2), 1, without(all, p)), "kept off");
-      bool seen = false;
-      ThreadPool::instance().run(2, [&](const Team& member) {
-        if (member.part == 1) {
-          const auto begin = std::chrono::steady_clock::now();
-          while (!(seen = read_affinity() == all) &&
-                 std::chrono::steady_clock::now() - begin < std::chrono::seconds(20))
-            std::this_thread::yield();
-        }
-        if (in_barrier) member.wait();
-      });
-      CHECK(seen, "a worker kept off the processor of a sleeping caller");
-    }
-    CHECK(all_on(team_of(2), 1, without(all, p)), "kept off again");
-  });
-
   // A forked child's workers are its own.
   if (!children_have_threads) return;
   apart([&] {
