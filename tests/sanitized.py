@@ -23,6 +23,7 @@ from charrnn_fast import _core
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "asan-python"
 SITE = BUILD / "site"
+REPORT = BUILD / "report"  # the sanitizers', with a dot and the process behind it
 PRESET = "asan-python"
 
 # An installed package that is editable comes by an importer of its own, before any path.
@@ -80,6 +81,22 @@ def libraries() -> list[str]:
     return found
 
 
+def check_watching(environment: dict[str, str]) -> None:
+    """That the module is the sanitized one, and that a read past the end of an array is found."""
+    check = "import charrnn_fast._core as core; print(core.__file__)"
+    used = subprocess.check_output([sys.executable, "-c", check], env=environment, text=True)
+    if not used.startswith(str(SITE)):
+        sys.exit(f"imported {used.strip()}, which is not the sanitized module in {SITE}")
+    read = "import ctypes, numpy; ctypes.string_at(numpy.zeros(4, 'u1').ctypes.data, 64)"
+    if subprocess.run([sys.executable, "-c", read], env=environment, check=False).returncode == 0:
+        sys.exit("a read past the end of an array was not found: the sanitizer does not watch")
+
+
+def remove_reports() -> None:
+    for report in BUILD.glob(f"{REPORT.name}.*"):
+        report.unlink()
+
+
 def main() -> int:
     build()
     make_site()
@@ -88,15 +105,19 @@ def main() -> int:
         "LD_PRELOAD": " ".join(libraries()),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(SITE), os.environ.get("PYTHONPATH")])),
         "PYTHONMALLOC": "malloc",  # or the small arrays of Python's own pools were not watched
-        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
+        # Into files: pytest keeps the standard error of a test to itself, and would end with it.
+        "ASAN_OPTIONS": f"detect_leaks=0:detect_stack_use_after_return=0:log_path={REPORT}",
+        "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={REPORT}",
     }
-    check = "import charrnn_fast._core as core; print(core.__file__)"
-    used = subprocess.check_output([sys.executable, "-c", check], env=environment, text=True)
-    if not used.startswith(str(SITE)):
-        sys.exit(f"imported {used.strip()}, which is not the sanitized module in {SITE}")
+    remove_reports()
+    check_watching(environment)
+    remove_reports()
     command = [sys.executable, "-m", "pytest", "-m", "not unsanitized", *sys.argv[1:]]
-    return subprocess.call(command, cwd=ROOT, env=environment)
+    status = subprocess.call(command, cwd=ROOT, env=environment)
+    for report in sorted(BUILD.glob(f"{REPORT.name}.*")):
+        print(report.read_text(errors="replace"), file=sys.stderr)
+        status = status or 1
+    return status
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import pytest
 
 from tolerances import assert_close, network
 
+pytestmark = pytest.mark.unsanitized("trains for long, by calls that other tests make")
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 

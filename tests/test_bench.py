@@ -23,6 +23,8 @@ from charrnn_fast.bench.results import Reached, Row, Run, Side, Spread
 from charrnn_fast.bench.worker import Worker
 from charrnn_fast.cli import main
 
+pytestmark = pytest.mark.unsanitized("measures time")
+
 TEXT = "the quick brown fox jumps over the lazy dog. " * 40
 SMALL: dict[str, str] = {
     "train": "lstm,3,4,8,2",

@@ -22,7 +22,10 @@ import pytest
 
 from charrnn_fast import CharLM, Corpus, Trainer, atomic_file, checkpoint
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals"),
+    pytest.mark.unsanitized("counts the system calls of a process"),
+]
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 
 # No caches: a program that writes them makes other system calls than the next one.

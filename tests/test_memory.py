@@ -15,9 +15,12 @@ import pytest
 
 import peak_memory
 
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="peaks are read from /proc, which Linux has"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not sys.platform.startswith("linux"), reason="peaks are read from /proc, which Linux has"
+    ),
+    pytest.mark.unsanitized("measures memory"),
+]
 
 MB = 1_000_000
 BOUND = 64 * MB  # beside parameters, gradients and optimizer, at B 50, T 50, H 128

@@ -196,6 +196,7 @@ def test_initial_weights_by_the_features_they_read(cell: str, init: str) -> None
         cf.RNN(3, 4, init="he")
 
 
+@pytest.mark.unsanitized("trains for long")
 def test_a_language_model_learns_soon() -> None:
     """Its first hundred updates bring it further than with PyTorch's weights."""
     text = "the quick brown fox jumps over the lazy dog, " * 100

@@ -15,6 +15,8 @@ import pytest
 from charrnn_fast import _core
 from charrnn_fast.bench.results import Spread
 
+pytestmark = pytest.mark.unsanitized("measures time")
+
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "scaling.py"
 
 

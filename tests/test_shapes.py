@@ -11,6 +11,8 @@ import pytest
 
 from test_article import EXAMPLES, _example
 
+pytestmark = pytest.mark.unsanitized("trains for long, by calls that other tests make")
+
 SHAPES = ("one_to_one", "many_to_one", "synced_many_to_many")
 
 
