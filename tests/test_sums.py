@@ -49,9 +49,8 @@ def test_gradients_of_one_sign_over_four_million_rows(cell: str) -> None:
     dy = np.full((T, B, 1), 0.1, "float32")
     found, expected = _gradients(single, x, dy), _gradients(double, x, dy)
     for name, gradient in expected.items():
-        # of the sum, and of what is summed
         error = _relative_rms(found[name], gradient)
-        assert error <= 2 * tolerances.row_sums("float32"), (name, error)
+        assert error <= tolerances.OF_ONE_SIGN, (name, error)
 
 
 def test_a_sum_of_four_million_numbers_of_one_sign() -> None:

@@ -41,6 +41,11 @@ def row_sums(dtype: DTypeLike) -> float:
     return eps(dtype) / 2 * math.sqrt(256)
 
 
+# What is promised of a gradient of one sign over four million rows in float32: the error of the sum
+# and of what is summed.
+OF_ONE_SIGN = 1e-6
+
+
 def chains(dtype: DTypeLike) -> float:
     """Error of an output, root mean square: that of a chain of 128 products, of any hidden size.
 
