@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cases import Array, named, parts, rows, wide
 from charrnn_fast import reference
 from charrnn_fast.reference import Regularization, mask, multipliers, site
+from charrnn_fast.reference.cells import CELLS
 from features import (
     ALL_UNITS,
     DROPOUTS,
@@ -45,17 +46,17 @@ def _smallest_preactivation(case: FeatureCase) -> float:
     found, key = [np.inf], ("rnn", "relu")
     if case.unit != "rnn_relu":
         return np.inf
-    cell = reference._CELLS[key]
+    cell = CELLS[key]
 
     def recording(gx: Array, gh: Array, prev: Any) -> Any:
         found.append(float(np.abs(gx + gh).min()))
         return cell.forward(gx, gh, prev)
 
-    reference._CELLS[key] = cell._replace(forward=recording)
+    CELLS[key] = cell._replace(forward=recording)
     try:
         reference.forward(case.parameters(), case.x(), case.state(), **case.options())
     finally:
-        reference._CELLS[key] = cell
+        CELLS[key] = cell
     return min(found)
 
 

@@ -1,0 +1,80 @@
+"""Drawing tokens, and letting networks write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import Array, Parameters, State
+from .masks import Regularization, uniform
+from .network import forward
+
+
+def sample_tokens(
+    logits: Array,
+    seeds: Sequence[int],
+    position: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+) -> NDArray[np.int32]:
+    """One draw for each row of logits [B, V] from softmax(logits / temperature): tokens [B].
+
+    `temperature=0` takes the largest logit. `top_k` keeps the k most probable tokens; `top_p` then
+    the fewest of these whose share of the probability left reaches p (at least one). Of equals the
+    lower id counts as more probable. Row b's draw depends on seeds[b] and `position` alone.
+    """
+    if temperature == 0:
+        return np.asarray(logits.argmax(axis=-1), np.int32)
+    tokens = np.empty(len(logits), np.int32)
+    for b, seed in enumerate(seeds):
+        weights = np.exp((logits[b] - logits[b].max()) / temperature, dtype="float64")
+        order = np.arange(len(weights))
+        if (top_k or len(order)) < len(order) or top_p < 1:
+            order = np.argsort(-weights, kind="stable")[:top_k]
+            cumulative = np.cumsum(weights[order])
+            order = order[: np.searchsorted(cumulative, top_p * cumulative[-1]) + 1]
+        cumulative = np.cumsum(weights[order])
+        # the first token whose cumulative weight exceeds u times the whole
+        u = uniform(seed, position)
+        chosen = np.searchsorted(cumulative, u * cumulative[-1], side="right")
+        tokens[b] = order[min(chosen, len(order) - 1)]
+    return tokens
+
+
+def sample(
+    parameters: Parameters,
+    length: int,
+    tokens: Array,
+    seeds: Sequence[int],
+    state: State | None = None,
+    *,
+    cell: str = "rnn",
+    nonlinearity: str = "tanh",
+    regularization: Regularization | None = None,
+    position: int = 0,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+) -> tuple[NDArray[np.int32], State]:
+    """Let B networks write: feed tokens [B], draw from y, feed what was drawn, `length` times.
+
+    Returns the drawn tokens [length, B] and the state after the last token that was fed. `position`
+    counts the draws; the options are those of `sample_tokens`. Of `regularization`, the zoneout
+    acts, by its expectation.
+    """
+    kind: dict[str, Any] = {"cell": cell, "nonlinearity": nonlinearity}
+    kind["regularization"] = regularization
+    if state is None:
+        state = forward(parameters, tokens[None][:0], **kind)[1]
+    drawn = np.empty((length, len(tokens)), np.int32)
+    for t in range(length):
+        y, state, _ = forward(parameters, tokens[None], state, **kind)
+        tokens = drawn[t] = sample_tokens(
+            y[0], seeds, position + t, temperature=temperature, top_k=top_k, top_p=top_p
+        )
+    return drawn, state
