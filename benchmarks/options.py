@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 import charrnn_fast as cf
-from charrnn_fast import atomic_file
 from charrnn_fast.bench.machine import facts
+from charrnn_fast.storage import atomic_file
 
 VOCABULARY = 65
 RATES: dict[str, dict[str, Any]] = {

@@ -23,8 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from charrnn_fast import atomic_file, get_num_threads, log, plot
+from charrnn_fast import get_num_threads
 from charrnn_fast.bench.machine import facts
+from charrnn_fast.storage import atomic_file
+from charrnn_fast.training import log, plot
 
 HERE = Path(__file__).parent
 CONFIG = HERE / "quality.toml"

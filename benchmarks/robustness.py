@@ -41,8 +41,9 @@ from typing import Any
 import numpy as np
 
 import charrnn_fast as cf
-from charrnn_fast import _core, atomic_file
+from charrnn_fast import _core
 from charrnn_fast.bench import machine
+from charrnn_fast.storage import atomic_file
 
 Case = tuple[str, int, int, int, int]  # cell, batch, seq_len, hidden_size, num_layers
 # by streams and, where these are few, by units, with a barrier per step

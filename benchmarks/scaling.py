@@ -30,14 +30,15 @@ from typing import Any
 
 import numpy as np
 
-from charrnn_fast import RNN, atomic_file, optim, set_num_threads
+from charrnn_fast import RNN, optim, set_num_threads
 from charrnn_fast.bench import machine
 from charrnn_fast.bench.cases import FLOAT, GATES
 from charrnn_fast.bench.errors import BenchError
 from charrnn_fast.bench.progress import Progress
 from charrnn_fast.bench.report import number, table
 from charrnn_fast.bench.results import Spread
-from charrnn_fast.plot import save
+from charrnn_fast.storage import atomic_file
+from charrnn_fast.training.plot import save
 
 FORMAT = 1
 AXES = {"T": "seq_len", "B": "batch", "H": "hidden_size", "L": "num_layers", "V": "vocab_size"}

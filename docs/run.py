@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from charrnn_fast import atomic_file
+from charrnn_fast.storage import atomic_file
 
 DOCS = os.path.dirname(os.path.abspath(__file__))
 FAILS = "  # fails"

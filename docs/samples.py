@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from charrnn_fast import log
+from charrnn_fast.training import log
 
 
 def main() -> None:

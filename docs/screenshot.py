@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from charrnn_fast import atomic_file
+from charrnn_fast.storage import atomic_file
 from chromium import Chromium, find
 
 

@@ -32,7 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import charrnn_fast as cf
-from charrnn_fast import demo, reference
+from charrnn_fast import reference
+from charrnn_fast.text import demo
 
 Array = NDArray[Any]
 Update = Callable[[Array, Array, bool], float]

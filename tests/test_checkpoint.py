@@ -16,8 +16,8 @@ import pytest
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from charrnn_fast import checkpoint
-from charrnn_fast.checkpoint import CheckpointError
+from charrnn_fast.storage import checkpoint
+from charrnn_fast.storage.checkpoint import CheckpointError
 
 CONFIG: dict[str, Any] = {"name": "a\u00e9\ud800", "rate": 0.1, "list": [1, None, {"x": True}]}
 

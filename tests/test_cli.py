@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 import charrnn_fast as cf
-from charrnn_fast import CharLM, Trainer, demo, log
+from charrnn_fast import CharLM, Trainer
 from charrnn_fast.cli import main
+from charrnn_fast.text import demo
+from charrnn_fast.training import log
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
 SMALL = ["--hidden-size", "8", "--num-layers", "1", "--batch-size", "6", "--seq-len", "20"]

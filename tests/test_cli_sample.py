@@ -212,7 +212,7 @@ def test_several_texts_stand_under_their_seeds(model: CharLM, path: str, capsys:
 def test_more_texts_than_are_drawn_together(
     model: CharLM, path: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charrnn_fast.sampler._STREAMS", 4)
+    monkeypatch.setattr("charrnn_fast.language.sampler._STREAMS", 4)
     arguments = ["--length", "9", "--num-samples", "10", "--seed", "0", "--json"]
     lines = output(capsys, "sample", path, *arguments).splitlines()
     assert [json.loads(line)["text"] for line in lines] == model.sample(9, seeds=range(10))

@@ -16,9 +16,9 @@ import pytest
 import charrnn_fast as cf
 import features
 from cases import Array, parts
-from charrnn_fast import callbacks, schedules
 from charrnn_fast._objects import _restored
 from charrnn_fast.log import JsonLog, TensorBoardLog
+from charrnn_fast.training import callbacks, schedules
 from tolerances import assert_same_bits
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
@@ -266,7 +266,7 @@ def test_a_text_that_exceeds_the_memory_is_not_pickled(
     path = tmp_path / "text"
     path.write_text(TEXT)
     corpus = cf.Corpus.from_files(path)
-    monkeypatch.setattr("charrnn_fast.file_array.available_memory", lambda: 100)
+    monkeypatch.setattr("charrnn_fast.storage.file_array.available_memory", lambda: 100)
     with pytest.raises(MemoryError, match=r"takes 8.8e-07 GB, and 1e-07 GB are free; let"):
         pickle.dumps(corpus)
     assert len(copy.deepcopy(corpus)) == len(TEXT)

@@ -13,17 +13,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import charrnn_fast.text_files
-from charrnn_fast import CharLM, Corpus, Trainer, Vocabulary, input_files
-from charrnn_fast.corpus import _Chunks
-from charrnn_fast.file_array import FileArray
+from charrnn_fast import CharLM, Corpus, Trainer, Vocabulary
+from charrnn_fast.storage import input_files
+from charrnn_fast.storage.file_array import FileArray
+from charrnn_fast.text import files as text_files
+from charrnn_fast.text.corpus import _Chunks
 
 
 @pytest.fixture(params=[1, 2, 3, 5, 1 << 22])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Bytes read at a time, so that blocks end within characters."""
     size: int = request.param
-    monkeypatch.setattr(charrnn_fast.text_files, "BLOCK", size)
+    monkeypatch.setattr(text_files, "BLOCK", size)
     return size
 
 
@@ -71,7 +72,7 @@ def test_ids_widen_and_are_sorted_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """Characters turn up in no order, new ones in every block."""
-    monkeypatch.setattr(charrnn_fast.text_files, "BLOCK", 501)
+    monkeypatch.setattr(text_files, "BLOCK", 501)
     characters = [chr(i) for i in range(0x20000) if not 0xD800 <= i < 0xE000][:size]
     rng = np.random.default_rng(size)
     text = "".join(rng.permutation(characters)) + "".join(rng.choice(characters, 3 * size))
@@ -91,7 +92,7 @@ def test_each_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         opened.append(path)
         return input_files.opened(path)
 
-    monkeypatch.setattr(charrnn_fast.text_files, "opened", record)
+    monkeypatch.setattr(text_files, "opened", record)
     Corpus.from_files(*paths)
     assert opened == [str(path) for path in paths]
 
@@ -279,7 +280,7 @@ def test_rare_characters_of_files_are_those_of_the_text(
 def test_ids_become_narrower_without_rare_characters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rare: int, before: str, after: str
 ) -> None:
-    monkeypatch.setattr(charrnn_fast.text_files, "BLOCK", 501)
+    monkeypatch.setattr(text_files, "BLOCK", 501)
     frequent = "".join(chr(0x30000 + i) for i in range(300 if after == "u2" else 9)) * 5
     text = "".join(chr(i) for i in range(0x20000) if not 0xD800 <= i < 0xE000)[:rare] + frequent
     path = write(tmp_path / "text", text)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 import charrnn_fast as cf
 from charrnn_fast import CharLM, Corpus, Trainer
-from charrnn_fast.corpus import _Chunks
-from charrnn_fast.documents import cut
+from charrnn_fast.text.corpus import _Chunks
+from charrnn_fast.text.documents import cut
 from tolerances import assert_close, network
 
 WORDS = ["quick", "brown fox", "a", "jumps over the lazy dog", "and", "sleeps until the evening"]

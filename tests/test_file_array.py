@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charrnn_fast.file_array import FileArray
+from charrnn_fast.storage.file_array import FileArray
 
 
 @pytest.fixture

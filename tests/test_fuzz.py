@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from charrnn_fast import Trainer, configuration
+from charrnn_fast import Trainer
+from charrnn_fast.storage import configuration
 from fuzz import target
 
 FILES = sorted(target.CORPUS.iterdir())

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from charrnn_fast import CharLM, Corpus, Trainer, Vocabulary, checkpoint, input_files
+from charrnn_fast import CharLM, Corpus, Trainer, Vocabulary
 from charrnn_fast.bench.errors import BenchError
 from charrnn_fast.bench.results import Run
 from charrnn_fast.cli import main
+from charrnn_fast.storage import checkpoint, input_files
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
 MARK = b"\xef\xbb\xbf"

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import charrnn_fast as cf
-from charrnn_fast import Trainer, checkpoint
+from charrnn_fast import Trainer
+from charrnn_fast.storage import checkpoint
 
 KEPT = Path(__file__).parent / "kept"
 CHECKPOINTS = sorted(KEPT.glob("*.safetensors"))

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from charrnn_fast import CharLM, Corpus, Trainer, atomic_file, checkpoint
+from charrnn_fast import CharLM, Corpus, Trainer
+from charrnn_fast.storage import atomic_file, checkpoint
 
 pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals"),
@@ -39,7 +40,7 @@ NAME = "model.safetensors"
 SAVE = """
 import os, sys
 import numpy as np
-from charrnn_fast import checkpoint
+from charrnn_fast.storage import checkpoint
 tensors = {"weight": np.full(1000, 2.0)}
 os.access("/save-begins", os.F_OK)
 try:

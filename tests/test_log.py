@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from charrnn_fast import CharLM, Corpus, Trainer, log, plot
+from charrnn_fast import CharLM, Corpus, Trainer
 from charrnn_fast.callbacks import Callback, Update
 from charrnn_fast.log import JsonLog, TensorBoardLog
+from charrnn_fast.training import log, plot
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
 
@@ -342,7 +343,7 @@ def test_a_clock_that_stands_still_or_goes_back_has_no_speed(
 ) -> None:
     times = itertools.count()
     monkeypatch.setattr("time.perf_counter", lambda: 1000.0 + step * next(times))
-    monkeypatch.setattr("charrnn_fast.progress._LINE_PERIOD", 0.0)
+    monkeypatch.setattr("charrnn_fast.training.progress._LINE_PERIOD", 0.0)
     trainer = make(JsonLog(tmp_path / "log", every=2))
     trainer.fit(epochs=1)
     assert trainer.seconds == 0

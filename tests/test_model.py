@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import charrnn_fast as cf
-from charrnn_fast import CharLM, Vocabulary, checkpoint
-from charrnn_fast.checkpoint import CheckpointError
+from charrnn_fast import CharLM, Vocabulary
+from charrnn_fast.storage import checkpoint
+from charrnn_fast.storage.checkpoint import CheckpointError
 
 TEXT = "the quick brown fox jumps over the lazy dog\n"
 
@@ -116,7 +117,7 @@ def test_evaluate_is_the_mean_over_all_but_the_first_character(
     expected, _ = cf.cross_entropy(logits[:, 0], ids[1:])
     assert model.evaluate(text) == pytest.approx(expected, rel=1e-12)
     # The state is carried from block to block.
-    monkeypatch.setattr("charrnn_fast.model._EVALUATION_BLOCK", 7)
+    monkeypatch.setattr("charrnn_fast.language.model._EVALUATION_BLOCK", 7)
     assert model.evaluate(text) == pytest.approx(expected, rel=1e-12)
     assert model.evaluate("th") == pytest.approx(model.evaluate("th"), rel=0)
 

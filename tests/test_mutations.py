@@ -16,11 +16,12 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from charrnn_fast import CharLM, Corpus, Trainer, checkpoint, configuration, optim
+from charrnn_fast import CharLM, Corpus, Trainer, optim
 from charrnn_fast._checks import MOST_STEPS
-from charrnn_fast.checkpoint import CheckpointError
 from charrnn_fast.rnn import _BIASES, _GATES, _INITS
-from charrnn_fast.schedules import _SCHEDULES, to_config
+from charrnn_fast.storage import checkpoint, configuration
+from charrnn_fast.storage.checkpoint import CheckpointError
+from charrnn_fast.training.schedules import _SCHEDULES, to_config
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
 INTERPRETER = 1 << 17  # bytes: Python's own objects, as an error's traceback

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from charrnn_fast.cli import _parser, main, options
-from charrnn_fast.trainer import Trainer
+from charrnn_fast.training.trainer import Trainer
 
 
 def given(*arguments: str) -> options.Values:

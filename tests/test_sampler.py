@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from charrnn_fast import CharLM, Vocabulary
-from charrnn_fast.sampler import _Text, rounded_to_bfloat16
+from charrnn_fast.language.sampler import _Text, rounded_to_bfloat16
 
 TEXT = "the quick brown fox jumps over the lazy dog\n"
 CELLS = ("rnn", "gru", "lstm")
@@ -86,9 +86,9 @@ def test_how_many_are_drawn_together_does_not_show(
     model: CharLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = model.sample(50, "the ", seeds=range(8))
-    monkeypatch.setattr("charrnn_fast.sampler._STREAMS", 3)
+    monkeypatch.setattr("charrnn_fast.language.sampler._STREAMS", 3)
     assert model.sample(50, "the ", seeds=range(8)) == expected
-    monkeypatch.setattr("charrnn_fast.sampler._TOGETHER", 100)  # of texts of 50 characters
+    monkeypatch.setattr("charrnn_fast.language.sampler._TOGETHER", 100)  # of texts of 50 characters
     assert model.sample(50, "the ", seeds=range(8)) == expected
 
 
@@ -119,7 +119,7 @@ def test_a_text_ends_before_the_first_stop_string(
     model: CharLM, stops: list[str], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Streamed, alone and in company, wherever the blocks of the drawing end."""
-    monkeypatch.setattr("charrnn_fast.sampler._STOP_BLOCK", block)
+    monkeypatch.setattr("charrnn_fast.language.sampler._STOP_BLOCK", block)
     prime, seeds = "the e", range(20)
     expected = [stopped(text, prime, stops) for text in model.sample(90, prime, seeds=seeds)]
     assert model.sample(90, prime, seeds=seeds, stop=stops) == expected
@@ -195,8 +195,8 @@ def test_a_stop_string_of_bytes_is_one_of_characters() -> None:
 
 def test_blocks_do_not_show(model: CharLM, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.sample(100, prime=TEXT, seed=4)
-    monkeypatch.setattr("charrnn_fast.sampler.BLOCK", 7)
-    monkeypatch.setattr("charrnn_fast.sampler._PRIME_BLOCK", 5)
+    monkeypatch.setattr("charrnn_fast.language.sampler.BLOCK", 7)
+    monkeypatch.setattr("charrnn_fast.language.sampler._PRIME_BLOCK", 5)
     assert model.sample(100, prime=TEXT, seed=4) == expected
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from charrnn_fast.schedules import (
+from charrnn_fast.training.schedules import (
     Constant,
     Cosine,
     Decay,

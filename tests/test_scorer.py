@@ -58,9 +58,9 @@ def test_a_score_is_the_same_bits_alone_and_in_company(
 ) -> None:
     model = make(cell)
     for steps, streams, elements in ((1024, 256, 2**24), (7, 3, 2**24), (7, 256, 1000)):
-        monkeypatch.setattr("charrnn_fast.scorer._STEPS", steps)
-        monkeypatch.setattr("charrnn_fast.scorer._STREAMS", streams)
-        monkeypatch.setattr("charrnn_fast.scorer._ELEMENTS", elements)
+        monkeypatch.setattr("charrnn_fast.language.scorer._STEPS", steps)
+        monkeypatch.setattr("charrnn_fast.language.scorer._STREAMS", streams)
+        monkeypatch.setattr("charrnn_fast.language.scorer._ELEMENTS", elements)
         alone = np.concatenate([model.score([text]) for text in TEXTS])
         assert_same_bits("together", model.score(TEXTS), alone)
         assert_same_bits("reversed", model.score(TEXTS[::-1]), alone[::-1])
@@ -73,7 +73,7 @@ def test_the_state_is_carried_through_a_long_text(
 ) -> None:
     model = make(dtype="float64", **options)
     expected = model.score(TEXTS)
-    monkeypatch.setattr("charrnn_fast.scorer._STEPS", 5)
+    monkeypatch.setattr("charrnn_fast.language.scorer._STEPS", 5)
     np.testing.assert_allclose(model.score(TEXTS), expected, rtol=100 * eps("float64"))
 
 

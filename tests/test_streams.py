@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from charrnn_fast import CharLM, Corpus, Trainer, Vocabulary, checkpoint, log, progress, streams
+from charrnn_fast import CharLM, Corpus, Trainer, Vocabulary
 from charrnn_fast.callbacks import Callback, Evaluation, Update
 from charrnn_fast.cli import main
 from charrnn_fast.log import JsonLog
-from charrnn_fast.trainer import best_path
+from charrnn_fast.storage import checkpoint, streams
+from charrnn_fast.training import log, progress
+from charrnn_fast.training.trainer import best_path
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
 SMALL = ["--hidden-size", "8", "--num-layers", "1", "--batch-size", "6", "--seq-len", "20"]
@@ -146,7 +148,7 @@ def test_a_stream_that_is_closed_is_silent(tmp_path: Path, text: Path, model: Pa
 
 SETTLE = """
 import os, sys
-from charrnn_fast import streams
+from charrnn_fast.storage import streams
 streams.settle()
 file = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
 null = os.stat(os.devnull)
@@ -676,7 +678,7 @@ sys.exit(main(["--version"]))
 @pytest.mark.parametrize(
     ("name", "number"),
     [
-        ("charrnn_fast.streams", "SIGINT"),
+        ("charrnn_fast.storage.streams", "SIGINT"),
         ("charrnn_fast.cli", "SIGINT"),
         ("numpy", "SIGINT"),
         ("safetensors.numpy", "SIGINT"),
@@ -716,6 +718,6 @@ def test_an_interrupt_of_a_late_import_is_one(
                 raise ImportError("initialization failed") from error
             raise ImportError("initialization failed")  # noqa: B904
 
-    monkeypatch.setattr("charrnn_fast.plot.curves", load)
+    monkeypatch.setattr("charrnn_fast.training.plot.curves", load)
     assert main(["plot", "a.jsonl", "-o", "a.png"]) == 130
     assert capsys.readouterr() == ("", "")

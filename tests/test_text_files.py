@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from charrnn_fast import text_files
-from charrnn_fast.text_files import check_encoding, find_files, read_text
+from charrnn_fast.text import files as text_files
+from charrnn_fast.text.files import check_encoding, find_files, read_text
 
 
 @pytest.fixture(params=[1, 2, 3, 5, 1 << 22])

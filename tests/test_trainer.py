@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 import charrnn_fast as cf
-from charrnn_fast import CharLM, Corpus, Trainer, Vocabulary, checkpoint
+from charrnn_fast import CharLM, Corpus, Trainer, Vocabulary
 from charrnn_fast.callbacks import Callback, Evaluation, Update
-from charrnn_fast.checkpoint import CheckpointError
-from charrnn_fast.corpus import _Chunks
 from charrnn_fast.schedules import Cosine, Decay, Plateau
-from charrnn_fast.trainer import best_path
+from charrnn_fast.storage import checkpoint
+from charrnn_fast.storage.checkpoint import CheckpointError
+from charrnn_fast.text.corpus import _Chunks
+from charrnn_fast.training.trainer import best_path
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20  # 880 characters, 792 to train
 OPTIMIZERS = ("sgd", "rmsprop", "adagrad", "adam", "adamw")
@@ -352,10 +353,10 @@ def test_more_memory_than_there_is_is_refused(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needed = make(corpus).memory
-    monkeypatch.setattr("charrnn_fast.trainer.available_memory", lambda: needed // 2)
+    monkeypatch.setattr("charrnn_fast.training.trainer.available_memory", lambda: needed // 2)
     with pytest.raises(MemoryError, match="GB are free; try a smaller batch_size or seq_len"):
         make(corpus)
-    monkeypatch.setattr("charrnn_fast.trainer.available_memory", lambda: 2 * needed)
+    monkeypatch.setattr("charrnn_fast.training.trainer.available_memory", lambda: 2 * needed)
     make(corpus)
 
 
@@ -624,7 +625,7 @@ def test_an_evaluation_does_not_hold_up_an_interrupt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """It is put off, and done when the training goes on."""
-    monkeypatch.setattr("charrnn_fast.model._EVALUATION_BLOCK", 10)
+    monkeypatch.setattr("charrnn_fast.language.model._EVALUATION_BLOCK", 10)
     corpus, path = Corpus.from_text(TEXT), tmp_path / "model"
     straight = make(corpus)
     straight.fit(steps=8, progress=False)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charrnn_fast import CharLM, Vocabulary, checkpoint
-from charrnn_fast.vocabulary import Unknown, _StreamDecoder
+from charrnn_fast import CharLM, Vocabulary
+from charrnn_fast.storage import checkpoint
+from charrnn_fast.text.vocabulary import Unknown, _StreamDecoder
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 

@@ -24,11 +24,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from charrnn_fast import CharLM, Corpus, Trainer, atomic_file, checkpoint, log, plot
+from charrnn_fast import CharLM, Corpus, Trainer
 from charrnn_fast.callbacks import Callback, Evaluation, Update
 from charrnn_fast.cli import main
 from charrnn_fast.log import JsonLog, TensorBoardLog
-from charrnn_fast.trainer import best_path
+from charrnn_fast.storage import atomic_file, checkpoint
+from charrnn_fast.training import log, plot
+from charrnn_fast.training.trainer import best_path
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20  # 6 steps an epoch, as below
 SMALL = ["--hidden-size", "8", "--num-layers", "1", "--batch-size", "6", "--seq-len", "20"]
@@ -430,7 +432,7 @@ def test_saves_of_threads_to_one_path_all_succeed(
 SAVES = """
 import sys
 import numpy as np
-from charrnn_fast import checkpoint
+from charrnn_fast.storage import checkpoint
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(50):
@@ -596,7 +598,7 @@ def test_a_lock_may_be_given_back_while_it_is_asked_for(
 
 FORKS = """
 import os, sys
-from charrnn_fast import atomic_file
+from charrnn_fast.storage import atomic_file
 lock = atomic_file.Lock(sys.argv[1], "in use")
 if os.fork() == 0:
     lock.close()

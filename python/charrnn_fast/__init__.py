@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from .runtime import build_info, get_num_threads, set_num_threads
+
 TYPE_CHECKING = False  # of typing, which takes a while to import
 if TYPE_CHECKING:
     from typing import Any
 
-    from . import optim, reference
-    from .checkpoint import CheckpointError
-    from .corpus import Corpus
+    from . import callbacks, log, optim, reference, schedules
+    from .language.model import CharLM
     from .losses import (
         binary_cross_entropy,
         clip_grad_norm,
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
         cross_entropy,
         mean_square,
     )
-    from .model import CharLM
     from .rnn import RNN
-    from .trainer import Trainer
-    from .vocabulary import Vocabulary
+    from .storage.checkpoint import CheckpointError
+    from .text.corpus import Corpus
+    from .text.vocabulary import Vocabulary
+    from .training.trainer import Trainer
 
     __version__: str
 
@@ -38,23 +40,28 @@ __all__ = [
     "Vocabulary",
     "binary_cross_entropy",
     "build_info",
+    "callbacks",
     "clip_grad_norm",
     "clip_grad_value",
     "cross_entropy",
     "get_num_threads",
+    "log",
     "mean_square",
     "optim",
     "reference",
+    "schedules",
     "set_num_threads",
 ]
 
+_SUBMODULES = ("callbacks", "log", "optim", "reference", "schedules")
+
 _MODULES = {
     "RNN": "rnn",
-    "CharLM": "model",
-    "CheckpointError": "checkpoint",
-    "Corpus": "corpus",
-    "Trainer": "trainer",
-    "Vocabulary": "vocabulary",
+    "CharLM": "language.model",
+    "CheckpointError": "storage.checkpoint",
+    "Corpus": "text.corpus",
+    "Trainer": "training.trainer",
+    "Vocabulary": "text.vocabulary",
     "binary_cross_entropy": "losses",
     "clip_grad_norm": "losses",
     "clip_grad_value": "losses",
@@ -69,7 +76,7 @@ def __getattr__(name: str) -> Any:
     value: Any
     if name == "__version__":
         value = build_info()["version"]
-    elif name in ("optim", "reference"):
+    elif name in _SUBMODULES:
         value = import_module(f".{name}", __name__)
     elif name in _MODULES:
         value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
@@ -81,28 +88,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, "__version__"})
-
-
-def build_info() -> dict[str, Any]:
-    """Version, compiler, instruction set in use and those this machine runs, threads, CUDA."""
-    from ._core import build_info
-
-    return build_info()
-
-
-def get_num_threads() -> int:
-    """The number of threads that the kernels use: at first one for each core it may run on."""
-    from ._core import get_num_threads
-
-    return get_num_threads()
-
-
-def set_num_threads(n: int) -> None:
-    """Sets the number of threads that the kernels use, 1 to 4096; results do not depend on it.
-
-    The environment variable CHARRNN_NUM_THREADS sets it from outside.
-    """
-    from ._checks import integer
-    from ._core import set_num_threads
-
-    set_num_threads(integer("n", n, 1, 4096))

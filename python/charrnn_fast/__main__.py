@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     exception would come in the middle of an import, which fails with a traceback of its own.
     """
     handler = _exchange(signal.default_int_handler, signal.SIG_DFL)
-    from . import streams
+    from .storage import streams
 
     streams.settle()
     try:

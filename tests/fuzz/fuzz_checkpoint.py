@@ -25,14 +25,14 @@ from fuzz import target
 _MODULES = {
     f"charrnn_fast.{name}"
     for name in (
-        "checkpoint",
-        "configuration",
-        "input_files",
-        "model",
-        "schedules",
-        "schema",
-        "trainer",
-        "vocabulary",
+        "language.model",
+        "storage.checkpoint",
+        "storage.configuration",
+        "storage.input_files",
+        "storage.schema",
+        "text.vocabulary",
+        "training.schedules",
+        "training.trainer",
     )
 }
 

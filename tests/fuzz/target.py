@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from charrnn_fast import CharLM, CheckpointError, Corpus, Trainer, checkpoint, schema
+from charrnn_fast import CharLM, CheckpointError, Corpus, Trainer
+from charrnn_fast.storage import checkpoint, schema
 
 CORPUS = Path(__file__).parent / "corpus"
 TEXT = "abba\n" * 30

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from .. import atomic_file, demo, input_files
+from ..storage import atomic_file, input_files
+from ..text import demo
 from . import compare, machine, plots, report
 from .cases import SUITES, Shape, parse, select
 from .errors import BenchError

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import plot
+from ..training import plot
 from .cases import SUITES, footprint
 from .results import Row, Run
 

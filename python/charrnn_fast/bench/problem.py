@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..rnn import RNN
-from ..vocabulary import Vocabulary
+from ..text.vocabulary import Vocabulary
 from .cases import AnyCase, Case, Product
 from .errors import BenchError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ..progress import bar, say
+from ..training.progress import bar, say
 
 
 class Progress:

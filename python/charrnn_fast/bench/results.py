@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import atomic_file, input_files, schema
-from ..schema import (
+from ..storage import atomic_file, input_files, schema
+from ..storage.schema import (
     anything,
     flag,
     integer,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import get_num_threads, set_num_threads
+from ..runtime import get_num_threads, set_num_threads
 from . import machine
 from .cases import SUITES, AnyCase
 from .errors import BenchError, UnavailableError

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .. import build_info, get_num_threads, set_num_threads, streams
 from .._checks import calling, telling
+from ..runtime import build_info, get_num_threads, set_num_threads
+from ..storage import streams
 from . import bench, evaluate, info, plot, sample, score, train, view
 from .parsing import FAILED, INTERRUPTED, USER_ERROR, Commands, Parser
 from .show import complain, warn

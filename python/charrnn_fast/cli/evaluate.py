@@ -8,13 +8,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .. import text_files
 from .._checks import brief
-from ..corpus import Corpus
-from ..input_files import is_stream, shown
-from ..model import CharLM
-from ..text_files import find_files
-from ..vocabulary import Vocabulary
+from ..language.model import CharLM
+from ..storage.input_files import is_stream, shown
+from ..text import files as text_files
+from ..text.corpus import Corpus
+from ..text.files import find_files
+from ..text.vocabulary import Vocabulary
 from . import show
 from .parsing import Commands, add_texts, add_threads, file_option, mark_option, unescaped
 from .sample import add_weight_dtype

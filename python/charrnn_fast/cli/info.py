@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 
-from .. import configuration
 from .._checks import brief
-from ..callbacks import Evaluation
-from ..model import CharLM
+from ..language.model import CharLM
+from ..storage import configuration
+from ..training.callbacks import Evaluation
 from . import options, show
 from .parsing import Commands, add_threads, file_option
 

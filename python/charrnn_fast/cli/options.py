@@ -16,9 +16,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from .. import _names, input_files, schema
+from .. import _names
 from .._checks import LARGEST_SEED, calling
-from ..checkpoint import CheckpointError
+from ..storage import input_files, schema
+from ..storage.checkpoint import CheckpointError
 from .parsing import (
     Parser,
     bound_option,

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 from .. import _names
 from .._checks import LARGEST, calling, integer, real
-from ..text_files import UTF8, check_encoding
+from ..text.files import UTF8, check_encoding
 
 _T = TypeVar("_T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from .. import plot
+from ..training import plot
 from .parsing import Commands, file_option, output_option
 
 

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from .._checks import LARGEST_SEED
-from ..input_files import decoded, read_whole, shown
-from ..model import CharLM
-from ..sampler import BLOCK, _Request, draw_pieces, draw_texts
-from ..vocabulary import Vocabulary
+from ..language.model import CharLM
+from ..language.sampler import BLOCK, _Request, draw_pieces, draw_texts
+from ..storage.input_files import decoded, read_whole, shown
+from ..text.vocabulary import Vocabulary
 from .columns import side_by_side
 from .parsing import (
     Commands,

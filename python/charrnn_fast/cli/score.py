@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._checks import brief
-from ..input_files import standard_input, without_mark
-from ..model import CharLM
-from ..vocabulary import Vocabulary
+from ..language.model import CharLM
+from ..storage.input_files import standard_input, without_mark
+from ..text.vocabulary import Vocabulary
 from . import show
 from .parsing import Commands, add_threads, file_option
 from .sample import add_weight_dtype

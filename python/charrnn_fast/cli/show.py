@@ -7,9 +7,9 @@ import sys
 from typing import Any
 
 from .._checks import brief
-from ..model import CharLM
-from ..schedules import from_config
-from ..vocabulary import Vocabulary
+from ..language.model import CharLM
+from ..text.vocabulary import Vocabulary
+from ..training.schedules import from_config
 
 _RATES = ("dropout", "input_dropout", "output_dropout", "recurrent_dropout", "weight_drop")
 

@@ -12,18 +12,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import atomic_file, configuration, demo, get_num_threads, log, streams
 from .._checks import brief, calling
-from ..callbacks import Callback
-from ..corpus import Corpus
-from ..input_files import STANDARD_INPUT, shown
-from ..log import JsonLog, TensorBoardLog
-from ..model import CharLM
+from ..language.model import CharLM
 from ..rnn import _zoneout
-from ..schedules import Constant, Cosine, Decay, Linear, Plateau, Schedule
-from ..text_files import UTF8, find_files
-from ..trainer import Trainer, best_path, check_checkpoints, locked
-from ..vocabulary import Vocabulary
+from ..runtime import get_num_threads
+from ..storage import atomic_file, configuration, streams
+from ..storage.input_files import STANDARD_INPUT, shown
+from ..text import demo
+from ..text.corpus import Corpus
+from ..text.files import UTF8, find_files
+from ..text.vocabulary import Vocabulary
+from ..training import log
+from ..training.callbacks import Callback
+from ..training.log import JsonLog, TensorBoardLog
+from ..training.schedules import Constant, Cosine, Decay, Linear, Plateau, Schedule
+from ..training.trainer import Trainer, best_path, check_checkpoints, locked
 from . import options, show
 from .parsing import (
     FAILED,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 
-from .. import atomic_file
-from ..corpus import Corpus
-from ..input_files import shown
-from ..model import CharLM
+from ..language.model import CharLM
+from ..storage import atomic_file
+from ..storage.input_files import shown
+from ..text.corpus import Corpus
 from ..view import GENERATOR, _page
 from . import show
 from .parsing import Commands, add_texts, add_threads, file_option, integer_option, output_option

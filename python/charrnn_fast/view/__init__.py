@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import build_info
 from .._checks import brief, called, instance, integer
-from ..model import CharLM
+from ..language.model import CharLM
+from ..runtime import build_info
 from .features import Ranking, rank
 from .glyphs import Shown, show
 from .reading import Reading, is_bounded, quantity, read

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..vocabulary import Vocabulary
+from ..text.vocabulary import Vocabulary
 
 Look = Literal["plain", "faint", "wide", "hex"]
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..model import CharLM
+from ..language.model import CharLM
 from ..rnn import RNN
 
 NUM_GUESSES = 5

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ... import _core, optim
-from ...sampler import read_as_bfloat16
+from ...language.sampler import read_as_bfloat16
 from ..errors import BenchError
 from ..problem import (
     CHECKED_STEPS,

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._checks import called, integer, real
-from .rnn import RNN
-from .vocabulary import Vocabulary, _StreamDecoder
+from .._checks import called, integer, real
+from ..rnn import RNN
+from ..text.vocabulary import Vocabulary, _StreamDecoder
 
 BLOCK = 1024  # tokens drawn at once: bounds the memory, and lets an interrupt through
 _STOP_BLOCK = 64  # where a stop string may end the text: what is drawn beyond it is lost

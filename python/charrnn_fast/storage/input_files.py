@@ -1,6 +1,6 @@
 """Files that are read: what may be one, how large it may be, and the byte order mark before texts.
 
-`text_files` reads the texts to train on, of any size; this is for all else.
+`charrnn_fast.text.files` reads the texts to train on, of any size; this is for all else.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
+from .._checks import StrPath
 from . import streams
-from ._checks import StrPath
 
 STANDARD_INPUT = "-"
 

@@ -12,12 +12,13 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from . import checkpoint, configuration
-from ._checks import LARGEST_SEED, StrPath, called, calling, instance, integer, telling
-from ._names import suggesting
-from ._objects import Settled
-from .file_array import Ids
-from .rnn import RNN
+from .._checks import LARGEST_SEED, StrPath, called, calling, instance, integer, telling
+from .._names import suggesting
+from .._objects import Settled
+from ..rnn import RNN
+from ..storage import checkpoint, configuration
+from ..storage.file_array import Ids
+from ..text.vocabulary import Vocabulary
 from .sampler import (
     Stop,
     _Request,
@@ -29,7 +30,6 @@ from .sampler import (
     read_as_bfloat16,
 )
 from .scorer import log_probabilities
-from .vocabulary import Vocabulary
 
 STATES = ("h", "c")  # names of a cell's states, in the kernels' order
 _EVALUATION_BLOCK = 1024  # steps: bounds the memory, and lets an interrupt through

@@ -14,8 +14,8 @@ import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from . import _checks
-from ._checks import LARGEST
+from .. import _checks
+from .._checks import LARGEST
 
 Check = Callable[[str, Any], None]
 

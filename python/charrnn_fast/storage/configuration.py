@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from .._checks import LARGEST_SEED, MOST_STEPS, StrPath
 from . import checkpoint
-from ._checks import LARGEST_SEED, MOST_STEPS, StrPath
 from .schema import (
     anything,
     flag,

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, NamedTuple
 
-from ._checks import StrPath
+from .._checks import StrPath
 
 if sys.platform != "win32":
     import fcntl

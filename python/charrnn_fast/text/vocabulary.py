@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from ._checks import array_like, called, instance, integer, real
-from ._objects import Settled
+from .._checks import array_like, called, instance, integer, real
+from .._objects import Settled
 
 Kind = Literal["characters", "bytes"]
 

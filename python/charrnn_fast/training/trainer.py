@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _core, atomic_file, checkpoint, configuration, optim
-from ._checks import (
+from .. import _core, optim
+from .._checks import (
     LARGEST_SEED,
     MOST_STEPS,
     StrPath,
@@ -28,15 +28,16 @@ from ._checks import (
     integer,
     real,
 )
-from ._names import suggesting
-from ._objects import Settled
+from .._names import suggesting
+from .._objects import Settled
+from ..language.model import STATES, CharLM, _tensor_name
+from ..rnn import RNN, _tokens
+from ..storage import atomic_file, checkpoint, configuration
+from ..text.corpus import Corpus, _Chunks
+from ..text.documents import cut
 from .callbacks import Callback, Evaluation, Update
 from .clock import Stopwatch
-from .corpus import Corpus, _Chunks
-from .documents import cut
-from .model import STATES, CharLM, _tensor_name
 from .progress import Progress
-from .rnn import RNN, _tokens
 from .schedules import Decay, Schedule, from_config, to_config
 
 _OFFSETS = 1  # words of the random counter: the site of the epochs' offsets; the masks' is 0

@@ -14,13 +14,13 @@ from typing import IO, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from . import text_files
-from ._checks import StrPath, array, called, instance, integer
-from ._names import suggesting
-from ._objects import Settled
-from .file_array import FileArray, Ids
-from .input_files import is_stream
-from .text_files import UTF8, Block, check_encoding, find_files, read_bytes, read_text
+from .._checks import StrPath, array, called, instance, integer
+from .._names import suggesting
+from .._objects import Settled
+from ..storage.file_array import FileArray, Ids
+from ..storage.input_files import is_stream
+from . import files as text_files
+from .files import UTF8, Block, check_encoding, find_files, read_bytes, read_text
 from .vocabulary import UNICODE_SIZE, Vocabulary, code_points
 
 _Text = TypeVar("_Text", bound=str | bytes)

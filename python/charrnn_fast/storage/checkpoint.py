@@ -20,8 +20,8 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from .._checks import StrPath
 from . import atomic_file, input_files, schema
-from ._checks import StrPath
 
 _KEY = "charrnn_fast"
 _FORMAT = 1

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .losses import cross_entropy
-from .rnn import RNN
+from ..losses import cross_entropy
+from ..rnn import RNN
 
 _STEPS = 1024  # of a text at once, which lets an interrupt through
 _STREAMS = 256  # texts at once

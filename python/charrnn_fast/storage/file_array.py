@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ._checks import available_memory
+from .._checks import available_memory
 
 
 class Ids(Protocol):

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import atomic_file, log
-from ._checks import StrPath
+from .._checks import StrPath
+from ..storage import atomic_file
+from . import log
 
 _LARGEST = 1e100  # that is drawn: axes with margins around larger numbers exceed the floats
 

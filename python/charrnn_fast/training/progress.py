@@ -8,8 +8,8 @@ from collections import deque
 from textwrap import indent
 from typing import TYPE_CHECKING, Any, TextIO
 
-from . import streams
-from ._checks import brief, called
+from .._checks import brief, called
+from ..storage import streams
 from .callbacks import Callback, Evaluation, Update
 from .clock import Stopwatch, speed
 

@@ -9,8 +9,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from ._checks import StrPath, called, instance
-from .input_files import is_stream, opened, shown
+from .._checks import StrPath, called, instance
+from ..storage.input_files import is_stream, opened, shown
 
 if TYPE_CHECKING:
     from tqdm import tqdm

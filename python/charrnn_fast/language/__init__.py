@@ -1,0 +1,6 @@
+"""The language model: a vocabulary and a network over its ids.
+
+model    `CharLM`
+sampler  drawing texts
+scorer   log-probabilities of texts
+"""
