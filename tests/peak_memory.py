@@ -34,7 +34,7 @@ def train_step(T: int, B: int, H: int, L: int, V: int) -> dict[str, int]:
     peaks = {"build": held("VmHWM") - begin}
     optimizer = cf.optim.Adam(rnn, lr=1e-3)
     told = rnn._core.memory(T, B) + optimizer._core.held_memory
-    state = rnn._kernel_zeros(B)
+    state = rnn.states.zeros(B)
     for inputs, targets in batches(T, B, V):
         rnn._core.train_step(inputs, targets, state, optimizer._core, 1e-3, 5.0, math.inf, "mean")
     peaks["train"] = held("VmHWM") - begin

@@ -418,7 +418,7 @@ def test_benchmarks_are_imported_only_by_their_command() -> None:
 def test_timed_steps_are_steps() -> None:
     rnn = cf.RNN(5, 7, 3, cell="lstm", num_layers=2)
     x = np.random.default_rng(0).standard_normal((2, 5)).astype(np.float32)
-    state, expected = rnn._kernel_zeros(2), rnn._kernel_zeros(2)
+    state, expected = rnn.states.zeros(2), rnn.states.zeros(2)
     assert _core.time_steps(rnn._core, x, state, 4) > 0
     for _ in range(4):
         rnn._core.step(x, expected)
@@ -427,13 +427,13 @@ def test_timed_steps_are_steps() -> None:
 
 def test_measurements_check_their_arguments() -> None:
     rnn = cf.RNN(5, 7)
-    x, state = np.zeros((2, 5), np.float32), rnn._kernel_zeros(2)
+    x, state = np.zeros((2, 5), np.float32), rnn.states.zeros(2)
     with pytest.raises(ValueError, match=r"x has shape \[5\], it takes \[B, 5\]"):
         _core.time_steps(rnn._core, x[0], state, 1)
     with pytest.raises(TypeError, match="x has dtype float64"):
         _core.time_steps(rnn._core, x.astype(np.float64), state, 1)
     with pytest.raises(ValueError, match="state has shape"):
-        _core.time_steps(rnn._core, x, rnn._kernel_zeros(3), 1)
+        _core.time_steps(rnn._core, x, rnn.states.zeros(3), 1)
     with pytest.raises(ValueError, match="count is 0, it takes 1 or more"):
         _core.time_steps(rnn._core, x, state, 0)
     with pytest.raises(ValueError, match="bytes is 63, it takes 64 or more"):

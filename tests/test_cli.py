@@ -100,7 +100,7 @@ def test_what_is_left_out_reaches_the_model(
     trainer = Trainer.resume(path)
     assert expected.format(trainer.model.num_parameters) in capsys.readouterr().out
     assert trainer.model.rnn.zoneout == (0.1, 0.05)
-    assert trainer._settings()["mask_seed"] == 7
+    assert trainer.settings()["mask_seed"] == 7
     # the same words again, or none, go on; others do not
     assert main(["train", str(text), "-o", str(path), "--steps", "4", "--resume", *options]) == 0
     capsys.readouterr()
@@ -142,8 +142,8 @@ def test_options_reach_the_model_and_the_training(tmp_path: Path, text: Path) ->
     trainer = Trainer.resume(path)
     assert cf.get_num_threads() == 1
     assert repr(trainer.model).startswith("<CharLM: gru, 3 x 5, 256 bytes")
-    assert trainer.model._config["seed"] == 9
-    settings = trainer._settings()
+    assert trainer.model.settings()["seed"] == 9
+    settings = trainer.settings()
     assert (settings["batch_size"], settings["seq_len"], settings["optimizer"]) == (
         4,
         10,
@@ -162,8 +162,8 @@ def test_a_seed_of_64_bits_and_no_clipping(
     options = ["--seed", str(seed), "--clip-norm", "inf", "--lr-decay", "1", "--steps", "1"]
     assert main(["train", str(text), "-o", str(path), *options, *SMALL]) == 0
     trainer = Trainer.resume(path)
-    assert trainer.model._config["seed"] == seed
-    assert trainer._settings()["clip_norm"] is None
+    assert trainer.model.settings()["seed"] == seed
+    assert trainer.settings()["clip_norm"] is None
     assert "training    adam, learning rate 0.002, no clipping; batch" in capsys.readouterr().out
 
 
@@ -194,7 +194,7 @@ def test_an_unwritable_path_is_the_one_that_was_given(
 def test_several_texts_are_one_corpus(tmp_path: Path, text: Path) -> None:
     path = tmp_path / "model"
     assert main(["train", str(text), str(text), "-o", str(path), "--steps", "1", *SMALL]) == 0
-    assert cf.Corpus.from_text(TEXT * 2)._fingerprint in path.read_bytes().decode("latin-1")
+    assert cf.Corpus.from_text(TEXT * 2).fingerprint in path.read_bytes().decode("latin-1")
 
 
 def test_folders_and_patterns_are_texts(
@@ -211,7 +211,7 @@ def test_folders_and_patterns_are_texts(
     assert "text        1,120 characters in 5 files: 1,008 to train on, " in output
     more = "two\n" * 20 + "one\n" * 10
     corpus = cf.Corpus.from_text(TEXT + more + more)
-    assert corpus._fingerprint in path.read_bytes().decode("latin-1")
+    assert corpus.fingerprint in path.read_bytes().decode("latin-1")
     assert main(["eval", str(path), str(folder), f"{folder}/*.txt"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["total", "160"]
 
@@ -464,7 +464,7 @@ def test_what_python_began_keeps_its_settings(tmp_path: Path, text: Path) -> Non
     resume = ["train", str(text), "-o", str(path), "--resume"]
     assert main([*resume, "--steps", "4", "--clip-norm", "2"]) == 0
     again = Trainer.resume(path, corpus)
-    before, after = trainer._settings(), again._settings()
+    before, after = trainer.settings(), again.settings()
     assert after == {**before, "clip_norm": 2.0}
     assert (again.num_steps, again.configuration) == (4, {"note": "by hand"})
     assert main([*resume, "--steps", "6", "--schedule", "linear"]) == 0

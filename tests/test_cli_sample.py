@@ -515,7 +515,7 @@ def test_lines_end_at_newlines_alone(
     give(monkeypatch, data)
     first, second = data.split(b"\n")
     ids = [byte_model.vocabulary.encode(line + b"\n") for line in (first, second)]
-    expected = [f"{score:.6f}" for score in byte_model._score(ids)]
+    expected = [f"{score:.6f}" for score in byte_model.score_ids(ids)]
     assert scores(capsys, byte_path) == expected
 
 

@@ -216,7 +216,7 @@ def test_vocabularies(copied: Callable[[Any], Any]) -> None:
             vocabulary.kind, vocabulary.unknown, repr(vocabulary),
         )  # fmt: skip
         assert other.encode("fox").tolist() == vocabulary.encode("fox").tolist()
-        assert not np.shares_memory(other._symbols, vocabulary._symbols)
+        assert not np.shares_memory(other.symbols, vocabulary.symbols)
 
 
 @each_way
@@ -232,7 +232,7 @@ def test_corpora(copied: Callable[[Any], Any], tmp_path: Path) -> None:
         cf.Corpus.from_files(one, two, vocabulary=in_bytes),
     ):
         other = copied(corpus)
-        _ = corpus._fingerprint
+        _ = corpus.fingerprint
         assert repr(other) == repr(corpus) and other.vocabulary == corpus.vocabulary
         for part in ("train", "validation"):
             here, there = getattr(corpus, part), getattr(other, part)
@@ -240,10 +240,9 @@ def test_corpora(copied: Callable[[Any], Any], tmp_path: Path) -> None:
             assert np.array_equal(here, there)
             if isinstance(here, np.ndarray):
                 assert not np.shares_memory(here, there) and not there.flags.writeable
-        starts = [c._starts_within(0, len(corpus)).tolist() for c in (corpus, other)]
+        starts = [c.starts_within(0, len(corpus)).tolist() for c in (corpus, other)]
         assert starts[0] == starts[1]
-        for name in ("_fingerprint", "_document_mark", "_file_starts_digest"):
-            assert getattr(other, name) == getattr(corpus, name)
+        assert other.identity() == corpus.identity()
 
 
 def test_a_pickled_corpus_of_a_file_that_changes(tmp_path: Path) -> None:
@@ -278,7 +277,7 @@ def test_models(copied: Callable[[Any], Any]) -> None:
     model.sample(3)
     other = copied(model)
     assert _weights(other) == _weights(model) and repr(other) == repr(model)
-    assert other.last_seed == model.last_seed and other._config == model._config
+    assert other.last_seed == model.last_seed and other.settings() == model.settings()
     assert other.vocabulary == model.vocabulary and other.vocabulary is not model.vocabulary
     assert other.sample(40, "the", seed=1) == model.sample(40, "the", seed=1)
     assert other.evaluate(TEXT) == model.evaluate(TEXT)

@@ -17,7 +17,7 @@ from charrnn_fast import CharLM, Corpus, Trainer, Vocabulary
 from charrnn_fast.storage import input_files
 from charrnn_fast.storage.file_array import FileArray
 from charrnn_fast.text import files as text_files
-from charrnn_fast.text.corpus import _Chunks
+from charrnn_fast.text.chunks import Chunks
 
 
 @pytest.fixture(params=[1, 2, 3, 5, 1 << 22])
@@ -40,7 +40,7 @@ def test_the_split_is_contiguous_nine_to_one() -> None:
     assert corpus.vocabulary.decode(corpus.train) == "abcdefghijklmnopqr"
     assert corpus.vocabulary.decode(corpus.validation) == "st"
     train = np.asarray(corpus.train)
-    assert np.shares_memory(train, corpus._ids)
+    assert np.shares_memory(train, corpus.ids)
     assert not train.flags.writeable
 
 
@@ -60,11 +60,11 @@ def test_files_are_read_one_after_another(tmp_path: Path) -> None:
     corpus = Corpus.from_files(*paths)
     whole = "".join(texts)
     assert corpus.vocabulary == Vocabulary.from_text(whole)
-    assert corpus.vocabulary.decode(corpus._ids) == whole
+    assert corpus.vocabulary.decode(corpus.ids) == whole
     assert len(corpus) == len(whole)
     again = Corpus.from_files(*map(str, paths), vocabulary=corpus.vocabulary)
-    np.testing.assert_array_equal(again._ids, corpus._ids)
-    assert again._fingerprint == corpus._fingerprint == Corpus.from_text(whole)._fingerprint
+    np.testing.assert_array_equal(again.ids, corpus.ids)
+    assert again.fingerprint == corpus.fingerprint == Corpus.from_text(whole).fingerprint
 
 
 @pytest.mark.parametrize("size", [200, 300, 70_000])
@@ -79,8 +79,8 @@ def test_ids_widen_and_are_sorted_at_the_end(
     corpus = Corpus.from_files(write(tmp_path / "text", text))
     expected = Corpus.from_text(text)
     assert corpus.vocabulary == expected.vocabulary
-    assert corpus._ids.dtype == expected._ids.dtype
-    np.testing.assert_array_equal(corpus._ids, expected._ids)
+    assert corpus.ids.dtype == expected.ids.dtype
+    np.testing.assert_array_equal(corpus.ids, expected.ids)
 
 
 @pytest.mark.usefixtures("block")
@@ -103,9 +103,9 @@ def test_ids_are_of_the_smallest_type(tmp_path: Path, size: int, dtype: str) -> 
     text = "".join(islice(characters, size))
     corpus = Corpus.from_files(write(tmp_path / "text", text))
     assert len(corpus.vocabulary) == size
-    assert corpus._ids.dtype == dtype
-    assert Corpus.from_text(text)._ids.dtype == dtype
-    np.testing.assert_array_equal(corpus._ids, np.arange(size))
+    assert corpus.ids.dtype == dtype
+    assert Corpus.from_text(text).ids.dtype == dtype
+    np.testing.assert_array_equal(corpus.ids, np.arange(size))
 
 
 def test_the_temporary_file_goes_with_the_corpus(
@@ -116,7 +116,7 @@ def test_the_temporary_file_goes_with_the_corpus(
     spool.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(spool))
     corpus = Corpus.from_files(path)
-    assert corpus.vocabulary.decode(corpus._ids) == "some text"
+    assert corpus.vocabulary.decode(corpus.ids) == "some text"
     del corpus
     assert list(spool.iterdir()) == []
 
@@ -128,14 +128,14 @@ def test_one_file_of_bytes_is_read_where_it_is(
     path = write(tmp_path / "data", data)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     corpus = Corpus.from_files(path, vocabulary=Vocabulary.from_bytes())
-    assert corpus._ids[:].tobytes() == data
-    assert corpus._ids.dtype == np.uint8
+    assert corpus.ids[:].tobytes() == data
+    assert corpus.ids.dtype == np.uint8
 
 
 def test_several_files_of_bytes(tmp_path: Path) -> None:
     paths = [write(tmp_path / str(i), bytes([255, i])) for i in range(3)]
     corpus = Corpus.from_files(*paths, vocabulary=Vocabulary.from_bytes())
-    assert corpus._ids[:].tolist() == [255, 0, 255, 1, 255, 2]
+    assert corpus.ids[:].tolist() == [255, 0, 255, 1, 255, 2]
 
 
 @pytest.mark.usefixtures("block")
@@ -187,7 +187,7 @@ def test_a_text_stays_as_it_is(tmp_path: Path) -> None:
     text = "one\r\ntwo\rthree\n\N{FAMILY}\u200d\N{GIRL}e\u0301\N{DESERET CAPITAL LETTER EW}\0"
     corpus = Corpus.from_files(write(tmp_path / "text", text))
     assert len(corpus) == len(text)
-    assert corpus.vocabulary.decode(corpus._ids) == text
+    assert corpus.vocabulary.decode(corpus.ids) == text
 
 
 def test_folders_and_patterns_are_files(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_folders_and_patterns_are_files(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write(tmp_path / name, name)
     corpus = Corpus.from_files(tmp_path, f"{tmp_path}/b/*2*")
-    assert corpus.vocabulary.decode(corpus._ids) == "a.txtb/1.txtb/2.txtb/2.txt"
+    assert corpus.vocabulary.decode(corpus.ids) == "a.txtb/1.txtb/2.txtb/2.txt"
 
 
 def test_a_changed_file_is_an_error(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_chinese_trains_and_is_written(tmp_path: Path) -> None:
     text = "".join(rng.permutation(list(characters * 2)))
     corpus = Corpus.from_files(write(tmp_path / "text", text))
     assert len(corpus.vocabulary) == len(characters)
-    assert corpus._ids.dtype == np.uint16
+    assert corpus.ids.dtype == np.uint16
     model = CharLM(corpus.vocabulary, hidden_size=4, num_layers=1)
     trainer = Trainer(model, corpus, batch_size=8, seq_len=16, learning_rate=0.01)
     trainer.fit(steps=3, progress=False)
@@ -271,9 +271,9 @@ def test_rare_characters_of_files_are_those_of_the_text(
     expected = Corpus.from_text(whole, min_count=min_count)
     assert corpus.vocabulary == expected.vocabulary == Vocabulary.from_text(whole, min_count)
     assert corpus.vocabulary.unknown == expected.vocabulary.unknown
-    np.testing.assert_array_equal(corpus._ids, expected._ids)
+    np.testing.assert_array_equal(corpus.ids, expected.ids)
     rare = {c for c in whole if whole.count(c) < min_count or c == "\N{REPLACEMENT CHARACTER}"}
-    assert corpus._num_unknown() == sum(map(whole.count, rare))
+    assert corpus.num_unknown() == sum(map(whole.count, rare))
 
 
 @pytest.mark.parametrize(("rare", "before", "after"), [(300, "u2", "u1"), (70_000, "u4", "u2")])
@@ -284,18 +284,18 @@ def test_ids_become_narrower_without_rare_characters(
     frequent = "".join(chr(0x30000 + i) for i in range(300 if after == "u2" else 9)) * 5
     text = "".join(chr(i) for i in range(0x20000) if not 0xD800 <= i < 0xE000)[:rare] + frequent
     path = write(tmp_path / "text", text)
-    assert Corpus.from_files(path)._ids.dtype == before
+    assert Corpus.from_files(path).ids.dtype == before
     corpus, expected = Corpus.from_files(path, min_count=5), Corpus.from_text(text, min_count=5)
-    assert corpus._ids.dtype == expected._ids.dtype == after
-    np.testing.assert_array_equal(corpus._ids, expected._ids)
-    assert corpus._fingerprint == expected._fingerprint
+    assert corpus.ids.dtype == expected.ids.dtype == after
+    np.testing.assert_array_equal(corpus.ids, expected.ids)
+    assert corpus.fingerprint == expected.fingerprint
 
 
 def test_unseen_characters_are_unknown(tmp_path: Path) -> None:
     vocabulary = Vocabulary.from_text("aaabbc", min_count=2)
     corpus = Corpus.from_files(write(tmp_path / "text", "abcd"), vocabulary=vocabulary)
-    assert vocabulary.decode(corpus._ids) == "ab" + 2 * "\N{REPLACEMENT CHARACTER}"
-    assert corpus._num_unknown() == 2
+    assert vocabulary.decode(corpus.ids) == "ab" + 2 * "\N{REPLACEMENT CHARACTER}"
+    assert corpus.num_unknown() == 2
 
 
 def test_options_without_a_meaning_are_refused(tmp_path: Path) -> None:
@@ -347,26 +347,26 @@ def test_documents_begin_behind_marks_and_with_files(
         texts = [text.encode().decode("latin-1") for text in texts]
         whole = "".join(texts)
     expected = starts(whole, mark, np.cumsum([len(text) for text in texts]).tolist())
-    found = corpus._starts_within(0, len(whole))
+    found = corpus.starts_within(0, len(whole))
     assert found.dtype == np.int64
     assert found.tolist() == expected
-    part = corpus._starts_within(first, last).tolist()
+    part = corpus.starts_within(first, last).tolist()
     assert part == [p for p in expected if first <= p < last]
 
 
 def test_documents_of_a_text_in_memory() -> None:
     text = "one<|end|>two<|end|><|end|>three"
     corpus = Corpus.from_text(text, document_mark="<|end|>")
-    assert corpus._starts_within(0, len(text)).tolist() == [10, 20, 27]
-    assert corpus.vocabulary.decode(corpus._ids) == text
-    assert Corpus.from_text(text)._starts_within(0, len(text)).size == 0
+    assert corpus.starts_within(0, len(text)).tolist() == [10, 20, 27]
+    assert corpus.vocabulary.decode(corpus.ids) == text
+    assert Corpus.from_text(text).starts_within(0, len(text)).size == 0
 
 
 def test_a_mark_is_in_the_vocabulary_however_rare() -> None:
     text = "aaaa§bbbb¶cccc"
     corpus = Corpus.from_text(text, min_count=3, document_mark="§")
     assert set(corpus.vocabulary.decode(range(len(corpus.vocabulary)))) == {*"abc§\ufffd"}
-    assert corpus._starts_within(0, len(text)).tolist() == [5]
+    assert corpus.starts_within(0, len(text)).tolist() == [5]
     with pytest.raises(ValueError, match="document_mark is '¶', of which the vocabulary maps a"):
         Corpus.from_text(text, corpus.vocabulary, document_mark="¶")
 
@@ -377,7 +377,7 @@ def test_a_mark_that_does_not_occur_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="document_mark is 'ac', which does not occur in the"):
             Corpus.from_files(path, vocabulary=vocabulary, document_mark="ac")
         last = Corpus.from_files(path, vocabulary=vocabulary, document_mark="bd")
-        assert last._starts_within(0, 6).size == 0  # nothing is behind it
+        assert last.starts_within(0, 6).size == 0  # nothing is behind it
     with pytest.raises(ValueError, match="document_mark has the character 'x'"):
         Corpus.from_files(path, document_mark="x")
 
@@ -385,11 +385,11 @@ def test_a_mark_that_does_not_occur_is_refused(tmp_path: Path) -> None:
 def test_fingerprints_differ_where_texts_do() -> None:
     vocabulary = Vocabulary.from_text("ab")
     ids = np.zeros(300_000, np.uint8)
-    prints = {Corpus(ids, vocabulary)._fingerprint, Corpus(ids[:-1], vocabulary)._fingerprint}
+    prints = {Corpus(ids, vocabulary).fingerprint, Corpus(ids[:-1], vocabulary).fingerprint}
     for at in (0, 65_535, 65_536, 299_999):
         other = ids.copy()
         other[at] = 1
-        prints.add(Corpus(other, vocabulary)._fingerprint)
+        prints.add(Corpus(other, vocabulary).fingerprint)
     assert len(prints) == 6
 
 
@@ -398,9 +398,9 @@ def test_chunks_walk_each_stream_without_a_gap(n: int, batch_size: int, seq_len:
     ids = np.arange(n, dtype=np.uint16)
     if n - 1 < batch_size * seq_len:
         with pytest.raises(ValueError, match="too short"):
-            _Chunks(ids, batch_size, seq_len, "character")
+            Chunks(ids, batch_size, seq_len, "character")
         return
-    chunks = _Chunks(ids, batch_size, seq_len, "character")
+    chunks = Chunks(ids, batch_size, seq_len, "character")
     pairs = [(x.copy(), y.copy()) for x, y in (chunks.read(i) for i in range(len(chunks)))]
     inputs = np.concatenate([x for x, _ in pairs])
     targets = np.concatenate([y for _, y in pairs])
@@ -416,16 +416,16 @@ def test_chunks_walk_each_stream_without_a_gap(n: int, batch_size: int, seq_len:
 def test_an_offset_turns_the_text() -> None:
     """A chunk at an offset is that of the text turned by as much, its end before its beginning."""
     ids = np.arange(1000, dtype=np.uint16)
-    chunks = _Chunks(ids, 7, 5, "character")
+    chunks = Chunks(ids, 7, 5, "character")
     for offset in (1, 5, 137, 860, 998, 999):
-        turned = _Chunks(np.roll(ids, -offset), 7, 5, "character")
+        turned = Chunks(np.roll(ids, -offset), 7, 5, "character")
         for index in range(len(chunks)):
             for ours, theirs in zip(chunks.read(index, offset), turned.read(index), strict=True):
                 np.testing.assert_array_equal(ours, theirs)
 
 
 def test_chunks_are_read_where_they_are() -> None:
-    chunks = _Chunks(np.arange(1000, dtype=np.uint16), 7, 5, "character")
+    chunks = Chunks(np.arange(1000, dtype=np.uint16), 7, 5, "character")
     x, y = chunks.read(0)
     assert x.flags.c_contiguous
     assert y.flags.c_contiguous
@@ -436,5 +436,5 @@ def test_chunks_are_read_where_they_are() -> None:
 
 def test_a_short_text_is_told_what_it_takes() -> None:
     with pytest.raises(ValueError, match=r"has 45 bytes, .*batch_size=9 .*seq_len=5 takes 46; use"):
-        _Chunks(np.zeros(45, np.uint8), 9, 5, "byte")
-    assert len(_Chunks(np.zeros(46, np.uint8), 9, 5, "byte")) == 1
+        Chunks(np.zeros(45, np.uint8), 9, 5, "byte")
+    assert len(Chunks(np.zeros(46, np.uint8), 9, 5, "byte")) == 1

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import charrnn_fast as cf
 from charrnn_fast import CharLM, Corpus, Trainer
-from charrnn_fast.text.corpus import _Chunks
+from charrnn_fast.text.chunks import Chunks
 from charrnn_fast.text.documents import cut
 from tolerances import assert_close, network
 
@@ -62,7 +62,7 @@ def test_chunks_know_where_documents_begin(tmp_path: Path, offset: int) -> None:
     corpus = corpus_of(tmp_path)
     train = corpus.vocabulary.decode(np.asarray(corpus.train))
     ring = np.roll(np.arange(len(train)), -offset)
-    chunks = _Chunks(corpus.train, 5, 17, "character")
+    chunks = Chunks(corpus.train, 5, 17, "character")
     for index in range(len(chunks)):
         for stream, found in enumerate(chunks.documents(index, corpus, offset)):
             first = stream * ((len(train) - 1) // 5) + index * 17
@@ -88,7 +88,7 @@ def test_a_training_starts_each_document_at_zero(tmp_path: Path, cell: str) -> N
         for stream in range(4):
             start = stream * piece + update * 30
             steps = ids[start : start + 31]
-            begins = corpus._starts_within(start, start + 30) - start
+            begins = corpus.starts_within(start, start + 30) - start
             for first, end in pairwise([0, *(t for t in begins if t > 0), 30]):
                 if first in begins:
                     states[stream] = None
@@ -112,7 +112,7 @@ def test_an_evaluation_starts_each_document_at_zero(tmp_path: Path) -> None:
     trainer.fit(steps=3, progress=False)
     text = corpus.vocabulary.decode(np.asarray(corpus.validation))
     split, total = len(corpus.train), 0.0
-    cuts = [0, *(int(p) - split for p in corpus._starts_within(split, len(corpus)) if p > split)]
+    cuts = [0, *(int(p) - split for p in corpus.starts_within(split, len(corpus)) if p > split)]
     for first, end in pairwise([*cuts, len(text)]):
         part = text[first : end + 1]
         if len(part) > 1:
@@ -169,7 +169,7 @@ def test_a_text_that_begins_again_begins_a_document() -> None:
     """Wherever in a chunk its first character is read behind its last one."""
     corpus = Corpus.from_text("ab|cdefg" * 40, document_mark="|")
     size = len(corpus.train)
-    chunks = _Chunks(corpus.train, 1, 8, "character")
+    chunks = Chunks(corpus.train, 1, 8, "character")
     for ahead in range(1, 25):  # characters to the text's end
         found = [s for i in range(4) for s in 8 * i + chunks.documents(i, corpus, size - ahead)[0]]
         positions = [(size - ahead + t) % size for t in range(32)]

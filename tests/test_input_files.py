@@ -226,10 +226,10 @@ def test_a_pipe_is_a_text(tmp_path: Path) -> None:
         expected = Corpus.from_files(file, vocabulary=vocabulary)
         with pipe(tmp_path / name, MARK + data) as path:
             corpus = Corpus.from_files(path, vocabulary=vocabulary)
-        assert corpus._fingerprint == expected._fingerprint
+        assert corpus.fingerprint == expected.fingerprint
         with pipe(tmp_path / f"{name} after a file", data) as path:
             both = Corpus.from_files(file, path, vocabulary=vocabulary, document_mark="")
-        assert both._starts_within(0, len(both)).tolist() == [len(expected)]
+        assert both.starts_within(0, len(both)).tolist() == [len(expected)]
     with (
         pipe(tmp_path / "wrong", b"ab\xff") as path,
         pytest.raises(ValueError, match=r"wrong: invalid UTF-8 at byte 2 "),

@@ -97,7 +97,7 @@ def test_every_option_survives_a_checkpoint(
         model = CharLM(vocabulary, 7, cell=cell, **OPTIONS, **more)
         model.save(tmp_path / "m.safetensors")
         again = CharLM.load(tmp_path / "m.safetensors")
-        assert again._config == model._config
+        assert again.settings() == model.settings()
         assert again.evaluate(TEXT) == model.evaluate(TEXT)
         assert again.sample(30, seed=3) == model.sample(30, seed=3)
         texts = model.sample(20, seeds=[1, 2, 3])
@@ -140,7 +140,7 @@ def test_a_saved_model_is_the_same_model(tmp_path: Path, cell: str, dtype: str) 
     model.save(path)
     loaded = CharLM.load(str(path))
     assert loaded.vocabulary == vocabulary
-    assert loaded._config == model._config
+    assert loaded.settings() == model.settings()
     assert loaded.rnn.parameters().keys() == model.rnn.parameters().keys()
     for name, weights in model.rnn.parameters().items():
         assert loaded.rnn.parameters()[name].dtype == weights.dtype

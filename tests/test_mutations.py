@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from charrnn_fast import CharLM, Corpus, Trainer, optim
 from charrnn_fast._checks import MOST_STEPS
-from charrnn_fast.rnn import _BIASES, _GATES, _INITS
+from charrnn_fast.initial import INITS
+from charrnn_fast.rnn import _BIASES, _GATES
 from charrnn_fast.storage import checkpoint, configuration
 from charrnn_fast.storage.checkpoint import CheckpointError
 from charrnn_fast.training.schedules import _SCHEDULES, to_config
@@ -393,7 +394,7 @@ def test_the_schema_knows_what_the_code_knows(good: bytes, tmp_path: Path) -> No
         configuration.check({**sealed.config, "model": {**model, "cell": cell}})
     for bias in _BIASES:
         configuration.check({**sealed.config, "model": {**model, "bias": bias}})
-    for init in _INITS:
+    for init in INITS:
         configuration.check({**sealed.config, "model": {**model, "init": init}})
     for optimizer in optim.KINDS:
         place = ("training", "settings", "optimizer")

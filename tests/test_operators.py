@@ -544,7 +544,7 @@ def test_backward_belongs_to_the_last_forward(unit: str) -> None:
     case = Case(unit, 2, tokens=True, output_size=4)
     net = case.network()
     expected = run(net, case)
-    tokens, zero = case.x().astype("int32"), net._kernel_zeros(3)
+    tokens, zero = case.x().astype("int32"), net.states.zeros(3)
 
     net.forward(case.x(), case.state())
     net.step(tokens[0])
@@ -647,7 +647,7 @@ def test_an_update_that_is_not_finite_changes_nothing(what: str) -> None:
         damaged["decoder.bias"][::2] = 3e38  # the loss of the other tokens is beyond float32
         damaged["decoder.bias"][1::2] = -3e38
     net.load_parameters(damaged)
-    before, state = _copies(net), net._kernel_zeros(3)
+    before, state = _copies(net), net.states.zeros(3)
     x = case.x().astype("int32")
     loss, norm = net._core.train_step(x, x, state, optimizer._core, 1e-3, np.inf, np.inf, "mean")
     assert not (np.isfinite(loss) and np.isfinite(norm))

@@ -252,7 +252,7 @@ def test_updates_reach_steps_and_samples_at_once() -> None:
     tokens, seeds = case.x()[0].astype("int32"), np.arange(3, dtype="uint64")
 
     def sample(of: cf.RNN) -> list[list[int]]:
-        return of._core.sample(9, tokens, of._kernel_zeros(3), seeds, 0, 1.0, 0, 1.0).tolist()  # type: ignore[no-any-return]
+        return of._core.sample(9, tokens, of.states.zeros(3), seeds, 0, 1.0, 0, 1.0).tolist()  # type: ignore[no-any-return]
 
     first, sampled = net.step(tokens), sample(net)
     cf.optim.SGD(net, lr=3.0).step(_gradients(case))

@@ -320,7 +320,7 @@ def test_bfloat16_weights_draw_what_rounded_weights_draw(cell: str, streams: int
     vocabulary = Vocabulary.from_text("abcdefghijklmnopqrstuvwxyz")
     for hidden_size in (1, 31, 64, 75):
         model = CharLM(vocabulary, hidden_size, 2, cell, seed=3)
-        rounded = model._read_as("bfloat16")
+        rounded = model.read_as("bfloat16")
         differ = [
             name
             for name, p in model.rnn.parameters().items()
@@ -331,10 +331,10 @@ def test_bfloat16_weights_draw_what_rounded_weights_draw(cell: str, streams: int
         ]  # fmt: skip
         seeds = np.arange(streams, dtype=np.uint64)
         first = np.zeros(streams, np.int32)
-        states = [m.rnn._kernel_zeros(streams) for m in (model, rounded)]
+        states = [m.rnn.states.zeros(streams) for m in (model, rounded)]
         args = (first, seeds, 0, 1.0, 0, 1.0)
         tokens = [
-            m.rnn._core.sample(40, args[0], state, *args[1:], half)
+            m.rnn.core.sample(40, args[0], state, *args[1:], half)
             for m, state, half in zip((model, rounded), states, (True, False), strict=True)
         ]
         assert np.array_equal(tokens[0], tokens[1])

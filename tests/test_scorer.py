@@ -113,7 +113,7 @@ def test_bytes_are_scored_as_bytes() -> None:
 def test_weights_are_read_as_asked() -> None:
     model = make()
     scores = model.score(TEXTS, weight_dtype="bfloat16")
-    assert_same_bits("scores", scores, model._read_as("bfloat16").score(TEXTS))
+    assert_same_bits("scores", scores, model.read_as("bfloat16").score(TEXTS))
     assert scores[0] != model.score(TEXTS)[0]
 
 

@@ -26,7 +26,7 @@ from charrnn_fast.cli import main
 from charrnn_fast.log import JsonLog
 from charrnn_fast.storage import checkpoint, streams
 from charrnn_fast.training import log, progress
-from charrnn_fast.training.trainer import best_path
+from charrnn_fast.training.resume import best_path
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
 SMALL = ["--hidden-size", "8", "--num-layers", "1", "--batch-size", "6", "--seq-len", "20"]

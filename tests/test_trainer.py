@@ -19,8 +19,8 @@ from charrnn_fast.callbacks import Callback, Evaluation, Update
 from charrnn_fast.schedules import Cosine, Decay, Plateau
 from charrnn_fast.storage import checkpoint
 from charrnn_fast.storage.checkpoint import CheckpointError
-from charrnn_fast.text.corpus import _Chunks
-from charrnn_fast.training.trainer import best_path
+from charrnn_fast.text.chunks import Chunks
+from charrnn_fast.training.resume import best_path
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20  # 880 characters, 792 to train
 OPTIMIZERS = ("sgd", "rmsprop", "adagrad", "adam", "adamw")
@@ -161,7 +161,7 @@ def test_a_random_offset_is_another_one_each_epoch(corpus: Corpus) -> None:
         offset = (low + (high << 32)) % len(corpus.train)
         assert offset > 0
         text = np.roll(corpus.train, -offset)
-        straight._chunks = _Chunks(text, 6, 20, "character")
+        straight._chunks = Chunks(text, 6, 20, "character")
         for trainer in (straight, turned):
             trainer.fit(epochs=1, progress=False)
         assert weights(straight) == weights(turned)
@@ -343,7 +343,7 @@ def test_memory_is_known_beforehand(corpus: Corpus, micro_batches: int) -> None:
     trainer = make(corpus, optimizer="rmsprop", micro_batches=micro_batches)
     expected = trainer.memory
     trainer.fit(steps=1, progress=False)
-    network: Any = trainer.model.rnn._core
+    network: Any = trainer.model.rnn.core
     optimizer: Any = trainer.optimizer._core
     assert network.held_memory + optimizer.held_memory == pytest.approx(expected, rel=0.05)
     assert cf.optim.memory("rmsprop", trainer.model.rnn) == optimizer.held_memory
@@ -637,7 +637,7 @@ def test_an_evaluation_does_not_hold_up_an_interrupt(
                 signal.raise_signal(signal.SIGINT)
 
     trainer = make(corpus, checkpoint_path=path, callbacks=[Interrupting()])
-    losses = trainer.model._losses
+    losses = trainer.model.losses
 
     def interrupted_losses(*arguments: Any) -> Iterator[tuple[int, float]]:
         for number, piece in enumerate(losses(*arguments)):
@@ -646,7 +646,7 @@ def test_an_evaluation_does_not_hold_up_an_interrupt(
                 signal.raise_signal(signal.SIGINT)
             yield piece
 
-    monkeypatch.setattr(trainer.model, "_losses", interrupted_losses)
+    monkeypatch.setattr(trainer.model, "losses", interrupted_losses)
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(steps=8, progress=False)
     assert seen == [0] if when == "before" else [0, 1, 2, 3]
@@ -817,7 +817,7 @@ def test_arguments_of_another_type_are_refused(corpus: Corpus) -> None:
 
 
 def test_an_infinite_bound_is_none(corpus: Corpus) -> None:
-    settings = make(corpus, clip_norm=np.inf, clip_value=np.inf)._settings()
+    settings = make(corpus, clip_norm=np.inf, clip_value=np.inf).settings()
     assert settings["clip_norm"] is settings["clip_value"] is None
 
 

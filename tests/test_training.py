@@ -165,7 +165,7 @@ def test_training_on_lengths_equals_training_by_hand(case: FeatureCase, reductio
         other.step(grads)
         assert found == (loss, norm), f"update {update}"
         _assert_same(fused.parameters(), by_hand.parameters(), f"after update {update}")
-        for part, expected in zip(fused._state_parts(carried), parts(state), strict=True):
+        for part, expected in zip(fused.states.parts(carried), parts(state), strict=True):
             assert_same_bits(f"state after update {update}", part, expected)
 
 
@@ -179,7 +179,7 @@ def test_evaluating_lengths_equals_evaluating_by_hand(unit: str, dtype: str) -> 
     y, last = net.forward(batch.inputs, case.state(), lengths=batch.lengths)
     assert count == (batch.ignored() >= 0).sum()
     assert loss == cf.cross_entropy(y, batch.ignored(), "sum")[0]
-    for part, expected in zip(net._state_parts(state), parts(last), strict=True):
+    for part, expected in zip(net.states.parts(state), parts(last), strict=True):
         assert_same_bits("state", part, expected)
 
 
@@ -236,7 +236,7 @@ def test_sequences_without_any_step() -> None:
 
 def test_lengths_and_a_loss_that_is_not_finite_change_nothing() -> None:
     case = FeatureCase("lstm", tokens=True, output_size=7, ragged=True)
-    net, batch, state = case.network(), Batch.of(case), case.network()._kernel_zeros(case.batch)
+    net, batch, state = case.network(), Batch.of(case), case.network().states.zeros(case.batch)
     optimizer, before = cf.optim.Adam(net), _copies(net)
     state[:, :, 1] = np.nan  # of a row with all its steps
     kept = state.copy()
@@ -260,7 +260,7 @@ def test_training_is_the_same_on_any_number_of_threads(unit: str) -> None:
         half = case.batch // 2
         for begin, end in ((0, half), (half, case.batch)):
             part = batch.streams(begin, end)
-            _accumulate(net, part, net._kernel_zeros(end - begin), mask_seed=6)
+            _accumulate(net, part, net.states.zeros(end - begin), mask_seed=6)
         second = net._core.update(optimizer._core, 0.01, *CLIPS, "mean")
         return {**_copies(net), "state": state, "results": np.array([first, second])}
 
@@ -314,14 +314,14 @@ def test_parts_add_up_to_the_whole_batch(case: FeatureCase, reduction: str, ragg
     counts, sums = [], []
     for begin, end in ((0, 3), (3, 4), (4, 8)):
         rows = tuple(np.ascontiguousarray(s[:, begin:end]) for s in parts(state))
-        given = in_parts._joined_state(rows)
+        given = in_parts.states.joined(rows)
         kept = given.copy()
         part_sum, count, after = _accumulate(
             in_parts, batch.streams(begin, end), given, case.mask_seed
         )
         assert_same_bits("state given", given, kept)
         for found, expected in zip(
-            in_parts._state_parts(after), whole._state_parts(carried), strict=True
+            in_parts.states.parts(after), whole.states.parts(carried), strict=True
         ):
             assert_same_bits("state", found, np.ascontiguousarray(expected[:, begin:end]))
         sums.append(part_sum)
@@ -364,7 +364,7 @@ def test_clipping_sees_the_mean_gradient_of_all_parts() -> None:
         net = case.network()
         optimizer, before = cf.optim.SGD(net), _copies(net)
         for begin in (0, 4):
-            _accumulate(net, batch.streams(begin, begin + 4), net._kernel_zeros(4))
+            _accumulate(net, batch.streams(begin, begin + 4), net.states.zeros(4))
         _, norm = net._core.update(optimizer._core, 1.0, *clips, "mean")
         steps = [before[name] - value for name, value in net.parameters().items()]
         if clips[0] < math.inf:
@@ -389,7 +389,7 @@ def test_parts_that_are_not_finite_change_nothing(what: str) -> None:
     net.load_parameters(damaged)
     batch, before = Batch.of(case), _copies(net)
     for begin, end in ((0, 2), (2, 5)):
-        _accumulate(net, batch.streams(begin, end), net._kernel_zeros(end - begin))
+        _accumulate(net, batch.streams(begin, end), net.states.zeros(end - begin))
     loss, norm = net._core.update(optimizer._core, 1e-3, *NO_CLIPS, "mean")
     assert not (math.isfinite(loss) and math.isfinite(norm))
     _assert_same(net.parameters(), before)
@@ -401,7 +401,7 @@ def test_parts_that_are_not_finite_change_nothing(what: str) -> None:
 def _prepared() -> tuple[cf.RNN, cf.optim.Optimizer, Batch, Array]:
     case = FeatureCase("gru", 2, tokens=True, input_size=7, output_size=7)
     net = case.network()
-    return net, cf.optim.SGD(net, lr=0.1), Batch.of(case), net._kernel_zeros(case.batch)
+    return net, cf.optim.SGD(net, lr=0.1), Batch.of(case), net.states.zeros(case.batch)
 
 
 def test_other_calls_between_parts_change_nothing() -> None:
@@ -521,10 +521,10 @@ def test_memory_is_known_before_it_is_taken(case: FeatureCase, batch: int, ragge
     assert bare < evaluation < training
     if not case.bidirectional:
         other = case.network()
-        other._core.evaluate(data.inputs, data.targets, other._kernel_zeros(batch), data.lengths)
+        other._core.evaluate(data.inputs, data.targets, other.states.zeros(batch), data.lengths)
         assert other._core.held_memory == evaluation
     for _ in range(2):
-        _train(net, cf.optim.SGD(net), data, net._kernel_zeros(batch), mask_seed=case.mask_seed)
+        _train(net, cf.optim.SGD(net), data, net.states.zeros(batch), mask_seed=case.mask_seed)
         assert net._core.held_memory == training
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from charrnn_fast import CharLM, Vocabulary
 from charrnn_fast.storage import checkpoint
-from charrnn_fast.text.vocabulary import Unknown, _StreamDecoder
+from charrnn_fast.text.vocabulary import StreamDecoder, Unknown
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -54,7 +54,7 @@ def test_bytes_round_trip(text: str) -> None:
 @given(st.binary(), st.lists(st.integers(0, 7)))
 def test_a_stream_joins_to_the_whole(data: bytes, sizes: list[int]) -> None:
     vocabulary = Vocabulary.from_bytes()
-    decoder = _StreamDecoder(vocabulary)
+    decoder = StreamDecoder(vocabulary)
     text, start = "", 0
     for size in sizes:
         text += decoder.decode(vocabulary.encode(data[start : start + size]))
@@ -65,7 +65,7 @@ def test_a_stream_joins_to_the_whole(data: bytes, sizes: list[int]) -> None:
 
 def test_a_stream_never_splits_a_character() -> None:
     vocabulary = Vocabulary.from_bytes()
-    decoder = _StreamDecoder(vocabulary)
+    decoder = StreamDecoder(vocabulary)
     pieces = [decoder.decode([byte]) for byte in "aé€😀".encode()]
     assert pieces == ["a", "", "é", "", "", "€", "", "", "", "😀"]
     assert decoder.decode([0xE2], final=True) == "\N{REPLACEMENT CHARACTER}"
@@ -86,14 +86,14 @@ utf8_pieces = st.one_of(
 @given(st.lists(utf8_pieces).map(b"".join))
 def test_a_stream_of_any_bytes_joins_to_the_whole(data: bytes) -> None:
     """Byte by byte, which is the hardest; what is invalid becomes the same U+FFFD."""
-    decoder = _StreamDecoder(Vocabulary.from_bytes())
+    decoder = StreamDecoder(Vocabulary.from_bytes())
     pieces = [decoder.decode([byte]) for byte in data] + [decoder.decode([], final=True)]
     assert "".join(pieces) == data.decode("utf-8", "replace")
 
 
 @given(st.text(utf8_characters), st.lists(st.integers(1, 7)))
 def test_a_stream_gives_every_character_once_it_is_whole(text: str, sizes: list[int]) -> None:
-    decoder = _StreamDecoder(Vocabulary.from_bytes())
+    decoder = StreamDecoder(Vocabulary.from_bytes())
     data, shown, end = text.encode(), "", 0
     for size in sizes:
         shown += decoder.decode(list(data[end : end + size]))
@@ -103,7 +103,7 @@ def test_a_stream_gives_every_character_once_it_is_whole(text: str, sizes: list[
 
 def test_a_stream_of_characters_with_an_unknown_one() -> None:
     vocabulary = Vocabulary.from_text("aab", min_count=2)
-    decoder = _StreamDecoder(vocabulary)
+    decoder = StreamDecoder(vocabulary)
     pieces = [decoder.decode([i]) for i in vocabulary.encode("ab\U0001f600")]
     assert pieces == ["a", "\ufffd", "\ufffd"]
 

@@ -30,7 +30,7 @@ from charrnn_fast.cli import main
 from charrnn_fast.log import JsonLog, TensorBoardLog
 from charrnn_fast.storage import atomic_file, checkpoint
 from charrnn_fast.training import log, plot
-from charrnn_fast.training.trainer import best_path
+from charrnn_fast.training.resume import best_path
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20  # 6 steps an epoch, as below
 SMALL = ["--hidden-size", "8", "--num-layers", "1", "--batch-size", "6", "--seq-len", "20"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +21,7 @@ StrPath = str | os.PathLike[str]
 LARGEST = 2**31 - 1  # what the kernels count with
 LARGEST_SEED = 2**64 - 1
 MOST_STEPS = 2**62  # of a training; far from where a 64-bit counter ends
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))  # that networks have
 _MUCH_MEMORY = 2**26  # bytes, from which on is asked whether there are so many
 
 _names: ContextVar[Mapping[str, str] | None] = ContextVar("_names", default=None)
@@ -53,8 +54,8 @@ def warn(message: str) -> None:
     if tell is not None:
         tell(message)
         return
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and _is_ours(frame):
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_back is not None and _is_ours(frame):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, UserWarning, stacklevel=level)
 
@@ -109,6 +110,43 @@ def _check_unmasked(name: str, value: object) -> None:
             f"{called(name)} must have no mask, got a masked array, of which all elements would be "
             f"read: fill it by its filled(), or take its data"
         )
+
+
+def floats(name: str, value: object, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """value as a plain, C-contiguous array of a network's dtype; TypeError and ValueError else."""
+    value = array(name, value, f"a NumPy array of {dtype}")
+    code = name.split()[0]  # of "state[0] (h)"
+    if value.dtype != dtype:
+        message = (
+            f"{name} must have the network's dtype {dtype}, got {value.dtype}: convert it "
+            f"by {code}.astype({dtype.name!r})"
+        )
+        if not value.dtype.isnative:
+            message += "; its byte order is not this machine's"
+        elif value.dtype in FLOATS:
+            message += f", or build the network with dtype={value.dtype.name!r}"
+        raise TypeError(message)
+    if not value.flags.c_contiguous:
+        raise ValueError(f"{name} must be C-contiguous: pass numpy.ascontiguousarray({code})")
+    return value
+
+
+def tokens(name: str, tokens: NDArray[Any], lowest: int, end: int) -> NDArray[np.int32]:
+    """A copy of integers of any type as int32, each in [lowest, end).
+
+    ValueError names the first bad one. The copy is what is checked, since another thread may
+    change the caller's array meanwhile.
+    """
+    tokens = np.array(tokens, order="C")
+    if tokens.size:
+        smallest, largest = int(tokens.min()), int(tokens.max())
+        if smallest < lowest or largest >= end:
+            bad = (tokens < lowest) | (tokens >= end)
+            where = tuple(int(i[0]) for i in np.nonzero(np.atleast_1d(bad)))
+            value = int(np.atleast_1d(tokens)[where])
+            index = f"[{', '.join(map(str, where))}]" if tokens.ndim else ""
+            raise ValueError(f"{name}{index} is {value}, it takes {lowest} to {end - 1}")
+    return np.require(tokens, np.int32, "C")  # keeps a single token's empty shape
 
 
 def integer(name: str, value: object, minimum: int, maximum: int = LARGEST) -> int:

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from ._checks import array, instance, real
-from .rnn import _tokens
+from ._checks import array, instance, real, tokens
 
 Array = NDArray[Any]
 
@@ -42,11 +41,11 @@ def cross_entropy(
     for name, given in (("logits", logits), ("targets", targets)):
         _check_contiguous(name, given)
     classes = logits.shape[-1]
-    tokens = _tokens("targets", targets, -1, classes).reshape(-1)
+    ids = tokens("targets", targets, -1, classes).reshape(-1)
     weights = _weights(weights, logits.dtype, targets.shape)
     loss, dlogits = _core.cross_entropy(
         logits.reshape(-1, classes),
-        tokens,
+        ids,
         reduction,
         None if weights is None else weights.reshape(-1),
     )

@@ -63,9 +63,9 @@ class Optimizer(Settled):
             else:
                 flag = value is True or value is False
                 numbers[name] = real(name, float(value) if flag else value)
-        needed = make.memory(rule, network._core, numbers)
+        needed = make.memory(rule, network.core, numbers)
         with enough_memory(needed, f"the state of {rule}", "a smaller network, or sgd"):
-            self._core: Any = make(rule, network._core, numbers)
+            self._core: Any = make(rule, network.core, numbers)
         self._rule = rule
         self._options: dict[str, Any] = {
             name: bool(number) if name in _FLAGS else number
@@ -76,6 +76,11 @@ class Optimizer(Settled):
             self._options = {"betas": (numbers["beta1"], numbers["beta2"]), **self._options}
         for name, value in self._options.items():
             setattr(self, name, value)
+
+    @property
+    def core(self) -> Any:
+        """The compiled optimizer of `_core`, for the modules of this package."""
+        return self._core
 
     def __repr__(self) -> str:
         options = {"lr": self.lr, **self._options}
@@ -89,13 +94,13 @@ class Optimizer(Settled):
         then nothing has changed.
         """
         instance("grads", grads, Mapping, "a mapping of arrays by name")
-        shapes: dict[str, tuple[int, ...]] = self.rnn._core.parameter_shapes()
+        shapes: dict[str, tuple[int, ...]] = self.rnn.core.parameter_shapes()
         if grads.keys() != shapes.keys():
             raise ValueError(
                 f"grads must have the network's parameters {list(shapes)}, got {list(grads)}"
             )
         for name, shape in shapes.items():
-            self.rnn._check_parameter(f"grads[{name!r}]", grads[name], shape)
+            self.rnn.check_parameter(f"grads[{name!r}]", grads[name], shape)
         self._core.step(dict(grads), real("lr", self.lr, least=0))
 
     def state_dict(self) -> dict[str, Any]:
@@ -114,7 +119,7 @@ class Optimizer(Settled):
             "options": {"lr": self.lr, **self._options},
             "state": {
                 name: {slot: np.array(core.slot(slot, name), order="C") for slot in core.slot_names}
-                for name in self.rnn._core.parameter_shapes()
+                for name in self.rnn.core.parameter_shapes()
             },
         }
 
@@ -135,18 +140,18 @@ class Optimizer(Settled):
         step = integer("state_dict['step']", state_dict["step"], 0, MOST_STEPS)
         _check_names("state_dict['options']", options, ("lr", *self._options))
         made = KINDS[rule](self.rnn, **options)
-        slots = made._core.slot_names
-        shapes: dict[str, tuple[int, ...]] = self.rnn._core.parameter_shapes()
+        slots = made.core.slot_names
+        shapes: dict[str, tuple[int, ...]] = self.rnn.core.parameter_shapes()
         _check_names("state_dict['state']", state, shapes)
         for name, shape in shapes.items():
             where = f"state_dict['state'][{name!r}]"
             _check_names(where, state[name], slots)
             for slot in slots:
-                self.rnn._check_parameter(f"{where}[{slot!r}]", state[name][slot], shape)
+                self.rnn.check_parameter(f"{where}[{slot!r}]", state[name][slot], shape)
         for name in shapes:
             for slot in slots:
-                made._core.set_slot(slot, name, state[name][slot])
-        made._core.num_steps = step
+                made.core.set_slot(slot, name, state[name][slot])
+        made.core.num_steps = step
         self.__dict__.update(vars(made))
 
     def _pickled(self) -> dict[str, Any]:
@@ -313,4 +318,4 @@ KINDS: dict[str, Callable[..., Optimizer]] = {
 def memory(rule: str, rnn: RNN) -> int:
     """The bytes that an optimizer ("sgd", "adam", ...) with its default settings holds for rnn."""
     kind: Any = _core.OptimizerFloat32 if rnn.dtype == np.float32 else _core.OptimizerFloat64
-    return int(kind.memory(rule, rnn._core, {}))
+    return int(kind.memory(rule, rnn.core, {}))

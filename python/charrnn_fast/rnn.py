@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,31 +14,30 @@ from numpy.typing import NDArray
 
 from . import _core
 from ._checks import (
+    FLOATS,
     LARGEST_SEED,
     array,
     array_like,
     called,
     enough_memory,
+    floats,
     instance,
     integer,
     real,
     shown,
+    tokens,
     warn,
 )
 from ._names import suggesting
 from ._objects import Settled
+from .initial import INITS, draw
+from .states import State, StateLayout
 
 Array = NDArray[Any]
-State = Any
-"""An array h [L*D, B, R] (rnn, gru), or a tuple (h, c), c [L*D, B, H] (the LSTMs)."""
 
-_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _MOST_LAYERS = 10_000
-_DRAWN_AT_ONCE = 2**16  # weights
 _MOST_PARAMETERS = 2**40  # more is a slip; less may still exceed the memory
-_INITS = ("uniform", "lecun", "lecun_tokens")
 _GATES = {"rnn": 1, "gru": 3, "lstm": 4, "peephole_lstm": 4, "coupled_lstm": 3}
-_FORGET_GATE = {"lstm": 1, "peephole_lstm": 1, "coupled_lstm": 0}
 _MODIFIERS = (
     "nonlinearity",
     "bias",
@@ -123,7 +121,7 @@ class RNN(Settled):
         "": "the options of a network are fixed when it is built; build another one, whose "
         "load_parameters takes the parameters() of this one",
     }
-    _covered = frozenset(("_core", "_carried", "_by_thread", "_forwards"))
+    _covered = frozenset(("_core", "_states", "_carried", "_by_thread", "_forwards"))
 
     @suggesting
     def __init__(
@@ -179,9 +177,9 @@ class RNN(Settled):
         al., 2017); without mask_seed h' = rate h + (1 - rate) h'', its expectation.
         """
         seed = integer("seed", seed, 0, LARGEST_SEED)
-        if init not in _INITS:
+        if init not in INITS:
             raise ValueError(
-                f"{called('init')} must be one of {', '.join(map(repr, _INITS))}, got {init!r}"
+                f"{called('init')} must be one of {', '.join(map(repr, INITS))}, got {init!r}"
             )
         if forget_bias is not None:
             forget_bias = real("forget_bias", forget_bias)
@@ -208,7 +206,15 @@ class RNN(Settled):
             zoneout=zoneout,
         )
         with self._enough_memory():
-            self._initialise(seed, init, forget_bias)
+            draw(
+                self._core,
+                self.dtype,
+                cell=self.cell,
+                hidden_size=self.hidden_size,
+                seed=seed,
+                init=init,
+                forget_bias=forget_bias,
+            )
         if self.dropout and self.num_layers == 1:
             warn(
                 f"{called('dropout')}={self.dropout:g} does nothing in a network of one layer: it "
@@ -278,12 +284,12 @@ class RNN(Settled):
             "recurrent_dropout": _rate("recurrent_dropout", recurrent_dropout),
             "weight_drop": _rate("weight_drop", weight_drop),
         }
-        zoneout_h, zoneout_c = _zoneout(zoneout, cell, proj_size)
+        zoneout_h, zoneout_c = zoneout_rates(zoneout, cell, proj_size)
         try:
             numbers = np.dtype(dtype)
         except TypeError:
             raise TypeError(f"dtype must be 'float32' or 'float64', got {dtype!r}") from None
-        if dtype is None or numbers not in _FLOATS:  # NumPy takes None for float64
+        if dtype is None or numbers not in FLOATS:  # NumPy takes None for float64
             got = None if dtype is None else numbers
             raise TypeError(f"dtype must be 'float32' or 'float64', got {got}")
 
@@ -335,6 +341,13 @@ class RNN(Settled):
                     "zoneout_c": zoneout_c,
                 },
             )
+        self._states = StateLayout(
+            self._core,
+            num_layers * self._directions,
+            self._width,
+            hidden_size,
+            self.dtype,
+        )
 
     def _enough_memory(self) -> AbstractContextManager[None]:
         """Told with what the parameters take, of which weights are nearly all."""
@@ -361,40 +374,20 @@ class RNN(Settled):
         return self.proj_size or self.hidden_size
 
     @property
-    def _has_masks(self) -> bool:
+    def core(self) -> Any:
+        """The compiled network of `_core`, for the modules of this package."""
+        return self._core
+
+    @property
+    def states(self) -> StateLayout:
+        """How the kernels have this network's states, for the modules of this package."""
+        return self._states
+
+    @property
+    def has_masks(self) -> bool:
         """Whether a mask_seed changes anything."""
         rates = (self.dropout, self.input_dropout, self.output_dropout, self.recurrent_dropout)
         return any((*rates, self.weight_drop, *self.zoneout))
-
-    def _initialise(self, seed: int, init: str, forget_bias: float | None) -> None:
-        # Philox's raw words are the same in every version of NumPy; its distributions need not be.
-        words = np.random.Philox(seed)
-        H, gate = self.hidden_size, _FORGET_GATE.get(self.cell)
-        for name, shape in self._core.parameter_shapes().items():
-            value = np.empty(shape, self.dtype)
-            if name.startswith("gain_"):
-                value[:] = 1
-                self._core.set_parameter(name, value)
-                continue
-            flat, bound = value.reshape(-1), self._bound(init, name, shape)
-            # In pieces: the words, and what is computed from them, take eight bytes each.
-            for start in range(0, flat.size, _DRAWN_AT_ONCE):
-                piece = flat[start : start + _DRAWN_AT_ONCE]
-                raw = words.random_raw(piece.size)
-                piece[:] = ((raw >> np.uint64(11)) * (2.0**-52) - 1.0) * bound
-            if gate is not None and forget_bias is not None and name.startswith("bias_"):
-                value[gate * H : (gate + 1) * H] = (
-                    forget_bias if name.startswith("bias_ih") else 0.0
-                )
-            self._core.set_parameter(name, value)
-
-    def _bound(self, init: str, name: str, shape: tuple[int, ...]) -> float:
-        """Of the uniform numbers that a parameter begins with."""
-        matrix = name.startswith(("weight_ih", "weight_hh", "weight_hr", "decoder.weight"))
-        if init == "uniform" or not matrix:
-            return 1 / math.sqrt(self.hidden_size)
-        one_of_k = init == "lecun_tokens" and name.startswith("weight_ih_l0")
-        return math.sqrt(3 / (1 if one_of_k else shape[1]))
 
     def __repr__(self) -> str:
         """As the call that builds it; of the other options those that differ from their defaults.
@@ -463,11 +456,12 @@ class RNN(Settled):
                 f"parameters lacks {missing} and has unknown {unknown}; it takes {list(shapes)}"
             )
         for name, shape in shapes.items():
-            self._check_parameter(f"parameters[{name!r}]", parameters[name], shape)
+            self.check_parameter(f"parameters[{name!r}]", parameters[name], shape)
         for name in shapes:
             self._core.set_parameter(name, parameters[name])
 
-    def _check_parameter(self, name: str, value: object, shape: tuple[int, ...]) -> None:
+    def check_parameter(self, name: str, value: object, shape: tuple[int, ...]) -> None:
+        """TypeError or ValueError unless value, which messages call name, can be a parameter."""
         value = array(name, value, "an array")
         if value.dtype != self.dtype:
             raise TypeError(f"{name} must have dtype {self.dtype}, got {value.dtype}")
@@ -487,7 +481,7 @@ class RNN(Settled):
         return view
 
     def _assign(self, article: str, name: str, value: Array) -> None:
-        self._check_parameter(article, value, self._article_view(article, name).shape)
+        self.check_parameter(article, value, self._article_view(article, name).shape)
         self._core.set_parameter(name, value)
 
     @property
@@ -539,14 +533,10 @@ class RNN(Settled):
 
     def zero_state(self, batch: int) -> State:
         """Zeros in the form that `forward` takes and `state` has: h [L*D, B, R], or (h, c)."""
-        return self._public_state(self._kernel_zeros(integer("batch", batch, 1)))
+        return self._states.public(self._kernel_zeros(integer("batch", batch, 1)))
 
     def _kernel_zeros(self, batch: int) -> Array:
-        """Zeros in the kernels' layout: all h, then (the LSTMs) all c.
-
-        [S, L*D, B, H], S 2 for the LSTMs, else 1; flat where proj_size makes h narrower than c.
-        """
-        return np.zeros(self._core.state_shape(batch), self.dtype)
+        return self._states.zeros(batch)
 
     def reset(self) -> None:
         """Sets the state that `step` carries back to zero."""
@@ -562,7 +552,7 @@ class RNN(Settled):
         with the same bits. Raises TypeError and ValueError as `forward` does, and ValueError for a
         bidirectional network, which has no step.
         """
-        return None if self._carried is None else self._public_state(self._carried.copy())
+        return None if self._carried is None else self._states.public(self._carried.copy())
 
     @state.setter
     def state(self, state: State) -> None:
@@ -577,71 +567,11 @@ class RNN(Settled):
             raise ValueError("state must have a batch of 1 or more, got 0")
         self._carried = self._kernel_state("state", state, batch)
 
-    def _state_shapes(self, batch: int) -> list[tuple[int, int, int]]:
-        """Of h and, for the LSTMs, of c."""
-        layers = self.num_layers * self._directions
-        widths = (self._width, self.hidden_size)[: self._core.num_states]
-        return [(layers, batch, width) for width in widths]
-
-    def _batch(self, state: Array) -> int:
-        """The rows of a state in the kernels' layout."""
-        one = sum(math.prod(shape) for shape in self._state_shapes(1))
-        return int(state.size // one)
-
-    def _state_parts(self, state: Array) -> list[Array]:
-        """h and, for the LSTMs, c: views of a state in the kernels' layout."""
-        flat, parts, begin = state.reshape(-1), [], 0
-        for shape in self._state_shapes(self._batch(state)):
-            end = begin + math.prod(shape)
-            parts.append(flat[begin:end].reshape(shape))
-            begin = end
-        return parts
-
-    def _joined_state(self, parts: Sequence[Array]) -> Array:
-        """The inverse of `_state_parts`."""
-        flat: Array = np.concatenate([part.reshape(-1) for part in parts])
-        return flat.reshape(self._core.state_shape(parts[0].shape[1]))
-
-    def _public_state(self, state: Array) -> State:
-        parts = self._state_parts(state)
-        return parts[0] if len(parts) == 1 else (parts[0], parts[1])
-
     def _kernel_state(self, name: str, state: State, batch: int) -> Array | None:
-        if state is None:
-            return None
-        shapes = self._state_shapes(batch)
-        if len(shapes) == 2:
-            if not (isinstance(state, (tuple, list)) and len(state) == 2):
-                raise TypeError(f"{name} must be a tuple (h, c), got {type(state).__name__}")
-            parts = {f"{name}[0] (h)": state[0], f"{name}[1] (c)": state[1]}
-        else:
-            parts = {name: state}
         letters = "[L*D, B, H]" if self.bidirectional else "[L, B, H]"
-        for (part, value), shape in zip(parts.items(), shapes, strict=True):
-            parts[part] = value = self._floats(part, value)
-            if value.shape != shape:
-                raise ValueError(f"{part} must have shape {letters} = {shape}, got {value.shape}")
-        return self._joined_state(list(parts.values()))
+        return self._states.checked(name, state, batch, letters)
 
     # ---- arrays in ------------------------------------------------------------------------
-
-    def _floats(self, name: str, value: object) -> Array:
-        """value as a plain array; TypeError and ValueError for what the kernels do not take."""
-        value = array(name, value, f"a NumPy array of {self.dtype}")
-        code = name.split()[0]  # of "state[0] (h)"
-        if value.dtype != self.dtype:
-            message = (
-                f"{name} must have the network's dtype {self.dtype}, got {value.dtype}: convert it "
-                f"by {code}.astype({self.dtype.name!r})"
-            )
-            if not value.dtype.isnative:
-                message += "; its byte order is not this machine's"
-            elif value.dtype in _FLOATS:
-                message += f", or build the network with dtype={value.dtype.name!r}"
-            raise TypeError(message)
-        if not value.flags.c_contiguous:
-            raise ValueError(f"{name} must be C-contiguous: pass numpy.ascontiguousarray({code})")
-        return value
 
     def _input(self, x: object, dims: str) -> Array:
         """x [*dims, I] of the network's dtype, or tokens [*dims] as int32; both contiguous."""
@@ -653,8 +583,8 @@ class RNN(Settled):
                 raise ValueError(f"x of tokens must have shape [{shown}], got {x.shape}")
             if not x.flags.c_contiguous:
                 raise ValueError("x must be C-contiguous: pass numpy.ascontiguousarray(x)")
-            return _tokens("x", x, 0, self.input_size)
-        x = self._floats("x", x)
+            return tokens("x", x, 0, self.input_size)
+        x = floats("x", x, self.dtype)
         if x.ndim != ndim + 1 or x.shape[-1] != self.input_size:
             shown = f"{shown}, {self.input_size}" if dims else f"{self.input_size}"
             raise ValueError(f"x must have shape [{shown}], got {x.shape}")
@@ -687,9 +617,9 @@ class RNN(Settled):
         state = self._carried
         if state is None:
             state = self._kernel_zeros(len(x))
-        elif self._batch(state) != len(x):
+        elif (carried := self._states.batch(state)) != len(x):
             raise ValueError(
-                f"x has a batch of {len(x)}, the carried state one of {self._batch(state)}: call "
+                f"x has a batch of {len(x)}, the carried state one of {carried}: call "
                 "reset() first to start anew"
             )
         y = self._core.step(x, state)
@@ -739,7 +669,7 @@ class RNN(Settled):
             ) from None
         self._by_thread.forward = forward = _Forward(number)
         self._forwards[number] = forward
-        return y, self._public_state(last)
+        return y, self._states.public(last)
 
     def backward(
         self, dy: Array | None, dstate: State = None
@@ -767,7 +697,7 @@ class RNN(Settled):
                 "each thread have a network of its own, by copy.deepcopy"
             )
         if dy is not None:
-            dy = self._floats("dy", dy)
+            dy = floats("dy", dy, self.dtype)
             shape = (steps, batch, self.output_size or self._directions * self._width)
             if dy.shape != shape:
                 raise ValueError(
@@ -780,17 +710,17 @@ class RNN(Settled):
             raise MemoryError(f"{error}; try a smaller batch or shorter sequences") from None
         if (forward := self._forwards.get(number)) is not None:
             forward.is_open = False
-        return dx, self._public_state(dstate_0), gradients
+        return dx, self._states.public(dstate_0), gradients
 
 
 def _rate(name: str, rate: float) -> float:
     return real(name, rate, least=0, below=1)
 
 
-def _zoneout(
+def zoneout_rates(
     zoneout: float | tuple[float, float], cell: str, proj_size: int
 ) -> tuple[float, float]:
-    """The rates of h and of c."""
+    """The rates of h and of c that RNN(zoneout=...) means; ValueError where they cannot be."""
     if isinstance(zoneout, (tuple, list)):
         if len(zoneout) != 2:
             raise ValueError(
@@ -814,7 +744,7 @@ def _zoneout(
 
 
 def _lengths(lengths: Sequence[int] | Array, seq_len: int, batch: int) -> NDArray[np.int64]:
-    given = np.array(array_like("lengths", lengths))  # a copy, as in _tokens
+    given = np.array(array_like("lengths", lengths))  # a copy, as in `tokens`
     if given.dtype.kind not in "iu":
         raise TypeError(f"lengths must be integers, got {given.dtype}")
     if given.shape != (batch,):
@@ -823,21 +753,3 @@ def _lengths(lengths: Sequence[int] | Array, seq_len: int, batch: int) -> NDArra
         if not 0 <= length <= seq_len:
             raise ValueError(f"lengths[{b}] is {length}, it takes 0 to {seq_len}")
     return np.ascontiguousarray(given, np.int64)
-
-
-def _tokens(name: str, tokens: Array, lowest: int, end: int) -> NDArray[np.int32]:
-    """A copy of integers of any type as int32, each in [lowest, end).
-
-    ValueError names the first bad one. The copy is what is checked, since another thread may
-    change the caller's array meanwhile.
-    """
-    tokens = np.array(tokens, order="C")
-    if tokens.size:
-        smallest, largest = int(tokens.min()), int(tokens.max())
-        if smallest < lowest or largest >= end:
-            bad = (tokens < lowest) | (tokens >= end)
-            where = tuple(int(i[0]) for i in np.nonzero(np.atleast_1d(bad)))
-            value = int(np.atleast_1d(tokens)[where])
-            index = f"[{', '.join(map(str, where))}]" if tokens.ndim else ""
-            raise ValueError(f"{name}{index} is {value}, it takes {lowest} to {end - 1}")
-    return np.require(tokens, np.int32, "C")  # keeps a single token's empty shape

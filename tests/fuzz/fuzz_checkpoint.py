@@ -26,13 +26,16 @@ _MODULES = {
     f"charrnn_fast.{name}"
     for name in (
         "language.model",
+        "states",
         "storage.checkpoint",
         "storage.configuration",
         "storage.input_files",
         "storage.schema",
         "text.vocabulary",
+        "training.resume",
         "training.schedules",
         "training.trainer",
+        "training.update",
     )
 }
 

@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         corpus = _corpus(path, stored.vocabulary, arguments)
         if is_stream(path):
             streams[path] = corpus
-    model = stored._read_as(arguments.weight_dtype)
+    model = stored.read_as(arguments.weight_dtype)
     write = _json_writer() if arguments.json else _table_writer(paths, model.vocabulary)
     total = _Loss(0, 0, 0, 0.0)
     for path in paths:
@@ -101,13 +101,13 @@ def _corpus(path: str, vocabulary: Vocabulary, arguments: argparse.Namespace) ->
     corpus = Corpus.from_files(path, vocabulary=vocabulary, encoding=arguments.encoding)
     if len(corpus) < 2:
         raise ValueError(
-            f"{shown(path)} has one {vocabulary._unit}; to evaluate takes two or more: the first "
+            f"{shown(path)} has one {vocabulary.unit}; to evaluate takes two or more: the first "
             f"is given, the others are predicted"
         )
     if mark is None:
         return corpus
     try:
-        return Corpus(corpus._ids, vocabulary, document_mark=unescaped(mark))
+        return Corpus(corpus.ids, vocabulary, document_mark=unescaped(mark))
     except ValueError as error:
         raise ValueError(f"{shown(path)}: {error}") from None
 
@@ -115,8 +115,8 @@ def _corpus(path: str, vocabulary: Vocabulary, arguments: argparse.Namespace) ->
 def _measured(model: CharLM, corpus: Corpus) -> _Loss:
     """Of one text: one stream from the zero state, its first character given."""
     predicted = len(corpus) - 1
-    nats = model._evaluate(corpus._ids, corpus._starts_within) * predicted
-    return _Loss(len(corpus), corpus._num_unknown(), predicted, nats)
+    nats = model.evaluate_ids(corpus.ids, corpus.starts_within) * predicted
+    return _Loss(len(corpus), corpus.num_unknown(), predicted, nats)
 
 
 _Writer = Callable[[str | None, _Loss], None]

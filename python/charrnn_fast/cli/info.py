@@ -26,7 +26,7 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     tensors, config = configuration.read(arguments.model)
-    model = CharLM._from_checkpoint(arguments.model, tensors, config)
+    model = CharLM.from_checkpoint(arguments.model, tensors, config)
     if arguments.config:
         stored = config.get("training", {}).get("configuration", {})
         values = options.restored(stored, arguments.model)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from .._checks import LARGEST_SEED
 from ..language.model import CharLM
-from ..language.sampler import BLOCK, _Request, draw_pieces, draw_texts
+from ..language.sampler import BLOCK, Request, draw_pieces, draw_texts
 from ..storage.input_files import decoded, read_whole, shown
 from ..text.vocabulary import Vocabulary
 from .columns import side_by_side
@@ -166,13 +166,13 @@ def _seeds(arguments: argparse.Namespace) -> range:
     return range(first, first + count)
 
 
-def _requests(arguments: argparse.Namespace, model: CharLM) -> list[_Request]:
+def _requests(arguments: argparse.Namespace, model: CharLM) -> list[Request]:
     """One for each temperature."""
     prime: str | bytes = arguments.prime
     if arguments.prime_file is not None:
         prime = _read_prime(arguments.prime_file, model.vocabulary)
     return [
-        model._request(
+        model.request(
             arguments.length,
             prime,
             temperature,
@@ -192,19 +192,19 @@ def _read_prime(path: str, vocabulary: Vocabulary) -> str | bytes:
         return data
     name = shown(path)
     text = decoded(data, name)
-    vocabulary._encode(text, name, 0)  # whose message names the file
+    vocabulary.encode_part(text, name, 0)  # whose message names the file
     return text
 
 
 def _texts(
-    model: CharLM, requests: Sequence[_Request], seeds: Sequence[int]
+    model: CharLM, requests: Sequence[Request], seeds: Sequence[int]
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Each seed with its texts, one for each request."""
     texts = [draw_texts(model.rnn, model.vocabulary, request, seeds) for request in requests]
     return zip(seeds, zip(*texts, strict=True), strict=True)
 
 
-def _write_pieces(model: CharLM, request: _Request, seeds: Sequence[int], block: int) -> None:
+def _write_pieces(model: CharLM, request: Request, seeds: Sequence[int], block: int) -> None:
     for seed in seeds:
         print(_heading(seed, seeds), end="", flush=True)
         for piece in draw_pieces(model.rnn, model.vocabulary, request, seed, block):
@@ -214,7 +214,7 @@ def _write_pieces(model: CharLM, request: _Request, seeds: Sequence[int], block:
 
 def _write_json(
     model: CharLM,
-    requests: Sequence[_Request],
+    requests: Sequence[Request],
     seeds: Sequence[int],
     temperatures: Sequence[float] | None,
 ) -> None:
@@ -225,7 +225,7 @@ def _write_json(
 
 
 def _write_columns(
-    model: CharLM, requests: Sequence[_Request], seeds: Sequence[int], temperatures: Sequence[float]
+    model: CharLM, requests: Sequence[Request], seeds: Sequence[int], temperatures: Sequence[float]
 ) -> None:
     titles = [f"temperature {t:g}" for t in temperatures]
     width = shutil.get_terminal_size().columns

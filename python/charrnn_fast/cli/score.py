@@ -55,9 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json and (arguments.mean or arguments.bits):
         given = "--mean" if arguments.mean else "--bits"
         raise ValueError(f"--json writes sums, means and bits alike: leave out {given}")
-    model = CharLM.load(arguments.model)._read_as(arguments.weight_dtype)
+    model = CharLM.load(arguments.model).read_as(arguments.weight_dtype)
     ending = b"" if arguments.no_newline else b"\n"
-    if ending and model.vocabulary._id(ord("\n")) < 0:
+    if ending and model.vocabulary.id_of(ord("\n")) < 0:
         raise ValueError(
             f"the vocabulary of {arguments.model} has no newline, so that no line can end: give "
             f"--no-newline"
@@ -126,7 +126,7 @@ def _encoded(
 def _ids(line: bytes, vocabulary: Vocabulary) -> _Ids:
     """ValueError names the column, counted from 1."""
     if vocabulary.kind == "bytes":
-        return vocabulary._encode(line, "the line", 0)
+        return vocabulary.encode_part(line, "the line", 0)
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -134,18 +134,18 @@ def _ids(line: bytes, vocabulary: Vocabulary) -> _Ids:
             f"byte {error.start + 1}: invalid UTF-8 (0x{line[error.start]:02x}: {error.reason})"
         ) from None
     try:
-        return vocabulary._encode(text, "the line", 0)
+        return vocabulary.encode_part(text, "the line", 0)
     except ValueError:
-        column = next(i for i, c in enumerate(text) if vocabulary._id(ord(c)) < 0)
+        column = next(i for i, c in enumerate(text) if vocabulary.id_of(ord(c)) < 0)
         raise ValueError(
             f"column {column + 1}: the character {text[column]!r} (U+{ord(text[column]):04X}) is "
-            f"not among the vocabulary's {len(vocabulary)} ({vocabulary._shown()})"
+            f"not among the vocabulary's {len(vocabulary)} ({vocabulary.shown()})"
         ) from None
 
 
 def _scores(model: CharLM, ids: list[_Ids | None]) -> list[float]:
     """Nats; what the vocabulary cannot spell has the probability 0."""
-    scores = iter(model._score([text for text in ids if text is not None]).tolist())
+    scores = iter(model.score_ids([text for text in ids if text is not None]).tolist())
     return [-math.inf if text is None else next(scores) for text in ids]
 
 

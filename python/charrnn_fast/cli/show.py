@@ -15,7 +15,7 @@ _RATES = ("dropout", "input_dropout", "output_dropout", "recurrent_dropout", "we
 
 
 def model_line(model: CharLM) -> str:
-    config = model._config
+    config = model.settings()
     layers = f"{config['num_layers']} layer{'s' * (config['num_layers'] > 1)}"
     shape = f"{config['cell']}, {layers} of {config['hidden_size']}"
     if config["proj_size"]:
@@ -32,7 +32,7 @@ def model_line(model: CharLM) -> str:
 
 
 def vocabulary_line(vocabulary: Vocabulary) -> str:
-    return vocabulary._described()
+    return vocabulary.describe()
 
 
 def training_line(settings: dict[str, Any]) -> str:
@@ -48,7 +48,7 @@ def training_line(settings: dict[str, Any]) -> str:
 
 def losses(nats: float, vocabulary: Vocabulary) -> str:
     bits = nats / math.log(2)
-    return f"{brief(nats, 4)} nats per {vocabulary._unit} ({brief(bits, 4)} bits)"
+    return f"{brief(nats, 4)} nats per {vocabulary.unit} ({brief(bits, 4)} bits)"
 
 
 def json_number(value: float) -> float | None:

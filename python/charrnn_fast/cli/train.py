@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from .._checks import brief, calling
 from ..language.model import CharLM
-from ..rnn import _zoneout
+from ..rnn import zoneout_rates
 from ..runtime import get_num_threads
 from ..storage import atomic_file, configuration, streams
 from ..storage.input_files import STANDARD_INPUT, shown
@@ -25,8 +25,9 @@ from ..text.vocabulary import Vocabulary
 from ..training import log
 from ..training.callbacks import Callback
 from ..training.log import JsonLog, TensorBoardLog
+from ..training.resume import best_path, check_checkpoints, locked
 from ..training.schedules import Constant, Cosine, Decay, Linear, Plateau, Schedule
-from ..training.trainer import Trainer, best_path, check_checkpoints, locked
+from ..training.trainer import Trainer
 from . import options, show
 from .parsing import (
     FAILED,
@@ -108,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
         begun = trainer.num_steps
         streams.output(sys.stdout).goes_on = True  # the model is worth more than what is printed
         _describe(trainer, corpus, len(files), steps)
-    if not trainer._evaluation_due and (begun >= steps or trainer._is_stale()):
+    if not trainer.evaluation_due and (begun >= steps or trainer.is_stale()):
         print(f"nothing left to train: {_ending(trainer, steps)}")
         return 0
     try:
@@ -127,7 +128,7 @@ def _ending(trainer: Trainer, steps: int) -> str:
     """Why a training goes no further."""
     if trainer.num_steps >= steps:
         return f"{trainer.num_steps:,} steps are done; --epochs or --steps asks for more"
-    patience = trainer._patience
+    patience = trainer.patience
     looks = "evaluation" if patience == 1 else "evaluations"
     return (
         f"ended after {trainer.num_steps:,} of {steps:,} steps: {patience} {looks} without a new "
@@ -139,7 +140,7 @@ def _interrupted(arguments: argparse.Namespace, trainer: Trainer, begun: int) ->
     """Says what is saved, and how to go on."""
     print(f"\ninterrupted after step {trainer.num_steps:,}")
     output: str | None = arguments.output
-    saved = begun if trainer._saved_step is None else trainer._saved_step
+    saved = begun if trainer.saved_step is None else trainer.saved_step
     if output is None or not saved:
         where = "there is no -o" if output is None else "it was too early"
         print(f"nothing was saved: {where}")
@@ -272,15 +273,15 @@ def _origin(arguments: argparse.Namespace, given: options.Values) -> _Origin | N
     if path is None:
         return None
     tensors, config = configuration.read(path)
-    model = CharLM._from_checkpoint(path, tensors, config)
+    model = CharLM.from_checkpoint(path, tensors, config)
     training = config.get("training", {})
     values = options.restored(training.get("configuration", {}), path)
     # What is left out in training may be another thing for another text.
     fixed = options.MODEL if arguments.resume else options.SHAPE
     for option in fixed:
-        asked, stored = given.get(option.name), model._config[option.name]
+        asked, stored = given.get(option.name), model.settings()[option.name]
         if option.name == "zoneout" and isinstance(asked, float):
-            asked = list(_zoneout(asked, model.rnn.cell, model.rnn.proj_size))
+            asked = list(zoneout_rates(asked, model.rnn.cell, model.rnn.proj_size))
         if asked not in (None, stored):
             raise ValueError(f"{option.flag} is {asked}, but {path} was trained with {stored}")
     min_count = values.get("min_count", 1)
@@ -364,7 +365,7 @@ def _trainer(
             )
     if not foreign:
         settings = options.pick(options.ALL, values)
-        model = {o.name: trainer.model._config[o.name] for o in options.MODEL}
+        model = {o.name: trainer.model.settings()[o.name] for o in options.MODEL}
         settings |= {**model, "bytes": corpus.vocabulary.kind == "bytes"}
         trainer.configuration |= options.stored(settings)
     return trainer, steps
@@ -374,7 +375,7 @@ def _model(vocabulary: Vocabulary, values: options.Values, origin: _Origin | Non
     if origin is None:
         return CharLM(vocabulary, **options.pick(options.MODEL, values))
     asked = {o.name: values[o.name] for o in options.MODEL if o.name in values}
-    model = CharLM(vocabulary, **{**origin.model._config, **asked})
+    model = CharLM(vocabulary, **{**origin.model.settings(), **asked})
     model.rnn.load_parameters(origin.model.rnn.parameters())
     return model
 
@@ -411,7 +412,7 @@ def _describe(trainer: Trainer, corpus: Corpus, num_files: int, steps: int) -> N
     )
     print(f"vocabulary  {show.vocabulary_line(corpus.vocabulary)}")
     print(f"model       {show.model_line(trainer.model)}")
-    print(f"training    {show.training_line(trainer._settings())}")
+    print(f"training    {show.training_line(trainer.settings())}")
     print(f"memory      {show.size(trainer.memory)} beside the text")
     epochs = steps / trainer.steps_per_epoch
     print(

@@ -9,7 +9,7 @@ from ..language.model import CharLM
 from ..storage import atomic_file
 from ..storage.input_files import shown
 from ..text.corpus import Corpus
-from ..view import GENERATOR, _page
+from ..view import GENERATOR, page_of_ids
 from . import show
 from .parsing import Commands, add_texts, add_threads, file_option, integer_option, output_option
 
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         "text": f"{names}, {part}",
     }
     title = f"{model_name} reads {names}"
-    data = _page(model, corpus._ids[start:end], arguments.layers, title, about).encode()
+    data = page_of_ids(model, corpus.ids[start:end], arguments.layers, title, about).encode()
     atomic_file.replace(arguments.output, [data], kind)
     print(f"saved to {arguments.output} ({show.size(len(data))})")
     return 0

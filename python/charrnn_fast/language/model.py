@@ -20,9 +20,9 @@ from ..storage import checkpoint, configuration
 from ..storage.file_array import Ids
 from ..text.vocabulary import Vocabulary
 from .sampler import (
+    Request,
+    Sampling,
     Stop,
-    _Request,
-    _Sampling,
     check_weight_dtype,
     checked_stops,
     draw_pieces,
@@ -104,7 +104,7 @@ class CharLM(Settled):
         size = len(vocabulary)
         if size < 2:
             raise ValueError(
-                f"vocabulary has one {vocabulary._unit} only, {vocabulary._shown()}: nothing is "
+                f"vocabulary has one {vocabulary.unit} only, {vocabulary.shown()}: nothing is "
                 f"left to predict; a language model takes two or more"
             )
         self.vocabulary = vocabulary
@@ -159,10 +159,14 @@ class CharLM(Settled):
         """The seed of the last text drawn without one, to draw it again; None before that."""
         return self._last_seed
 
+    def settings(self) -> dict[str, Any]:
+        """The keywords that make a model like this one, as JSON values."""
+        return dict(self._config)
+
     @property
     def num_parameters(self) -> int:
         """The number of weights and biases of the network."""
-        return int(self.rnn._core.num_parameters)
+        return int(self.rnn.core.num_parameters)
 
     def __repr__(self) -> str:
         config = self._config
@@ -196,7 +200,7 @@ class CharLM(Settled):
         `sample` draws from with it. Raises ValueError for fewer than two characters, and for one
         that the vocabulary lacks.
         """
-        return self._read_as(weight_dtype)._evaluate(self.vocabulary.encode(text))
+        return self.read_as(weight_dtype).evaluate_ids(self.vocabulary.encode(text))
 
     def score(
         self, texts: Iterable[str], *, weight_dtype: str | None = None
@@ -212,8 +216,8 @@ class CharLM(Settled):
         """
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
             raise TypeError(f"texts must be a sequence of strings, got {type(texts).__name__}")
-        ids = [self.vocabulary._encode(text, f"texts[{i}]", 0) for i, text in enumerate(texts)]
-        return self._read_as(weight_dtype)._score(ids)
+        ids = [self.vocabulary.encode_part(text, f"texts[{i}]", 0) for i, text in enumerate(texts)]
+        return self.read_as(weight_dtype).score_ids(ids)
 
     @overload
     def sample(
@@ -286,7 +290,7 @@ class CharLM(Settled):
             keys = [_checked_seed(key, f"seeds[{i}]") for i, key in enumerate(seeds)]
         else:
             raise TypeError(f"seeds must be a sequence of integers, got {seeds!r}")
-        request = self._request(length, prime, temperature, top_k, top_p, stop, weight_dtype)
+        request = self.request(length, prime, temperature, top_k, top_p, stop, weight_dtype)
         texts = list(draw_texts(self.rnn, self.vocabulary, request, keys))
         return texts[0] if seeds is None else texts
 
@@ -309,7 +313,7 @@ class CharLM(Settled):
         beginning of a stop string comes once it is known not to be. No piece is empty.
         """
         key = self._seed(seed)
-        request = self._request(length, prime, temperature, top_k, top_p, stop, weight_dtype)
+        request = self.request(length, prime, temperature, top_k, top_p, stop, weight_dtype)
         # The arguments are checked at the call, which a generator would put off.
         return draw_pieces(self.rnn, self.vocabulary, request, key, 1)
 
@@ -319,7 +323,7 @@ class CharLM(Settled):
         Raises FloatingPointError where a weight is not finite, and OSError where path cannot be
         written or holds a file that is no checkpoint; a file there then stays as it is.
         """
-        configuration.write(path, *self._checkpoint())
+        configuration.write(path, *self.to_checkpoint())
 
     @classmethod
     def load(cls, path: StrPath) -> CharLM:
@@ -328,15 +332,15 @@ class CharLM(Settled):
         Raises `CheckpointError` where the file is foreign, cut off or changed, or holds what no
         version up to this one writes.
         """
-        return cls._from_checkpoint(path, *configuration.read(path))
+        return cls.from_checkpoint(path, *configuration.read(path))
 
     @classmethod
-    def _from_checkpoint(
+    def from_checkpoint(
         cls, path: StrPath, tensors: checkpoint.Tensors, config: checkpoint.Config
     ) -> CharLM:
         """The model of what `configuration.read` gives."""
         try:
-            vocabulary = Vocabulary._from_config(_symbols(tensors), config)
+            vocabulary = Vocabulary.from_config(_symbols(tensors), config)
             _check_size(tensors, config["model"], len(vocabulary))
             # The file's settings, not the arguments of this call; they have been warned of.
             with calling({}), telling(lambda _: None):
@@ -347,7 +351,7 @@ class CharLM(Settled):
                 f"{os.fspath(path)} does not hold the model that it describes: {error}"
             ) from error
         names = model.rnn.parameters()
-        model.rnn.load_parameters({name: tensors[_tensor_name(name)] for name in names})
+        model.rnn.load_parameters({name: tensors[tensor_name(name)] for name in names})
         return model
 
     def _check_tensors(self, tensors: checkpoint.Tensors, config: checkpoint.Config) -> None:
@@ -356,8 +360,8 @@ class CharLM(Settled):
         Which tensors an optimizer has is for `Trainer` to tell: here each must be like a parameter.
         """
         rnn, training = self.rnn, config.get("training")
-        shapes: dict[str, tuple[int, ...]] = rnn._core.parameter_shapes()
-        expected = {_tensor_name(name): tuple(shape) for name, shape in shapes.items()}
+        shapes: dict[str, tuple[int, ...]] = rnn.core.parameter_shapes()
+        expected = {tensor_name(name): tuple(shape) for name, shape in shapes.items()}
         for name in tensors:
             kind, _, rest = name.partition(".")
             parameter = rest.partition(".")[2]
@@ -368,7 +372,7 @@ class CharLM(Settled):
             if state.ndim != 3 or not state.shape[1]:
                 raise ValueError("the tensor 'state.h' must be there, of the shape [L, B, R]")
             # B, of `Trainer.step`, may be another than the batch_size of `fit`.
-            for name, part in zip(STATES, rnn._state_shapes(state.shape[1]), strict=False):
+            for name, part in zip(STATES, rnn.states.shapes(state.shape[1]), strict=False):
                 expected[f"state.{name}"] = part
         for name in expected:
             if name not in tensors:
@@ -386,13 +390,13 @@ class CharLM(Settled):
                     f"got {tensor.dtype} of {list(tensor.shape)}"
                 )
 
-    def _checkpoint(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Tensors and configuration, what `_from_checkpoint` takes."""
-        tensors = {_tensor_name(name): p for name, p in self.rnn.parameters().items()}
-        tensors["vocabulary"] = self.vocabulary._symbols.astype(np.int32)
-        return tensors, {"model": self._config, **self.vocabulary._config()}
+    def to_checkpoint(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Tensors and configuration, what `from_checkpoint` takes."""
+        tensors = {tensor_name(name): p for name, p in self.rnn.parameters().items()}
+        tensors["vocabulary"] = self.vocabulary.symbols.astype(np.int32)
+        return tensors, {"model": self._config, **self.vocabulary.to_config()}
 
-    def _read_as(self, weight_dtype: str | None) -> CharLM:
+    def read_as(self, weight_dtype: str | None) -> CharLM:
         """This model, or a copy whose weights are those that sampling with weight_dtype reads."""
         check_weight_dtype(weight_dtype, self.rnn)
         if weight_dtype != "bfloat16":
@@ -402,14 +406,14 @@ class CharLM(Settled):
         rounded.rnn.load_parameters({name: read_as_bfloat16(name, p) for name, p in parameters})
         return rounded
 
-    def _evaluate(self, ids: Ids, starts_within: _StartsWithin | None = None) -> float:
-        """As `evaluate`, for ids [N] and documents as `_losses` takes them."""
+    def evaluate_ids(self, ids: Ids, starts_within: _StartsWithin | None = None) -> float:
+        """As `evaluate`, for ids [N] and documents as `losses` takes them."""
         total = 0.0  # not sum(), which rounds otherwise from Python 3.12 on
-        for _, nats in self._losses(ids, None, starts_within):
+        for _, nats in self.losses(ids, None, starts_within):
             total += nats
         return total / (len(ids) - 1)
 
-    def _losses(
+    def losses(
         self,
         ids: Ids,
         length: int | None = None,
@@ -423,11 +427,11 @@ class CharLM(Settled):
         length = len(ids) if length is None else min(length, len(ids))
         if length < 2:
             raise ValueError(
-                f"text has {length} {self.vocabulary._unit}(s); to evaluate takes two or more: "
+                f"text has {length} {self.vocabulary.unit}(s); to evaluate takes two or more: "
                 f"the first is given, the others are predicted"
             )
-        network: Any = self.rnn._core
-        state = self.rnn._kernel_zeros(1)
+        network: Any = self.rnn.core
+        state = self.rnn.states.zeros(1)
         for start in range(0, length - 1, _EVALUATION_BLOCK):
             steps = min(_EVALUATION_BLOCK, length - 1 - start)
             block = ids[start : start + steps + 1].astype(np.int32)[:, None]
@@ -440,7 +444,7 @@ class CharLM(Settled):
                 loss, _ = network.evaluate(block[first:end], block[first + 1 : end + 1], state)
                 yield end - first, float(loss)
 
-    def _score(self, texts: Sequence[NDArray[np.int32]]) -> NDArray[np.float64]:
+    def score_ids(self, texts: Sequence[NDArray[np.int32]]) -> NDArray[np.float64]:
         """As `score`, for texts of ids."""
         return log_probabilities(self.rnn, self._first, texts)
 
@@ -450,7 +454,7 @@ class CharLM(Settled):
         self._last_seed = secrets.randbits(64)
         return self._last_seed
 
-    def _request(
+    def request(
         self,
         length: int,
         prime: str | bytes,
@@ -459,22 +463,22 @@ class CharLM(Settled):
         top_p: float | None,
         stop: Stop,
         weight_dtype: str | None,
-    ) -> _Request:
+    ) -> Request:
         """The checked arguments of `sample` and `stream`."""
-        ids = self.vocabulary._encode(prime, called("prime"), 0)
+        ids = self.vocabulary.encode_part(prime, called("prime"), 0)
         check_weight_dtype(weight_dtype, self.rnn)
-        return _Request(
+        return Request(
             prime=ids,
             read=ids if ids.size else np.array([self._first], np.int32),
             length=integer("length", length, 0),
-            sampling=_Sampling(temperature, top_k, top_p, weight_dtype),
+            sampling=Sampling(temperature, top_k, top_p, weight_dtype),
             stops=checked_stops(stop, self.vocabulary),
         )
 
     @property
     def _first(self) -> int:
         """The id that the network reads before a text with nothing before it: a newline's."""
-        return max(self.vocabulary._id(ord("\n")), 0)
+        return max(self.vocabulary.id_of(ord("\n")), 0)
 
 
 def _symbols(tensors: checkpoint.Tensors) -> NDArray[Any]:
@@ -508,7 +512,7 @@ def _check_size(tensors: checkpoint.Tensors, config: dict[str, Any], vocabulary_
             )
 
 
-def _tensor_name(parameter: str) -> str:
+def tensor_name(parameter: str) -> str:
     """The name of a parameter in a checkpoint."""
     return parameter if parameter.startswith("decoder.") else f"rnn.{parameter}"
 

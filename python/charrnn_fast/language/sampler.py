@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .._checks import called, integer, real
 from ..rnn import RNN
-from ..text.vocabulary import Vocabulary, _StreamDecoder
+from ..text.vocabulary import StreamDecoder, Vocabulary
 
 BLOCK = 1024  # tokens drawn at once: bounds the memory, and lets an interrupt through
 _STOP_BLOCK = 64  # where a stop string may end the text: what is drawn beyond it is lost
@@ -24,7 +24,7 @@ Stop = str | Sequence[str] | None
 
 
 @dataclass(frozen=True)
-class _Sampling:
+class Sampling:
     """How a token is drawn from the softmax of the logits.
 
     temperature divides the logits; 0 takes the most probable token. top_k keeps that many of the
@@ -77,7 +77,7 @@ def rounded_to_bfloat16(weights: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True)
-class _Request:
+class Request:
     """A text to draw.
 
     prime: the ids [N] that it begins with; read: the ids, one at least, that the network reads
@@ -87,7 +87,7 @@ class _Request:
     prime: NDArray[np.int32]
     read: NDArray[np.int32]
     length: int
-    sampling: _Sampling
+    sampling: Sampling
     stops: tuple[str, ...] = ()
 
 
@@ -101,7 +101,7 @@ def checked_stops(stop: Stop, vocabulary: Vocabulary) -> tuple[str, ...]:
             raise TypeError(f"{called(name)} must be a str, got {type(text).__name__}")
         if not text:
             raise ValueError(f"{called(name)} is empty; it takes one character or more")
-        vocabulary._encode(text, called(name), 0)
+        vocabulary.encode_part(text, called(name), 0)
     return tuple(named.values())
 
 
@@ -112,7 +112,7 @@ def _numbered_stops(stop: Sequence[str]) -> dict[str, str]:
 
 
 def draw_pieces(
-    rnn: RNN, vocabulary: Vocabulary, request: _Request, seed: int, block: int
+    rnn: RNN, vocabulary: Vocabulary, request: Request, seed: int, block: int
 ) -> Iterator[str]:
     """The text of one seed in pieces, none of them empty, as every `block` tokens are drawn."""
     text = _Text(vocabulary, request.stops)
@@ -130,7 +130,7 @@ def draw_pieces(
 
 
 def draw_texts(
-    rnn: RNN, vocabulary: Vocabulary, request: _Request, seeds: Sequence[int]
+    rnn: RNN, vocabulary: Vocabulary, request: Request, seeds: Sequence[int]
 ) -> Iterator[str]:
     """The text of each seed, in order. Many are drawn together, as many as the memory allows."""
     first = _read(rnn, request.read)
@@ -140,7 +140,7 @@ def draw_texts(
         yield from _texts(drawing, vocabulary, request)
 
 
-def _texts(drawing: _Drawing, vocabulary: Vocabulary, request: _Request) -> list[str]:
+def _texts(drawing: _Drawing, vocabulary: Vocabulary, request: Request) -> list[str]:
     """The text of each stream of a drawing; a stream whose text has ended is drawn no further."""
     texts = [_Text(vocabulary, request.stops) for _ in range(drawing.count)]
     pieces = [[text.begin(request.prime)] for text in texts]
@@ -167,7 +167,7 @@ class _Text:
     """
 
     def __init__(self, vocabulary: Vocabulary, stops: tuple[str, ...]) -> None:
-        self._decoder = _StreamDecoder(vocabulary)
+        self._decoder = StreamDecoder(vocabulary)
         self._stops = stops
         self._held = ""
         self.ended = False
@@ -216,8 +216,8 @@ class _Start:
 
 def _read(rnn: RNN, tokens: NDArray[np.int32]) -> _Start:
     """Reads tokens [N], N >= 1, from the zero state; the last of them is left for the drawing."""
-    network: Any = rnn._core
-    state = rnn._kernel_zeros(1)
+    network: Any = rnn.core
+    state = rnn.states.zeros(1)
     fed = max(1, min(_PRIME_BLOCK, _PRIME_LOGITS // (rnn.output_size or 1)))
     for start in range(0, len(tokens) - 1, fed):
         block = tokens[start : min(start + fed, len(tokens) - 1), None]
@@ -233,7 +233,7 @@ class _Drawing:
     weights from call to call.
     """
 
-    def __init__(self, rnn: RNN, start: _Start, seeds: Sequence[int], sampling: _Sampling) -> None:
+    def __init__(self, rnn: RNN, start: _Start, seeds: Sequence[int], sampling: Sampling) -> None:
         self._rnn = rnn
         self._sampling = sampling
         self._seeds = np.array(seeds, np.uint64)
@@ -249,7 +249,7 @@ class _Drawing:
 
     def draw(self, steps: int) -> NDArray[np.int32]:
         """The next tokens [steps, B] of the streams."""
-        network: Any = self._rnn._core
+        network: Any = self._rnn.core
         sampling = self._sampling
         drawn: NDArray[np.int32] = network.sample(
             steps,
@@ -273,5 +273,5 @@ class _Drawing:
         self._select(rows)
 
     def _select(self, rows: NDArray[np.intp]) -> None:
-        parts = [part[:, rows] for part in self._rnn._state_parts(self._state)]
-        self._state = self._rnn._joined_state(parts)
+        parts = [part[:, rows] for part in self._rnn.states.parts(self._state)]
+        self._state = self._rnn.states.joined(parts)

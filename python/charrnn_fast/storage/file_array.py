@@ -50,6 +50,11 @@ class FileArray:
         part._first, part._last = self._first + first, self._first + last
         return part
 
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """Size and time of modification of the file, as it was opened."""
+        return self._file.stamp
+
     def __len__(self) -> int:
         return self._last - self._first
 
@@ -87,7 +92,7 @@ class FileArray:
         file = self._file
         if file.path is not None:
             ends = (self._first, self._last)
-            return _opened_again, (file.path, self.dtype.str, file.stamp, ends)
+            return _opened_again, (file.path, self.dtype.str, self.stamp, ends)
         needed, free = len(self) * self.dtype.itemsize, available_memory()
         if free is not None and needed > free:
             raise MemoryError(
@@ -106,7 +111,7 @@ def _opened_again(
     """Of a pickle: a part of the file at path, which must be as it was."""
     with open(path, "rb") as file:
         whole = FileArray(file.fileno(), dtype, path)
-    if whole._file.stamp != stamp:
+    if whole.stamp != stamp:
         raise OSError(f"{path} has changed since what reads from it was pickled")
     return whole.part(*ends)
 

@@ -1,4 +1,4 @@
-"""Chunks of streams in which documents begin: each document starts from the zero state.
+"""Where documents begin, in a text and in a chunk: each document starts from the zero state.
 
 A row of a chunk, T steps of a stream, is cut where documents begin; the parts become rows of their
 own, of different lengths. The first part of a stream goes on from the state that it carries, the
@@ -15,6 +15,68 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .._checks import called
+from ..storage.file_array import Ids
+from . import files as text_files
+from .files import in_blocks
+from .vocabulary import Vocabulary
+
+
+class Documents:
+    """Where the documents of a text begin: behind every mark, and where a file does."""
+
+    def __init__(
+        self, ids: Ids, vocabulary: Vocabulary, mark: str, file_starts: Sequence[int]
+    ) -> None:
+        """mark "" is nowhere. Raises ValueError where the text does not hold the mark."""
+        self._ids = ids
+        self.mark = mark
+        encoded = vocabulary.encode_part(mark, called("document_mark"), 0)
+        if (encoded == vocabulary.unknown_id).any():
+            raise ValueError(
+                f"{called('document_mark')} is {mark!r}, of which the vocabulary maps a character "
+                f"to its unknown symbol; the mark must be told from other text"
+            )
+        self._mark_ids = encoded.astype(ids.dtype)  # [M]
+        self.file_starts = np.setdiff1d(np.array(file_starts, np.int64), [0])
+        if mark and not self._is_marked():
+            raise ValueError(
+                f"{called('document_mark')} is {mark!r}, which does not occur in the text"
+            )
+
+    def starts_within(self, first: int, last: int) -> NDArray[np.int64]:
+        """The positions in first to last - 1 at which a document begins, ascending, without 0."""
+        first, last = max(first, 1), min(last, len(self._ids))
+        found = [self._behind_marks(*ends) for ends in in_blocks(first, last)]
+        begin, end = np.searchsorted(self.file_starts, (first, last))
+        if len(found) == 1 and begin == end:  # a short stretch, as training asks for
+            return found[0]
+        return np.unique(np.concatenate([self.file_starts[begin:end], *found]))
+
+    def _is_marked(self) -> bool:
+        """Whether there is a mark at all; what comes after the first one is not read."""
+        size = self._mark_ids.itemsize
+        with text_files.progress(len(self._ids) * size, "looking for documents") as bar:
+            for first, last in in_blocks(1, len(self._ids) + 1):
+                if self._behind_marks(first, last).size:
+                    return True
+                bar.update((last - first) * size)
+        return False
+
+    def _behind_marks(self, first: int, last: int) -> NDArray[np.int64]:
+        """The positions p in first to last - 1 with the mark as ids[p - M : p]."""
+        size = len(self._mark_ids)
+        begin = max(first - size, 0)
+        ids = self._ids[begin : last - 1]
+        if not 0 < size <= len(ids):
+            return np.empty(0, np.int64)
+        found = np.flatnonzero(ids[: len(ids) - size + 1] == self._mark_ids[0])
+        for offset in range(1, size):
+            if not found.size:
+                break
+            found = found[ids[found + offset] == self._mark_ids[offset]]
+        return found + (begin + size)
 
 
 @dataclass(frozen=True)

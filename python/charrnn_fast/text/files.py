@@ -81,6 +81,12 @@ def check(paths: Sequence[str]) -> None:
         raise ValueError(f"the text is empty: {names(paths)}")
 
 
+def in_blocks(first: int, last: int) -> Iterator[tuple[int, int]]:
+    """first to last in pieces that fit into memory, each by its two ends."""
+    for start in range(first, last, BLOCK):
+        yield start, min(start + BLOCK, last)
+
+
 def names(paths: Sequence[str]) -> str:
     """Paths for a message, the first few of many."""
     first = ", ".join(map(shown, paths[:_MOST_NAMES]))

@@ -91,6 +91,7 @@ class Vocabulary(Settled):
         self.unknown = unknown
         self._codec = _CODECS[kind]
         self._symbols: NDArray[Any] = values.astype(self._codec.dtype)
+        self._symbols.flags.writeable = False
         self._unknown_id = -1 if unknown is None else int(np.argmax(values == _REPLACEMENT))
         # One element more than the largest symbol: whatever lies above it is clipped to that.
         self._ids = np.full(int(values.max()) + 2, self._unknown_id, np.int32)
@@ -103,21 +104,21 @@ class Vocabulary(Settled):
         min_count above 1: those that occur so often or more, and the unknown symbol for the rest
         and for whatever another text may hold.
         """
-        return cls._from_text(text, integer("min_count", min_count, 1), "")
+        return cls.from_text_keeping(text, integer("min_count", min_count, 1), "")
 
     @classmethod
-    def _from_text(cls, text: str, min_count: int, kept: str) -> Vocabulary:
+    def from_text_keeping(cls, text: str, min_count: int, kept: str) -> Vocabulary:
         """As `from_text`; the characters of kept are so even where they are rare."""
         instance("text", text, str, "a str")
         counts = np.zeros(UNICODE_SIZE, np.int64)
         for start in range(0, len(text), _BLOCK):
             here = np.bincount(code_points(text[start : start + _BLOCK]))
             counts[: here.size] += here
-        return cls._from_counts(counts, min_count, kept)
+        return cls.from_counts(counts, min_count, kept)
 
     @classmethod
-    def _from_counts(cls, counts: NDArray[np.int64], min_count: int, kept: str) -> Vocabulary:
-        """As `_from_text`, of a text in which code point i occurs counts[i] times."""
+    def from_counts(cls, counts: NDArray[np.int64], min_count: int, kept: str) -> Vocabulary:
+        """As `from_text_keeping`, of a text in which code point i occurs counts[i] times."""
         points = np.flatnonzero(counts)
         if not points.size:
             raise ValueError("text is empty; a vocabulary needs at least one character")
@@ -146,11 +147,11 @@ class Vocabulary(Settled):
         Raises ValueError with the first character that is not in the vocabulary and its position,
         unless there is an unknown symbol for it.
         """
-        return self._encode(text, "text", 0)
+        return self.encode_part(text, "text", 0)
 
     def decode(self, ids: ArrayLike) -> str:
         """The text of ids [N]. Bytes that are no valid UTF-8 become U+FFFD."""
-        return self._units(ids).decode(self._codec.encoding, self._codec.decode_errors)
+        return self.units(ids).decode(self._codec.encoding, self._codec.decode_errors)
 
     def one_hot(self, ids: ArrayLike, dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """[..., V] for ids [...]: 1 at each id and 0 elsewhere."""
@@ -184,7 +185,7 @@ class Vocabulary(Settled):
     def __repr__(self) -> str:
         if self.kind == "bytes":
             return "Vocabulary.from_bytes()"
-        return f"<Vocabulary of {self._described()}>"
+        return f"<Vocabulary of {self.describe()}>"
 
     def _pickled(self) -> dict[str, Any]:
         return {"symbols": self._symbols, "kind": self.kind, "unknown": self.unknown}
@@ -192,27 +193,38 @@ class Vocabulary(Settled):
     def _unpickle(self, saved: dict[str, Any]) -> None:
         Vocabulary.__init__(self, saved["symbols"], saved["kind"], saved["unknown"])
 
-    def _config(self) -> dict[str, Any]:
+    def to_config(self) -> dict[str, Any]:
         """What a checkpoint's configuration holds of it; the symbols are a tensor of their own."""
         if self.unknown is None:
             return {"vocabulary": self.kind}
         return {"vocabulary": self.kind, "unknown": self.unknown._asdict()}
 
     @classmethod
-    def _from_config(cls, symbols: ArrayLike, config: Mapping[str, Any]) -> Vocabulary:
+    def from_config(cls, symbols: ArrayLike, config: Mapping[str, Any]) -> Vocabulary:
+        """The inverse of `to_config`, with the symbols."""
         unknown = config.get("unknown")
         return cls(symbols, config["vocabulary"], None if unknown is None else Unknown(**unknown))
 
     @property
-    def _unit(self) -> str:
+    def symbols(self) -> NDArray[Any]:
+        """[V] code points, or the bytes 0 to 255, read-only; an index is an id."""
+        return self._symbols
+
+    @property
+    def unknown_id(self) -> int:
+        """The id of the unknown symbol, -1 where there is none."""
+        return self._unknown_id
+
+    @property
+    def unit(self) -> str:
         """What one symbol is called in messages."""
         return "character" if self.kind == "characters" else "byte"
 
-    def _described(self) -> str:
+    def describe(self) -> str:
         """The size, the first symbols and what is unknown, on one line."""
         if self.kind == "bytes":
             return "the 256 bytes"
-        shown = f"{len(self)} characters: {self._shown()}"
+        shown = f"{len(self)} characters: {self.shown()}"
         if self.unknown is None:
             return shown
         return (
@@ -220,17 +232,22 @@ class Vocabulary(Settled):
             f"{100 * self.unknown.share:.3g} % of it"
         )
 
-    def _shown(self, most: int = 100) -> str:
+    def shown(self, most: int = 100) -> str:
         """The first symbols, as a quoted string on one line."""
         shown = repr(self.decode(np.arange(min(len(self), most))))
         return shown if len(self) <= most else f"{shown} and {len(self) - most} more"
 
-    def _id(self, symbol: int) -> int:
+    def id_of(self, symbol: int) -> int:
         """The id of a code point or byte, -1 if it has none of its own."""
         found = int(self._ids[min(symbol, self._ids.size - 1)])
         return found if found >= 0 and self._symbols[found] == symbol else -1
 
-    def _encode(self, text: str | bytes, source: str, offset: int) -> NDArray[np.int32]:
+    def ids_of(self, symbols: NDArray[Any]) -> NDArray[np.int32]:
+        """The ids of code points or bytes; below 0 where one has none and none is unknown."""
+        ids: NDArray[np.int32] = self._ids.take(symbols, mode="clip")
+        return ids
+
+    def encode_part(self, text: str | bytes, source: str, offset: int) -> NDArray[np.int32]:
         """As `encode`; errors speak of `source`, where `text` begins at position `offset`."""
         if isinstance(text, bytes) and self.kind == "bytes":
             data = text
@@ -246,16 +263,16 @@ class Vocabulary(Settled):
             takes = "a str" if self.kind == "characters" else "a str or bytes"
             raise TypeError(f"{source} must be {takes}, got {type(text).__name__}")
         symbols = np.frombuffer(data, self._codec.dtype)
-        ids: NDArray[np.int32] = self._ids.take(symbols, mode="clip")
+        ids = self.ids_of(symbols)
         if ids.size and ids.min() < 0:
             at = int(np.argmin(ids))
             raise ValueError(
                 f"{source} has {_character(int(symbols[at]))} at position {offset + at}, which is "
-                f"not among the vocabulary's {len(self)} {self.kind} ({self._shown()})"
+                f"not among the vocabulary's {len(self)} {self.kind} ({self.shown()})"
             )
         return ids
 
-    def _units(self, ids: ArrayLike) -> bytes:
+    def units(self, ids: ArrayLike) -> bytes:
         """The bytes of ids [N] in the codec's encoding."""
         tokens = self._checked(ids)
         if tokens.ndim != 1:
@@ -271,17 +288,17 @@ class Vocabulary(Settled):
         return tokens
 
 
-class _StreamDecoder:
+class StreamDecoder:
     """Decodes ids that arrive piece by piece; a character of several bytes is never split."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        codec = vocabulary._codec
+        codec = _CODECS[vocabulary.kind]
         self._vocabulary = vocabulary
         self._decoder = codecs.getincrementaldecoder(codec.encoding)(codec.decode_errors)
 
     def decode(self, ids: ArrayLike, *, final: bool = False) -> str:
         """The text that ids [N] complete; the pieces join to what `Vocabulary.decode` gives."""
-        return self._decoder.decode(self._vocabulary._units(ids), final)
+        return self._decoder.decode(self._vocabulary.units(ids), final)
 
 
 def code_points(text: str) -> NDArray[np.uint32]:

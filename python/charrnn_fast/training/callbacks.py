@@ -7,10 +7,10 @@ one raises, the others are told of the event too and a checkpoint is written bef
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-if TYPE_CHECKING:
-    from .trainer import Trainer
+Trainer: TypeAlias = Any
+"""`charrnn_fast.Trainer`, whose module stands above this one. Callbacks may say so themselves."""
 
 
 class Update(NamedTuple):

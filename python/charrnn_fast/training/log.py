@@ -125,7 +125,7 @@ class JsonLog(Callback):
 
     def saved(self, trainer: Trainer, path: str) -> None:
         self._sum_up(trainer)  # what a training that is resumed from here finds is whole
-        if path != trainer._checkpoint_path:
+        if path != trainer.checkpoint_path:
             return
         if self._replaces:
             self._rewrite(list(read(self._path)))
@@ -391,11 +391,11 @@ def _start(trainer: Trainer) -> dict[str, Any]:
     return {
         "type": "start",
         "version": build_info()["version"],
-        "model": {**trainer.model._config, "num_parameters": trainer.model.num_parameters},
-        "settings": trainer._settings(),
+        "model": {**trainer.model.settings(), "num_parameters": trainer.model.num_parameters},
+        "settings": trainer.settings(),
         "configuration": trainer.configuration,
         "vocabulary": len(trainer.model.vocabulary),
-        "unit": trainer.model.vocabulary._unit,
+        "unit": trainer.model.vocabulary.unit,
         "text": None if corpus is None else len(corpus),
         "steps_per_epoch": trainer.steps_per_epoch,
     }
@@ -421,8 +421,8 @@ def _kept(path: str, trainer: Trainer) -> list[dict[str, Any]]:
     before = _trainings(path)[0]  # of two, the later one never came to a checkpoint
     last = trainer.num_steps
     if last == 0:
-        return [] if trainer._checkpoint_path is None or _came_to_nothing(before) else before
-    again = "evaluation" if trainer._evaluation_due else None
+        return [] if trainer.checkpoint_path is None or _came_to_nothing(before) else before
+    again = "evaluation" if trainer.evaluation_due else None
     return [
         entry
         for entry in before

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from .._checks import brief, called
 from ..storage import streams
-from .callbacks import Callback, Evaluation, Update
+from .callbacks import Callback, Evaluation, Trainer, Update
 from .clock import Stopwatch, speed
 
 if TYPE_CHECKING:
     from tqdm import tqdm
-
-    from .trainer import Trainer
 
 _AVERAGED = 100  # updates in the loss that is shown
 _FAR = 3  # times the loss of uniform guessing: what no text does to a network that learns
@@ -28,7 +26,7 @@ class Progress(Callback):
 
     def started(self, trainer: Trainer, steps: int) -> None:
         self._total = steps * trainer.symbols_per_step
-        self._unit = trainer.model.vocabulary._unit
+        self._unit = trainer.model.vocabulary.unit
         self._bar = bar(total=self._total, unit=self._unit[:4], unit_scale=True)
         self._period = _LINE_PERIOD if self._bar is None else _BAR_PERIOD
         self._size = len(trainer.model.vocabulary)

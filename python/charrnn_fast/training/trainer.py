@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -27,50 +24,32 @@ from .._checks import (
     instance,
     integer,
     real,
+    tokens,
 )
 from .._names import suggesting
 from .._objects import Settled
-from ..language.model import STATES, CharLM, _tensor_name
-from ..rnn import RNN, _tokens
-from ..storage import atomic_file, checkpoint, configuration
-from ..text.corpus import Corpus, _Chunks
-from ..text.documents import cut
+from ..language.model import CharLM
+from ..storage import checkpoint, configuration
+from ..text.chunks import Chunks
+from ..text.corpus import Corpus
+from . import interrupts
 from .callbacks import Callback, Evaluation, Update
 from .clock import Stopwatch
 from .progress import Progress
-from .schedules import Decay, Schedule, from_config, to_config
-
-_OFFSETS = 1  # words of the random counter: the site of the epochs' offsets; the masks' is 0
-_IN_USE = "a training that goes on saves to this file"
-
-
-class _Rows:
-    """The rows that the kernels get for streams of a chunk, and the states in and out.
-
-    Without documents these are the streams, with their states (which the kernels change in place).
-    """
-
-    def __init__(
-        self,
-        rnn: RNN,
-        inputs: NDArray[np.int32],
-        targets: NDArray[np.int32],
-        state: NDArray[Any],
-        starts: Sequence[NDArray[np.int64]] | None,
-    ) -> None:
-        self._rnn, self._parts = rnn, None
-        self.inputs, self.targets, self.state = inputs, targets, state
-        self.lengths: NDArray[np.int64] | None = None
-        if starts is not None and any(len(begins) for begins in starts):
-            self._parts = parts = cut(inputs, targets, starts)
-            self.inputs, self.targets, self.lengths = parts.inputs, parts.targets, parts.lengths
-            self.state = rnn._joined_state(parts.first_state(rnn._state_parts(state)))
-
-    def carried(self, state: NDArray[Any]) -> NDArray[Any]:
-        """The states of the streams, from those of the rows."""
-        if self._parts is None:
-            return state
-        return self._rnn._joined_state(self._parts.last_state(self._rnn._state_parts(state)))
+from .resume import (
+    Stored,
+    best_path,
+    check_checkpoints,
+    check_vocabulary,
+    errors_name,
+    locked,
+    read_stored,
+    restore_optimizer,
+    restored_state,
+    tensors_of,
+)
+from .schedules import Decay, Schedule, to_config
+from .update import MASKS, OFFSETS, Chunk, Rule, make_optimizer, random_number, update
 
 
 class Trainer(Settled):
@@ -195,7 +174,7 @@ class Trainer(Settled):
         if checkpoint_path is not None:
             check_checkpoints(checkpoint_path)
         self._check_memory(optimizer)
-        self.optimizer = _make_optimizer(optimizer, model, learning_rate)
+        self.optimizer = make_optimizer(optimizer, model, learning_rate)
         self._optimizer_name = optimizer if isinstance(optimizer, str) else None
         self.configuration = {}
         self.seconds = 0.0
@@ -217,70 +196,15 @@ class Trainer(Settled):
         training, where the corpus is not the one it was trained on, and for another batch_size,
         seq_len or optimizer, with which its position and state would have no meaning.
         """
-        name = os.fspath(path)
-        tensors, config = configuration.read(path)
-        model = CharLM._from_checkpoint(path, tensors, config)
-        if "training" not in config:
-            raise ValueError(
-                f"{name} holds a model without its training; to begin one from its weights, use "
-                f"Trainer(CharLM.load({name!r}), corpus)"
-            )
-        training = config["training"]
-        settings = {
-            **training["settings"],
-            "schedule": from_config(training["settings"]["schedule"]),
-        }
-        if settings["optimizer"] is None:
-            raise ValueError(
-                f"{name} was trained with an optimizer object, whose settings it does not hold; "
-                f"name the optimizer, as in Trainer(..., optimizer='adam'), to resume later"
-            )
-        for key in ("batch_size", "seq_len", "optimizer"):
-            if changes.get(key, settings[key]) != settings[key]:
-                raise ValueError(
-                    f"{called(key)} is {changes[key]!r}, but {name} was trained with "
-                    f"{settings[key]!r}"
-                )
-        text = training["corpus"]
-        if corpus is not None and text is not None:
-            _check_vocabulary(model, corpus)
-            ours = _identity(corpus)
-            length, fingerprint = text["length"], text["fingerprint"]
-            if ours["document_mark"] != text["document_mark"]:
-                raise ValueError(
-                    f"{called('document_mark')} is {ours['document_mark']!r}, but {name} was "
-                    f"trained with {text['document_mark']!r}"
-                )
-            if (length, fingerprint) != (len(corpus), corpus._fingerprint):
-                unit = corpus.vocabulary._unit
-                raise ValueError(
-                    f"the corpus has {len(corpus)} {unit}s (fingerprint "
-                    f"{corpus._fingerprint[:12]}), but {name} was trained on {length} "
-                    f"(fingerprint {fingerprint[:12]}); to train its weights on another text, "
-                    f"use Trainer(CharLM.load({name!r}), corpus), or train --init-from"
-                )
-            if ours != text:
-                raise ValueError(
-                    f"the corpus is the text that {name} was trained on, but its files begin at "
-                    f"other places, and with a {called('document_mark')} each is a document"
-                )
-        try:
+        stored = read_stored(path, corpus, changes)
+        settings = dict(stored.settings)
+        with errors_name(path, changes):
             lr = settings.pop("learning_rate")  # may be 0, unlike the argument
-            trainer = cls(model, corpus, **{**settings, **changes})
+            trainer = cls(stored.model, corpus, **{**settings, **changes})
             if "learning_rate" not in changes:
                 trainer.optimizer.lr = lr
-            trainer._restore(tensors, training)
+            trainer._restore(stored)
             trainer._note_saved(path)
-        except MemoryError as error:
-            raise MemoryError(f"{name}: {error}") from None
-        except checkpoint.CheckpointError as error:
-            raise checkpoint.CheckpointError(f"{name}: {error}") from None
-        except (TypeError, ValueError) as error:
-            if changes:  # they may be what is wrong
-                raise
-            raise checkpoint.CheckpointError(
-                f"{name} does not hold the training that it describes: {error}"
-            ) from error
         return trainer
 
     def __repr__(self) -> str:
@@ -304,7 +228,7 @@ class Trainer(Settled):
         instance("model", model, CharLM, "a CharLM")
         instance("corpus", corpus, (Corpus, type(None)), "a Corpus or None")
         self.model, self.corpus = model, corpus
-        self.optimizer = _make_optimizer(optimizer, model, None)
+        self.optimizer = make_optimizer(optimizer, model, None)
         self.configuration, self.history = saved["configuration"], saved["history"]
         self.seconds = saved["seconds"]
         self._batch_size, self._seq_len = saved["batch_size"], saved["seq_len"]
@@ -343,9 +267,29 @@ class Trainer(Settled):
     @property
     def memory(self) -> int:
         """The bytes that `fit` needs beside the text: model, gradients, optimizer and workspace."""
-        network: Any = self.model.rnn._core
-        optimizer: Any = self.optimizer._core
+        network: Any = self.model.rnn.core
+        optimizer: Any = self.optimizer.core
         return int(network.memory(self._seq_len, self._rows) + optimizer.held_memory)
+
+    @property
+    def patience(self) -> int | None:
+        """The evaluations in a row without a new best one after which `fit` ends; None: never."""
+        return self._patience
+
+    @property
+    def checkpoint_path(self) -> str | None:
+        """Where `fit` saves; None: nowhere."""
+        return self._checkpoint_path
+
+    @property
+    def saved_step(self) -> int | None:
+        """The step that the file at `checkpoint_path` holds; None: none yet."""
+        return self._saved_step
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether an evaluation was put off by an interrupt; the next `fit` begins with it."""
+        return self._evaluation_due
 
     @property
     def best(self) -> Evaluation | None:
@@ -436,19 +380,19 @@ class Trainer(Settled):
     def _fit(
         self,
         corpus: Corpus,
-        chunks: _Chunks,
+        chunks: Chunks,
         last: int,
         callbacks: Sequence[Callback],
         shown: Sequence[Callback],
     ) -> None:
         """Trains up to the step last; shown: callbacks as `_look` takes them."""
-        self._stopping, self.seconds = self._is_stale(), 0.0
+        self._stopping, self.seconds = self.is_stale(), 0.0
         begun, everyone = self._num_steps, (*callbacks, *shown)
         try:
             self._keep_best()
             with (
                 self._watched(everyone, last - self._num_steps),
-                _deferred_interrupt() as interrupted,
+                interrupts.deferred() as interrupted,
             ):
                 if self._evaluation_due:  # it was put off by an interrupt
                     self._look(corpus, callbacks, shown, interrupted)
@@ -512,24 +456,18 @@ class Trainer(Settled):
         Raises FloatingPointError where a weight is not finite, and OSError where path cannot be
         written or holds a file that is no checkpoint; a file there then stays as it is.
         """
-        tensors, config = self.model._checkpoint()
-        optimizer: Any = self.optimizer._core
-        for slot in optimizer.slot_names:
-            for name in self.model.rnn.parameters():
-                tensors[_slot_name(slot, name)] = optimizer.slot(slot, name)
-        if self._state is not None:
-            parts = self.model.rnn._state_parts(self._state)
-            tensors |= {f"state.{name}": s for name, s in zip(STATES, parts, strict=False)}
+        tensors, config = self.model.to_checkpoint()
+        tensors |= tensors_of(self.model, self.optimizer, self._state)
         config["training"] = {
-            "settings": self._settings(),
+            "settings": self.settings(),
             "configuration": self.configuration,
             "num_steps": self._num_steps,
             "has_state": self._state is not None,
             "losses": list(self._losses),
             "evaluation_due": self._evaluation_due,
-            "optimizer_steps": optimizer.num_steps,
+            "optimizer_steps": self.optimizer.core.num_steps,
             "history": [list(entry) for entry in self.history],
-            "corpus": None if self.corpus is None else _identity(self.corpus),
+            "corpus": None if self.corpus is None else self.corpus.identity(),
         }
         try:
             configuration.write(path, tensors, config)
@@ -543,7 +481,7 @@ class Trainer(Settled):
         free = available_memory()
         if free is None:
             return
-        network: Any = self.model.rnn._core
+        network: Any = self.model.rnn.core
         needed = network.memory(self._seq_len, self._rows) - network.held_memory
         if isinstance(optimizer, str) and optimizer in optim.KINDS:
             needed += optim.memory(optimizer, self.model.rnn)
@@ -554,10 +492,10 @@ class Trainer(Settled):
                 f"{called('micro_batches')}, or a smaller model"
             )
 
-    def _cut(self, corpus: Corpus) -> _Chunks:
-        _check_vocabulary(self.model, corpus)
-        unit = corpus.vocabulary._unit
-        chunks = _Chunks(corpus.train, self._batch_size, self._seq_len, unit)
+    def _cut(self, corpus: Corpus) -> Chunks:
+        check_vocabulary(self.model, corpus)
+        unit = corpus.vocabulary.unit
+        chunks = Chunks(corpus.train, self._batch_size, self._seq_len, unit)
         if len(corpus.validation) < 2:
             raise ValueError(
                 f"the text is too short: its validation part, the last 10 % of {len(corpus)} "
@@ -571,9 +509,9 @@ class Trainer(Settled):
             raise ValueError(f"{name} must have the shape [T, B], got {list(given.shape)}")
         if given.dtype.kind not in "iu":
             raise TypeError(f"{name} must be integers, got dtype {given.dtype}")
-        return _tokens(name, given, lowest, len(self.model.vocabulary))
+        return tokens(name, given, lowest, len(self.model.vocabulary))
 
-    def _next_update(self, chunks: _Chunks) -> Update:
+    def _next_update(self, chunks: Chunks) -> Update:
         """The next update of `fit`."""
         watch = Stopwatch()
         index, rate = self._num_steps % len(chunks), self.learning_rate
@@ -581,7 +519,7 @@ class Trainer(Settled):
             self.reset()
         offset, starts = self._offset(), None
         inputs, targets = chunks.read(index, offset)
-        if self.corpus is not None and self.corpus._has_documents:
+        if self.corpus is not None and self.corpus.has_documents:
             starts = chunks.documents(index, self.corpus, offset)
         loss, norm = self._update(inputs, targets, starts)
         if self._reduction == "sum":
@@ -604,18 +542,21 @@ class Trainer(Settled):
         targets: NDArray[np.int32],
         starts: Sequence[NDArray[np.int64]] | None = None,
     ) -> tuple[float, float]:
-        """One update; returns the loss before it and the norm of its gradient.
-
-        starts: of each stream the steps whose input begins a document.
-        """
+        """One update by a `Chunk`; returns the loss before it and the norm of its gradient."""
         batch, rnn = inputs.shape[1], self.model.rnn
-        optimizer: Any = self.optimizer._core
-        if max(self._num_steps, optimizer.num_steps) >= MOST_STEPS:
+        updates = self.optimizer.core.num_steps
+        if max(self._num_steps, updates) >= MOST_STEPS:
             raise ValueError(f"{MOST_STEPS:,} steps are done, the most that a checkpoint can count")
-        if self._state is None or rnn._batch(self._state) != batch:
-            self._state = rnn._kernel_zeros(batch)
+        if self._state is None or rnn.states.batch(self._state) != batch:
+            self._state = rnn.states.zeros(batch)
+        seed = random_number(self._mask_seed, updates, MASKS) if rnn.has_masks else None
+        rule = Rule(
+            self.optimizer, self.learning_rate, self._clip_norm, self._clip_value, self._reduction
+        )
         try:
-            loss, norm, state = self._computed(inputs, targets, self._state, starts)
+            loss, norm, state = update(
+                rnn, Chunk(inputs, targets, starts), self._state, rule, self._micro_batches, seed
+            )
         except MemoryError as error:
             raise MemoryError(
                 f"{error}; try a smaller {called('batch_size')} or {called('seq_len')}, or more "
@@ -630,62 +571,12 @@ class Trainer(Settled):
         self._state = state
         return loss, norm
 
-    def _computed(
-        self,
-        inputs: NDArray[np.int32],
-        targets: NDArray[np.int32],
-        state: NDArray[Any],
-        starts: Sequence[NDArray[np.int64]] | None,
-    ) -> tuple[float, float, NDArray[Any]]:
-        """The loss, the norm and the new state of an update, done unless one is not finite."""
-        rnn, batch = self.model.rnn, inputs.shape[1]
-        network: Any = rnn._core
-        rule = (self.optimizer._core, self.learning_rate, self._clip_norm, self._clip_value)
-        seed = self._next_mask_seed() if rnn._has_masks else None
-        parts = min(self._micro_batches, batch)
-        if parts == 1:
-            chunk = _Rows(rnn, inputs, targets, state, starts)
-            loss, norm = network.train_step(
-                chunk.inputs,
-                chunk.targets,
-                chunk.state,
-                *rule,
-                self._reduction,
-                seed,
-                chunk.lengths,
-            )
-            return float(loss), float(norm), chunk.carried(chunk.state)
-        states = []
-        network.clear_gradients()
-        for streams in np.array_split(np.arange(batch), parts):
-            group = slice(streams[0], streams[-1] + 1)
-            chunk = _Rows(
-                rnn,
-                np.ascontiguousarray(inputs[:, group]),
-                np.ascontiguousarray(targets[:, group]),
-                rnn._joined_state([part[:, group] for part in rnn._state_parts(state)]),
-                None if starts is None else starts[group],
-            )
-            *_, new = network.accumulate(
-                chunk.inputs, chunk.targets, chunk.state, seed, chunk.lengths
-            )
-            states.append(rnn._state_parts(chunk.carried(new)))
-        loss, norm = network.update(*rule, self._reduction)
-        joined = [np.concatenate(part, axis=1) for part in zip(*states, strict=True)]
-        return float(loss), float(norm), rnn._joined_state(joined)
-
-    def _next_mask_seed(self) -> int:
-        optimizer: Any = self.optimizer._core
-        low, high, *_ = _core.philox(self._mask_seed, optimizer.num_steps, 0)
-        return low | high << 32
-
     def _offset(self) -> int:
         """Where in the training part the epoch of the next update begins."""
         if not self._random_offset or self.corpus is None:
             return 0
         epoch = self._num_steps // self.steps_per_epoch
-        low, high, *_ = _core.philox(self._mask_seed, epoch, _OFFSETS)
-        return int((low | high << 32) % len(self.corpus.train))
+        return random_number(self._mask_seed, epoch, OFFSETS) % len(self.corpus.train)
 
     def _look(
         self,
@@ -727,8 +618,8 @@ class Trainer(Settled):
     def _evaluate(self, corpus: Corpus, interrupted: Callable[[], bool]) -> Evaluation | None:
         """Adds an entry to the history and returns it; None where interrupted."""
         predicted, nats = 0, 0.0
-        pieces = self.model._losses(
-            corpus.validation, self._evaluate_length, corpus._validation_starts
+        pieces = self.model.losses(
+            corpus.validation, self._evaluate_length, corpus.validation_starts
         )
         for count, piece in pieces:
             if interrupted():
@@ -750,10 +641,10 @@ class Trainer(Settled):
         evaluation = evaluation._replace(learning_rate=self.learning_rate)
         self.history[-1] = evaluation
         self._evaluation_due = False
-        self._stopping = self._stopping or self._is_stale()
+        self._stopping = self._stopping or self.is_stale()
         return evaluation
 
-    def _is_stale(self) -> bool:
+    def is_stale(self) -> bool:
         """Whether the last `patience` evaluations have brought no new best one."""
         best = self.best
         if self._patience is None or best is None:
@@ -805,7 +696,7 @@ class Trainer(Settled):
             return f"; {path} held step {step}, and is gone"
         return f"; {path} holds step {step}"
 
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The keywords that make a trainer like this one, as JSON values."""
         return {
             "batch_size": self._batch_size,
@@ -826,133 +717,17 @@ class Trainer(Settled):
             "mask_seed": self._mask_seed,
         }
 
-    def _restore(self, tensors: checkpoint.Tensors, training: dict[str, Any]) -> None:
+    def _restore(self, stored: Stored) -> None:
+        training = stored.training
         self.configuration = training["configuration"]
-        optimizer: Any = self.optimizer._core
-        optimizer.num_steps = training["optimizer_steps"]
-        names = {
-            _slot_name(slot, name): (slot, name)
-            for slot in optimizer.slot_names
-            for name in self.model.rnn.parameters()
-        }
-        there = {name for name in tensors if name.startswith("optimizer.")}
-        for name in sorted(names.keys() ^ there):
-            state = "is missing" if name in names else "is none of its optimizer's"
-            raise checkpoint.CheckpointError(f"the tensor {name!r} {state}")
-        for tensor, (slot, name) in names.items():
-            optimizer.set_slot(slot, name, tensors[tensor])
-        if training["has_state"]:
-            parts = [tensors[f"state.{name}"] for name in STATES if f"state.{name}" in tensors]
-            self._state = self.model.rnn._joined_state(parts)
+        restore_optimizer(stored, self.optimizer)
+        self._state = restored_state(stored)
         self._num_steps = training["num_steps"]
         count, total = training["losses"]
         self._losses = (count, total)
         self._evaluation_due = training["evaluation_due"]
         self.history = [Evaluation(*entry) for entry in training["history"]]
         self._count_drops()
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C, SIGTERM and SIGHUP (a terminal that closes) only make the function it yields return
-    True; a second one acts as ever.
-
-    Leaves alone a handler that the program has set, and threads, which get no signals.
-    """
-    received = False
-    usual: dict[signal.Signals, Any] = {
-        signal.SIGINT: signal.default_int_handler,
-        signal.SIGTERM: signal.SIG_DFL,
-    }
-    if hasattr(signal, "SIGHUP"):  # not on Windows
-        usual[signal.SIGHUP] = signal.SIG_DFL
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    ours = [n for n, handler in usual.items() if in_main_thread and signal.getsignal(n) is handler]
-
-    def restore() -> None:
-        for number in ours:
-            signal.signal(number, usual[number])
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        received = True
-        restore()
-
-    for number in ours:
-        signal.signal(number, receive)
-    try:
-        yield lambda: received
-    finally:
-        restore()
-
-
-def best_path(path: StrPath) -> str:
-    """Where the checkpoint of the best evaluation is kept: model.best.safetensors beside
-    model.safetensors.
-    """
-    root, extension = os.path.splitext(os.fspath(path))
-    return f"{root}.best{extension}"
-
-
-def _add_to_message(error: OSError, words: str) -> None:
-    if error.strerror is None:
-        error.args = (f"{error}{words}",)
-    else:
-        error.strerror += words
-
-
-def check_checkpoints(path: StrPath) -> None:
-    """Raises OSError or ValueError if the checkpoints of a training cannot, or should not, be
-    written: to path and to `best_path` of it. Changes nothing.
-    """
-    best = best_path(path)
-    for file in (path, best):
-        checkpoint.check_writable(file)
-    if os.path.realpath(path) == os.path.realpath(best):
-        raise ValueError(
-            f"{best}, for the best checkpoint, is a link to {os.fspath(path)}; it must be a file "
-            f"of its own"
-        )
-
-
-@contextmanager
-def locked(path: StrPath | None) -> Iterator[None]:
-    """Keeps path and `best_path` of it for one training; None: nothing.
-
-    Raises BlockingIOError where a training that goes on saves to one of them.
-    """
-    with ExitStack() as held:
-        for file in () if path is None else (path, best_path(path)):
-            held.enter_context(closing(atomic_file.Lock(file, _IN_USE)))
-        yield
-
-
-def _make_optimizer(
-    optimizer: str | optim.Optimizer, model: CharLM, learning_rate: float | None
-) -> optim.Optimizer:
-    if isinstance(optimizer, str):
-        if optimizer not in optim.KINDS:
-            raise ValueError(
-                f"{called('optimizer')} must be one of {', '.join(optim.KINDS)}, got {optimizer!r}"
-            )
-        lr = 2e-3 if learning_rate is None else real("learning_rate", learning_rate, above=0)
-        return optim.KINDS[optimizer](model.rnn, lr=lr)
-    if not isinstance(optimizer, optim.Optimizer):
-        raise TypeError(f"optimizer must be a name or of charrnn_fast.optim, got {optimizer!r}")
-    if optimizer.rnn is not model.rnn:
-        raise ValueError("optimizer was made for another network than model.rnn")
-    if learning_rate is not None:
-        optimizer.lr = real("learning_rate", learning_rate, above=0)
-    return optimizer
-
-
-def _check_vocabulary(model: CharLM, corpus: Corpus) -> None:
-    ours, theirs = model.vocabulary, corpus.vocabulary
-    if ours != theirs:
-        raise ValueError(
-            f"the corpus has another vocabulary, {theirs!r}, than the model, {ours!r}; read the "
-            f"corpus with vocabulary=model.vocabulary"
-        )
 
 
 def _bound(name: str, value: float | None) -> float:
@@ -963,16 +738,8 @@ def _optional(name: str, value: int | None, least: int) -> int | None:
     return None if value is None else integer(name, value, least)
 
 
-def _identity(corpus: Corpus) -> dict[str, Any]:
-    """Tells whether a training is continued on the text it was begun on."""
-    return {
-        "length": len(corpus),
-        "fingerprint": corpus._fingerprint,
-        "document_mark": corpus._document_mark,
-        "file_starts": corpus._file_starts_digest,
-    }
-
-
-def _slot_name(slot: str, parameter: str) -> str:
-    """The name of an optimizer's tensor in a checkpoint."""
-    return f"optimizer.{slot}.{_tensor_name(parameter)}"
+def _add_to_message(error: OSError, words: str) -> None:
+    if error.strerror is None:
+        error.args = (f"{error}{words}",)
+    else:
+        error.strerror += words

@@ -65,10 +65,10 @@ def page(
     instance("model", model, CharLM, "a CharLM")
     instance("title", title, str, "a str")
     instance("about", about, (Mapping, type(None)), "a mapping of str to str")
-    return _page(model, model.vocabulary.encode(text), layers, title, about or {})
+    return page_of_ids(model, model.vocabulary.encode(text), layers, title, about or {})
 
 
-def _page(
+def page_of_ids(
     model: CharLM,
     ids: NDArray[Any],
     layers: Iterable[int] | None,
@@ -80,7 +80,7 @@ def _page(
     chosen = _layers(layers, rnn.num_layers)
     if len(ids) < 2:
         raise ValueError(
-            f"text has {len(ids)} {vocabulary._unit}(s); to look inside takes two or more: "
+            f"text has {len(ids)} {vocabulary.unit}(s); to look inside takes two or more: "
             f"the first is given, the others are predicted"
         )
     count = len(ids) * len(chosen) * rnn.hidden_size
@@ -98,7 +98,7 @@ def _page(
     shown = show(vocabulary, ids, seen.guesses)
     nats = float(seen.losses.mean())
     facts = {
-        "unit": vocabulary._unit,
+        "unit": vocabulary.unit,
         "layers": chosen,
         "cells": rnn.hidden_size,
         "guesses": seen.guesses.shape[1],
@@ -113,7 +113,7 @@ def _page(
     bits = nats / math.log(2)
     header = {
         **(about or {"model": repr(model)[1:-1].removeprefix("CharLM: ")}),
-        "loss": f"{brief(nats, 4)} nats per {vocabulary._unit} ({brief(bits, 4)} bits)",
+        "loss": f"{brief(nats, 4)} nats per {vocabulary.unit} ({brief(bits, 4)} bits)",
     }
     return _assemble(title, header, facts, _arrays(seen, shown, ids, levels))
 

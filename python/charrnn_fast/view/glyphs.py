@@ -85,11 +85,11 @@ def show(vocabulary: Vocabulary, ids: NDArray[np.int32], guesses: NDArray[np.int
         return table.setdefault(glyph, len(table))
 
     used = np.union1d(ids, guesses)
-    symbols = vocabulary._symbols[used]
+    symbols = vocabulary.symbols[used]
     of_ids = np.array([index(of(int(symbol))) for symbol in symbols])
     text = of_ids[np.searchsorted(used, ids)]
     if vocabulary.kind == "bytes":
-        for position, glyph in _whole_characters(vocabulary._units(ids)):
+        for position, glyph in _whole_characters(vocabulary.units(ids)):
             text[position] = index(glyph)
     return Shown(list(table), text, of_ids[np.searchsorted(used, guesses)])
 

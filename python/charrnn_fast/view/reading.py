@@ -47,15 +47,15 @@ def read(model: CharLM, ids: NDArray[np.int32], layers: list[int]) -> Reading:
     losses = np.empty(size - 1)
     # `step` on a state of our own: the one that the network carries stays what it is, and the
     # weights are packed once, not at each step as by `forward`.
-    state = rnn._kernel_zeros(1)
-    cells = rnn._state_parts(state)[-1]  # a view: c [L, 1, H] of the LSTMs, else h
+    state = rnn.states.zeros(1)
+    cells = rnn.states.parts(state)[-1]  # a view: c [L, 1, H] of the LSTMs, else h
     block = max(1, _LOGITS_AT_ONCE // len(model.vocabulary))
     logits = np.empty((min(block, size), len(model.vocabulary)))
     bar = _bar(size)
     for start in range(0, size, block):
         end = min(start + block, size)
         for n in range(start, end):
-            logits[n - start] = rnn._core.step(ids[n : n + 1], state)[0]
+            logits[n - start] = rnn.core.step(ids[n : n + 1], state)[0]
             activations[:, :, n] = cells[layers, 0]
             bar.update()
         log_shares = _log_softmax(logits[: end - start])

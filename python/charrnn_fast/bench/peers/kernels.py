@@ -69,18 +69,18 @@ def _train(problem: Problem) -> Task:
     rnn = _network(problem)
     optimizer = optim.Adam(rnn, lr=LEARNING_RATE)
     data = batches(problem.arrays["ids"], case.batch, case.seq_len)
-    state = rnn._kernel_zeros(case.batch)
+    state = rnn.states.zeros(case.batch)
 
     def run() -> float:
         x, y = next(data)
-        loss: float = rnn._core.train_step(
-            x, y, state, optimizer._core, LEARNING_RATE, CLIP_NORM, math.inf, "mean"
+        loss: float = rnn.core.train_step(
+            x, y, state, optimizer.core, LEARNING_RATE, CLIP_NORM, math.inf, "mean"
         )[0]
         return loss
 
     def evaluate() -> float:
         x, y = validation_batch(problem.arrays["validation"])
-        total, count = rnn._core.evaluate(x, y, rnn._kernel_zeros(x.shape[1]))
+        total, count = rnn.core.evaluate(x, y, rnn.states.zeros(x.shape[1]))
         return float(total / count)
 
     return Task(
@@ -116,13 +116,13 @@ def _sample(problem: Problem, bfloat16: bool = False) -> Task:
     same = _rounded(problem) if bfloat16 else rnn
     first = np.ascontiguousarray(tokens[0])
     seeds = np.arange(case.batch, dtype=np.uint64)
-    state = rnn._kernel_zeros(case.batch)
+    state = rnn.states.zeros(case.batch)
 
     def check() -> Outputs:
         # What is timed draws the characters too. Greedy draws must be what the logits say, which
         # themselves are compared with the other sides'.
-        drawn = rnn._core.sample(
-            8, first, rnn._kernel_zeros(case.batch), seeds, 0, 0.0, 0, 1.0, bfloat16
+        drawn = rnn.core.sample(
+            8, first, rnn.states.zeros(case.batch), seeds, 0, 0.0, 0, 1.0, bfloat16
         )
         fed = np.concatenate((first[None], drawn[:-1]))
         if not np.array_equal(same.forward(fed)[0].argmax(-1), drawn):
@@ -130,7 +130,7 @@ def _sample(problem: Problem, bfloat16: bool = False) -> Task:
         return {"logits": rnn.forward(tokens)[0]}
 
     def run() -> Array:
-        drawn: Array = rnn._core.sample(case.seq_len, first, state, seeds, 0, 1.0, 0, 1.0, bfloat16)
+        drawn: Array = rnn.core.sample(case.seq_len, first, state, seeds, 0, 1.0, 0, 1.0, bfloat16)
         return drawn
 
     return Task(check, run, case.seq_len * case.batch)
@@ -139,21 +139,22 @@ def _sample(problem: Problem, bfloat16: bool = False) -> Task:
 def _step(problem: Problem) -> Task:
     case = problem.network
     rnn, x = _network(problem), problem.arrays["x"]
-    state = rnn._kernel_zeros(case.batch)
+    state = rnn.states.zeros(case.batch)
 
     def check() -> Outputs:
         # The steps that are timed must be those that Python sees: the same states from one input.
-        stepped = rnn._kernel_zeros(case.batch)
-        _core.time_steps(rnn._core, x[0], stepped, CHECKED_STEPS)
+        stepped = rnn.states.zeros(case.batch)
+        _core.time_steps(rnn.core, x[0], stepped, CHECKED_STEPS)
         for _ in range(CHECKED_STEPS):
             rnn.step(x[0])
-        seen = rnn._carried
+        carried = rnn.state
+        seen = rnn.states.joined(carried if isinstance(carried, tuple) else [carried])
         rnn.reset()
         if not np.array_equal(stepped, seen):
             raise BenchError(f"{case.label}: steps from C++ and from Python disagree")
         return {"y": rnn.forward(x, keep=False)[0]}
 
-    return Task(check, lambda: _core.time_steps(rnn._core, x[0], state, case.seq_len), case.seq_len)
+    return Task(check, lambda: _core.time_steps(rnn.core, x[0], state, case.seq_len), case.seq_len)
 
 
 def _python_step(problem: Problem) -> Task:

@@ -22,7 +22,7 @@ class TorchCompile(Torch):
         suite = problem.case.suite
         if suite not in ("train", "forward"):
             return {}
-        self.torch._dynamo.reset()
+        self.torch.compiler.reset()
         make = self.train if suite == "train" else self.forward
         task = make(problem, self.torch.compile)
 

@@ -1,0 +1,108 @@
+"""How the texts of files become ids in a temporary file, in one pass and in little memory."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import files as text_files
+from .files import Block
+from .vocabulary import UNICODE_SIZE, Vocabulary, code_points
+
+_Text = TypeVar("_Text", bound=str | bytes)
+
+
+@contextmanager
+def naming_folder() -> Iterator[None]:
+    """An error of a full disk gets the name of the folder of temporary files."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        folder = tempfile.gettempdir()
+        raise OSError(
+            error.errno,
+            f"no room for the ids of the text ({error.strerror}); TMPDIR names another folder",
+            folder,
+        ) from None
+
+
+def id_dtype(vocabulary: Vocabulary) -> np.dtype[Any]:
+    """The smallest unsigned integer type that holds all ids."""
+    return np.min_scalar_type(len(vocabulary) - 1)
+
+
+def noting_starts(blocks: Iterable[Block[_Text]], starts: list[int]) -> Iterator[Block[_Text]]:
+    """The blocks; starts gets the positions in the whole text at which their files begin."""
+    total = 0
+    for block in blocks:
+        if block.position == 0:
+            starts.append(total)
+        total += len(block.text)
+        yield block
+
+
+def write_ids(
+    blocks: Iterable[Block[str | bytes]], spool: IO[bytes], vocabulary: Vocabulary
+) -> None:
+    """Writes the ids of blocks."""
+    for block in blocks:
+        ids = vocabulary.encode_part(block.text, block.path, block.position)
+        spool.write(ids.astype(id_dtype(vocabulary)).data)
+
+
+def write_and_find(
+    blocks: Iterable[Block[str]],
+    spool: IO[bytes],
+    min_count: int,
+    kept: str,
+    files: Sequence[str],
+) -> Vocabulary:
+    """Writes the ids of blocks, and finds their vocabulary, in one pass.
+
+    Ids are given as characters turn up, and put into the vocabulary's order at the end.
+    """
+    found = np.empty(0, np.int64)  # [D] code points; an index is an id
+    table = np.zeros(UNICODE_SIZE, np.int32)  # the other way round
+    counts = np.zeros(UNICODE_SIZE, np.int64)
+    dtype = np.dtype(np.uint8)
+    for block in blocks:
+        points = code_points(block.text)
+        here = np.bincount(points)
+        before = counts[: here.size]
+        new = np.flatnonzero((here > 0) & (before == 0))
+        before += here
+        table[new] = np.arange(len(found), len(found) + len(new))
+        found = np.concatenate([found, new])
+        needed = np.min_scalar_type(max(len(found) - 1, 0))
+        if needed != dtype:
+            _translate(spool, dtype, np.arange(len(found), dtype=needed))
+            dtype = needed
+        spool.write(table[points].astype(dtype).data)
+    if not found.size:
+        raise ValueError(f"the text is empty: {text_files.names(files)}")
+    vocabulary = Vocabulary.from_counts(counts, min_count, kept)
+    ids = vocabulary.ids_of(found)
+    _translate(spool, dtype, ids.astype(id_dtype(vocabulary)))
+    return vocabulary
+
+
+def _translate(spool: IO[bytes], dtype: np.dtype[Any], table: NDArray[Any]) -> None:
+    """Replaces each id by its entry in table, whose type may be another one, in place."""
+    count = spool.tell() // dtype.itemsize
+    starts = range(0, count, text_files.BLOCK)
+    # Wider ids are written from the end: so only ids that have been read are written over.
+    for start in reversed(starts) if table.itemsize > dtype.itemsize else starts:
+        spool.seek(start * dtype.itemsize)
+        ids = np.frombuffer(spool.read(text_files.BLOCK * dtype.itemsize), dtype)
+        spool.seek(start * table.itemsize)
+        spool.write(table[ids].data)
+    spool.seek(count * table.itemsize)
+    spool.truncate()

@@ -1,0 +1,192 @@
+"""What a checkpoint holds of a training, the files that it is written to, and how it is resumed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from .. import optim
+from .._checks import StrPath, called
+from ..language.model import STATES, CharLM, tensor_name
+from ..storage import atomic_file, checkpoint, configuration
+from ..text.corpus import Corpus
+from .schedules import from_config
+
+_IN_USE = "a training that goes on saves to this file"
+
+
+class Stored(NamedTuple):
+    """A training as a checkpoint holds it."""
+
+    model: CharLM
+    settings: dict[str, Any]
+    """The keywords of `Trainer`; the learning rate may be 0, unlike the argument."""
+    training: dict[str, Any]
+    tensors: checkpoint.Tensors
+
+
+def read_stored(path: StrPath, corpus: Corpus | None, changes: Mapping[str, Any]) -> Stored:
+    """The training of a checkpoint, with which `Trainer.resume` may go on.
+
+    Raises as that does where the file is damaged, holds no training, or one that corpus and changes
+    do not go with.
+    """
+    name = os.fspath(path)
+    tensors, config = configuration.read(path)
+    model = CharLM.from_checkpoint(path, tensors, config)
+    if "training" not in config:
+        raise ValueError(
+            f"{name} holds a model without its training; to begin one from its weights, use "
+            f"Trainer(CharLM.load({name!r}), corpus)"
+        )
+    training = config["training"]
+    settings = {
+        **training["settings"],
+        "schedule": from_config(training["settings"]["schedule"]),
+    }
+    if settings["optimizer"] is None:
+        raise ValueError(
+            f"{name} was trained with an optimizer object, whose settings it does not hold; "
+            f"name the optimizer, as in Trainer(..., optimizer='adam'), to resume later"
+        )
+    for key in ("batch_size", "seq_len", "optimizer"):
+        if changes.get(key, settings[key]) != settings[key]:
+            raise ValueError(
+                f"{called(key)} is {changes[key]!r}, but {name} was trained with {settings[key]!r}"
+            )
+    text = training["corpus"]
+    if corpus is not None and text is not None:
+        check_vocabulary(model, corpus)
+        ours = corpus.identity()
+        length, fingerprint = text["length"], text["fingerprint"]
+        if ours["document_mark"] != text["document_mark"]:
+            raise ValueError(
+                f"{called('document_mark')} is {ours['document_mark']!r}, but {name} was "
+                f"trained with {text['document_mark']!r}"
+            )
+        if (length, fingerprint) != (len(corpus), corpus.fingerprint):
+            unit = corpus.vocabulary.unit
+            raise ValueError(
+                f"the corpus has {len(corpus)} {unit}s (fingerprint "
+                f"{corpus.fingerprint[:12]}), but {name} was trained on {length} "
+                f"(fingerprint {fingerprint[:12]}); to train its weights on another text, "
+                f"use Trainer(CharLM.load({name!r}), corpus), or train --init-from"
+            )
+        if ours != text:
+            raise ValueError(
+                f"the corpus is the text that {name} was trained on, but its files begin at "
+                f"other places, and with a {called('document_mark')} each is a document"
+            )
+    return Stored(model, settings, training, tensors)
+
+
+@contextmanager
+def errors_name(path: StrPath, changes: Mapping[str, Any]) -> Iterator[None]:
+    """Within it a trainer is made of what the checkpoint at path holds: errors name the file."""
+    name = os.fspath(path)
+    try:
+        yield
+    except MemoryError as error:
+        raise MemoryError(f"{name}: {error}") from None
+    except checkpoint.CheckpointError as error:
+        raise checkpoint.CheckpointError(f"{name}: {error}") from None
+    except (TypeError, ValueError) as error:
+        if changes:  # they may be what is wrong
+            raise
+        raise checkpoint.CheckpointError(
+            f"{name} does not hold the training that it describes: {error}"
+        ) from error
+
+
+def tensors_of(
+    model: CharLM, optimizer: optim.Optimizer, state: NDArray[Any] | None
+) -> dict[str, NDArray[Any]]:
+    """What a checkpoint holds beside the model: the optimizer's tensors and the carried state."""
+    tensors = {
+        _slot_name(slot, name): optimizer.core.slot(slot, name)
+        for slot in optimizer.core.slot_names
+        for name in model.rnn.parameters()
+    }
+    if state is not None:
+        parts = model.rnn.states.parts(state)
+        tensors |= {f"state.{name}": s for name, s in zip(STATES, parts, strict=False)}
+    return tensors
+
+
+def restore_optimizer(stored: Stored, optimizer: optim.Optimizer) -> None:
+    """Puts back what `tensors_of` gave for it; CheckpointError for another optimizer's tensors."""
+    core = optimizer.core
+    core.num_steps = stored.training["optimizer_steps"]
+    names = {
+        _slot_name(slot, name): (slot, name)
+        for slot in core.slot_names
+        for name in stored.model.rnn.parameters()
+    }
+    there = {name for name in stored.tensors if name.startswith("optimizer.")}
+    for name in sorted(names.keys() ^ there):
+        state = "is missing" if name in names else "is none of its optimizer's"
+        raise checkpoint.CheckpointError(f"the tensor {name!r} {state}")
+    for tensor, (slot, name) in names.items():
+        core.set_slot(slot, name, stored.tensors[tensor])
+
+
+def restored_state(stored: Stored) -> NDArray[Any] | None:
+    """The state that the training carries, in the kernels' form; None: zero."""
+    if not stored.training["has_state"]:
+        return None
+    tensors = stored.tensors
+    parts = [tensors[f"state.{name}"] for name in STATES if f"state.{name}" in tensors]
+    return stored.model.rnn.states.joined(parts)
+
+
+def best_path(path: StrPath) -> str:
+    """Where the checkpoint of the best evaluation is kept: model.best.safetensors beside
+    model.safetensors.
+    """
+    root, extension = os.path.splitext(os.fspath(path))
+    return f"{root}.best{extension}"
+
+
+def check_checkpoints(path: StrPath) -> None:
+    """Raises OSError or ValueError if the checkpoints of a training cannot, or should not, be
+    written: to path and to `best_path` of it. Changes nothing.
+    """
+    best = best_path(path)
+    for file in (path, best):
+        checkpoint.check_writable(file)
+    if os.path.realpath(path) == os.path.realpath(best):
+        raise ValueError(
+            f"{best}, for the best checkpoint, is a link to {os.fspath(path)}; it must be a file "
+            f"of its own"
+        )
+
+
+@contextmanager
+def locked(path: StrPath | None) -> Iterator[None]:
+    """Keeps path and `best_path` of it for one training; None: nothing.
+
+    Raises BlockingIOError where a training that goes on saves to one of them.
+    """
+    with ExitStack() as held:
+        for file in () if path is None else (path, best_path(path)):
+            held.enter_context(closing(atomic_file.Lock(file, _IN_USE)))
+        yield
+
+
+def check_vocabulary(model: CharLM, corpus: Corpus) -> None:
+    """ValueError unless corpus has the vocabulary of model."""
+    ours, theirs = model.vocabulary, corpus.vocabulary
+    if ours != theirs:
+        raise ValueError(
+            f"the corpus has another vocabulary, {theirs!r}, than the model, {ours!r}; read the "
+            f"corpus with vocabulary=model.vocabulary"
+        )
+
+
+def _slot_name(slot: str, parameter: str) -> str:
+    """The name of an optimizer's tensor in a checkpoint."""
+    return f"optimizer.{slot}.{tensor_name(parameter)}"

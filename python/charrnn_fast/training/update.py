@@ -1,0 +1,136 @@
+"""One update of a network by a chunk: rows of documents, parts of the batch, random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _core, optim
+from .._checks import called, real
+from ..language.model import CharLM
+from ..rnn import RNN
+from ..text.documents import cut
+
+MASKS, OFFSETS = 0, 1
+"""What random numbers of a training are for: a word of their counter."""
+
+
+class Chunk(NamedTuple):
+    """What B streams read in an update, and where documents begin in it."""
+
+    inputs: NDArray[np.int32]  # [T, B]
+    targets: NDArray[np.int32]  # [T, B], -1: nothing to predict
+    starts: Sequence[NDArray[np.int64]] | None = None
+    """Of each stream the steps whose input begins a document; None: there are no documents."""
+
+
+class Rule(NamedTuple):
+    """How an update follows from a gradient."""
+
+    optimizer: optim.Optimizer
+    learning_rate: float
+    clip_norm: float  # inf: no bound
+    clip_value: float  # inf: no bound
+    reduction: str  # "mean" | "sum"
+
+
+def update(
+    rnn: RNN,
+    chunk: Chunk,
+    state: NDArray[Any],
+    rule: Rule,
+    micro_batches: int = 1,
+    mask_seed: int | None = None,
+) -> tuple[float, float, NDArray[Any]]:
+    """One update of rnn's weights, not done where its loss or the norm is not finite.
+
+    state: that of the streams, in the kernels' form, which may be changed in place. micro_batches:
+    the parts of the batch that are computed in turn. mask_seed: as in `RNN.forward`. Returns the
+    loss, the norm of its gradient before clipping, and the new state.
+    """
+    network: Any = rnn.core
+    settings = (rule.optimizer.core, rule.learning_rate, rule.clip_norm, rule.clip_value)
+    batch = chunk.inputs.shape[1]
+    parts = min(micro_batches, batch)
+    if parts == 1:
+        rows = _Rows(rnn, chunk, state)
+        loss, norm = network.train_step(
+            rows.inputs,
+            rows.targets,
+            rows.state,
+            *settings,
+            rule.reduction,
+            mask_seed,
+            rows.lengths,
+        )
+        return float(loss), float(norm), rows.carried(rows.state)
+    states = []
+    network.clear_gradients()
+    for streams in np.array_split(np.arange(batch), parts):
+        group = slice(streams[0], streams[-1] + 1)
+        part = Chunk(
+            np.ascontiguousarray(chunk.inputs[:, group]),
+            np.ascontiguousarray(chunk.targets[:, group]),
+            None if chunk.starts is None else chunk.starts[group],
+        )
+        its_state = rnn.states.joined([one[:, group] for one in rnn.states.parts(state)])
+        rows = _Rows(rnn, part, its_state)
+        *_, new = network.accumulate(rows.inputs, rows.targets, rows.state, mask_seed, rows.lengths)
+        states.append(rnn.states.parts(rows.carried(new)))
+    loss, norm = network.update(*settings, rule.reduction)
+    joined = [np.concatenate(part, axis=1) for part in zip(*states, strict=True)]
+    return float(loss), float(norm), rnn.states.joined(joined)
+
+
+class _Rows:
+    """The rows that the kernels get for the streams of a chunk, and the states in and out.
+
+    Without documents these are the streams, with their states (which the kernels change in place).
+    """
+
+    def __init__(self, rnn: RNN, chunk: Chunk, state: NDArray[Any]) -> None:
+        self._states, self._parts = rnn.states, None
+        self.inputs, self.targets, self.state = chunk.inputs, chunk.targets, state
+        self.lengths: NDArray[np.int64] | None = None
+        if chunk.starts is not None and any(len(begins) for begins in chunk.starts):
+            self._parts = parts = cut(chunk.inputs, chunk.targets, chunk.starts)
+            self.inputs, self.targets, self.lengths = parts.inputs, parts.targets, parts.lengths
+            self.state = rnn.states.joined(parts.first_state(rnn.states.parts(state)))
+
+    def carried(self, state: NDArray[Any]) -> NDArray[Any]:
+        """The states of the streams, from those of the rows."""
+        if self._parts is None:
+            return state
+        return self._states.joined(self._parts.last_state(self._states.parts(state)))
+
+
+def random_number(seed: int, position: int, use: int) -> int:
+    """64 random bits: the first two words of ``philox(seed, position, use)``, the low one first."""
+    low, high, *_ = _core.philox(seed, position, use)
+    return low | high << 32
+
+
+def make_optimizer(
+    optimizer: str | optim.Optimizer, model: CharLM, learning_rate: float | None
+) -> optim.Optimizer:
+    """The optimizer of a name or an object, made for model, with a learning rate if one is given.
+
+    Raises ValueError and TypeError as `Trainer` does.
+    """
+    if isinstance(optimizer, str):
+        if optimizer not in optim.KINDS:
+            raise ValueError(
+                f"{called('optimizer')} must be one of {', '.join(optim.KINDS)}, got {optimizer!r}"
+            )
+        lr = 2e-3 if learning_rate is None else real("learning_rate", learning_rate, above=0)
+        return optim.KINDS[optimizer](model.rnn, lr=lr)
+    if not isinstance(optimizer, optim.Optimizer):
+        raise TypeError(f"optimizer must be a name or of charrnn_fast.optim, got {optimizer!r}")
+    if optimizer.rnn is not model.rnn:
+        raise ValueError("optimizer was made for another network than model.rnn")
+    if learning_rate is not None:
+        optimizer.lr = real("learning_rate", learning_rate, above=0)
+    return optimizer
