@@ -1,0 +1,124 @@
+"""The files that ``charrnn-fast train`` reads and writes: whether they may be, before any work."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..storage import atomic_file
+from ..storage.input_files import STANDARD_INPUT, shown
+from ..text.files import find_files
+from ..training import log
+from ..training.resume import best_path, check_checkpoints, locked
+from . import options
+
+
+def default_log(output: str) -> str:
+    """model.jsonl beside model.safetensors."""
+    return f"{output.removesuffix('.safetensors')}.jsonl"
+
+
+@contextmanager
+def checked_output(arguments: argparse.Namespace, demo: bool) -> Iterator[None]:
+    """Keeps the output for this training until it begins, which keeps it from then on.
+
+    Refuses, before any work, one with which the training could not end well.
+    """
+    output: str | None = arguments.output
+    if output is None:
+        if arguments.resume:
+            raise ValueError("--resume goes on with the file that -o names; -o is missing")
+        if not demo:
+            raise ValueError("-o is missing: the file that the model is saved to")
+        yield
+        return
+    if arguments.resume and arguments.init_from:
+        raise ValueError("--resume goes on with a training, --init-from begins one; give one")
+    if arguments.resume and not os.path.exists(output):
+        raise ValueError(f"{output} does not exist: nothing to resume")
+    check_checkpoints(output)
+    with locked(output):
+        if not (arguments.resume or arguments.overwrite) and _is_there(output):
+            raise ValueError(f"{output} exists: --resume goes on with it, --overwrite starts anew")
+        yield
+
+
+def _is_there(path: str) -> bool:
+    return os.path.exists(path) and os.path.getsize(path) > 0
+
+
+def check_logs(arguments: argparse.Namespace, values: options.Values, log_path: str | None) -> None:
+    """Refuses, before any work, logs and a best checkpoint that would overwrite something."""
+    output: str | None = arguments.output
+    best = None if output is None else best_path(output)
+    for name, path in (("-o", output), ("the best checkpoint", best)):
+        if path and log_path and os.path.realpath(path) == os.path.realpath(log_path):
+            raise ValueError(f"{log_path} would be the log and {name}; --log names another file")
+    folder = values.get("tensorboard")
+    if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
+        raise ValueError(f"--tensorboard takes a folder, and {folder} is a file")
+    if folder is not None:
+        log.check_folder(folder)
+    if log_path:
+        log.check_writable(log_path)
+    if arguments.resume or arguments.overwrite:
+        return
+    lost = [path for path in (best,) if path and _is_there(path)]
+    if log_path and log.is_worth_keeping(log_path):
+        lost.append(log_path)
+    for path in lost:
+        raise ValueError(
+            f"{path} exists, of another training; --overwrite replaces it, another -o keeps it"
+        )
+
+
+def files_of(
+    arguments: argparse.Namespace,
+    values: options.Values,
+    given: options.Values,
+    log_path: str | None,
+) -> list[str]:
+    """The files to train on; ValueError where what is written would be one of them."""
+    paths = values.get("text") or []
+    if values.get("demo"):
+        if paths:
+            raise ValueError("--demo brings its own text; leave out either --demo or the files")
+        return []
+    if not paths:
+        raise ValueError("no text to train on: name one or more files, or use --demo")
+    output: str | None = arguments.output
+    if log_path and atomic_file.is_standard_error(log_path):
+        log_path = None
+    written = {"-o": output, "the log": log_path, "--tensorboard": values.get("tensorboard")}
+    for name, path in written.items():
+        for folder in filter(os.path.isdir, paths if path else ()):
+            if path and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+                raise ValueError(
+                    f"{path} lies in {folder}, a folder to train on, and would be read as a text "
+                    f"the next time; {name} takes another place, or a pattern names the texts"
+                )
+    if arguments.resume and not given.get("text"):
+        _check_again(paths, output)
+    ours = [path for path in (output, output and best_path(output), log_path) if path]
+    files = find_files(paths, without=ours)
+    there = [file for file in files if os.path.exists(file)]
+    for path in filter(os.path.exists, ours):
+        if any(os.path.samefile(path, file) for file in there):
+            raise ValueError(f"{path} is a text to train on; the training would overwrite it")
+    return files
+
+
+def _check_again(paths: list[str], output: str | None) -> None:
+    """ValueError where a text that a training was begun on could be read once only."""
+    for path in paths:
+        kept = os.path.isfile(path) or os.path.isdir(path) or not os.path.exists(path)
+        if path == STANDARD_INPUT or not kept:
+            raise ValueError(
+                f"{output} was trained on a text from {shown(path)}, which could be read once "
+                f"only; give it again: charrnn-fast train TEXT -o {shlex.quote(str(output))} "
+                f"--resume"
+            )

@@ -1,0 +1,104 @@
+"""What ``charrnn-fast train`` says before and after a training."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shlex
+
+from .._checks import brief
+from ..runtime import get_num_threads
+from ..text import demo
+from ..text.corpus import Corpus
+from ..training.resume import best_path
+from ..training.trainer import Trainer
+from . import show
+from .parsing import FAILED
+
+
+def ending(trainer: Trainer, steps: int) -> str:
+    """Why a training goes no further."""
+    if trainer.num_steps >= steps:
+        return f"{trainer.num_steps:,} steps are done; --epochs or --steps asks for more"
+    patience = trainer.patience
+    looks = "evaluation" if patience == 1 else "evaluations"
+    return (
+        f"ended after {trainer.num_steps:,} of {steps:,} steps: {patience} {looks} without a new "
+        f"best; a larger --patience goes on"
+    )
+
+
+def interrupted(arguments: argparse.Namespace, trainer: Trainer, begun: int) -> None:
+    """Says what is saved, and how to go on."""
+    print(f"\ninterrupted after step {trainer.num_steps:,}")
+    output: str | None = arguments.output
+    saved = begun if trainer.saved_step is None else trainer.saved_step
+    if output is None or not saved:
+        where = "there is no -o" if output is None else "it was too early"
+        print(f"nothing was saved: {where}")
+        return
+    if saved != trainer.num_steps:
+        print(f"{output} holds step {saved:,}")
+    print(f"to go on: charrnn-fast train -o {shlex.quote(output)} --resume")
+
+
+def describe(trainer: Trainer, corpus: Corpus, num_files: int, steps: int) -> None:
+    """What is trained, on what and for how long, before it begins."""
+    in_files = f" in {num_files:,} files" if num_files > 1 else ""
+    print(
+        f"text        {len(corpus):,} {corpus.vocabulary.kind}{in_files}: {len(corpus.train):,} to "
+        f"train on, the last {len(corpus.validation):,} held out"
+    )
+    print(f"vocabulary  {show.vocabulary_line(corpus.vocabulary)}")
+    print(f"model       {show.model_line(trainer.model)}")
+    print(f"training    {show.training_line(trainer.settings())}")
+    print(f"memory      {show.size(trainer.memory)} beside the text")
+    epochs = steps / trainer.steps_per_epoch
+    print(
+        f"length      {show.count(steps, 'step')}, {show.count(epochs, 'epoch')}, on "
+        f"{show.count(get_num_threads(), 'thread')}"
+        + (f"; {trainer.num_steps:,} steps are done" if trainer.num_steps else ""),
+        flush=True,
+    )
+
+
+def conclude(
+    arguments: argparse.Namespace, trainer: Trainer, *, demonstration: bool, plain: bool
+) -> int:
+    """Says what came of the training, and what to do with it.
+
+    plain: it was the demonstration as it is, so that its bound holds.
+    """
+    model = trainer.model
+    loss, best = trainer.history[-1].validation_loss, trainer.best
+    print(f"\nheld-out loss: {show.losses(loss, model.vocabulary)}")
+    if best is not None and best.validation_loss < loss and arguments.output:
+        print(
+            f"the best was {brief(best.validation_loss, 4)} after {best.step:,} steps: "
+            f"{best_path(arguments.output)}"
+        )
+    if demonstration:
+        print(f"\n{model.sample(400, prime='def ', temperature=0.7, seed=1)}\n")
+    if arguments.output:
+        size = os.path.getsize(arguments.output)
+        print(f"saved to {arguments.output} ({show.size(size)})")
+        print(f"next: charrnn-fast sample {shlex.quote(arguments.output)}")
+    elif demonstration:
+        print("next: charrnn-fast train your-text.txt -o your-model.safetensors")
+    uniform = math.log(len(model.vocabulary))
+    if loss > uniform:
+        show.warn(
+            f"the held-out loss is above ln {len(model.vocabulary)} = {uniform:.4f}, that of "
+            f"uniform guessing; try more --epochs or a smaller --learning-rate"
+        )
+    if not plain:
+        return 0
+    if loss < demo.BOUND:
+        print(f"the demonstration worked: {loss:.3f} is below its bound of {demo.BOUND}")
+        return 0
+    return show.complain(
+        f"the demonstration failed: its held-out loss must be below {demo.BOUND} nats per "
+        f"character, and is {brief(loss, 4)}",
+        FAILED,
+    )

@@ -1,0 +1,190 @@
+"""What ``charrnn-fast train`` trains: model, text and trainer, as the settings say."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from typing import NamedTuple
+
+from .._checks import calling
+from ..language.model import CharLM
+from ..rnn import zoneout_rates
+from ..storage import configuration
+from ..text import demo
+from ..text.corpus import Corpus
+from ..text.files import UTF8
+from ..text.vocabulary import Vocabulary
+from ..training.callbacks import Callback
+from ..training.log import JsonLog, TensorBoardLog
+from ..training.schedules import Constant, Cosine, Decay, Linear, Plateau, Schedule
+from ..training.trainer import Trainer
+from . import options
+from .parsing import unescaped
+
+_EPOCHS = 20
+
+# The settings of schedules are called otherwise than their flags.
+_OF_SCHEDULES = {
+    "warmup": "--warmup",
+    "epochs": "--epochs",
+    "decay": "--lr-decay",
+    "after": "--lr-decay-after",
+    "patience": "--lr-patience",
+    "final": "--final-lr",
+}
+
+
+class Origin(NamedTuple):
+    """A checkpoint that a training goes on with, or begins from."""
+
+    path: str
+    model: CharLM
+    values: options.Values  # the settings that it was trained with
+
+
+def resumed(origin: Origin, given: options.Values) -> options.Values:
+    """The settings of a training that is gone on with."""
+    values = options.override(origin.values, given, "")
+    for one, other in (("text", "demo"), ("demo", "text")):
+        if given.get(one):
+            values.pop(other, None)
+    return values
+
+
+def origin_of(arguments: argparse.Namespace, given: options.Values) -> Origin | None:
+    """The checkpoint that a training is to go on with or to begin from; None: there is none.
+
+    Raises ValueError where it has another shape than what is asked for.
+    """
+    path = arguments.output if arguments.resume else arguments.init_from
+    if path is None:
+        return None
+    tensors, config = configuration.read(path)
+    model = CharLM.from_checkpoint(path, tensors, config)
+    training = config.get("training", {})
+    values = options.restored(training.get("configuration", {}), path)
+    # What is left out in training may be another thing for another text.
+    fixed = options.MODEL if arguments.resume else options.SHAPE
+    for option in fixed:
+        asked, stored = given.get(option.name), model.settings()[option.name]
+        if option.name == "zoneout" and isinstance(asked, float):
+            asked = list(zoneout_rates(asked, model.rnn.cell, model.rnn.proj_size))
+        if asked not in (None, stored):
+            raise ValueError(f"{option.flag} is {asked}, but {path} was trained with {stored}")
+    min_count = values.get("min_count", 1)
+    if arguments.resume and given.get("min_count", min_count) != min_count:
+        raise ValueError(
+            f"--min-count is {given['min_count']}, but {path} was trained with {min_count}"
+        )
+    if given.get("bytes") and model.vocabulary.kind != "bytes":
+        raise ValueError(f"--bytes is given, but {path} was trained on characters")
+    return Origin(path, model, values)
+
+
+def corpus_of(
+    arguments: argparse.Namespace, files: list[str], values: options.Values, origin: Origin | None
+) -> Corpus:
+    """The text to train on, read as the settings of the text say."""
+    text = options.pick(options.TEXT, values)
+    encoding, mark = text["encoding"], text["document_mark"]
+    mark = None if mark is None else unescaped(mark)
+    # The vocabulary of a training that is gone on with was made by the number it began with.
+    min_count = 1 if arguments.resume else text["min_count"]
+    vocabulary = None
+    if origin is not None:
+        vocabulary = origin.model.vocabulary
+    elif text["bytes"]:
+        vocabulary = Vocabulary.from_bytes()
+    if not text["demo"]:
+        try:
+            return Corpus.from_files(
+                *files,
+                vocabulary=vocabulary,
+                encoding=encoding,
+                min_count=min_count,
+                document_mark=mark,
+            )
+        except FileNotFoundError as error:
+            if not arguments.resume or arguments.text:
+                raise
+            raise ValueError(
+                f"{error.filename} is not there, the text that {arguments.output} was trained on; "
+                f"name it where it is now: charrnn-fast train TEXT -o "
+                f"{shlex.quote(arguments.output)} --resume"
+            ) from None
+    if encoding != UTF8:
+        raise ValueError(f"--encoding is {encoding}, but --demo brings its own text")
+    return Corpus.from_text(demo.text(), vocabulary, min_count=min_count, document_mark=mark)
+
+
+def trainer_of(
+    arguments: argparse.Namespace,
+    corpus: Corpus,
+    values: options.Values,
+    given: options.Values,
+    origin: Origin | None,
+    log_path: str | None,
+) -> tuple[Trainer, int]:
+    """The trainer, new or gone on with, and the number of steps that it is to reach."""
+    asked = given if arguments.resume else options.pick(options.TRAINING, values)
+    training = {o.name: asked[o.name] for o in options.TRAINING if o.name in asked}
+    # A training that Python began has no settings of the command: what it has stays.
+    foreign = arguments.resume and origin is not None and not origin.values
+    run = options.pick(options.RUN, values)
+    epochs, steps, log_every = run.pop("epochs"), run.pop("steps"), run.pop("log_every")
+    if foreign:
+        run = {name: value for name, value in run.items() if name in given}
+    settings = {**run, **training, "checkpoint_path": arguments.output}
+    settings["callbacks"] = _callbacks(log_path, values.get("tensorboard"), log_every)
+    if arguments.resume:
+        trainer = Trainer.resume(arguments.output, corpus, **settings)
+    else:
+        trainer = Trainer(_model(corpus.vocabulary, values, origin), corpus, **settings)
+    if steps is None and epochs is None and values.get("demo"):
+        steps = demo.STEPS
+    if steps is None:
+        steps = (epochs or _EPOCHS) * trainer.steps_per_epoch
+    scheduled = any(option.name in given for option in options.SCHEDULE)
+    if trainer.num_steps < steps and (scheduled or not foreign):
+        with calling(_OF_SCHEDULES):
+            trainer.schedule = _schedule(
+                options.pick(options.SCHEDULE, values), steps / trainer.steps_per_epoch
+            )
+    if not foreign:
+        settings = options.pick(options.ALL, values)
+        model = {o.name: trainer.model.settings()[o.name] for o in options.MODEL}
+        settings |= {**model, "bytes": corpus.vocabulary.kind == "bytes"}
+        trainer.configuration |= options.stored(settings)
+    return trainer, steps
+
+
+def _model(vocabulary: Vocabulary, values: options.Values, origin: Origin | None) -> CharLM:
+    if origin is None:
+        return CharLM(vocabulary, **options.pick(options.MODEL, values))
+    asked = {o.name: values[o.name] for o in options.MODEL if o.name in values}
+    model = CharLM(vocabulary, **{**origin.model.settings(), **asked})
+    model.rnn.load_parameters(origin.model.rnn.parameters())
+    return model
+
+
+def _callbacks(log_path: str | None, tensorboard: str | None, log_every: int) -> list[Callback]:
+    callbacks: list[Callback] = []
+    if log_path is not None:
+        callbacks.append(JsonLog(log_path, log_every))
+    if tensorboard is not None:
+        callbacks.append(TensorBoardLog(tensorboard))
+    return callbacks
+
+
+def _schedule(values: options.Values, epochs: float) -> Schedule:
+    kind, warmup, decay = values["schedule"], values["warmup"], values["lr_decay"]
+    if kind == "decay":
+        decay = Decay().decay if decay is None else decay
+        return Decay(warmup=warmup, decay=decay, after=values["lr_decay_after"])
+    if kind == "plateau":
+        decay = Plateau().decay if decay is None else decay
+        return Plateau(warmup=warmup, decay=decay, patience=values["lr_patience"])
+    if kind in ("cosine", "linear"):
+        falling = Cosine if kind == "cosine" else Linear
+        return falling(warmup=warmup, epochs=epochs, final=values["final_lr"])
+    return Constant(warmup=warmup)
