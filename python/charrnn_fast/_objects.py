@@ -97,7 +97,7 @@ def _restored(cls: type[Settled], form: int | str, saved: Any) -> Settled:
         )
     made = cls.__new__(cls)
     try:
-        made._unpickle(saved)
+        made._unpickle(saved)  # noqa: SLF001 - the hook that it is declared for
     except (KeyError, AttributeError) as error:
         raise ValueError(f"this is no whole pickle of a {cls.__name__}: {error!r}") from error
     return made
