@@ -2,7 +2,8 @@
 
 ``Trainer(model, corpus, schedule=Cosine(epochs=20, warmup=1))``. A schedule keeps no state: its
 factor follows from the epochs done and the evaluations so far, so that a resumed training goes on
-exactly. A new schedule is one class here and its entry in `_SCHEDULES`.
+exactly. A new schedule is one class here, with its entry in `_SCHEDULES`, and what CONTRIBUTING.md
+lists.
 """
 
 from __future__ import annotations
