@@ -4,7 +4,7 @@
 #include <stdexcept>
 
 #include "arrays.hpp"
-#include "dispatch.hpp"
+#include "cpu/dispatch.hpp"
 
 namespace charrnn_fast::bindings {
 namespace {

@@ -125,7 +125,8 @@ void register_optimizer(py::module_& m, const char* name, const char* model_name
       .def(py::init([](const std::string& rule, std::shared_ptr<Model<T>> network,
                        const std::map<std::string, double>& hyper) {
              Optimizer<T> optimizer(rule, options_from(hyper),
-                                    network->network().parameter_elements());
+                                    network->network().parameter_elements(),
+                                    network->network().device());
              return std::make_unique<O>(O{std::move(network), std::move(optimizer)});
            }),
            py::arg("rule"), py::arg("network"), py::arg("hyper"))

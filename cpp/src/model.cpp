@@ -6,38 +6,17 @@
 #include <utility>
 #include <vector>
 
-#include "charrnn_fast/threads.hpp"
 #include "errors.hpp"
-#include "thread_pool.hpp"
 
 namespace charrnn_fast {
 
-namespace {
-std::uint32_t unlocked_word() { return 2 * static_cast<std::uint32_t>(fork_generation()); }
-}  // namespace
-
-void ForkSafeMutex::lock() {
-  const std::uint32_t unlocked = unlocked_word(), locked = unlocked + 1;
-  std::uint32_t word = unlocked;
-  // Whatever is not locked here and now is free, and stays so until it is exchanged.
-  while (!word_.compare_exchange_weak(word, locked, std::memory_order_acquire,
-                                      std::memory_order_relaxed))
-    if (word == locked) {
-      word_.wait(locked, std::memory_order_relaxed);
-      word = unlocked;
-    }
-}
-
-void ForkSafeMutex::unlock() {
-  word_.store(unlocked_word(), std::memory_order_release);
-  word_.notify_one();
-}
-
 template <class T>
-Model<T>::Model(const NetworkShape& shape) : Model(Network<T>(shape)) {}
+Model<T>::Model(const NetworkShape& shape, Device& device) : Model(Network<T>(shape, device)) {}
 
 template <class T>
 Model<T>::Model(Network<T> network) : network_(std::move(network)) {
+  for (auto& storages : packed_)
+    for (PackedCopy& copy : storages) copy.weights = AlignedBuffer<T>(*device_);
   parameters_.reserve(network_.parameter_elements());
   std::fill_n(parameters_.get(), network_.parameter_elements(), T(0));
 }
@@ -352,7 +331,7 @@ void Model<T>::backward(const Kept& expected, const T* dy, T* dstate, T* dx, T* 
   require(expected.id != 0 && expected.id == kept_now().id,
           "backward belongs to the last forward, which another call has replaced");
   const SequenceInput<T>& in = kept_input_;
-  const int threads = get_num_threads();
+  const int threads = device_->most_parts();
   const Index rows = in.rows(), all_rows = in.seq_len * in.batch, H = network_.hidden_width();
   const Index I = network_.shape().input_size, O = output_size();
   const bool sorted = in.offsets, decoder = network_.shape().output_size > 0;
@@ -544,7 +523,7 @@ typename Model<T>::TrainResult Model<T>::train_step(const Batch& given, const To
   require(optimizer.elements() == network_.parameter_elements(),
           "optimizer was made for another network");
   sum_ = {};
-  const int threads = get_num_threads();
+  const int threads = device_->most_parts();
   const SequenceInput<T> in = prepare(batch, true, threads);
   std::fill_n(gradients_.get(), network_.parameter_elements(), T(0));
   const double loss = scale * add_gradients(in, targets, state, scale, threads);
@@ -567,7 +546,7 @@ typename Model<T>::Losses Model<T>::accumulate(const Batch& given, const Token* 
   // Where memory runs out there is no half a part in the sum.
   Sum sum = std::exchange(sum_, Sum{});
   if (first) sum = {version_, 0, 0, 0, mask_seed};
-  const int threads = get_num_threads();
+  const int threads = device_->most_parts();
   const SequenceInput<T> in = prepare(part, true, threads, sum.streams);
   if (first) std::fill_n(gradients_.get(), network_.parameter_elements(), T(0));
   const double loss = add_gradients(in, targets, state_0, 1, threads);
@@ -606,7 +585,7 @@ typename Model<T>::Losses Model<T>::evaluate(const Batch& given, const Token* ta
   const Batch batch = own("inputs", given);
   Index count;
   targets = own_targets(batch, targets, &count);
-  const int threads = get_num_threads();
+  const int threads = device_->most_parts();
   const SequenceInput<T> in = prepare(batch, false, threads);
   T* const last = in.offsets ? state_.get() : state;
   run_forward(source(in), in, states_in(in, state), false, last);
@@ -647,7 +626,7 @@ Index Model<T>::memory(const Batch& given, bool training) const {
     in.offsets = offsets.data();
   }
   return network_.parameter_elements() * Index(sizeof(T)) +
-         needs(in, training, get_num_threads()).bytes();
+         needs(in, training, device_->most_parts()).bytes();
 }
 
 template <class T>

@@ -2,7 +2,6 @@
 // and threads are the matter here; arithmetic on arrays is the kernels'.
 #include "charrnn_fast/network.hpp"
 
-#include "dispatch.hpp"
 #include "masks.hpp"
 #include "network_parts.hpp"
 
@@ -106,15 +105,15 @@ struct Sharing {
   bool by_rows;  // else by units, with a barrier per step
 };
 
-Sharing share_recurrence(double operations, Index seq_len, Index batch, Index panels,
-                         bool whole_layers) {
-  int threads = threads_for(operations);
+Sharing share_recurrence(const Device& device, double operations, Index seq_len, Index batch,
+                         Index panels, bool whole_layers) {
+  int threads = device.parts(operations);
   if (batch >= rows_per_thread * threads) return {threads, true};
   if (whole_layers)
     return {static_cast<int>(std::clamp<Index>(batch / rows_per_thread, 1, threads)), true};
   const double per_step = operations / static_cast<double>(std::max<Index>(1, seq_len));
-  threads = static_cast<int>(std::clamp(per_step / sharing_limits().operations_per_barrier, 1.0,
-                                        double(std::min<Index>(threads, panels))));
+  threads =
+      static_cast<int>(std::min<Index>({threads, panels, device.parts_before_wait(per_step)}));
   return {threads, threads == 1};
 }
 
@@ -157,7 +156,7 @@ class SequencePass {
   SequencePass(const Network<T>& network, const T* parameters, const PackedWeights<T>& packed,
                const SequenceInput<T>& in, bool keep, T* tape)
       : network_(network),
-        k_(kernels<T>()),
+        k_(*network.kernels_),
         cell_(*network.cell_),
         shape_(network.shape_),
         rates_(network.shape_.regularization),
@@ -181,13 +180,13 @@ class SequencePass {
 
   Sharing sharing(Index panels) const {
     const double operations = 2.0 * double(N_ * D_) * double(G_ * H_) * double(R_);
-    return share_recurrence(operations / double(D_), T_, B_, panels,
+    return share_recurrence(*network_.device_, operations / double(D_), T_, B_, panels,
                             shape_.layer_norm || shape_.proj_size > 0);
   }
 
   void forward(const T* state_0, T* state_n) const {
     const Sharing how = sharing(panels_);
-    ThreadPool::instance().run(how.threads, [&](const Team& team) {
+    run_team(*network_.device_, how.threads, [&](const Team& team) {
       for (Index l = 0; l < L_; ++l)
         for (Index d = 0; d < D_; ++d) forward_layer(team, how.by_rows, l, d, state_0, state_n);
       if (masks(rates_.output_dropout)) {
@@ -200,7 +199,7 @@ class SequencePass {
 
   void backward(T* dh, T* dstate, T* dx, T* gradients, int max_threads, T* workspace) const {
     const Sharing how = sharing(backward_panels_);
-    ThreadPool::instance().run(std::min(how.threads, max_threads), [&](const Team& team) {
+    run_team(*network_.device_, std::min(how.threads, max_threads), [&](const Team& team) {
       T* const scratch = workspace + sums_elements() + team.part * tn_scratch();
       if (masks(rates_.output_dropout)) {
         multiply_by_mask(L_, MaskSite::output, rates_.output_dropout, team.share(N_), dh, dh,
@@ -228,6 +227,11 @@ class SequencePass {
  private:
   // ---- where things are ----
 
+  Weights<T> packed(Packing packing, Index offset, Index panel_columns, Index depth) const {
+    const bool dense = packing == Packing::forward_dense || packing == Packing::backward_dense;
+    return weights_at(network_.packed_weights(packing, dense ? packed_.dense : packed_.layers),
+                      packed_.storage, offset, panel_columns, depth);
+  }
   Steps steps(Index d) const { return {T_, B_, in_.offsets, d > 0}; }
   bool masks(double rate) const { return in_.mask_seed && rate > 0; }
   T* layer(Index l) const { return tape_ + l * layout_.layer; }
@@ -411,9 +415,8 @@ class SequencePass {
                               G_ * H_, gx, G_ * H_},
                 rows);
     } else {
-      const Packing ih = l == 0 ? Packing::forward_dense : Packing::forward;
-      const Weights<T> weights = network_.packed_weights(
-          ih, l == 0 ? packed_.dense : packed_.layers, packed_.storage, p.ih, k_.gemm_units, I);
+      const Weights<T> weights =
+          packed(l == 0 ? Packing::forward_dense : Packing::forward, p.ih, k_.gemm_units, I);
       k_.gemm(GemmArgs<T>{input(l), I, weights, bias_now, false, G_ * H_, I, gx, G_ * H_}, rows,
               {0, ceil_div(G_ * H_, k_.gemm_units)});
     }
@@ -450,8 +453,7 @@ class SequencePass {
         .steps = all,
         .hidden_size = H_,
         .width = R_,
-        .hh = network_.packed_weights(Packing::forward, packed_.layers, packed_.storage, p.hh,
-                                      cell_.forward_units * G_, R_),
+        .hh = packed(Packing::forward, p.hh, cell_.forward_units * G_, R_),
         .gx = gather ? nullptr : tape_ + layout_.gates,
         .tokens = gather ? in_.tokens : nullptr,
         .table = gather ? parameters_ + p.weight_ih : nullptr,
@@ -464,12 +466,10 @@ class SequencePass {
         .recurrent_mask = recurrent_mask(l, d),
         .zoneout = zoneout.get(rates_),
         .norm = norm(p, l, d),
-        .projection =
-            shape_.proj_size > 0
-                ? Projection<T>{network_.packed_weights(Packing::forward, packed_.layers,
-                                                        packed_.storage, p.hr, k_.gemm_units, H_),
-                                part + layout_.hidden}
-                : Projection<T>{},
+        .projection = shape_.proj_size > 0
+                          ? Projection<T>{packed(Packing::forward, p.hr, k_.gemm_units, H_),
+                                          part + layout_.hidden}
+                          : Projection<T>{},
         .staged = shape_.layer_norm ? part + layout_.normalised_hh : nullptr,
         .staged_in_place = !keep_,
     };
@@ -504,10 +504,8 @@ class SequencePass {
       dstates[s] =
           dstate + network_.state_offset(s, B_) + (l * D_ + d) * B_ * network_.state_width(s);
     // A few streams read a weight about as often as packing would: they read it as it stands.
-    const Weights<T> hh =
-        packed_.layers ? network_.packed_weights(Packing::backward, packed_.layers, packed_.storage,
-                                                 p.hh_t, k_.gemm_units, G_ * H_)
-                       : Weights<T>{parameters_ + p.weight_hh, R_, k_.gemm_units};
+    const Weights<T> hh = packed_.layers ? packed(Packing::backward, p.hh_t, k_.gemm_units, G_ * H_)
+                                         : Weights<T>{parameters_ + p.weight_hh, R_, k_.gemm_units};
     const RecurrentBackwardArgs<T> args{
         .steps = all,
         .hidden_size = H_,
@@ -604,9 +602,8 @@ class SequencePass {
       const Weights<T> weights =
           l > 0 && !packed_.layers
               ? Weights<T>{parameters_ + p.weight_ih + gate * H_ * I, I, k_.gemm_units}
-              : network_.packed_weights(l > 0 ? Packing::backward : Packing::backward_dense,
-                                        l > 0 ? packed_.layers : packed_.dense, packed_.storage,
-                                        offset, k_.gemm_units, depth);
+              : packed(l > 0 ? Packing::backward : Packing::backward_dense, offset, k_.gemm_units,
+                       depth);
       k_.gemm(GemmArgs<T>{d, width, weights, nullptr, add, I, depth, to, I}, rows,
               {0, ceil_div(I, k_.gemm_units)});
     };
@@ -728,7 +725,7 @@ void Network<T>::forward(const T* parameters, const PackedWeights<T>& packed,
 template <class T>
 Index Network<T>::backward_elements(int max_threads) const {
   return aligned(num_slots() * shape_.hidden_size) +
-         max_threads * aligned(kernels<T>().gemm_tn_scratch());
+         max_threads * aligned(kernels_->gemm_tn_scratch());
 }
 
 template <class T>
@@ -744,10 +741,10 @@ void Network<T>::backward(const T* parameters, const PackedWeights<T>& packed,
 
 template <class T>
 void Network<T>::multiply_by_weight_masks(std::uint64_t mask_seed, T* weights) const {
-  const Kernels<T>& k = kernels<T>();
+  const Kernels<T>& k = *kernels_;
   const Index R = width(), rows = cell_->num_gates * shape_.hidden_size, D = directions();
   const double work = 20.0 * double(rows * R) * double(shape_.num_layers * D);
-  ThreadPool::instance().run(threads_for(work), [&](const Team& team) {
+  run_team(*device_, device_->parts(work), [&](const Team& team) {
     for (Index l = 0; l < shape_.num_layers; ++l)
       for (Index d = 0; d < D; ++d) {
         MaskArgs<T> args = mask_args<T>(MaskKind::dropout, shape_.regularization.weight_drop,

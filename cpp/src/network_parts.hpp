@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "charrnn_fast/network.hpp"
-#include "thread_pool.hpp"
+#include "team.hpp"
 
 namespace charrnn_fast {
 
@@ -18,12 +18,6 @@ inline Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
 // Streams are shared out where each thread gets a tile's worth of rows, else units are.
 constexpr Index rows_per_thread = 6;
-
-inline int threads_for(double operations) {
-  const int most = ThreadPool::instance().size();
-  return static_cast<int>(
-      std::clamp(operations / sharing_limits().operations_per_thread, 1.0, double(most)));
-}
 
 template <class T>
 void zero(T* to, Index n) {
@@ -39,6 +33,15 @@ void add(const T* from, Range range, T* to) {
 }
 inline Range intersect(Range a, Range b) {
   return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
+}
+
+// Packed weights, `offset` behind the first ones of their packing.
+template <class T>
+Weights<T> weights_at(const T* packed, Storage storage, Index offset, Index panel_columns,
+                      Index depth) {
+  const bool half = storage == Storage::bfloat16;
+  return {packed + (half ? offset / 2 : offset), panel_columns,
+          panel_columns * (half ? ceil_div(depth, 2) : depth), half};
 }
 
 // What masks are drawn for. A site is a layer, a direction and one of these.

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "dispatch.hpp"
+#include "cpu/dispatch.hpp"
 #include "errors.hpp"
 
 namespace charrnn_fast {

@@ -8,9 +8,10 @@
 #include "charrnn_fast/network.hpp"
 #include "charrnn_fast/threads.hpp"
 #include "check.hpp"
-#include "dispatch.hpp"
+#include "cpu/dispatch.hpp"
+#include "cpu/thread_pool.hpp"
+#include "internal/network_of_cell.hpp"
 #include "test_isas.hpp"  // TEST_ISAS(X): X(namespace, "name") of each instruction set built
-#include "thread_pool.hpp"
 #include "values.hpp"
 
 using namespace charrnn_fast;
@@ -41,7 +42,8 @@ struct Run {
   std::vector<T> parameters, x, state_0, y, state_n, dstate, dx, gradients;
 
   Run(const CellKernels<T>& cell, Index layers, Index T_, Index B, Index I, Index H)
-      : network(NetworkShape{"", I, H, 0, layers, Bias::both}, cell) {
+      : network(
+            network_of_cell(NetworkShape{"", I, H, 0, layers, Bias::both}, cell, cpu_device())) {
     parameters.assign(static_cast<std::size_t>(network.parameter_elements()), T(0));
     unsigned seed = 1;
     for (const Parameter& p : network.parameters()) {

@@ -21,10 +21,10 @@
 #include "charrnn_fast/sampling.hpp"
 #include "charrnn_fast/threads.hpp"
 #include "check.hpp"
-#include "dispatch.hpp"
+#include "cpu/dispatch.hpp"
+#include "cpu/thread_pool.hpp"
 #include "masks.hpp"
 #include "measure.hpp"
-#include "thread_pool.hpp"
 #include "values.hpp"
 
 using namespace charrnn_fast;

@@ -8,14 +8,13 @@
 // array.
 #pragma once
 
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <memory>
 #include <mutex>
 #include <optional>
 
+#include "charrnn_fast/fork_safe_mutex.hpp"
 #include "charrnn_fast/network.hpp"
 #include "charrnn_fast/optimizer.hpp"
 #include "charrnn_fast/sampling.hpp"
@@ -29,27 +28,10 @@ struct TrainOptions {
   bool mean = true;  // of the losses over the targets that are not -1; else their sum
 };
 
-// A mutex that a forked child finds unlocked, whatever the parent's other threads were doing. One
-// word says who has it and in which process: what is left of the parent counts as free, so that of
-// several threads of the child that are the first ones there one gets it, as ever. The code that
-// holds it must not fork.
-class ForkSafeMutex {
- public:
-  ForkSafeMutex() = default;
-  // A copy of what holds one has a mutex of its own.
-  ForkSafeMutex(const ForkSafeMutex&) {}
-  ForkSafeMutex& operator=(const ForkSafeMutex&) { return *this; }
-  void lock();
-  void unlock();
-
- private:
-  std::atomic<std::uint32_t> word_{0};  // 2 * the process's generation + whether it is locked
-};
-
 template <class T>
 class Model {
  public:
-  explicit Model(const NetworkShape& shape);
+  explicit Model(const NetworkShape& shape, Device& device = cpu_device());
   explicit Model(Network<T> network);
 
   const Network<T>& network() const { return network_; }
@@ -191,14 +173,17 @@ class Model {
   Kept kept_now() const;
 
   Network<T> network_;
+  Device* device_ = &network_.device();
   // A packed copy, and the version of the parameters that it was made from.
   struct PackedCopy {
     AlignedBuffer<T> weights;
     Index version = 0;
   };
   PackedCopy packed_[num_packings][2];  // [packing][storage]
-  AlignedBuffer<T> parameters_, dropped_, tape_, workspace_, gradients_, dh_, state_, losses_, x_,
-      dx_, y_;
+  // Memory of the device.
+  AlignedBuffer<T> parameters_{*device_}, dropped_{*device_}, tape_{*device_}, workspace_{*device_},
+      gradients_{*device_}, dh_{*device_}, state_{*device_}, losses_{*device_}, x_{*device_},
+      dx_{*device_}, y_{*device_};
   // Copies of the caller's, as they were checked; tokens_ and targets_: sorted, or kept for
   // backward.
   AlignedBuffer<Token> given_tokens_, given_targets_;
