@@ -199,11 +199,11 @@ void Network<T>::pack(Packing packing, const T* parameters, T* packed, Storage s
         }
         if (packing != Packing::forward || team.part > 0 || p.bias_ih < 0) continue;
         // A sum begins with b_ih + b_hh; the two parts of a split gate keep their own.
-        copy(parameters + p.bias_ih, G * H, packed + p.input_bias);
+        device_->copy(parameters + p.bias_ih, G * H, packed + p.input_bias);
         if (p.bias_hh >= 0) {
           const T* b_hh = parameters + p.bias_hh;
-          add(b_hh, {0, (G - split) * H}, packed + p.input_bias);
-          if (split > 0) copy(b_hh + (G - split) * H, split * H, packed + p.split_bias);
+          k.add(b_hh, {0, (G - split) * H}, packed + p.input_bias);
+          if (split > 0) device_->copy(b_hh + (G - split) * H, split * H, packed + p.split_bias);
         }
       }
   });

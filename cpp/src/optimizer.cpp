@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "errors.hpp"
+#include "squares.hpp"
 #include "team.hpp"
 
 namespace charrnn_fast {
@@ -61,9 +62,6 @@ int find_rule(const std::string& name, const OptimizerOptions& options) {
   fail("optimizer is '", name, "', it takes one of ", known);
 }
 
-// The chunks of the fixed-order sums.
-constexpr Index chunk = 16384;
-
 // An element takes about as long as so many operations of a matrix product.
 constexpr double operations_per_element = 16;
 
@@ -75,22 +73,28 @@ template <class T>
 double sum_of_squares(const T* x, Index n) {
   Device& device = cpu_device();
   const Kernels<T>& k = kernels_of<T>(device);
-  const Index chunks = (n + chunk - 1) / chunk;
+  const Index chunks = square_chunks(n);
   // Chunks are summed by threads in rounds of a fixed number, and added up in their order.
   constexpr Index round = 64;
   double total = 0, sums[round];
   for (Index first = 0; first < chunks; first += round) {
     const Index count = std::min(round, chunks - first);
+    const Index done = first * square_chunk;
     run_team(device, device.parts(operations_per_element * double(n)), [&](const Team& team) {
-      const Range mine = team.share(count);
-      for (Index i = mine.begin; i < mine.end; ++i) {
-        const Index begin = (first + i) * chunk;
-        sums[i] = k.sum_of_squares(x + begin, std::min(chunk, n - begin));
-      }
+      k.sums_of_squares(x + done, n - done, team.share(count), sums);
     });
     for (Index i = 0; i < count; ++i) total += sums[i];
   }
   return total;
+}
+
+template <class T>
+void sum_of_squares(Device& device, const T* x, Index n, double* chunks, double* sum) {
+  const Kernels<T>& k = kernels_of<T>(device);
+  run_team(device, device.parts(operations_per_element * double(n)), [&](const Team& team) {
+    k.sums_of_squares(x, n, team.share(square_chunks(n)), chunks);
+  });
+  k.add_up(chunks, square_chunks(n), sum);
 }
 
 template <class T>
@@ -104,7 +108,7 @@ Optimizer<T>::Optimizer(const std::string& rule, const OptimizerOptions& options
     slots_.emplace_back(device);
     slots_[i].reserve(elements);
     const double first = rule == Adagrad::name ? options.initial_accumulator_value : 0;
-    std::fill_n(slots_[i].get(), elements, static_cast<T>(first));
+    kernels_of<T>(device).fill(slots_[i].get(), static_cast<T>(first), {0, elements});
   }
 }
 
@@ -129,17 +133,18 @@ void Optimizer<T>::step(T* parameters, const T* gradients, double learning_rate,
   ++num_steps_;
   double hyper[max_hyper] = {};
   prepare_(options_, num_steps_, hyper);
-  T numbers[max_hyper];
-  std::transform(hyper, hyper + max_hyper, numbers, [](double h) { return static_cast<T>(h); });
   UpdateArgs<T> args{
       parameters, gradients, {}, static_cast<T>(gradient_scale), static_cast<T>(gradient_limit),
-      numbers};
+      {}};
+  std::transform(hyper, hyper + max_hyper, args.hyper, [](double h) { return static_cast<T>(h); });
   for (std::size_t i = 0; i < slots_.size(); ++i) args.slots[i] = slots_[i].get();
   const Kernels<T>& k = kernels_of<T>(*device_);
   run_team(*device_, device_->parts(operations_per_element * double(elements_)),
            [&](const Team& team) { k.update[rule_](args, team.share(elements_, 64)); });
 }
 
+template void sum_of_squares(Device&, const float*, Index, double*, double*);
+template void sum_of_squares(Device&, const double*, Index, double*, double*);
 template double sum_of_squares(const float*, Index);
 template double sum_of_squares(const double*, Index);
 template class Optimizer<float>;

@@ -207,12 +207,12 @@ void check_epilogues(const CellKernels<T>& cell) {
       r.dgates.assign(static_cast<std::size_t>(steps * BH * slots), T(0));
       r.dstates = random_values<T>(S * BH, 7);
       std::vector<T> rows_of_gates(static_cast<std::size_t>(B * G * H));
-      StateRows<T> states[max_states];
-      T* dstates[max_states];
+      States<T> states{};
+      StateGradients<T> dstates{};
       for (Index s = 0; s < S; ++s) {
         T* const first = r.states.data() + s * (steps + 1) * BH;
-        states[s] = {first, first + BH, H, false};
-        dstates[s] = r.dstates.data() + s * BH;
+        states.of[s] = {first, first + BH, H, false};
+        dstates.of[s] = r.dstates.data() + s * BH;
       }
       const Steps all{steps, B, nullptr, false};
       const RecurrentForwardArgs<T> f{

@@ -82,6 +82,10 @@ class Device {
 // CHARRNN_ISA names no set that runs here.
 Device& cpu_device();
 
+// The name of a Python capsule of a Device*, of a device that is never destroyed: so a module of
+// its own gives the package a device. The number changes where Device or Kernels does.
+constexpr const char* device_capsule = "charrnn_fast.Device/1";
+
 // Says how much was asked for: "out of memory: 12.3 GB more were asked for".
 class OutOfMemory : public std::bad_alloc {
  public:
@@ -121,6 +125,29 @@ class AlignedBuffer {
   };
   std::unique_ptr<T, Release> data_;
   Index size_ = 0;
+};
+
+// An array that the host writes and kernels read: where the device is the host, one and the same.
+template <class T>
+class MirroredBuffer {
+ public:
+  explicit MirroredBuffer(Device& device) : device_(&device), there_(device) {}
+  T* get() const { return here_.get(); }  // the host's
+  Index size() const { return here_.size() + there_.size(); }
+  void reserve(Index elements) {
+    here_.reserve(elements);
+    if (!device_->is_host) there_.reserve(elements);
+  }
+  T* there() const { return device_->is_host ? here_.get() : there_.get(); }  // the device's
+  // Its first n elements become what the host's are.
+  T* upload(Index n) const {
+    if (!device_->is_host) device_->upload(here_.get(), n, there_.get());
+    return there();
+  }
+
+ private:
+  Device* device_;
+  AlignedBuffer<T> here_, there_;
 };
 
 }  // namespace charrnn_fast

@@ -89,9 +89,12 @@ struct SequenceInput {
   Index seq_len, batch;
   const Token* tokens;
   const T* x;
-  const Index* offsets = nullptr;            // [T + 1], or null: B rows each step
-  const std::uint64_t* mask_seed = nullptr;  // of all masks of this call; null: none are drawn
+  const Index* offsets = nullptr;  // [T + 1] of the host, or null: B rows each step
+  // Of the host, the seed of all masks of this call; null: none are drawn.
+  const std::uint64_t* mask_seed = nullptr;
   const Index* streams = nullptr;  // [B] the numbers that the rows' masks go by; null: 0 to B - 1
+  // The offsets in the device's memory; null where the device is the host.
+  const Index* device_offsets = nullptr;
   Index rows() const { return offsets ? offsets[seq_len] : seq_len * batch; }
 };
 
@@ -147,7 +150,7 @@ class Network {
   Index packed_elements(Packing packing, Storage storage = Storage::full) const;
   void pack(Packing packing, const T* parameters, T* packed, Storage storage = Storage::full) const;
 
-  // Throws std::invalid_argument that names the first token outside [0, input_size).
+  // Tokens of the host; throws std::invalid_argument that names the first outside [0, input_size).
   void check_tokens(const char* name, const Token* tokens, Index seq_len, Index batch) const;
 
   // Parameters with the weights that one call of forward and backward leaves out; and, of gradients
