@@ -190,9 +190,11 @@ void Model<T>::step(const SequenceInput<T>& given, T* state, T* y) {
     own_tokens("x", given.tokens, 1, in.batch);
     in.tokens = given_tokens_.upload(in.batch);
   }
-  const Index states = state_elements(in.batch), outputs = in.batch * output_size();
+  const Index outputs = in.batch * output_size();
+  Index states = 0;
   T *carried = state, *result = y;
   if (!device_->is_host) {
+    states = state_elements(in.batch);
     const Index inputs = in.x ? in.batch * network_.shape().input_size : 0;
     staged_.reserve(states + outputs + inputs);
     carried = staged_.get(), result = carried + states;
@@ -412,7 +414,7 @@ void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
   const Kernels<T>& k = kernels_of<T>(*device_);
   const Index tape = (network_.tape_elements(in, false) + 15) / 16 * 16;
   const Index logits_elements = (batch * V + 15) / 16 * 16;
-  workspace_.reserve(tape + logits_elements + k.draw_scratch(V));
+  workspace_.reserve(tape + logits_elements + k.draw_scratch(V, batch));
   T* const logits = workspace_.get() + tape;
   double failure[3] = {-1, -1, -1};
   numbers_.reserve(3);

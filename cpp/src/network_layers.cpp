@@ -129,9 +129,16 @@ class SequencePass {
   T* state_part(T* states, Index s, Index l, Index d) const {
     return states + network_.state_offset(s, B_) + (l * D_ + d) * B_ * network_.state_width(s);
   }
-  // Those of `given`, or zeros where it is null.
-  StatesArgs<T> states_args(Index l, Index d, T* given) const {
-    StatesArgs<T> args{steps(d), S_, states(l, d), {}, {}};
+  // From the states that a call begins with, or zeros where they are null; to those it ends with.
+  void begin_states(const States<T>& where, Index l, Index d, const T* state_0, Range rows) const {
+    // Kernels only read them.
+    k_.begin_states(states_args(where, l, d, const_cast<T*>(state_0)), rows);
+  }
+  void end_states(const States<T>& where, Index l, Index d, T* state_n, Range rows) const {
+    k_.end_states(states_args(where, l, d, state_n), rows);
+  }
+  StatesArgs<T> states_args(const States<T>& where, Index l, Index d, T* given) const {
+    StatesArgs<T> args{steps(d), S_, where, {}, {}};
     for (Index s = 0; s < S_; ++s) {
       args.widths[s] = network_.state_width(s);
       args.at[s] = given ? state_part(given, s, l, d) : nullptr;
@@ -223,10 +230,10 @@ class SequencePass {
                      T* state_n) const {
     const Layer& p = network_.layer(l, d);
     const Steps all = steps(d);
+    const States<T> where = states(l, d);
     const Range rows = team.share(N_), batch_rows = my_rows(team);
     T* const part = direction(l, d);
-    // Kernels only read what a sequence begins with.
-    k_.begin_states(states_args(l, d, const_cast<T*>(state_0)), batch_rows);
+    begin_states(where, l, d, state_0, batch_rows);
     draw_recurrence_masks(l, d, rows, batch_rows);
     run_input(p, l, d, rows);
     team.wait();
@@ -242,7 +249,7 @@ class SequencePass {
         .input_bias = gather && p.input_bias >= 0 ? packed_.layers + p.input_bias : nullptr,
         .split_bias = p.split_bias >= 0 ? packed_.layers + p.split_bias : nullptr,
         .params = parameters_ + p.params,
-        .states = states(l, d),
+        .states = where,
         .saved = keep_ ? part + layout_.saved : nullptr,
         .recurrent = has_recurrent() ? part + layout_.recurrent : nullptr,
         .recurrent_mask = recurrent_mask(l, d),
@@ -265,7 +272,7 @@ class SequencePass {
         team.wait();
       }
     }
-    if (state_n) k_.end_states(states_args(l, d, state_n), batch_rows);
+    if (state_n) end_states(where, l, d, state_n, batch_rows);
     if (by_rows) team.wait();
   }
 

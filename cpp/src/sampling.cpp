@@ -56,7 +56,7 @@ void check_draw(const double* failure) {
 
 template <class T>
 Index draw_elements(Index vocab_size) {
-  return kernels_of<T>(cpu_device()).draw_scratch(vocab_size);
+  return kernels_of<T>(cpu_device()).draw_scratch(vocab_size, 1);
 }
 
 template <class T>

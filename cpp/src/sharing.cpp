@@ -7,6 +7,7 @@ namespace charrnn_fast {
 Sharing share_recurrence(const Device& device, double operations, Index seq_len, Index batch,
                          Index panels, bool whole_layers) {
   int threads = device.parts(operations);
+  if (threads == 1) return {1, true};
   if (batch >= rows_per_thread * threads) return {threads, true};
   if (whole_layers)
     return {static_cast<int>(std::clamp<Index>(batch / rows_per_thread, 1, threads)), true};

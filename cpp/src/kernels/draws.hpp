@@ -11,9 +11,9 @@ Index probability_elements(Index vocab_size) {
   return ceil_div(vocab_size, 16) * 16;
 }
 
-// Of one row: its probabilities, and behind them the order of its tokens.
+// Of one row, for all of them: its probabilities, and behind them the order of its tokens.
 template <class T>
-Index draw_scratch(Index vocab_size) {
+Index draw_scratch(Index vocab_size, Index /*rows*/) {
   return probability_elements<T>(vocab_size) +
          ceil_div(vocab_size * Index(sizeof(Ranked)), Index(sizeof(T)));
 }

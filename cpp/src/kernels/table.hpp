@@ -190,14 +190,14 @@ struct StatesArgs {
 // s' = m s + (1 - m) s'', of the state s before and the cell's s'' (Krueger et al. 2017).
 template <class T>
 struct Zoneout {
-  Mask<T> mask;  // m
-  T* raw;        // [N, H] keeps s'' for backward, or null
+  Mask<T> mask;      // m
+  T* raw = nullptr;  // [N, H] keeps s'' for backward, or null
 };
 template <class T>
 struct Zoneouts {
   bool any = false;
-  Zoneout<T> of[max_states] = {};
-  CHARRNN_INLINE const Zoneout<T>& operator[](Index s) const { return of[s]; }
+  Zoneout<T> of[2] = {};  // of h and c
+  CHARRNN_INLINE Zoneout<T> operator[](Index s) const { return s < 2 ? of[s] : Zoneout<T>{}; }
 };
 
 // Layer normalisation of the recurrent part of the gates (Ba, Kiros and Hinton 2016), where it
@@ -482,7 +482,7 @@ struct Kernels {
   void (*mean_square)(const ElementLossArgs<T>&, Range blocks);
   void (*sum_losses)(const LossSumArgs<T>&);
   void (*draw)(const DrawArgs<T>&, Range rows);
-  Index (*draw_scratch)(Index vocab_size);
+  Index (*draw_scratch)(Index vocab_size, Index rows);
   // sums[i] = the sum of the squares of x's elements from i * square_chunk on, square_chunk or what
   // is left of n
   void (*sums_of_squares)(const T* x, Index n, Range chunks, double* sums);
