@@ -294,7 +294,7 @@ void register_model(py::module_& m, const char* name) {
             const M& model = self.cast<const M&>();
             const Network<T>& network = model.network();
             return parameter_on(network.device(), find_parameter(network, parameter),
-                                model.parameters(), network.parameter_elements(), self);
+                                model.parameters(), self);
           },
           py::arg("name"))
       .def(

@@ -148,9 +148,9 @@ void register_optimizer(py::module_& m, const char* name, const char* model_name
           "slot",
           [](const py::object& self, const std::string& slot, const std::string& parameter) {
             O& o = self.cast<O&>();
-            return parameter_on<T>(
-                o.optimizer.device(), find_parameter(o.model->network(), parameter),
-                o.optimizer.slot(o.slot_index(slot)), o.optimizer.elements(), self);
+            return parameter_on<T>(o.optimizer.device(),
+                                   find_parameter(o.model->network(), parameter),
+                                   o.optimizer.slot(o.slot_index(slot)), self);
           },
           py::arg("slot"), py::arg("name"))
       .def(

@@ -273,6 +273,42 @@ void check_damaged() {
   }
 }
 
+// A device that has kernels for float32 alone, and refuses the rest.
+class FloatsOnly final : public Device {
+ public:
+  FloatsOnly() : Device("floats", false, cpu_device().f32, nullptr) {}
+  void* allocate(std::size_t) override { return nullptr; }
+  void release(void*) override {}
+  void upload_bytes(const void*, std::size_t, void*) override {}
+  void download_bytes(const void*, std::size_t, void*) override {}
+  void copy_bytes(const void*, std::size_t, void*) override {}
+  void zero_bytes(void*, std::size_t) override {}
+  void synchronize() override {}
+  int parts(double) const override { return 1; }
+  int parts_before_wait(double) const override { return 1; }
+  void run(int, TeamFunction, void*) override {}
+};
+
+void check_refusals() {
+  FloatsOnly device;
+  const NetworkShape shape{"gru", 2, 3};
+  CHECK(&Network<float>(shape, device).device() == &device, "float32");
+  std::string message;
+  try {
+    Network<double>(shape, device);
+  } catch (const std::invalid_argument& error) {
+    message = error.what();
+  }
+  CHECK(message == "device 'floats' takes float32, got float64", "%s", message.c_str());
+  message.clear();
+  try {
+    Model<float>(shape, device);
+  } catch (const OutOfMemory& error) {
+    message = error.what();
+  }
+  CHECK(message.find("out of memory: ") == 0, "%s", message.c_str());
+}
+
 // f, of this function, ends its process with this text.
 void check_caught(const char* text, const char* function, const std::function<void()>& f) {
   int ends[2];
@@ -339,6 +375,7 @@ int main() {
   std::fflush(stdout);
   check_guard();
   check_damaged();
+  check_refusals();
   check_models<float>();
   check_models<double>();
   return report();
