@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,20 +35,37 @@ def run(*command: str | Path, **environment: str) -> str:
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cpp")
     generator = ("-G", "Ninja") if shutil.which("ninja") else ()
-    run("cmake", *generator, "-S", ROOT, "-B", folder, "-DCHARRNN_PYTHON=OFF", "-DCHARRNN_TESTS=ON")
+    options = (
+        "-DCHARRNN_PYTHON=OFF",
+        "-DCHARRNN_TESTS=ON",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    )
+    run("cmake", *generator, "-S", ROOT, "-B", folder, *options)
     run("cmake", "--build", folder, "--parallel", str(os.cpu_count() or 1))
     return folder
 
 
 @pytest.mark.parametrize("isa", _core.available_isas())
 @pytest.mark.parametrize(
-    "program", ["allocations", "bounds", "cells", "kernels", "threads", "training"]
+    "program", ["allocations", "bounds", "cells", "device", "kernels", "threads", "training"]
 )
 def test_programs(build: Path, program: str, isa: str) -> None:
     """Each of tests/cpp, on every instruction set; its source says what it is about."""
     output = run(build / "tests" / "cpp" / f"test_{program}", CHARRNN_ISA=isa)
     assert f"instruction set {isa}" in output
     assert re.search(r"[1-9]\d* checks, 0 failures", output), output
+
+
+def test_python_on_a_device(build: Path) -> None:
+    """Networks, models and trainers on a device that another module gives."""
+    program = ROOT / "tests" / "device_results.py"
+    output = run(sys.executable, program, build / "tests" / "cpp")
+    assert re.search(r"[1-9]\d* results, 0 different", output), output
+
+
+def test_a_device_is_a_capsule() -> None:
+    with pytest.raises(TypeError, match="device is int, it takes None or a capsule called"):
+        _core.NetworkFloat32("gru", 2, 3, 0, 1, "none", device=3)
 
 
 def test_kernel_objects_export_one_table_each(build: Path) -> None:

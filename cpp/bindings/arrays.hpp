@@ -137,6 +137,17 @@ py::array parameter_view(const Parameter& p, T* flat, const py::handle& base, bo
   return view;
 }
 
+// Such a view of memory of a device: of a copy, where the device is not the host.
+template <class T>
+py::array parameter_on(Device& device, const Parameter& p, const T* flat, const py::object& owner) {
+  if (device.is_host) return parameter_view(p, const_cast<T*>(flat), owner, false);
+  auto copy = new_array<T>({p.elements()});
+  device.download(flat + p.offset, p.elements(), copy.mutable_data());
+  Parameter alone = p;
+  alone.offset = 0;
+  return parameter_view(alone, copy.mutable_data(), copy, false);
+}
+
 // An array of one or two dimensions, any strides (in bytes) and any alignment, to be read without
 // the GIL.
 template <class T>

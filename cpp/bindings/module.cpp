@@ -1,6 +1,6 @@
 #include "arrays.hpp"
 #include "charrnn_fast/threads.hpp"
-#include "dispatch.hpp"
+#include "cpu/dispatch.hpp"
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled kernels of charrnn_fast. Private; see the package.";

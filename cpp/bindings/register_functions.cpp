@@ -3,7 +3,7 @@
 
 #include "arrays.hpp"
 #include "charrnn_fast/losses.hpp"
-#include "dispatch.hpp"
+#include "cpu/dispatch.hpp"
 #include "masks.hpp"
 
 namespace charrnn_fast::bindings {

@@ -4,7 +4,7 @@
 #include <stdexcept>
 
 #include "arrays.hpp"
-#include "dispatch.hpp"
+#include "cpu/dispatch.hpp"
 
 namespace charrnn_fast::bindings {
 namespace {
@@ -238,22 +238,33 @@ Regularization regularization(const py::dict& rates) {
   return r;
 }
 
+// The device of a capsule that another module has made; None: the CPU.
+Device& device_of(const py::object& capsule) {
+  if (capsule.is_none()) return cpu_device();
+  if (!PyCapsule_IsValid(capsule.ptr(), device_capsule))
+    throw py::type_error("device is " +
+                         py::str(py::type::of(capsule).attr("__name__")).cast<std::string>() +
+                         ", it takes None or a capsule called " + device_capsule);
+  return *static_cast<Device*>(PyCapsule_GetPointer(capsule.ptr(), device_capsule));
+}
+
 template <class T>
 void register_model(py::module_& m, const char* name) {
   using M = Model<T>;
   py::class_<M, std::shared_ptr<M>>(m, name)
-      .def(
-          py::init([](const std::string& cell, Index input_size, Index hidden_size,
-                      Index output_size, Index num_layers, const std::string& bias,
-                      bool bidirectional, Index proj_size, bool layer_norm, const py::dict& rates) {
-            return std::make_shared<M>(NetworkShape{cell, input_size, hidden_size, output_size,
-                                                    num_layers, bias_named(bias), bidirectional,
-                                                    proj_size, layer_norm, regularization(rates)});
-          }),
-          py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("output_size"),
-          py::arg("num_layers"), py::arg("bias"), py::arg("bidirectional") = false,
-          py::arg("proj_size") = 0, py::arg("layer_norm") = false,
-          py::arg("regularization") = py::dict())
+      .def(py::init([](const std::string& cell, Index input_size, Index hidden_size,
+                       Index output_size, Index num_layers, const std::string& bias,
+                       bool bidirectional, Index proj_size, bool layer_norm, const py::dict& rates,
+                       const py::object& device) {
+             return std::make_shared<M>(NetworkShape{cell, input_size, hidden_size, output_size,
+                                                     num_layers, bias_named(bias), bidirectional,
+                                                     proj_size, layer_norm, regularization(rates)},
+                                        device_of(device));
+           }),
+           py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("output_size"),
+           py::arg("num_layers"), py::arg("bias"), py::arg("bidirectional") = false,
+           py::arg("proj_size") = 0, py::arg("layer_norm") = false,
+           py::arg("regularization") = py::dict(), py::arg("device") = py::none())
       .def_property_readonly("num_states",
                              [](const M& self) { return self.network().num_states(); })
       .def_property_readonly("num_parameters",
@@ -281,8 +292,9 @@ void register_model(py::module_& m, const char* name) {
           "parameter",
           [](const py::object& self, const std::string& parameter) {
             const M& model = self.cast<const M&>();
-            return parameter_view(find_parameter(model.network(), parameter),
-                                  const_cast<T*>(model.parameters()), self, false);
+            const Network<T>& network = model.network();
+            return parameter_on(network.device(), find_parameter(network, parameter),
+                                model.parameters(), self);
           },
           py::arg("name"))
       .def(

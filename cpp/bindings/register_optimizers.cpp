@@ -125,7 +125,8 @@ void register_optimizer(py::module_& m, const char* name, const char* model_name
       .def(py::init([](const std::string& rule, std::shared_ptr<Model<T>> network,
                        const std::map<std::string, double>& hyper) {
              Optimizer<T> optimizer(rule, options_from(hyper),
-                                    network->network().parameter_elements());
+                                    network->network().parameter_elements(),
+                                    network->network().device());
              return std::make_unique<O>(O{std::move(network), std::move(optimizer)});
            }),
            py::arg("rule"), py::arg("network"), py::arg("hyper"))
@@ -147,8 +148,9 @@ void register_optimizer(py::module_& m, const char* name, const char* model_name
           "slot",
           [](const py::object& self, const std::string& slot, const std::string& parameter) {
             O& o = self.cast<O&>();
-            return parameter_view(find_parameter(o.model->network(), parameter),
-                                  o.optimizer.slot(o.slot_index(slot)), self, false);
+            return parameter_on<T>(o.optimizer.device(),
+                                   find_parameter(o.model->network(), parameter),
+                                   o.optimizer.slot(o.slot_index(slot)), self);
           },
           py::arg("slot"), py::arg("name"))
       .def(
@@ -157,7 +159,13 @@ void register_optimizer(py::module_& m, const char* name, const char* model_name
              const py::object& value) {
             const Parameter& p = find_parameter(self.model->network(), parameter);
             check_parameter<T>(p, value);
-            copy_parameter(p, view_of<T>(value), self.optimizer.slot(self.slot_index(slot)));
+            T* const flat = self.optimizer.slot(self.slot_index(slot));
+            Device& device = self.optimizer.device();
+            if (device.is_host) return copy_parameter(p, view_of<T>(value), flat);
+            std::vector<T> copy(static_cast<std::size_t>(self.optimizer.elements()));
+            device.download(flat, self.optimizer.elements(), copy.data());
+            copy_parameter(p, view_of<T>(value), copy.data());
+            device.upload(copy.data(), self.optimizer.elements(), flat);
           },
           py::arg("slot"), py::arg("name"), py::arg("value"))
       .def("step", &step<T>, py::arg("gradients"), py::arg("learning_rate"))

@@ -1,10 +1,10 @@
 #include <pybind11/stl.h>
 
 #include "arrays.hpp"
-#include "cgroup.hpp"
 #include "charrnn_fast/threads.hpp"
-#include "dispatch.hpp"
-#include "thread_pool.hpp"
+#include "cpu/cgroup.hpp"
+#include "cpu/dispatch.hpp"
+#include "cpu/thread_pool.hpp"
 
 namespace charrnn_fast::bindings {
 namespace {

@@ -4,9 +4,9 @@
 #include <limits>
 #include <vector>
 
-#include "dispatch.hpp"
+#include "cpu/dispatch.hpp"
+#include "cpu/thread_pool.hpp"
 #include "errors.hpp"
-#include "thread_pool.hpp"
 
 namespace charrnn_fast {
 namespace {

@@ -8,9 +8,9 @@
 
 #include "charrnn_fast/math.hpp"
 #include "charrnn_fast/network.hpp"
-#include "dispatch.hpp"
+#include "cpu/dispatch.hpp"
+#include "cpu/thread_pool.hpp"
 #include "errors.hpp"
-#include "thread_pool.hpp"
 
 namespace charrnn_fast {
 namespace {

@@ -1,18 +1,15 @@
 // What a network consists of: its shape, its parameters and their packed copies.
 #include "charrnn_fast/network.hpp"
 
-#include <cstdio>
-
-#include "dispatch.hpp"
 #include "errors.hpp"
+#include "internal/network_of_cell.hpp"
 #include "network_parts.hpp"
 
 namespace charrnn_fast {
 namespace {
 
 template <class T>
-const CellKernels<T>& find_cell(const std::string& name) {
-  const Kernels<T>& k = kernels<T>();
+const CellKernels<T>& find_cell(const Kernels<T>& k, const std::string& name) {
   std::string known;
   for (int i = 0; i < k.num_cells; ++i) {
     if (k.cells[i].name == name) return k.cells[i];
@@ -23,20 +20,15 @@ const CellKernels<T>& find_cell(const std::string& name) {
 
 }  // namespace
 
-OutOfMemory::OutOfMemory(double bytes) {
-  const bool large = bytes >= 1e9;
-  std::snprintf(message_, sizeof message_, "out of memory: %.3g %s more were asked for",
-                large ? bytes / 1e9 : bytes / 1e6, large ? "GB" : "MB");
-}
-
 // ---- shape and parameters -----------------------------------------------------------------
 
 template <class T>
-Network<T>::Network(const NetworkShape& shape) : Network(shape, find_cell<T>(shape.cell)) {}
+Network<T>::Network(const NetworkShape& shape, Device& device)
+    : Network(shape, find_cell(kernels_of<T>(device), shape.cell), device) {}
 
 template <class T>
-Network<T>::Network(const NetworkShape& shape, const CellKernels<T>& cell)
-    : shape_(shape), cell_(&cell) {
+Network<T>::Network(const NetworkShape& shape, const CellKernels<T>& cell, Device& device)
+    : shape_(shape), device_(&device), kernels_(&kernels_of<T>(device)), cell_(&cell) {
   require(shape.input_size >= 1, "input_size is ", shape.input_size, ", it takes 1 or more");
   require(shape.hidden_size >= 1, "hidden_size is ", shape.hidden_size, ", it takes 1 or more");
   require(shape.num_layers >= 1, "num_layers is ", shape.num_layers, ", it takes 1 or more");
@@ -102,7 +94,7 @@ Index Network<T>::add_parameter(std::string name, Index rows, Index cols, bool t
 template <class T>
 void Network<T>::lay_out() {
   const Index H = shape_.hidden_size, G = cell_->num_gates, split = cell_->num_split;
-  const Index plain = kernels<T>().gemm_units, gates = cell_->forward_units;
+  const Index plain = kernels_->gemm_units, gates = cell_->forward_units;
   // Room for an even depth, so that the same offsets, halved, serve for bfloat16.
   const auto weights = [&](Packing packing, Index units, Index depth, Index panel_units,
                            Index groups = 1) {
@@ -168,17 +160,8 @@ Index Network<T>::packed_elements(Packing packing, Storage storage) const {
 }
 
 template <class T>
-Weights<T> Network<T>::packed_weights(Packing packing, const T* packed, Storage storage,
-                                      Index offset, Index panel_columns, Index depth) const {
-  const bool half = storage == Storage::bfloat16;
-  const T* const weights = packed + packed_[static_cast<int>(packing)].biases;
-  return {weights + (half ? offset / 2 : offset), panel_columns,
-          panel_columns * (half ? ceil_div(depth, 2) : depth), half};
-}
-
-template <class T>
 void Network<T>::pack(Packing packing, const T* parameters, T* packed, Storage storage) const {
-  const Kernels<T>& k = kernels<T>();
+  const Kernels<T>& k = *kernels_;
   const Index H = shape_.hidden_size, R = width(), G = cell_->num_gates, split = cell_->num_split;
   const Index summed = shape_.layer_norm ? 0 : G - split;  // gates whose parts have one gradient
   const bool half = storage == Storage::bfloat16;
@@ -186,7 +169,7 @@ void Network<T>::pack(Packing packing, const T* parameters, T* packed, Storage s
   const PackedLayout& layout = packed_[static_cast<int>(packing)];
   T* const weights = packed + layout.biases;
   const double work = 4.0 * static_cast<double>(layout.weights);
-  ThreadPool::instance().run(threads_for(work), [&](const Team& team) {
+  run_team(*device_, device_->parts(work), [&](const Team& team) {
     // Row r, depth d of the matrix stands at r * row_stride + d * depth_stride.
     const auto run = [&](const T* from, Index row_stride, Index depth_stride, Index groups,
                          Index units, Index depth, Index to) {
@@ -216,11 +199,11 @@ void Network<T>::pack(Packing packing, const T* parameters, T* packed, Storage s
         }
         if (packing != Packing::forward || team.part > 0 || p.bias_ih < 0) continue;
         // A sum begins with b_ih + b_hh; the two parts of a split gate keep their own.
-        copy(parameters + p.bias_ih, G * H, packed + p.input_bias);
+        device_->copy(parameters + p.bias_ih, G * H, packed + p.input_bias);
         if (p.bias_hh >= 0) {
           const T* b_hh = parameters + p.bias_hh;
-          add(b_hh, {0, (G - split) * H}, packed + p.input_bias);
-          if (split > 0) copy(b_hh + (G - split) * H, split * H, packed + p.split_bias);
+          k.add(b_hh, {0, (G - split) * H}, packed + p.input_bias);
+          if (split > 0) device_->copy(b_hh + (G - split) * H, split * H, packed + p.split_bias);
         }
       }
   });
@@ -240,6 +223,13 @@ void Network<T>::check_tokens(const char* name, const Token* tokens, Index seq_l
            ", it takes tokens from 0 to ", shape_.input_size - 1);
 }
 
+template <class T>
+Network<T> network_of_cell(const NetworkShape& shape, const CellKernels<T>& cell, Device& device) {
+  return Network<T>(shape, cell, device);
+}
+
+template Network<float> network_of_cell(const NetworkShape&, const CellKernels<float>&, Device&);
+template Network<double> network_of_cell(const NetworkShape&, const CellKernels<double>&, Device&);
 template class Network<float>;
 template class Network<double>;
 

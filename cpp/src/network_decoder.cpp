@@ -1,7 +1,6 @@
 // The linear decoder on the top layer, with or without the loss behind it.
 #include "charrnn_fast/network.hpp"
 
-#include "dispatch.hpp"
 #include "network_parts.hpp"
 
 namespace charrnn_fast {
@@ -9,19 +8,19 @@ namespace charrnn_fast {
 template <class T>
 void Network<T>::decode(const T* parameters, const T* packed, const T* h, Index rows, T* y,
                         Storage storage) const {
-  const Kernels<T>& k = kernels<T>();
+  const Kernels<T>& k = *kernels_;
   const Index H = hidden_width(), O = shape_.output_size;
   const T* const bias = decoder_bias_ >= 0 ? parameters + decoder_bias_ : nullptr;
-  const Weights<T> weights = packed_weights(Packing::decoder, packed, storage, 0, k.gemm_units, H);
+  const Weights<T> weights =
+      weights_at(packed_weights(Packing::decoder, packed), storage, 0, k.gemm_units, H);
   const GemmArgs<T> args{h, H, weights, bias, false, O, H, y, O};
   const Index panels = ceil_div(O, k.gemm_units);
-  ThreadPool::instance().run(threads_for(2.0 * double(rows) * double(H * O)),
-                             [&](const Team& team) {
-                               if (rows >= rows_per_thread * team.parts)
-                                 k.gemm(args, team.share(rows), {0, panels});
-                               else
-                                 k.gemm(args, {0, rows}, team.share(panels));
-                             });
+  run_team(*device_, device_->parts(2.0 * double(rows) * double(H * O)), [&](const Team& team) {
+    if (rows >= rows_per_thread * team.parts)
+      k.gemm(args, team.share(rows), {0, panels});
+    else
+      k.gemm(args, {0, rows}, team.share(panels));
+  });
 }
 
 namespace {
@@ -32,66 +31,81 @@ constexpr Index decoder_block = Index(1) << 16;
 
 }  // namespace
 
-// One thread's part of the logits. The decoder is packed as it goes: a whole copy would take as
-// much memory as the weights, and for large vocabularies that is most of the model.
+// What the losses and the backward pass of one call have in common.
 template <class T>
-void Network<T>::decode_rows(const T* parameters, const T* h, Range rows, Range panels, T* y,
-                             Index y_stride, T* scratch) const {
-  if (rows.begin >= rows.end) return;
-  const Kernels<T>& k = kernels<T>();
-  const Index H = hidden_width(), O = shape_.output_size, units = k.gemm_units;
-  const Index most = std::max<Index>(1, decoder_block / (H * units));
-  for (Index panel = panels.begin; panel < panels.end; panel += most) {
-    const Index n = std::min(most, panels.end - panel), first = panel * units;
-    const Index cols = std::min(n * units, O - first);
-    k.pack(PackArgs<T>{parameters + decoder_weight_ + first * H, H, 1, 1, cols, H, scratch, false},
-           {0, n});
-    const T* const bias = decoder_bias_ >= 0 ? parameters + decoder_bias_ + first : nullptr;
-    k.gemm(
-        GemmArgs<T>{h, H, {scratch, units, units * H}, bias, false, cols, H, y + first, y_stride},
-        rows, {0, n});
-  }
-}
+class DecoderPass {
+ public:
+  DecoderPass(const Network<T>& network, const T* parameters)
+      : k_(*network.kernels_),
+        weight_(parameters + network.decoder_weight_),
+        bias_(network.decoder_bias_ >= 0 ? parameters + network.decoder_bias_ : nullptr),
+        H_(network.hidden_width()),
+        O_(network.shape_.output_size) {}
 
-// dh [rows, H] = dy [rows, O] @ decoder.weight, which is read as it stands.
-template <class T>
-void Network<T>::decode_rows_backward(const T* parameters, const T* dy, Index dy_stride, Range rows,
-                                      T* dh) const {
-  const Kernels<T>& k = kernels<T>();
-  const Index H = hidden_width(), O = shape_.output_size;
-  const Index most = std::max<Index>(1, decoder_block / H);
-  for (Index first = 0; first < O; first += most) {
-    const Weights<T> weights{parameters + decoder_weight_ + first * H, H, k.gemm_units};
-    k.gemm(GemmArgs<T>{dy + first, dy_stride, weights, nullptr, first > 0, H,
-                       std::min(most, O - first), dh, H},
-           rows, {0, ceil_div(H, k.gemm_units)});
+  // One thread's part of the logits. The decoder is packed as it goes: a whole copy would take as
+  // much memory as the weights, and for large vocabularies that is most of the model.
+  void rows(const T* h, Range rows, Range panels, T* y, Index y_stride, T* scratch) const {
+    if (rows.begin >= rows.end) return;
+    const Index units = k_.gemm_units;
+    const Index most = std::max<Index>(1, decoder_block / (H_ * units));
+    for (Index panel = panels.begin; panel < panels.end; panel += most) {
+      const Index n = std::min(most, panels.end - panel), first = panel * units;
+      const Index cols = std::min(n * units, O_ - first);
+      k_.pack(PackArgs<T>{weight_ + first * H_, H_, 1, 1, cols, H_, scratch, false}, {0, n});
+      k_.gemm(GemmArgs<T>{h,
+                          H_,
+                          {scratch, units, units * H_},
+                          bias_ ? bias_ + first : nullptr,
+                          false,
+                          cols,
+                          H_,
+                          y + first,
+                          y_stride},
+              rows, {0, n});
+    }
   }
-}
+
+  // dh [rows, H] = dy [rows, O] @ decoder.weight, which is read as it stands.
+  void rows_backward(const T* dy, Index dy_stride, Range rows, T* dh) const {
+    const Index most = std::max<Index>(1, decoder_block / H_);
+    for (Index first = 0; first < O_; first += most) {
+      const Weights<T> weights{weight_ + first * H_, H_, k_.gemm_units};
+      k_.gemm(GemmArgs<T>{dy + first, dy_stride, weights, nullptr, first > 0, H_,
+                          std::min(most, O_ - first), dh, H_},
+              rows, {0, ceil_div(H_, k_.gemm_units)});
+    }
+  }
+
+ private:
+  const Kernels<T>& k_;
+  const T *weight_, *bias_;
+  Index H_, O_;
+};
 
 template <class T>
 Index Network<T>::decode_backward_elements(int max_threads) const {
-  return max_threads * aligned(kernels<T>().gemm_tn_scratch());
+  return max_threads * aligned(kernels_->gemm_tn_scratch());
 }
 
 template <class T>
 void Network<T>::decode_backward(const T* parameters, const T* h, const T* dy, Index rows, T* dh,
                                  T* gradients, int max_threads, T* workspace) const {
-  const Kernels<T>& k = kernels<T>();
+  const Kernels<T>& k = *kernels_;
   const Index H = hidden_width(), O = shape_.output_size;
   T* const bias_gradient = decoder_bias_ >= 0 ? gradients + decoder_bias_ : nullptr;
-  ThreadPool::instance().run(
-      std::min(max_threads, threads_for(4.0 * double(rows) * double(H * O))),
-      [&](const Team& team) {
-        decode_rows_backward(parameters, dy, O, team.share(rows), dh);
-        k.gemm_tn(GemmTnArgs<T>{dy,
-                                O,
-                                rows,
-                                {{h, H, H, gradients + decoder_weight_, H}, {}},
-                                1,
-                                bias_gradient,
-                                std::min(sum_block, head_block_rows())},
-                  team.share(O), workspace + team.part * aligned(k.gemm_tn_scratch()));
-      });
+  const DecoderPass<T> pass(*this, parameters);
+  const int parts = device_->parts(4.0 * double(rows) * double(H * O));
+  run_team(*device_, std::min(max_threads, parts), [&](const Team& team) {
+    pass.rows_backward(dy, O, team.share(rows), dh);
+    k.gemm_tn(GemmTnArgs<T>{dy,
+                            O,
+                            rows,
+                            {{h, H, H, gradients + decoder_weight_, H}, {}},
+                            1,
+                            bias_gradient,
+                            std::min(sum_block, head_block_rows())},
+              team.share(O), workspace + team.part * aligned(k.gemm_tn_scratch()));
+  });
 }
 
 // Logits of a block take at most 16 MB (float) and, for a small vocabulary, stay in cache. Blocks
@@ -105,7 +119,7 @@ Index Network<T>::head_block_rows() const {
 // One thread's: a packed block of the decoder, then the operands of its gradient.
 template <class T>
 Index Network<T>::head_scratch() const {
-  const Kernels<T>& k = kernels<T>();
+  const Kernels<T>& k = *kernels_;
   return aligned(std::max({k.gemm_tn_scratch(), decoder_block, k.gemm_units * hidden_width()}));
 }
 
@@ -126,7 +140,7 @@ Index Network<T>::head_errors(Index rows) const {
 template <class T>
 void Network<T>::head(const T* parameters, const T* h, const Token* targets, Index rows, T scale,
                       T* losses, T* dh, T* gradients, int max_threads, T* workspace) const {
-  const Kernels<T>& k = kernels<T>();
+  const Kernels<T>& k = *kernels_;
   const Index H = hidden_width(), O = shape_.output_size, stride = aligned(O);
   const Index block = head_block_rows(), panels = ceil_div(O, k.gemm_units);
   T* const logits = workspace;
@@ -134,7 +148,9 @@ void Network<T>::head(const T* parameters, const T* h, const Token* targets, Ind
   T* const scratches = errors + head_errors(rows);
   T* const bias_gradient = gradients && decoder_bias_ >= 0 ? gradients + decoder_bias_ : nullptr;
   const double operations = (dh ? 6.0 : 2.0) * double(rows) * double(H * O);
-  ThreadPool::instance().run(std::min(max_threads, threads_for(operations)), [&](const Team& team) {
+  const DecoderPass<T> pass(*this, parameters);
+  const int parts = std::min(max_threads, device_->parts(operations));
+  run_team(*device_, parts, [&](const Team& team) {
     T* const scratch = scratches + team.part * head_scratch();
     // Each thread packs what it multiplies by: a large vocabulary is shared out, so that it is
     // packed once; of a small one each packs all, and runs on without waiting.
@@ -144,15 +160,15 @@ void Network<T>::head(const T* parameters, const T* h, const Token* targets, Ind
       const T* const h_block = h + first * H;
       const Range mine = team.share(n);
       if (by_columns) {
-        decode_rows(parameters, h_block, {0, n}, team.share(panels), logits, stride, scratch);
+        pass.rows(h_block, {0, n}, team.share(panels), logits, stride, scratch);
         team.wait();
       } else {
-        decode_rows(parameters, h_block, mine, {0, panels}, logits, stride, scratch);
+        pass.rows(h_block, mine, {0, panels}, logits, stride, scratch);
       }
       k.cross_entropy(CrossEntropyArgs<T>{logits, stride, O, targets + first, scale,
                                           dh ? logits : nullptr, stride, losses + first},
                       mine);
-      if (dh) decode_rows_backward(parameters, logits, stride, mine, dh + first * H);
+      if (dh) pass.rows_backward(logits, stride, mine, dh + first * H);
       // The next block's logits take the place of these, and others may have other rows of it.
       team.wait();
       if (!dh) continue;

@@ -1,152 +1,9 @@
 // The recurrent layers over a sequence: forward and backward of the whole stack. Layers, directions
 // and threads are the matter here; arithmetic on arrays is the kernels'.
-#include "charrnn_fast/network.hpp"
-
-#include "dispatch.hpp"
-#include "masks.hpp"
-#include "network_parts.hpp"
+#include "network_masks.hpp"
+#include "network_tape.hpp"
 
 namespace charrnn_fast {
-
-// Places on the tape, of a layer's arrays in its part. Those that a call does not need have no
-// elements.
-template <class T>
-struct Network<T>::TapeLayout {
-  Index h;      // [B + N (+ B), D*R]: initial rows, steps, initial rows of reverse
-  Index input;  // [N, D*R] of layers above the first: their masked input
-  // Of the first direction; those of the second stand this much behind:
-  Index direction;
-  Index states[max_states];  // but h: [B + N, H], or [B, H] updated in place
-  Index saved;               // [N, num_saved*H]
-  Index recurrent;           // [N, R]
-  Index recurrent_mask;      // [N, R] or, for all steps, [B, R]
-  Index zoneout_mask[2];     // [N, H], or [H] for the expectation
-  Index zoneout_raw[2];      // [N, H]
-  Index hidden;              // [N, H] before a projection
-  Index normalised_ih, inverse_ih, normalised_hh, inverse_hh;  // [N, G*H], [N, 2]
-  Index layer;                                                 // from each layer to the next
-  // Behind the layers:
-  Index first_input;  // [N, I] masked x, or [N] what tokens' weights are multiplied by
-  Index output;       // [N, D*R] masked
-  // One layer's gates at a time: their input part in forward, their gradients in backward. The
-  // same memory for both keeps the whole step closer to the caches.
-  Index gates;
-  Index dprojected;  // [N, R]
-  Index dh;          // [N, D*R] of the layer below, with two directions
-  Index order;       // [N] numbers of rows, by token, and [I] to count them
-  Index total;
-};
-
-template <class T>
-typename Network<T>::TapeLayout Network<T>::tape_layout(const SequenceInput<T>& in,
-                                                        bool keep) const {
-  const Regularization& r = shape_.regularization;
-  const Index H = shape_.hidden_size, R = width(), D = directions(), B = in.batch, N = in.rows();
-  const Index G = cell_->num_gates, S = cell_->num_states;
-  const bool masked = in.mask_seed, norm = shape_.layer_norm, ragged = in.offsets;
-  TapeLayout t{};
-  Index used = 0;
-  const auto take = [&](bool needed, Index elements) {
-    const Index at = used;
-    if (needed) used += aligned(elements);
-    return at;
-  };
-  t.h = take(true, (N + B * D) * D * R);
-  t.input = take(masked && r.dropout > 0, N * D * R);
-  const Index shared = used;
-  // Without keep, only h is needed of every step.
-  for (Index s = 1; s < S; ++s) t.states[s] = take(true, (keep ? N + B : B) * H);
-  t.saved = take(keep, N * H * cell_->num_saved);
-  const bool recurrent = masked && r.recurrent_dropout > 0;
-  t.recurrent = take(recurrent || (ragged && keep), N * R);
-  t.recurrent_mask = take(recurrent, (r.variational ? B : N) * R);
-  for (int s = 0; s < 2; ++s) {
-    const bool zoneout = r.zoneout[s] > 0;
-    t.zoneout_mask[s] = take(zoneout, masked ? N * H : H);
-    t.zoneout_raw[s] = take(zoneout && keep && (cell_->reads_next >> s & 1), N * H);
-  }
-  t.hidden = take(shape_.proj_size > 0, N * H);
-  t.normalised_ih = take(norm && keep, N * G * H);
-  t.inverse_ih = take(norm && keep, N * 2);
-  t.normalised_hh = take(norm, (keep ? N : B) * G * H);
-  t.inverse_hh = take(norm && keep, N * 2);
-  t.direction = used - shared;
-  t.layer = shared + D * t.direction;
-
-  used = shape_.num_layers * t.layer;
-  t.first_input = take(masked && r.input_dropout > 0, in.x ? N * shape_.input_size : N);
-  t.output = take(masked && r.output_dropout > 0, N * D * R);
-  const bool input_part = in.x || shape_.num_layers > 1 || norm || (masked && r.input_dropout > 0);
-  t.gates = take(true, N * H * (keep ? num_slots() : input_part ? G : 0));
-  t.dprojected = take(keep && shape_.proj_size > 0, N * R);
-  t.dh = take(keep && D > 1 && shape_.num_layers > 1, N * D * R);
-  t.order = take(keep && !in.x, ceil_div((N + shape_.input_size) * sizeof(Index), sizeof(T)));
-  t.total = used;
-  return t;
-}
-
-template <class T>
-Index Network<T>::tape_elements(const SequenceInput<T>& in, bool keep) const {
-  return tape_layout(in, keep).total;
-}
-
-template <class T>
-const T* Network<T>::hidden(const SequenceInput<T>& in, bool keep, const T* tape) const {
-  const TapeLayout layout = tape_layout(in, keep);
-  if (in.mask_seed && shape_.regularization.output_dropout > 0) return tape + layout.output;
-  return tape + (shape_.num_layers - 1) * layout.layer + in.batch * hidden_width();
-}
-
-// ---- sharing ------------------------------------------------------------------------------
-
-namespace {
-
-struct Sharing {
-  int threads;
-  bool by_rows;  // else by units, with a barrier per step
-};
-
-Sharing share_recurrence(double operations, Index seq_len, Index batch, Index panels,
-                         bool whole_layers) {
-  int threads = threads_for(operations);
-  if (batch >= rows_per_thread * threads) return {threads, true};
-  if (whole_layers)
-    return {static_cast<int>(std::clamp<Index>(batch / rows_per_thread, 1, threads)), true};
-  const double per_step = operations / static_cast<double>(std::max<Index>(1, seq_len));
-  threads = static_cast<int>(std::clamp(per_step / sharing_limits().operations_per_barrier, 1.0,
-                                        double(std::min<Index>(threads, panels))));
-  return {threads, threads == 1};
-}
-
-// How many rows of the sequence the first `end` rows of the batch have.
-Index rows_of_first(const Steps& steps, Index end) {
-  Index n = 0;
-  for (Index t = 0; t < steps.seq_len; ++t) n += std::min(end, rows_at(steps, t));
-  return n;
-}
-
-// One thread's rows of the batch: about as many rows of the sequence for each.
-Range share_rows(const Team& team, const Steps& steps) {
-  if (!steps.offsets || team.parts == 1) return team.share(steps.batch);
-  const Index all = first_row(steps, steps.seq_len);
-  const auto cut = [&](int part) {
-    Index low = 0, high = steps.batch;  // the fewest rows that have the parts before
-    while (low < high) {
-      const Index middle = (low + high) / 2;
-      if (rows_of_first(steps, middle) * team.parts < all * part)
-        low = middle + 1;
-      else
-        high = middle;
-    }
-    return low;
-  };
-  return {team.part == 0 ? 0 : cut(team.part),
-          team.part + 1 == team.parts ? steps.batch : cut(team.part + 1)};
-}
-
-}  // namespace
-
-// ---- one pass over a sequence -------------------------------------------------------------
 
 // What forward and backward of one call have in common: where everything is.
 template <class T>
@@ -157,7 +14,7 @@ class SequencePass {
   SequencePass(const Network<T>& network, const T* parameters, const PackedWeights<T>& packed,
                const SequenceInput<T>& in, bool keep, T* tape)
       : network_(network),
-        k_(kernels<T>()),
+        k_(*network.kernels_),
         cell_(*network.cell_),
         shape_(network.shape_),
         rates_(network.shape_.regularization),
@@ -177,34 +34,35 @@ class SequencePass {
         G_(cell_.num_gates),
         S_(cell_.num_states),
         panels_(ceil_div(H_, cell_.forward_units)),
-        backward_panels_(ceil_div(H_, k_.gemm_units)) {}
+        backward_panels_(ceil_div(H_, k_.gemm_units)),
+        masks_(k_, rates_, in, steps(0)) {}
 
   Sharing sharing(Index panels) const {
     const double operations = 2.0 * double(N_ * D_) * double(G_ * H_) * double(R_);
-    return share_recurrence(operations / double(D_), T_, B_, panels,
+    return share_recurrence(*network_.device_, operations / double(D_), T_, B_, panels,
                             shape_.layer_norm || shape_.proj_size > 0);
   }
 
   void forward(const T* state_0, T* state_n) const {
     const Sharing how = sharing(panels_);
-    ThreadPool::instance().run(how.threads, [&](const Team& team) {
+    run_team(*network_.device_, how.threads, [&](const Team& team) {
       for (Index l = 0; l < L_; ++l)
         for (Index d = 0; d < D_; ++d) forward_layer(team, how.by_rows, l, d, state_0, state_n);
       if (masks(rates_.output_dropout)) {
         const T* const h = steps_of_h(L_ - 1);
-        multiply_by_mask(L_, MaskSite::output, rates_.output_dropout, team.share(N_), h,
-                         tape_ + layout_.output, D_ * R_);
+        masks_.multiply(L_, MaskSite::output, rates_.output_dropout, team.share(N_), h,
+                        tape_ + layout_.output, D_ * R_);
       }
     });
   }
 
   void backward(T* dh, T* dstate, T* dx, T* gradients, int max_threads, T* workspace) const {
     const Sharing how = sharing(backward_panels_);
-    ThreadPool::instance().run(std::min(how.threads, max_threads), [&](const Team& team) {
+    run_team(*network_.device_, std::min(how.threads, max_threads), [&](const Team& team) {
       T* const scratch = workspace + sums_elements() + team.part * tn_scratch();
       if (masks(rates_.output_dropout)) {
-        multiply_by_mask(L_, MaskSite::output, rates_.output_dropout, team.share(N_), dh, dh,
-                         D_ * R_);
+        masks_.multiply(L_, MaskSite::output, rates_.output_dropout, team.share(N_), dh, dh,
+                        D_ * R_);
         team.wait();
       }
       // The gradient of a layer's output, and where that of its input goes: with two directions
@@ -228,8 +86,16 @@ class SequencePass {
  private:
   // ---- where things are ----
 
-  Steps steps(Index d) const { return {T_, B_, in_.offsets, d > 0}; }
-  bool masks(double rate) const { return in_.mask_seed && rate > 0; }
+  Weights<T> packed(Packing packing, Index offset, Index panel_columns, Index depth) const {
+    const bool dense = packing == Packing::forward_dense || packing == Packing::backward_dense;
+    return weights_at(network_.packed_weights(packing, dense ? packed_.dense : packed_.layers),
+                      packed_.storage, offset, panel_columns, depth);
+  }
+  Steps steps(Index d) const {
+    return {T_, B_, in_.device_offsets ? in_.device_offsets : in_.offsets, d > 0};
+  }
+  Range my_rows(const Team& team) const { return share_rows(team, {T_, B_, in_.offsets, false}); }
+  bool masks(double rate) const { return masks_.drawn(rate); }
   T* layer(Index l) const { return tape_ + l * layout_.layer; }
   T* direction(Index l, Index d) const { return layer(l) + d * layout_.direction; }
   T* steps_of_h(Index l) const { return layer(l) + layout_.h + B_ * D_ * R_; }
@@ -247,20 +113,37 @@ class SequencePass {
   Index* order() const { return reinterpret_cast<Index*>(tape_ + layout_.order); }
   const T* token_scales() const { return input_is_masked(0) ? masked_input(0) : nullptr; }
 
-  struct States {
-    StateRows<T> rows[max_states];
-  };
-  States states(Index l, Index d) const {
-    States result{};
+  States<T> states(Index l, Index d) const {
+    States<T> result{};
     T* const h = layer(l) + layout_.h + d * R_;
     const Index stride = D_ * R_;
     T* const steps = h + B_ * stride;
-    result.rows[0] = {d == 0 ? h : steps + N_ * stride, steps, stride, false};
+    result.of[0] = {d == 0 ? h : steps + N_ * stride, steps, stride, false};
     for (Index s = 1; s < S_; ++s) {
       T* const first = direction(l, d) + layout_.states[s];
-      result.rows[s] = {first, keep_ ? first + B_ * H_ : first, H_, !keep_};
+      result.of[s] = {first, keep_ ? first + B_ * H_ : first, H_, !keep_};
     }
     return result;
+  }
+  // Where the states that a call begins or ends with, or their gradients, have this layer's.
+  T* state_part(T* states, Index s, Index l, Index d) const {
+    return states + network_.state_offset(s, B_) + (l * D_ + d) * B_ * network_.state_width(s);
+  }
+  // From the states that a call begins with, or zeros where they are null; to those it ends with.
+  void begin_states(const States<T>& where, Index l, Index d, const T* state_0, Range rows) const {
+    // Kernels only read them.
+    k_.begin_states(states_args(where, l, d, const_cast<T*>(state_0)), rows);
+  }
+  void end_states(const States<T>& where, Index l, Index d, T* state_n, Range rows) const {
+    k_.end_states(states_args(where, l, d, state_n), rows);
+  }
+  StatesArgs<T> states_args(const States<T>& where, Index l, Index d, T* given) const {
+    StatesArgs<T> args{steps(d), S_, where, {}, {}};
+    for (Index s = 0; s < S_; ++s) {
+      args.widths[s] = network_.state_width(s);
+      args.at[s] = given ? state_part(given, s, l, d) : nullptr;
+    }
+    return args;
   }
 
   bool has_recurrent() const { return masks(rates_.recurrent_dropout) || (in_.offsets && keep_); }
@@ -269,17 +152,12 @@ class SequencePass {
     const T* const data = direction(l, d) + layout_.recurrent_mask;
     return rates_.variational ? Mask<T>{data, 0, R_} : Mask<T>{data, R_, 0};
   }
-  struct Zoneouts {
-    Zoneout<T> of[max_states];
-    const Zoneout<T>* get(const Regularization& r) const {
-      return r.zoneout[0] > 0 || r.zoneout[1] > 0 ? of : nullptr;
-    }
-  };
-  Zoneouts zoneouts(Index l, Index d) const {
-    Zoneouts result{};
+  Zoneouts<T> zoneouts(Index l, Index d) const {
+    Zoneouts<T> result;
     for (int s = 0; s < 2; ++s) {
       if (rates_.zoneout[s] == 0) continue;
       const bool raw = keep_ && (cell_.reads_next >> s & 1);
+      result.any = true;
       result.of[s] = {{direction(l, d) + layout_.zoneout_mask[s], in_.mask_seed ? H_ : 0, 0},
                       raw ? direction(l, d) + layout_.zoneout_raw[s] : nullptr};
     }
@@ -290,106 +168,22 @@ class SequencePass {
     return {parameters_ + p.gain_hh, keep_ ? direction(l, d) + layout_.inverse_hh : nullptr};
   }
 
-  // ---- masks ----
-
-  // out [N, cols] = x * mask, or the mask itself where x is null, of the given rows of the
-  // sequence.
-  void draw(Index l, Index d, MaskSite site, double rate, Range rows, const T* x, T* out,
-            Index cols) const {
-    const bool zoneout = site == MaskSite::zoneout_h || site == MaskSite::zoneout_c;
-    MaskArgs<T> args = mask_args<T>(zoneout ? MaskKind::zoneout : MaskKind::dropout, rate,
-                                    *in_.mask_seed, mask_site(l, d, site));
-    const bool per_call = rates_.variational && !zoneout;
-    const Steps all = steps(0);
-    args.streams = in_.streams;
-    args.x_stride = args.out_stride = args.cols = cols;
-    for (Index t = 0; t < T_; ++t) {
-      const Index first = first_row(all, t);
-      const Range here = intersect(rows, {first, first + rows_at(all, t)});
-      if (here.begin >= here.end) continue;
-      args.time = per_call ? 0 : static_cast<std::uint32_t>(t);
-      args.x = x ? x + first * cols : nullptr;
-      args.out = out + first * cols;
-      k_.mask(args, {here.begin - first, here.end - first});
-    }
-  }
-  void multiply_by_mask(Index l, MaskSite site, double rate, Range rows, const T* x, T* out,
-                        Index cols) const {
-    draw(l, 0, site, rate, rows, x, out, cols);
-  }
-  void draw_token_scales(Range rows) const {
-    MaskArgs<T> args = mask_args<T>(MaskKind::dropout, rates_.input_dropout, *in_.mask_seed,
-                                    mask_site(0, 0, MaskSite::input));
-    const Steps all = steps(0);
-    args.streams = in_.streams;
-    for (Index t = 0; t < T_; ++t) {
-      const Index first = first_row(all, t);
-      const Range here = intersect(rows, {first, first + rows_at(all, t)});
-      if (here.begin >= here.end) continue;
-      args.time = rates_.variational ? 0 : static_cast<std::uint32_t>(t);
-      args.out = masked_input(0) + first;
-      k_.mask_elements(args, in_.tokens + first, {here.begin - first, here.end - first});
-    }
-  }
   // The masks of a layer's recurrence; rows of the sequence and of the batch.
   void draw_recurrence_masks(Index l, Index d, Range rows, Range batch_rows) const {
     T* const part = direction(l, d);
-    if (masks(rates_.recurrent_dropout)) {
-      T* const mask = part + layout_.recurrent_mask;
-      if (rates_.variational) {
-        MaskArgs<T> args = mask_args<T>(MaskKind::dropout, rates_.recurrent_dropout, *in_.mask_seed,
-                                        mask_site(l, d, MaskSite::recurrent));
-        args.streams = in_.streams;
-        args.out = mask, args.out_stride = args.cols = R_;
-        k_.mask(args, batch_rows);
-      } else {
-        draw(l, d, MaskSite::recurrent, rates_.recurrent_dropout, rows, nullptr, mask, R_);
-      }
-    }
+    if (masks(rates_.recurrent_dropout))
+      masks_.recurrent(l, d, rows, batch_rows, part + layout_.recurrent_mask, R_);
     for (int s = 0; s < 2; ++s) {
       if (rates_.zoneout[s] == 0) continue;
       T* const mask = part + layout_.zoneout_mask[s];
       if (in_.mask_seed)
-        draw(l, d, s == 0 ? MaskSite::zoneout_h : MaskSite::zoneout_c, rates_.zoneout[s], rows,
-             nullptr, mask, H_);
+        masks_.zoneout(l, d, s, rows, mask, H_);
       else if (batch_rows.begin == 0)
-        std::fill_n(mask, H_, static_cast<T>(rates_.zoneout[s]));
+        k_.fill(mask, static_cast<T>(rates_.zoneout[s]), {0, H_});
     }
   }
 
   // ---- forward ----
-
-  void begin_states(const States& states, Index l, Index d, const T* state_0, Range rows) const {
-    for (Index s = 0; s < S_; ++s) {
-      const StateRows<T>& to = states.rows[s];
-      const Index width = network_.state_width(s);
-      const T* const from =
-          state_0 ? state_0 + network_.state_offset(s, B_) + (l * D_ + d) * B_ * width : nullptr;
-      for (Index r = rows.begin; r < rows.end; ++r)
-        if (from)
-          copy(from + r * width, width, to.initial + r * to.stride);
-        else
-          zero(to.initial + r * to.stride, width);
-    }
-  }
-  void end_states(const States& states, Index l, Index d, T* state_n, Range rows) const {
-    const Steps all = steps(d);
-    for (Index s = 0; s < S_; ++s) {
-      const StateRows<T>& from = states.rows[s];
-      const Index width = network_.state_width(s);
-      T* const to = state_n + network_.state_offset(s, B_) + (l * D_ + d) * B_ * width;
-      const auto end = [&](Index t, Range ending) {
-        ending = intersect(rows, ending);
-        for (Index r = ending.begin; r < ending.end; ++r)
-          copy(from.in_place || t < 0 ? from.initial + r * from.stride
-                                      : from.rows + (first_row(all, t) + r) * from.stride,
-               width, to + r * width);
-      };
-      // Rows without any step keep their initial state.
-      end(-1, {T_ > 0 ? rows_at(all, 0) : 0, B_});
-      for (Index t = 0; t < T_; ++t) end(t, {rows_going_on(all, t), rows_at(all, t)});
-    }
-  }
 
   // The masked input and, where there is one, gx of the given rows of the sequence.
   void run_input(const Layer& p, Index l, Index d, Range rows) const {
@@ -397,10 +191,10 @@ class SequencePass {
     const bool tokens = l == 0 && in_.tokens;
     if (input_is_masked(l) && d == 0) {
       if (tokens)
-        draw_token_scales(rows);
+        masks_.tokens(rows, masked_input(0));
       else
-        multiply_by_mask(l, MaskSite::input, input_rate(l), rows, unmasked_input(l),
-                         masked_input(l), I);
+        masks_.multiply(l, MaskSite::input, input_rate(l), rows, unmasked_input(l), masked_input(l),
+                        I);
     }
     if (gathers(l)) return;
     T* const gx = tape_ + layout_.gates;
@@ -411,9 +205,8 @@ class SequencePass {
                               G_ * H_, gx, G_ * H_},
                 rows);
     } else {
-      const Packing ih = l == 0 ? Packing::forward_dense : Packing::forward;
-      const Weights<T> weights = network_.packed_weights(
-          ih, l == 0 ? packed_.dense : packed_.layers, packed_.storage, p.ih, k_.gemm_units, I);
+      const Weights<T> weights =
+          packed(l == 0 ? Packing::forward_dense : Packing::forward, p.ih, k_.gemm_units, I);
       k_.gemm(GemmArgs<T>{input(l), I, weights, bias_now, false, G_ * H_, I, gx, G_ * H_}, rows,
               {0, ceil_div(G_ * H_, k_.gemm_units)});
     }
@@ -436,10 +229,9 @@ class SequencePass {
   void forward_layer(const Team& team, bool by_rows, Index l, Index d, const T* state_0,
                      T* state_n) const {
     const Layer& p = network_.layer(l, d);
-    const States where = states(l, d);
-    const Zoneouts zoneout = zoneouts(l, d);
     const Steps all = steps(d);
-    const Range rows = team.share(N_), batch_rows = share_rows(team, all);
+    const States<T> where = states(l, d);
+    const Range rows = team.share(N_), batch_rows = my_rows(team);
     T* const part = direction(l, d);
     begin_states(where, l, d, state_0, batch_rows);
     draw_recurrence_masks(l, d, rows, batch_rows);
@@ -450,26 +242,23 @@ class SequencePass {
         .steps = all,
         .hidden_size = H_,
         .width = R_,
-        .hh = network_.packed_weights(Packing::forward, packed_.layers, packed_.storage, p.hh,
-                                      cell_.forward_units * G_, R_),
+        .hh = packed(Packing::forward, p.hh, cell_.forward_units * G_, R_),
         .gx = gather ? nullptr : tape_ + layout_.gates,
         .tokens = gather ? in_.tokens : nullptr,
         .table = gather ? parameters_ + p.weight_ih : nullptr,
         .input_bias = gather && p.input_bias >= 0 ? packed_.layers + p.input_bias : nullptr,
         .split_bias = p.split_bias >= 0 ? packed_.layers + p.split_bias : nullptr,
         .params = parameters_ + p.params,
-        .states = where.rows,
+        .states = where,
         .saved = keep_ ? part + layout_.saved : nullptr,
         .recurrent = has_recurrent() ? part + layout_.recurrent : nullptr,
         .recurrent_mask = recurrent_mask(l, d),
-        .zoneout = zoneout.get(rates_),
+        .zoneout = zoneouts(l, d),
         .norm = norm(p, l, d),
-        .projection =
-            shape_.proj_size > 0
-                ? Projection<T>{network_.packed_weights(Packing::forward, packed_.layers,
-                                                        packed_.storage, p.hr, k_.gemm_units, H_),
-                                part + layout_.hidden}
-                : Projection<T>{},
+        .projection = shape_.proj_size > 0
+                          ? Projection<T>{packed(Packing::forward, p.hr, k_.gemm_units, H_),
+                                          part + layout_.hidden}
+                          : Projection<T>{},
         .staged = shape_.layer_norm ? part + layout_.normalised_hh : nullptr,
         .staged_in_place = !keep_,
     };
@@ -493,35 +282,29 @@ class SequencePass {
   void backward_layer(const Team& team, bool by_rows, Index l, Index d, const T* dh, T* dstate,
                       T* to, bool first, T* gradients, T* sums, T* scratch) const {
     const Layer& p = network_.layer(l, d);
-    const States where = states(l, d);
-    const Zoneouts zoneout = zoneouts(l, d);
     const Steps all = steps(d);
     const Index width = network_.num_slots() * H_;
     T* const part = direction(l, d);
     T* const dgates = tape_ + layout_.gates;
-    T* dstates[max_states];
-    for (Index s = 0; s < S_; ++s)
-      dstates[s] =
-          dstate + network_.state_offset(s, B_) + (l * D_ + d) * B_ * network_.state_width(s);
+    StateGradients<T> dstates{};
+    for (Index s = 0; s < S_; ++s) dstates.of[s] = state_part(dstate, s, l, d);
     // A few streams read a weight about as often as packing would: they read it as it stands.
-    const Weights<T> hh =
-        packed_.layers ? network_.packed_weights(Packing::backward, packed_.layers, packed_.storage,
-                                                 p.hh_t, k_.gemm_units, G_ * H_)
-                       : Weights<T>{parameters_ + p.weight_hh, R_, k_.gemm_units};
+    const Weights<T> hh = packed_.layers ? packed(Packing::backward, p.hh_t, k_.gemm_units, G_ * H_)
+                                         : Weights<T>{parameters_ + p.weight_hh, R_, k_.gemm_units};
     const RecurrentBackwardArgs<T> args{
         .steps = all,
         .hidden_size = H_,
         .width = R_,
         .hh = hh,
         .params = parameters_ + p.params,
-        .states = where.rows,
+        .states = states(l, d),
         .saved = part + layout_.saved,
         .dy = dh + d * R_,
         .dy_stride = D_ * R_,
         .dstates = dstates,
         .dgates = dgates,
         .recurrent_mask = recurrent_mask(l, d),
-        .zoneout = zoneout.get(rates_),
+        .zoneout = zoneouts(l, d),
         .norm = norm(p, l, d),
         .normalised = part + layout_.normalised_hh,
         .projection = shape_.proj_size > 0
@@ -532,10 +315,10 @@ class SequencePass {
     };
     // The sums of the slots' columns, for the biases and the cell's own parameters.
     const Range my_sums = team.share(width, alignment_elements);
-    zero(sums + my_sums.begin, my_sums.end - my_sums.begin);
+    k_.fill(sums, T(0), my_sums);
     const Index initial_panels = ceil_div(R_, k_.gemm_units);
     if (by_rows) {
-      const Range batch_rows = share_rows(team, all);
+      const Range batch_rows = my_rows(team);
       cell_.backward(args, {0, T_}, batch_rows, {0, backward_panels_});
       cell_.backward_initial(args, batch_rows, {0, initial_panels});
     } else {
@@ -604,9 +387,8 @@ class SequencePass {
       const Weights<T> weights =
           l > 0 && !packed_.layers
               ? Weights<T>{parameters_ + p.weight_ih + gate * H_ * I, I, k_.gemm_units}
-              : network_.packed_weights(l > 0 ? Packing::backward : Packing::backward_dense,
-                                        l > 0 ? packed_.layers : packed_.dense, packed_.storage,
-                                        offset, k_.gemm_units, depth);
+              : packed(l > 0 ? Packing::backward : Packing::backward_dense, offset, k_.gemm_units,
+                       depth);
       k_.gemm(GemmArgs<T>{d, width, weights, nullptr, add, I, depth, to, I}, rows,
               {0, ceil_div(I, k_.gemm_units)});
     };
@@ -614,7 +396,7 @@ class SequencePass {
     if (split > 0)
       add_part(dgates + G_ * H_, summed, p.ih_t_split, split * H_, accumulate || summed > 0);
     if (last && input_is_masked(l))
-      multiply_by_mask(l, MaskSite::input, input_rate(l), rows, to, to, I);
+      masks_.multiply(l, MaskSite::input, input_rate(l), rows, to, to, I);
   }
 
   // Weight gradients: rows of gates, depth time and batch, against the layer's input and against
@@ -631,7 +413,7 @@ class SequencePass {
     T* const d_hh = gradients + p.weight_hh;
     const T* const x = input(l);
     // h of the step before stands a step's rows away from h.
-    const StateRows<T> h = states(l, d).rows[0];
+    const StateRows<T> h = states(l, d)[0];
     const bool recurrent = has_recurrent();
     const T* const before =
         recurrent ? direction(l, d) + layout_.recurrent : h.rows + (d == 0 ? -B_ : B_) * h.stride;
@@ -695,13 +477,13 @@ class SequencePass {
   void add_sums(const Layer& p, const T* sums, Range mine, T* gradients) const {
     const Index split = cell_.num_split * H_, GH = G_ * H_, summed = GH - split;
     if (p.bias_ih >= 0) {
-      add(sums, intersect(mine, {0, summed}), gradients + p.bias_ih);
-      add(sums, intersect(mine, {GH, GH + split}), gradients + p.bias_ih - split);
+      k_.add(sums, intersect(mine, {0, summed}), gradients + p.bias_ih);
+      k_.add(sums, intersect(mine, {GH, GH + split}), gradients + p.bias_ih - split);
     }
-    if (p.bias_hh >= 0) add(sums, intersect(mine, {0, GH}), gradients + p.bias_hh);
+    if (p.bias_hh >= 0) k_.add(sums, intersect(mine, {0, GH}), gradients + p.bias_hh);
     if (cell_.num_params > 0)
-      add(sums, intersect(mine, {GH + split, GH + split + cell_.num_params * H_}),
-          gradients + p.params - (GH + split));
+      k_.add(sums, intersect(mine, {GH + split, GH + split + cell_.num_params * H_}),
+             gradients + p.params - (GH + split));
   }
 
   const Network<T>& network_;
@@ -716,6 +498,7 @@ class SequencePass {
   T* tape_;
   typename Network<T>::TapeLayout layout_;
   Index T_, B_, N_, H_, R_, D_, L_, G_, S_, panels_, backward_panels_;
+  SequenceMasks<T> masks_;
 };
 
 template <class T>
@@ -728,7 +511,7 @@ void Network<T>::forward(const T* parameters, const PackedWeights<T>& packed,
 template <class T>
 Index Network<T>::backward_elements(int max_threads) const {
   return aligned(num_slots() * shape_.hidden_size) +
-         max_threads * aligned(kernels<T>().gemm_tn_scratch());
+         max_threads * aligned(kernels_->gemm_tn_scratch());
 }
 
 template <class T>
@@ -738,36 +521,6 @@ void Network<T>::backward(const T* parameters, const PackedWeights<T>& packed,
   if (in.rows() == 0) return;
   SequencePass<T>(*this, parameters, packed, in, true, tape)
       .backward(dh, dstate, dx, gradients, max_threads, workspace);
-}
-
-// ---- weights that are left out ------------------------------------------------------------
-
-template <class T>
-void Network<T>::multiply_by_weight_masks(std::uint64_t mask_seed, T* weights) const {
-  const Kernels<T>& k = kernels<T>();
-  const Index R = width(), rows = cell_->num_gates * shape_.hidden_size, D = directions();
-  const double work = 20.0 * double(rows * R) * double(shape_.num_layers * D);
-  ThreadPool::instance().run(threads_for(work), [&](const Team& team) {
-    for (Index l = 0; l < shape_.num_layers; ++l)
-      for (Index d = 0; d < D; ++d) {
-        MaskArgs<T> args = mask_args<T>(MaskKind::dropout, shape_.regularization.weight_drop,
-                                        mask_seed, mask_site(l, d, MaskSite::weights));
-        args.x = args.out = weights + layer(l, d).weight_hh;
-        args.x_stride = args.out_stride = args.cols = R;
-        k.mask(args, team.share(rows));
-      }
-  });
-}
-
-template <class T>
-void Network<T>::drop_weights(std::uint64_t mask_seed, const T* parameters, T* dropped) const {
-  copy(parameters, parameter_elements_, dropped);
-  multiply_by_weight_masks(mask_seed, dropped);
-}
-
-template <class T>
-void Network<T>::drop_weights_backward(std::uint64_t mask_seed, T* gradients) const {
-  multiply_by_weight_masks(mask_seed, gradients);
 }
 
 template class Network<float>;

@@ -2,10 +2,9 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 
 #include "charrnn_fast/network.hpp"
-#include "thread_pool.hpp"
+#include "sharing.hpp"
 
 namespace charrnn_fast {
 
@@ -16,35 +15,17 @@ inline Index aligned(Index n) {
 }
 inline Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
-// Streams are shared out where each thread gets a tile's worth of rows, else units are.
-constexpr Index rows_per_thread = 6;
-
-inline int threads_for(double operations) {
-  const int most = ThreadPool::instance().size();
-  return static_cast<int>(
-      std::clamp(operations / sharing_limits().operations_per_thread, 1.0, double(most)));
-}
-
-template <class T>
-void zero(T* to, Index n) {
-  if (n > 0) std::memset(to, 0, static_cast<std::size_t>(n) * sizeof(T));
-}
-template <class T>
-void copy(const T* from, Index n, T* to) {
-  if (n > 0) std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(T));
-}
-template <class T>
-void add(const T* from, Range range, T* to) {
-  for (Index i = range.begin; i < range.end; ++i) to[i] += from[i];
-}
 inline Range intersect(Range a, Range b) {
   return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
 }
 
-// What masks are drawn for. A site is a layer, a direction and one of these.
-enum class MaskSite { input, recurrent, zoneout_h, zoneout_c, weights, output };
-inline std::uint32_t mask_site(Index layer, Index direction, MaskSite site) {
-  return static_cast<std::uint32_t>((layer * 2 + direction) * 8 + static_cast<int>(site));
+// Packed weights, `offset` behind the first ones of their packing.
+template <class T>
+Weights<T> weights_at(const T* packed, Storage storage, Index offset, Index panel_columns,
+                      Index depth) {
+  const bool half = storage == Storage::bfloat16;
+  return {packed + (half ? offset / 2 : offset), panel_columns,
+          panel_columns * (half ? ceil_div(depth, 2) : depth), half};
 }
 
 }  // namespace charrnn_fast

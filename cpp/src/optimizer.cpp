@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "dispatch.hpp"
 #include "errors.hpp"
-#include "thread_pool.hpp"
+#include "squares.hpp"
+#include "team.hpp"
 
 namespace charrnn_fast {
 namespace {
@@ -62,15 +62,8 @@ int find_rule(const std::string& name, const OptimizerOptions& options) {
   fail("optimizer is '", name, "', it takes one of ", known);
 }
 
-// The chunks of the fixed-order sums.
-constexpr Index chunk = 16384;
-
-// A thread is worth calling for some 10 microseconds of work.
-int threads_for_elements(Index n) {
-  constexpr Index elements_per_thread = 4 * chunk;
-  return static_cast<int>(
-      std::clamp<Index>(n / elements_per_thread, 1, ThreadPool::instance().size()));
-}
+// An element takes about as long as so many operations of a matrix product.
+constexpr double operations_per_element = 16;
 
 }  // namespace
 
@@ -78,19 +71,17 @@ double clip_factor(double norm, double limit) { return std::min(1.0, limit / (no
 
 template <class T>
 double sum_of_squares(const T* x, Index n) {
-  const Kernels<T>& k = kernels<T>();
-  const Index chunks = (n + chunk - 1) / chunk;
+  Device& device = cpu_device();
+  const Kernels<T>& k = kernels_of<T>(device);
+  const Index chunks = square_chunks(n);
   // Chunks are summed by threads in rounds of a fixed number, and added up in their order.
   constexpr Index round = 64;
   double total = 0, sums[round];
   for (Index first = 0; first < chunks; first += round) {
     const Index count = std::min(round, chunks - first);
-    ThreadPool::instance().run(threads_for_elements(n), [&](const Team& team) {
-      const Range mine = team.share(count);
-      for (Index i = mine.begin; i < mine.end; ++i) {
-        const Index begin = (first + i) * chunk;
-        sums[i] = k.sum_of_squares(x + begin, std::min(chunk, n - begin));
-      }
+    const Index done = first * square_chunk;
+    run_team(device, device.parts(operations_per_element * double(n)), [&](const Team& team) {
+      k.sums_of_squares(x + done, n - done, team.share(count), sums);
     });
     for (Index i = 0; i < count; ++i) total += sums[i];
   }
@@ -98,16 +89,26 @@ double sum_of_squares(const T* x, Index n) {
 }
 
 template <class T>
-Optimizer<T>::Optimizer(const std::string& rule, const OptimizerOptions& options, Index elements)
-    : options_(options), elements_(elements), rule_(find_rule(rule, options)) {
+void sum_of_squares(Device& device, const T* x, Index n, double* chunks, double* sum) {
+  const Kernels<T>& k = kernels_of<T>(device);
+  run_team(device, device.parts(operations_per_element * double(n)), [&](const Team& team) {
+    k.sums_of_squares(x, n, team.share(square_chunks(n)), chunks);
+  });
+  k.add_up(chunks, square_chunks(n), sum);
+}
+
+template <class T>
+Optimizer<T>::Optimizer(const std::string& rule, const OptimizerOptions& options, Index elements,
+                        Device& device)
+    : device_(&device), options_(options), elements_(elements), rule_(find_rule(rule, options)) {
   const Rule& chosen = rules()[static_cast<std::size_t>(rule_)];
   prepare_ = chosen.prepare;
   slot_names_ = chosen.slot_names;
-  slots_.resize(slot_names_.size());
-  for (std::size_t i = 0; i < slots_.size(); ++i) {
+  for (std::size_t i = 0; i < slot_names_.size(); ++i) {
+    slots_.emplace_back(device);
     slots_[i].reserve(elements);
     const double first = rule == Adagrad::name ? options.initial_accumulator_value : 0;
-    std::fill_n(slots_[i].get(), elements, static_cast<T>(first));
+    kernels_of<T>(device).fill(slots_[i].get(), static_cast<T>(first), {0, elements});
   }
 }
 
@@ -132,18 +133,18 @@ void Optimizer<T>::step(T* parameters, const T* gradients, double learning_rate,
   ++num_steps_;
   double hyper[max_hyper] = {};
   prepare_(options_, num_steps_, hyper);
-  T numbers[max_hyper];
-  std::transform(hyper, hyper + max_hyper, numbers, [](double h) { return static_cast<T>(h); });
   UpdateArgs<T> args{
       parameters, gradients, {}, static_cast<T>(gradient_scale), static_cast<T>(gradient_limit),
-      numbers};
+      {}};
+  std::transform(hyper, hyper + max_hyper, args.hyper, [](double h) { return static_cast<T>(h); });
   for (std::size_t i = 0; i < slots_.size(); ++i) args.slots[i] = slots_[i].get();
-  const Kernels<T>& k = kernels<T>();
-  ThreadPool::instance().run(threads_for_elements(elements_), [&](const Team& team) {
-    k.update[rule_](args, team.share(elements_, 64));
-  });
+  const Kernels<T>& k = kernels_of<T>(*device_);
+  run_team(*device_, device_->parts(operations_per_element * double(elements_)),
+           [&](const Team& team) { k.update[rule_](args, team.share(elements_, 64)); });
 }
 
+template void sum_of_squares(Device&, const float*, Index, double*, double*);
+template void sum_of_squares(Device&, const double*, Index, double*, double*);
 template double sum_of_squares(const float*, Index);
 template double sum_of_squares(const double*, Index);
 template class Optimizer<float>;

@@ -1,11 +1,10 @@
 #include "charrnn_fast/sampling.hpp"
 
-#include <algorithm>
 #include <cmath>
-#include <numeric>
 
-#include "dispatch.hpp"
+#include "draws.hpp"
 #include "errors.hpp"
+#include "team.hpp"
 
 namespace charrnn_fast {
 
@@ -35,84 +34,54 @@ void check(const SamplingOptions& o) {
           ", it takes more than 0 and at most 1");
 }
 
-namespace {
-
-// Room for one row's probabilities and for the order of its tokens.
 template <class T>
-Index probability_elements(Index vocab_size) {
-  return (vocab_size + 15) / 16 * 16;
-}
-
-template <class T>
-Token draw(const T* logits, Index n, double u, const SamplingOptions& o, T* p, Token* order) {
-  // What is checked is what is sorted, even where another thread changes the caller's array.
-  std::copy_n(logits, n, p);
-  for (Index i = 0; i < n; ++i)
-    require(!std::isnan(p[i]) && p[i] < std::numeric_limits<T>::infinity(), "logits hold ", p[i],
-            " for token ", i, ", they take finite numbers: the weights are damaged");
-  const T* const most = std::max_element(p, p + n);
-  require(std::isfinite(*most), "logits hold no finite number: the weights are damaged");
+DrawArgs<T> draw_args(const T* logits, Index vocab_size, const SamplingOptions& o) {
+  DrawArgs<T> p{};
+  p.logits = logits;
+  p.vocab_size = vocab_size;
   // So cold that its inverse is no number is as good as frozen.
-  const T inverse_temperature = static_cast<T>(1 / o.temperature);
-  if (!std::isfinite(inverse_temperature)) return static_cast<Token>(most - p);
-  kernels<T>().exp_shifted(p, n, inverse_temperature, p);
-  const bool truncated = (o.top_k > 0 && o.top_k < n) || o.top_p < 1;
-  Index kept = n;
-  std::iota(order, order + n, Token(0));
-  if (truncated) {
-    const auto likelier = [p](Token a, Token b) { return p[a] != p[b] ? p[a] > p[b] : a < b; };
-    if (o.top_k > 0 && o.top_k < n) {
-      kept = o.top_k;
-      std::partial_sort(order, order + kept, order + n, likelier);
-    } else {
-      std::sort(order, order + n, likelier);
-    }
-  }
-  double total = 0;
-  for (Index i = 0; i < kept; ++i) total += static_cast<double>(p[order[i]]);
-  if (o.top_p < 1) {
-    double sum = 0;
-    Index i = 0;
-    while (i < kept && sum < o.top_p * total) sum += static_cast<double>(p[order[i++]]);
-    kept = i, total = sum;
-  }
-  double sum = 0;
-  Index last = 0;
-  for (Index i = 0; i < kept; ++i) {
-    const double probability = static_cast<double>(p[order[i]]);
-    if (probability > 0) last = i;
-    sum += probability;
-    if (sum > u * total) return order[i];
-  }
-  return order[last];  // rounding left the sum a hair below u * total
+  p.inverse_temperature = static_cast<T>(1 / o.temperature);
+  p.top_k = o.top_k;
+  p.top_p = o.top_p;
+  return p;
 }
 
-}  // namespace
+template <class T>
+void check_draw(const double* failure) {
+  if (failure[0] < 0) return;
+  require(failure[1] >= 0, "logits hold no finite number: the weights are damaged");
+  fail("logits hold ", static_cast<T>(failure[2]), " for token ", static_cast<Index>(failure[1]),
+       ", they take finite numbers: the weights are damaged");
+}
 
 template <class T>
 Index draw_elements(Index vocab_size) {
-  // The order of the tokens stands behind the probabilities, in the same memory.
-  const Index tokens =
-      (vocab_size * Index(sizeof(Token)) + Index(sizeof(T)) - 1) / Index(sizeof(T));
-  return probability_elements<T>(vocab_size) + tokens;
+  return kernels_of<T>(cpu_device()).draw_scratch(vocab_size, 1);
 }
 
 template <class T>
 void draw_tokens(const T* logits, Index batch, Index vocab_size, const std::uint64_t* seeds,
                  std::uint64_t position, const SamplingOptions& options, Token* tokens,
                  T* workspace) {
-  Token* const order = reinterpret_cast<Token*>(workspace + probability_elements<T>(vocab_size));
-  for (Index b = 0; b < batch; ++b) {
-    const double u = (philox(seeds[b], position, 0)[0] >> 8) * 0x1p-24;
-    tokens[b] = draw(logits + b * vocab_size, vocab_size, u, options, workspace, order);
-  }
+  double failure[3] = {-1, -1, -1};
+  DrawArgs<T> args = draw_args(logits, vocab_size, options);
+  args.seeds = seeds;
+  args.position = position;
+  args.tokens = tokens;
+  args.scratch = workspace;
+  args.failure = failure;
+  kernels_of<T>(cpu_device()).draw(args, {0, batch});
+  check_draw<T>(failure);
 }
 
-template Index draw_elements<float>(Index);
-template Index draw_elements<double>(Index);
-template void draw_tokens(const float*, Index, Index, const std::uint64_t*, std::uint64_t,
-                          const SamplingOptions&, Token*, float*);
-template void draw_tokens(const double*, Index, Index, const std::uint64_t*, std::uint64_t,
-                          const SamplingOptions&, Token*, double*);
+#define CHARRNN_INSTANTIATE(T)                                                           \
+  template DrawArgs<T> draw_args(const T*, Index, const SamplingOptions&);               \
+  template void check_draw<T>(const double*);                                            \
+  template Index draw_elements<T>(Index);                                                \
+  template void draw_tokens(const T*, Index, Index, const std::uint64_t*, std::uint64_t, \
+                            const SamplingOptions&, Token*, T*);
+CHARRNN_INSTANTIATE(float)
+CHARRNN_INSTANTIATE(double)
+#undef CHARRNN_INSTANTIATE
 
 }  // namespace charrnn_fast

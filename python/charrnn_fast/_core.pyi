@@ -51,6 +51,7 @@ class _Network(Generic[_F]):
         layer_norm: bool = False,
         regularization: dict[str, float] = ...,  # input_dropout, dropout, output_dropout,
         # recurrent_dropout, variational, weight_drop, zoneout_h, zoneout_c
+        device: object | None = None,  # a capsule (cpp/include/charrnn_fast/device.hpp); None: CPU
     ) -> None: ...
     @property
     def num_states(self) -> int: ...

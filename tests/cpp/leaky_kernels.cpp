@@ -1,5 +1,5 @@
 // The kernels of the leaky cell, compiled per instruction set like those of the library.
-#include "kernels/isa.hpp"
+#include "internal/cell_kernels.hpp"
 #include "leaky_rnn.hpp"
 
 namespace charrnn_fast {

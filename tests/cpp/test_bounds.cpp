@@ -11,11 +11,11 @@
 #include "charrnn_fast/model.hpp"
 #include "charrnn_fast/threads.hpp"
 #include "check.hpp"
-#include "dispatch.hpp"
+#include "cpu/dispatch.hpp"
+#include "cpu/thread_pool.hpp"
 #include "guarded.hpp"
 #include "masks.hpp"
 #include "measure.hpp"
-#include "thread_pool.hpp"
 #include "values.hpp"
 
 // Those of AlignedBuffer: a Model's own memory. The alignment is only for speed.

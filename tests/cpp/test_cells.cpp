@@ -8,9 +8,10 @@
 #include "charrnn_fast/network.hpp"
 #include "charrnn_fast/threads.hpp"
 #include "check.hpp"
-#include "dispatch.hpp"
+#include "cpu/dispatch.hpp"
+#include "cpu/thread_pool.hpp"
+#include "internal/network_of_cell.hpp"
 #include "test_isas.hpp"  // TEST_ISAS(X): X(namespace, "name") of each instruction set built
-#include "thread_pool.hpp"
 #include "values.hpp"
 
 using namespace charrnn_fast;
@@ -41,7 +42,8 @@ struct Run {
   std::vector<T> parameters, x, state_0, y, state_n, dstate, dx, gradients;
 
   Run(const CellKernels<T>& cell, Index layers, Index T_, Index B, Index I, Index H)
-      : network(NetworkShape{"", I, H, 0, layers, Bias::both}, cell) {
+      : network(
+            network_of_cell(NetworkShape{"", I, H, 0, layers, Bias::both}, cell, cpu_device())) {
     parameters.assign(static_cast<std::size_t>(network.parameter_elements()), T(0));
     unsigned seed = 1;
     for (const Parameter& p : network.parameters()) {
@@ -205,12 +207,12 @@ void check_epilogues(const CellKernels<T>& cell) {
       r.dgates.assign(static_cast<std::size_t>(steps * BH * slots), T(0));
       r.dstates = random_values<T>(S * BH, 7);
       std::vector<T> rows_of_gates(static_cast<std::size_t>(B * G * H));
-      StateRows<T> states[max_states];
-      T* dstates[max_states];
+      States<T> states{};
+      StateGradients<T> dstates{};
       for (Index s = 0; s < S; ++s) {
         T* const first = r.states.data() + s * (steps + 1) * BH;
-        states[s] = {first, first + BH, H, false};
-        dstates[s] = r.dstates.data() + s * BH;
+        states.of[s] = {first, first + BH, H, false};
+        dstates.of[s] = r.dstates.data() + s * BH;
       }
       const Steps all{steps, B, nullptr, false};
       const RecurrentForwardArgs<T> f{

@@ -12,6 +12,7 @@
 #include <limits>
 #include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "charrnn_fast/cells.hpp"
@@ -21,10 +22,10 @@
 #include "charrnn_fast/sampling.hpp"
 #include "charrnn_fast/threads.hpp"
 #include "check.hpp"
-#include "dispatch.hpp"
+#include "cpu/dispatch.hpp"
+#include "cpu/thread_pool.hpp"
 #include "masks.hpp"
 #include "measure.hpp"
-#include "thread_pool.hpp"
 #include "values.hpp"
 
 using namespace charrnn_fast;
@@ -965,6 +966,120 @@ void check_masks() {
         type_name<T>());
 }
 
+// Rows of sequences of lengths 3, 1, 4 and 0, and of four whole ones: masks of each step, sorting,
+// states at the begin and at the end, sums of losses.
+template <class T>
+void check_sequences() {
+  constexpr Index steps = 4, B = 4, cols = 5;
+  const Kernels<T>& k = kernels<T>();
+  const std::vector<Index> lengths{3, 1, 4, 0}, order{2, 0, 1, 3}, ranks{1, 2, 0, 3};
+  const std::vector<Index> offsets{0, 3, 5, 7, 8};
+  for (const bool ragged : {false, true})
+    for (const bool reverse : {false, true}) {
+      const Steps s{steps, B, ragged ? offsets.data() : nullptr, reverse};
+      const auto length = [&](Index row) {  // of the network's row of the batch
+        return ragged ? lengths[std::size_t(order[std::size_t(row)])] : steps;
+      };
+      const Index N = first_row(s, steps);
+
+      // (step, row of the batch) of each row of the sequence
+      std::vector<std::pair<Index, Index>> places;
+      for (Index t = 0; t < steps; ++t)
+        for (Index r = 0; r < B; ++r)
+          if (t < length(r)) places.emplace_back(t, r);
+      CHECK(Index(places.size()) == N, "%d rows", int(N));
+
+      const auto x = random_values<T>(N * cols, 1);
+      const auto units = random_tokens(N, 100, 2);
+      for (const bool one_time : {false, true}) {
+        MaskArgs<T> p = mask_args<T>(MaskKind::dropout, 0.5, 11, 7);
+        std::vector<T> found(x.size(), T(-1)), expected = found, elements(std::size_t(N), T(-1));
+        p.streams = order.data(), p.x = x.data(), p.out = found.data();
+        p.x_stride = p.out_stride = p.cols = cols;
+        p.steps = s, p.one_time = one_time, p.time = 3;
+        for (const Range rows : {Range{0, 2}, Range{2, N - 1}}) k.mask(p, rows);
+        p.out = elements.data(), p.out_stride = 1;
+        k.mask_elements(p, units.data(), {1, N});
+        for (Index n = 0; n < N; ++n) {
+          const auto [t, r] = places[std::size_t(n)];
+          p.time = one_time ? 3 : static_cast<std::uint32_t>(t);
+          const Index stream = order[std::size_t(r)];
+          for (Index j = 0; j < cols && n < N - 1; ++j)
+            expected[std::size_t(n * cols + j)] =
+                mask_at(p, stream, j) * x[std::size_t(n * cols + j)];
+          const T element = n == 0 ? T(-1) : mask_at(p, stream, units[std::size_t(n)]);
+          CHECK(elements[std::size_t(n)] == element, "mask of element %d", int(n));
+        }
+        CHECK(same_bits(found, expected), "masks, ragged %d, one time %d", ragged, one_time);
+      }
+
+      const auto given = random_values<T>(steps * B * cols, 3);
+      std::vector<T> sorted(std::size_t(N * cols)), back(given.size(), T(-1)), zeros = given;
+      k.sort_rows({s, order.data(), cols, given.data(), sorted.data()}, {0, steps});
+      for (Index n = 0; n < N; ++n) {
+        const auto [t, r] = places[std::size_t(n)];
+        CHECK(same_bits(sorted.data() + n * cols,
+                        given.data() + (t * B + order[std::size_t(r)]) * cols, cols),
+              "row %d sorted", int(n));
+      }
+      for (const Range part : {Range{0, 1}, Range{1, steps}})
+        k.unsort_rows({s, order.data(), cols, sorted.data(), back.data()}, part);
+      for (Index t = 0; t < steps; ++t)
+        for (Index b = 0; b < B; ++b)
+          if (ragged && t >= lengths[std::size_t(b)])
+            std::fill_n(zeros.begin() + (t * B + b) * cols, cols, T(0));
+      CHECK(same_bits(back, zeros), "rows as they were, ragged %d", ragged);
+
+      double sum = -1, expected_sum = 0;
+      k.sum_losses({s, ranks.data(), x.data(), &sum});
+      for (Index t = 0; t < steps; ++t)
+        for (Index b = 0; b < B; ++b)
+          for (Index n = 0; n < N; ++n)
+            if (places[std::size_t(n)] == std::pair{t, ranks[std::size_t(b)]})
+              expected_sum += static_cast<double>(x[std::size_t(n)]);
+      CHECK(sum == expected_sum, "%g, expected %g", sum, expected_sum);
+
+      // Two states, of widths 3 and 2: one with a place for every step, one in place.
+      const auto begin = random_values<T>(B * 5, 4);
+      std::vector<T> initial(std::size_t(B * 4), T(-1)), rows = random_values<T>(N * 4, 5);
+      std::vector<T> in_place(std::size_t(B * 2), T(-1)), end(begin.size(), T(-1));
+      const States<T> states{
+          {{initial.data(), rows.data(), 4, false}, {in_place.data(), in_place.data(), 2, true}}};
+      StatesArgs<T> p{s, 2, states, {3, 2}, {}};
+      k.begin_states(p, {0, B});
+      for (Index r = 0; r < B; ++r)
+        CHECK(initial[std::size_t(r * 4 + 2)] == 0 && in_place[std::size_t(r * 2)] == 0 &&
+                  initial[std::size_t(r * 4 + 3)] == -1,
+              "zeros of row %d", int(r));
+      auto from = begin;  // which kernels only read
+      p.at[0] = from.data(), p.at[1] = from.data() + B * 3;
+      for (const Range part : {Range{0, 3}, Range{3, B}}) k.begin_states(p, part);
+      p.at[0] = end.data(), p.at[1] = end.data() + B * 3;
+      for (const Range part : {Range{0, 1}, Range{1, B}}) k.end_states(p, part);
+      for (Index r = 0; r < B; ++r) {
+        const T* last = begin.data() + r * 3;
+        for (Index n = 0; n < N; ++n)
+          if (places[std::size_t(n)] == std::pair{reverse ? Index(0) : length(r) - 1, r})
+            last = rows.data() + n * 4;
+        CHECK(same_bits(end.data() + r * 3, last, 3), "last h of row %d, ragged %d, reverse %d",
+              int(r), ragged, reverse);
+      }
+      CHECK(same_bits(end.data() + B * 3, begin.data() + B * 3, B * 2), "states in place");
+    }
+
+  const auto x = random_values<T>(2 * square_chunk + 7, 6);
+  const auto n = static_cast<Index>(x.size());
+  double sums[3], sum;
+  k.sums_of_squares(x.data(), n, {1, 3}, sums);
+  k.sums_of_squares(x.data(), n, {0, 1}, sums);
+  k.add_up(sums, 3, &sum);
+  CHECK(sum == sum_of_squares(x.data(), n) && sum == (sums[0] + sums[1]) + sums[2], "%g", sum);
+  std::vector<T> to(9, T(1));
+  k.fill(to.data(), T(2), {2, 8});
+  k.add(x.data(), {0, 3}, to.data());
+  CHECK(to[0] == T(1) + x[0] && to[2] == T(2) + x[2] && to[7] == 2 && to[8] == 1, "fill and add");
+}
+
 template <class T>
 void check_all() {
   check_products<T>();
@@ -977,6 +1092,7 @@ void check_all() {
   check_sums<T>();
   check_draws<T>();
   check_masks<T>();
+  check_sequences<T>();
 }
 
 }  // namespace

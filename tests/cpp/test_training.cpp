@@ -11,8 +11,8 @@
 #include "charrnn_fast/model.hpp"
 #include "charrnn_fast/threads.hpp"
 #include "check.hpp"
-#include "dispatch.hpp"
-#include "thread_pool.hpp"
+#include "cpu/dispatch.hpp"
+#include "cpu/thread_pool.hpp"
 #include "values.hpp"
 
 using namespace charrnn_fast;

@@ -20,4 +20,7 @@ namespace charrnn_fast {
 using Index = std::int64_t;  // sizes, strides and offsets, in elements
 using Token = std::int32_t;
 
+constexpr int max_states = 4;                // of a cell
+constexpr int max_slots = 3, max_hyper = 7;  // of an optimizer's rule
+
 }  // namespace charrnn_fast

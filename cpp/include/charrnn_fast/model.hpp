@@ -1,21 +1,22 @@
 // A network together with its parameters and all memory that its use needs: forward, backward,
 // stepping, training and sampling as single calls. Memory grows at first use of a size and stays.
 //
-// A Model's calls exclude one another (a lock). Shapes and letters as in network.hpp.
+// A Model's calls exclude one another (a lock). Shapes and letters as in network.hpp. Arrays that a
+// call takes are the host's; on another device, where all of a Model's own memory is, they are
+// copied.
 //
 // Tokens, targets and lengths are copied, and the copies are checked and used: an array that
 // another thread changes during a call gives an error or some result, and no access outside an
 // array.
 #pragma once
 
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <memory>
 #include <mutex>
 #include <optional>
 
+#include "charrnn_fast/fork_safe_mutex.hpp"
 #include "charrnn_fast/network.hpp"
 #include "charrnn_fast/optimizer.hpp"
 #include "charrnn_fast/sampling.hpp"
@@ -29,36 +30,29 @@ struct TrainOptions {
   bool mean = true;  // of the losses over the targets that are not -1; else their sum
 };
 
-// A mutex that a forked child finds unlocked, whatever the parent's other threads were doing. One
-// word says who has it and in which process: what is left of the parent counts as free, so that of
-// several threads of the child that are the first ones there one gets it, as ever. The code that
-// holds it must not fork.
-class ForkSafeMutex {
- public:
-  ForkSafeMutex() = default;
-  // A copy of what holds one has a mutex of its own.
-  ForkSafeMutex(const ForkSafeMutex&) {}
-  ForkSafeMutex& operator=(const ForkSafeMutex&) { return *this; }
-  void lock();
-  void unlock();
-
- private:
-  std::atomic<std::uint32_t> word_{0};  // 2 * the process's generation + whether it is locked
-};
-
 template <class T>
 class Model {
  public:
-  explicit Model(const NetworkShape& shape);
+  explicit Model(const NetworkShape& shape, Device& device = cpu_device());
   explicit Model(Network<T> network);
 
   const Network<T>& network() const { return network_; }
+  // Memory of the device.
   const T* parameters() const { return parameters_.get(); }
-  // Calls write(parameters) and counts it as a change of them.
+  // Calls write(parameters), of the host, and counts it as a change of them.
   template <class F>
   void change_parameters(F&& write) {
     std::lock_guard<ForkSafeMutex> lock(mutex_);
-    write(parameters_.get());
+    if (device_->is_host) {
+      write(parameters_.get());
+    } else {
+      const Index n = network_.parameter_elements();
+      AlignedBuffer<T> flat;
+      flat.reserve(n);
+      device_->download(parameters_.get(), n, flat.get());
+      write(flat.get());
+      device_->upload(flat.get(), n, parameters_.get());
+    }
     ++version_;
   }
   // Raised by every change.
@@ -168,18 +162,22 @@ class Model {
   bool packs_backward(Index batch) const;
 
   Batch own(const char* name, const Batch& batch);
-  const Token* own_tokens(const char* name, const Token* tokens, Index seq_len, Index batch);
+  void own_tokens(const char* name, const Token* tokens, Index seq_len, Index batch);
   const Token* own_targets(const Batch& in, const Token* targets, Index* count);
   void check_lengths(const Batch& in) const;
 
   SequenceInput<T> sort(const Batch& in, Index first_stream = 0);
+  bool direct(const SequenceInput<T>& in) const { return device_->is_host && !in.offsets; }
   template <class F>
   void each_row(const SequenceInput<T>& in, F&& f) const;
   void gather(const Batch& batch, bool copy, SequenceInput<T>& in);
   const Token* gather_targets(const SequenceInput<T>& in, const Token* targets);
+  const T* rows_in(const SequenceInput<T>& in, const T* given, Index cols, bool copy,
+                   AlignedBuffer<T>& to);
+  void rows_out(const SequenceInput<T>& in, const T* rows, Index cols, T* given);
+  const T* states_in(const SequenceInput<T>& in, const T* given);
+  void states_out(const SequenceInput<T>& in, const T* states, T* given);
   void sort_states(const T* from, Index batch, bool back, T* to) const;
-  const T* states_in(const SequenceInput<T>& in, const T* state_0);
-  void states_out(const SequenceInput<T>& in, const T* from, T* state_n) const;
 
   Needs needs(const SequenceInput<T>& in, bool training, int threads) const;
   SequenceInput<T> prepare(const Batch& batch, bool training, int threads, Index first_stream = 0);
@@ -188,25 +186,36 @@ class Model {
   TrainResult apply(const std::uint64_t* mask_seed, double loss, double scale,
                     Optimizer<T>& optimizer, const TrainOptions& options);
   double sum_of_losses(const SequenceInput<T>& in) const;
+  double sum_of_gradient_squares() const;
+  Index numbers(bool training) const;
+  void check_optimizer(const Optimizer<T>& optimizer) const;
   Kept kept_now() const;
 
   Network<T> network_;
+  Device* device_ = &network_.device();
   // A packed copy, and the version of the parameters that it was made from.
   struct PackedCopy {
     AlignedBuffer<T> weights;
     Index version = 0;
   };
   PackedCopy packed_[num_packings][2];  // [packing][storage]
-  AlignedBuffer<T> parameters_, dropped_, tape_, workspace_, gradients_, dh_, state_, losses_, x_,
-      dx_, y_;
+  // Memory of the device.
+  AlignedBuffer<T> parameters_{*device_}, dropped_{*device_}, tape_{*device_}, workspace_{*device_},
+      gradients_{*device_}, dh_{*device_}, state_{*device_}, losses_{*device_}, x_{*device_},
+      dx_{*device_}, y_{*device_};
+  AlignedBuffer<double> numbers_{*device_};  // sums that the host reads
+  // Where the device is not the host: the caller's arrays on their way, and its gradients.
+  AlignedBuffer<T> staged_{*device_}, given_gradients_{*device_};
+  AlignedBuffer<std::uint64_t> seeds_{*device_};
+  AlignedBuffer<Token> drawn_{*device_};
   // Copies of the caller's, as they were checked; tokens_ and targets_: sorted, or kept for
   // backward.
-  AlignedBuffer<Token> given_tokens_, given_targets_;
+  MirroredBuffer<Token> given_tokens_{*device_}, given_targets_{*device_};
   AlignedBuffer<Index> given_lengths_;
-  AlignedBuffer<Token> tokens_, targets_;
+  MirroredBuffer<Token> tokens_{*device_}, targets_{*device_};
   // Of the last call with lengths: order_[r], the place in the caller's batch of the network's row
   // r; ranks_, the inverse; and offsets_, see SequenceInput. streams_: what masks go by instead.
-  AlignedBuffer<Index> order_, ranks_, offsets_, streams_;
+  MirroredBuffer<Index> order_{*device_}, ranks_{*device_}, offsets_{*device_}, streams_{*device_};
   Index version_ = 1, num_dropped_ = 0;
   Sum sum_;
   SequenceInput<T> kept_input_{};

@@ -3,6 +3,8 @@
 //
 // A Network is an immutable description: it owns no arrays, and its functions may be called from
 // several threads at once. The caller owns all memory and asks for sizes first; no call allocates.
+// Arrays are memory of the network's device (see device.hpp; of the CPU, where none is named), but
+// for those that are said to be of the host.
 // Where a call takes max_threads, it uses no more, and its workspace is of the size asked for with
 // the same number. Nothing outside an array is read or written where it has the elements that are
 // told here: what the kernels read past a row of weights is part of parameter_elements() and
@@ -21,28 +23,21 @@
 // the other rows; tokens give what their one-hot vectors give.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
-#include <limits>
-#include <memory>
-#include <new>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "charrnn_fast/config.hpp"
+#include "charrnn_fast/device.hpp"
 
 namespace charrnn_fast {
 
-struct Range;
 template <class T>
-struct Weights;
+struct CellKernels;
 template <class T>
 class SequencePass;
 template <class T>
-struct CellKernels;
-
-constexpr int max_states = 4;  // of a cell
+class DecoderPass;
 
 // PyTorch's two bias vectors per layer, one (added to the input part), or none.
 enum class Bias { both, single, none };
@@ -85,44 +80,6 @@ struct Parameter {
   Index elements() const { return rows * (cols > 0 ? cols : 1); }
 };
 
-// Says how much was asked for: "out of memory: 12.3 GB more were asked for".
-class OutOfMemory : public std::bad_alloc {
- public:
-  explicit OutOfMemory(double bytes);
-  const char* what() const noexcept override { return message_; }
-
- private:
-  char message_[64];  // a string would allocate
-};
-
-// Memory aligned for the kernels; growing loses the contents. Throws OutOfMemory.
-template <class T>
-class AlignedBuffer {
- public:
-  T* get() const { return data_.get(); }
-  Index size() const { return size_; }
-  void reserve(Index elements) {
-    if (elements <= size_) return;
-    data_.reset();
-    size_ = 0;
-    constexpr auto most = std::numeric_limits<std::ptrdiff_t>::max() / Index(sizeof(T));
-    void* const memory = elements > most
-                             ? nullptr
-                             : ::operator new(static_cast<std::size_t>(elements) * sizeof(T),
-                                              std::align_val_t(64), std::nothrow);
-    if (!memory) throw OutOfMemory(static_cast<double>(elements) * sizeof(T));
-    data_.reset(static_cast<T*>(memory));
-    size_ = elements;
-  }
-
- private:
-  struct Delete {
-    void operator()(T* p) const { ::operator delete(p, std::align_val_t(64)); }
-  };
-  std::unique_ptr<T, Delete> data_;
-  Index size_ = 0;
-};
-
 // What a sequence is fed with: tokens [N], or x [N, I] (the other one is null).
 //
 // Sequences of different lengths stand sorted, the longest first, and without their padding: the
@@ -132,9 +89,12 @@ struct SequenceInput {
   Index seq_len, batch;
   const Token* tokens;
   const T* x;
-  const Index* offsets = nullptr;            // [T + 1], or null: B rows each step
-  const std::uint64_t* mask_seed = nullptr;  // of all masks of this call; null: none are drawn
+  const Index* offsets = nullptr;  // [T + 1] of the host, or null: B rows each step
+  // Of the host, the seed of all masks of this call; null: none are drawn.
+  const std::uint64_t* mask_seed = nullptr;
   const Index* streams = nullptr;  // [B] the numbers that the rows' masks go by; null: 0 to B - 1
+  // The offsets in the device's memory; null where the device is the host.
+  const Index* device_offsets = nullptr;
   Index rows() const { return offsets ? offsets[seq_len] : seq_len * batch; }
 };
 
@@ -166,13 +126,12 @@ struct PackedWeights {
 template <class T>
 class Network {
  public:
-  // Throws std::invalid_argument for an unknown cell or an impossible size.
-  explicit Network(const NetworkShape& shape);
-  // For a cell that is not in cells.hpp's list.
-  Network(const NetworkShape& shape, const CellKernels<T>& cell);
+  // Throws std::invalid_argument for an unknown cell or an impossible size, and for float64 on a
+  // device without it.
+  explicit Network(const NetworkShape& shape, Device& device = cpu_device());
 
   const NetworkShape& shape() const { return shape_; }
-  const CellKernels<T>& cell() const { return *cell_; }
+  Device& device() const { return *device_; }
   Index num_states() const;
   Index directions() const { return shape_.bidirectional ? 2 : 1; }
   // R; D*R, of the rows of hidden(); R or H, of state s.
@@ -191,7 +150,7 @@ class Network {
   Index packed_elements(Packing packing, Storage storage = Storage::full) const;
   void pack(Packing packing, const T* parameters, T* packed, Storage storage = Storage::full) const;
 
-  // Throws std::invalid_argument that names the first token outside [0, input_size).
+  // Tokens of the host; throws std::invalid_argument that names the first outside [0, input_size).
   void check_tokens(const char* name, const Token* tokens, Index seq_len, Index batch) const;
 
   // Parameters with the weights that one call of forward and backward leaves out; and, of gradients
@@ -247,7 +206,12 @@ class Network {
   };
   struct TapeLayout;
   friend class SequencePass<T>;
+  friend class DecoderPass<T>;
+  // For cells that are not in cells.hpp's list, see internal/network_of_cell.hpp.
+  template <class U>
+  friend Network<U> network_of_cell(const NetworkShape&, const CellKernels<U>&, Device&);
 
+  Network(const NetworkShape& shape, const CellKernels<T>& cell, Device& device);
   void lay_out();
   Index num_slots() const;  // of a row of gradients of the gates, see RecurrentBackwardArgs
   Index add_parameter(std::string name, Index rows, Index cols, bool transposed);
@@ -262,14 +226,14 @@ class Network {
   Index head_block_rows() const;
   Index head_scratch() const;
   Index head_errors(Index rows) const;
-  Weights<T> packed_weights(Packing packing, const T* packed, Storage storage, Index offset,
-                            Index panel_columns, Index depth) const;
-  void decode_rows(const T* parameters, const T* h, Range rows, Range panels, T* y, Index y_stride,
-                   T* scratch) const;
-  void decode_rows_backward(const T* parameters, const T* dy, Index dy_stride, Range rows,
-                            T* dh) const;
+  // Where the weights of a packing begin.
+  const T* packed_weights(Packing packing, const T* packed) const {
+    return packed + packed_[static_cast<int>(packing)].biases;
+  }
 
   NetworkShape shape_;
+  Device* device_;
+  const Kernels<T>* kernels_;
   const CellKernels<T>* cell_;
   std::vector<Parameter> parameters_;
   std::vector<Layer> layers_;

@@ -21,8 +21,10 @@ template <class T>
 class Optimizer {
  public:
   // rule: "sgd", "rmsprop", "adagrad", "adam", "adamw"; elements of the flat parameters.
-  // Throws std::invalid_argument for an unknown rule or an option out of range.
-  Optimizer(const std::string& rule, const OptimizerOptions& options, Index elements);
+  // Throws std::invalid_argument for an unknown rule or an option out of range. The device is that
+  // of the parameters.
+  Optimizer(const std::string& rule, const OptimizerOptions& options, Index elements,
+            Device& device = cpu_device());
   // Bytes that one made with these holds; none are allocated. Throws as the constructor.
   static Index memory(const std::string& rule, const OptimizerOptions& options, Index elements);
   Index held_memory() const;
@@ -32,14 +34,18 @@ class Optimizer {
   void set_num_steps(Index n) { num_steps_ = n; }
 
   const std::vector<std::string>& slot_names() const { return slot_names_; }
+  // [elements], memory of the device.
   T* slot(Index i) { return slots_[static_cast<std::size_t>(i)].get(); }
   Index elements() const { return elements_; }
+
+  Device& device() const { return *device_; }
 
   // One update of parameters from gradients * gradient_scale, clipped to +-gradient_limit.
   void step(T* parameters, const T* gradients, double learning_rate, double gradient_scale = 1,
             double gradient_limit = std::numeric_limits<double>::infinity());
 
  private:
+  Device* device_;
   OptimizerOptions options_;
   Index elements_, num_steps_ = 0;
   int rule_;

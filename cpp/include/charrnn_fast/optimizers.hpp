@@ -26,8 +26,6 @@ struct OptimizerOptions {
   double beta1 = 0.9, beta2 = 0.999;     // Adam, AdamW
 };
 
-constexpr int max_slots = 3, max_hyper = 7;
-
 // p -= lr g
 struct Sgd {
   static constexpr const char* name = "sgd";

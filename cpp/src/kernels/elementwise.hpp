@@ -205,9 +205,30 @@ CHARRNN_INLINE double square(double x) { return x * x; }
 
 // In double, where the square of a float is exact and cannot overflow.
 template <class T>
-double sum_of_squares(const T* x, Index n) {
-  return interleaved_sum(
-      n, [&](Index j) __attribute__((always_inline)) { return square(static_cast<double>(x[j])); });
+void sums_of_squares(const T* x, Index n, Range chunks, double* sums) {
+  for (Index i = chunks.begin; i < chunks.end; ++i) {
+    const T* const part = x + i * square_chunk;
+    sums[i] = interleaved_sum(min_of(square_chunk, n - i * square_chunk),
+                              [&](Index j) __attribute__((always_inline)) {
+                                return square(static_cast<double>(part[j]));
+                              });
+  }
+}
+
+inline void add_up(const double* sums, Index n, double* sum) {
+  double total = 0;
+  for (Index i = 0; i < n; ++i) total += sums[i];
+  *sum = total;
+}
+
+template <class T>
+void fill(T* to, T value, Range elements) {
+  for (Index i = elements.begin; i < elements.end; ++i) to[i] = value;
+}
+
+template <class T>
+void add(const T* from, Range elements, T* to) {
+  for (Index i = elements.begin; i < elements.end; ++i) to[i] += from[i];
 }
 
 // step(x, z, weight, term) gives the gradient times the weight, and the term of which

@@ -6,6 +6,7 @@
 // exports its table's accessor and nothing else.
 #pragma once
 
+#include <algorithm>
 #include <utility>
 
 #include "charrnn_fast/cells.hpp"
@@ -50,6 +51,8 @@ constexpr int max_gates = 4;
 #include "kernels/masks.hpp"
 #include "kernels/recurrent.hpp"
 #include "kernels/elementwise.hpp"
+#include "kernels/sequences.hpp"
+#include "kernels/draws.hpp"
 // clang-format on
 
 }  // namespace

@@ -173,8 +173,9 @@ struct MaskMultipliers {
   }
 };
 
+// Rows of one step.
 template <class T>
-void mask(const MaskArgs<T>& p, Range rows) {
+void mask_step(const MaskArgs<T>& p, Range rows) {
   constexpr Index group_rows = 16;  // stay in the first cache from block to block
   constexpr int side_by_side = 2;   // rows: their chains of rounds hide each other's latency
   constexpr int shared_rounds = 3, rounds = Philox::rounds;
@@ -265,8 +266,32 @@ void mask(const MaskArgs<T>& p, Range rows) {
   }
 }
 
+// f(step's arguments, its first row, its rows among the given ones) for each step that has some.
+template <class T, class F>
+CHARRNN_INLINE void each_mask_step(const MaskArgs<T>& p, Range rows, F&& f) {
+  if (p.steps.seq_len == 0) return f(p, Index(0), rows);
+  MaskArgs<T> step = p;
+  for (Index t = 0; t < p.steps.seq_len; ++t) {
+    const Index first = first_row(p.steps, t);
+    const Index begin = max_of(rows.begin, first);
+    const Index end = min_of(rows.end, first + rows_at(p.steps, t));
+    if (begin >= end) continue;
+    if (!p.one_time) step.time = static_cast<std::uint32_t>(t);
+    step.x = p.x ? p.x + first * p.x_stride : nullptr;
+    step.out = p.out + first * p.out_stride;
+    f(step, first, Range{begin - first, end - first});
+  }
+}
+
 template <class T>
-void mask_elements(const MaskArgs<T>& p, const Token* units, Range rows) {
+void mask(const MaskArgs<T>& p, Range rows) {
+  each_mask_step(p, rows,
+                 [](const MaskArgs<T>& step, Index, Range mine)
+                     __attribute__((always_inline)) { mask_step(step, mine); });
+}
+
+template <class T>
+void mask_step_elements(const MaskArgs<T>& p, const Token* units, Range rows) {
   const Philox philox(p.key);
   for (Index r = rows.begin; r < rows.end; ++r) {
     const Token unit = units[r];
@@ -278,4 +303,12 @@ void mask_elements(const MaskArgs<T>& p, const Token* units, Range rows) {
     const std::uint32_t word = words[unit % mask_block / mask_block_counters];
     p.out[r] = word < p.threshold ? p.dropped : p.kept;
   }
+}
+
+template <class T>
+void mask_elements(const MaskArgs<T>& p, const Token* units, Range rows) {
+  each_mask_step(
+      p, rows,
+      [&](const MaskArgs<T>& step, Index first, Range mine)
+          __attribute__((always_inline)) { mask_step_elements(step, units + first, mine); });
 }

@@ -52,7 +52,7 @@ struct StepRows {
 };
 
 template <class Cell, class T>
-CHARRNN_INLINE StepRows<Cell, T> step_rows(const Steps& steps, const StateRows<T>* states, Index t,
+CHARRNN_INLINE StepRows<Cell, T> step_rows(const Steps& steps, const States<T>& states, Index t,
                                            bool begins) {
   StepRows<Cell, T> step;
   step.t = t, step.first = first_row(steps, t);
@@ -159,7 +159,7 @@ void run_cells_forward(const RecurrentForwardArgs<T>& p, const StepRows<Cell, T>
           prev.v[s] = V::load(step.prev[s] + row * p.states[s].stride + unit, n);
       });
       Cell::forward(CellForward<V>{a.v, gx.v, params.v, prev.v, next.v, saved.v});
-      if (p.zoneout) {
+      if (p.zoneout.any) {
         unroll<S>([&](auto s) __attribute__((always_inline)) {
           const Zoneout<T>& z = p.zoneout[s];
           if (!z.mask.data) return;
@@ -332,7 +332,7 @@ CHARRNN_INLINE Index num_slots(const RecurrentBackwardArgs<T>& p) {
 // The gradient of the h before has a part in dstates[0].
 template <class Cell, class T>
 CHARRNN_INLINE bool bypasses(const RecurrentBackwardArgs<T>& p) {
-  return Cell::h_bypass || (p.zoneout && p.zoneout[0].mask.data);
+  return Cell::h_bypass || (p.zoneout.any && p.zoneout[0].mask.data);
 }
 
 template <class Cell, class T>
@@ -398,14 +398,14 @@ void run_cells_backward(const RecurrentBackwardArgs<T>& p, const BackwardRows<Ce
         if constexpr (Cell::reads_next >> s & 1) {
           const T* raw = step.next[s] + row * stride;
           if (s == 0 && p.projection.hidden) raw = p.projection.hidden + n_row * H;
-          if (p.zoneout && p.zoneout[s].raw) raw = p.zoneout[s].raw + n_row * H;
+          if (p.zoneout.any && p.zoneout[s].raw) raw = p.zoneout[s].raw + n_row * H;
           next.v[s] = V::load(raw + unit, n);
         }
         dnext.v[s] = s == 0 ? V::load(dh + (r * place.vectors + u) * V::lanes)
                             : V::load(p.dstates[s] + row * H + unit, n);
       });
       Values<V, S> past{};  // what zoneout passes on
-      if (p.zoneout) {
+      if (p.zoneout.any) {
         unroll<S>([&](auto s) __attribute__((always_inline)) {
           if (!p.zoneout[s].mask.data) return;
           const V m = V::load(mask_row(p.zoneout[s].mask, n_row, row) + unit, n);
@@ -421,7 +421,7 @@ void run_cells_backward(const RecurrentBackwardArgs<T>& p, const BackwardRows<Ce
       store_each<Cell::num_params>(dparams.v, out + (slots - Cell::num_params) * H, H, n);
       unroll<S>([&](auto s) __attribute__((always_inline)) {
         constexpr bool given = s > 0 || Cell::h_bypass;
-        if (p.zoneout && p.zoneout[s].mask.data)
+        if (p.zoneout.any && p.zoneout[s].mask.data)
           (given ? dprev.v[s] + past.v[s] : past.v[s]).store(p.dstates[s] + row * H + unit, n);
         else if constexpr (given)
           dprev.v[s].store(p.dstates[s] + row * H + unit, n);

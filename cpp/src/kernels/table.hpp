@@ -1,7 +1,10 @@
-// The kernels as the layers above see them: plain argument structs and one table of function
-// pointers for each instruction set and number type. No SIMD type, no template code and no
-// inline function with arithmetic crosses this line, so that code compiled for a wide
-// instruction set cannot leak into callers.
+// Internal. The kernels as the layers above see them: plain argument structs and one table of
+// function pointers for each instruction set and number type, or for another device. No SIMD type,
+// no template code and no inline function with arithmetic crosses this line, so that code compiled
+// for a wide instruction set cannot leak into callers.
+//
+// Argument structs hold values; what is an array lies in the device's memory, where nothing but a
+// kernel reads or writes it.
 //
 // Dimension letters: T seq_len, B batch, N rows of a sequence (T*B where all are of one length), H
 // hidden_size, R width of h, G gates, S states, K depth of a product.
@@ -161,12 +164,40 @@ struct StateRows {
   Index stride;
   bool in_place;
 };
+template <class T>
+struct States {
+  StateRows<T> of[max_states];
+  CHARRNN_INLINE const StateRows<T>& operator[](Index s) const { return of[s]; }
+};
+
+// [B, R], [B, H] of each state
+template <class T>
+struct StateGradients {
+  T* of[max_states];
+  CHARRNN_INLINE T* operator[](Index s) const { return of[s]; }
+};
+
+// The states that a sequence begins or ends with, state s [B, widths[s]] at at[s].
+template <class T>
+struct StatesArgs {
+  Steps steps;
+  Index num_states;
+  States<T> states;
+  Index widths[max_states];
+  T* at[max_states];  // begin_states: nulls for zeros
+};
 
 // s' = m s + (1 - m) s'', of the state s before and the cell's s'' (Krueger et al. 2017).
 template <class T>
 struct Zoneout {
-  Mask<T> mask;  // m
-  T* raw;        // [N, H] keeps s'' for backward, or null
+  Mask<T> mask;      // m
+  T* raw = nullptr;  // [N, H] keeps s'' for backward, or null
+};
+template <class T>
+struct Zoneouts {
+  bool any = false;
+  Zoneout<T> of[2] = {};  // of h and c
+  CHARRNN_INLINE Zoneout<T> operator[](Index s) const { return s < 2 ? of[s] : Zoneout<T>{}; }
 };
 
 // Layer normalisation of the recurrent part of the gates (Ba, Kiros and Hinton 2016), where it
@@ -188,21 +219,21 @@ struct Projection {
 template <class T>
 struct RecurrentForwardArgs {
   Steps steps;
-  Index hidden_size, width;    // H, R
-  Weights<T> hh;               // packed: G groups, H units, depth R
-  const T* gx;                 // [N, G*H] input part with its bias; or null, then:
-  const Token* tokens;         // [N] rows of
-  const T* table;              // [V, G*H] (weight_ih transposed), and
-  const T* input_bias;         // [G*H] or null
-  const T* split_bias;         // [num_split*H] bias of the recurrent part of split gates, or null
-  const T* params;             // [P, H]
-  const StateRows<T>* states;  // [S]
-  T* saved;                    // [N, num_saved*H] or null: keep nothing
+  Index hidden_size, width;  // H, R
+  Weights<T> hh;             // packed: G groups, H units, depth R
+  const T* gx;               // [N, G*H] input part with its bias; or null, then:
+  const Token* tokens;       // [N] rows of
+  const T* table;            // [V, G*H] (weight_ih transposed), and
+  const T* input_bias;       // [G*H] or null
+  const T* split_bias;       // [num_split*H] bias of the recurrent part of split gates, or null
+  const T* params;           // [P, H]
+  States<T> states;
+  T* saved;  // [N, num_saved*H] or null: keep nothing
   // What the recurrent product reads, [N, R], where it is not h as it stands: mask * h before.
   // Rows that begin here come from begin().
   T* recurrent = nullptr;
   Mask<T> recurrent_mask = {};
-  const Zoneout<T>* zoneout = nullptr;  // [S] or null
+  Zoneouts<T> zoneout = {};
   RecurrentNorm<T> norm = {};
   Projection<T> projection = {};
   // Staged epilogue: [N, G*H] or, updated in place, [B, G*H]: sums of the gates, or normalised.
@@ -217,18 +248,18 @@ struct RecurrentForwardArgs {
 template <class T>
 struct RecurrentBackwardArgs {
   Steps steps;
-  Index hidden_size, width;    // H, R
-  Weights<T> hh;               // [G*H, R]: 1 group, R units, depth G*H
-  const T* params;             // [P, H]
-  const StateRows<T>* states;  // [S]
-  const T* saved;              // [N, num_saved*H]
-  const T* dy;                 // [N, R] gradients of h from above, or null: zeros
+  Index hidden_size, width;  // H, R
+  Weights<T> hh;             // [G*H, R]: 1 group, R units, depth G*H
+  const T* params;           // [P, H]
+  States<T> states;
+  const T* saved;  // [N, num_saved*H]
+  const T* dy;     // [N, R] gradients of h from above, or null: zeros
   Index dy_stride;
-  T* const* dstates;  // [S] pointers to [B, R], [B, H]: gradients of each row's last state
-                      // on entry (kept from step to step), of its first at the end
-  T* dgates;          // [N, num_slots*H]
+  StateGradients<T> dstates;  // of each row's last state on entry (kept from step to step), of its
+                              // first at the end
+  T* dgates;                  // [N, num_slots*H]
   Mask<T> recurrent_mask = {};
-  const Zoneout<T>* zoneout = nullptr;
+  Zoneouts<T> zoneout = {};
   RecurrentNorm<T> norm = {};
   const T* normalised = nullptr;  // [N, G*H]
   Projection<T> projection = {};
@@ -339,6 +370,9 @@ struct LayerNormBackwardArgs {
 // stream of the row, time, site), and is dropped where that word is less than `threshold`. These
 // are the same for all instruction sets and number types. Masks are multiplied by: what is infinite
 // or NaN in x is NaN where it is dropped by 0.
+//
+// The rows are those of a sequence, where row r of step t has the time t (or one for all steps) and
+// is stream r; or those of one step.
 template <class T>
 struct MaskArgs {
   std::uint64_t key;
@@ -349,6 +383,49 @@ struct MaskArgs {
   Index x_stride;
   T* out;  // may be x
   Index out_stride, cols;
+  Steps steps = {};       // of no steps: the rows are those of one step, at `time`
+  bool one_time = false;  // all steps are at `time`
+};
+
+// Rows of sequences of different lengths: the network's, sorted and without padding, against the
+// caller's [T, B, cols]. The network's row r of a step is the caller's row order[r] of it.
+template <class T>
+struct SortArgs {
+  Steps steps;
+  const Index* order;  // [B]
+  Index cols;
+  const T* from;
+  T* to;
+};
+
+// The losses of the network's rows, added up in the caller's order: of each step row ranks[0], if
+// the sequence goes on till there, then ranks[1].
+template <class T>
+struct LossSumArgs {
+  Steps steps;
+  const Index* ranks;  // [B] or null: in the network's order
+  const T* losses;     // [N]
+  double* sum;
+};
+
+constexpr Index square_chunk = 16384;
+
+// A token for each row of the logits [B, V]: see draw_tokens of sampling.hpp.
+template <class T>
+struct DrawArgs {
+  const T* logits;
+  Index vocab_size;
+  const std::uint64_t* seeds;  // [B]
+  std::uint64_t position;
+  T inverse_temperature;  // not finite: the likeliest token
+  Index top_k;            // 0: all
+  double top_p;
+  Token* tokens;  // [B]
+  Token* drawn;   // [B] the same once more, or null
+  T* scratch;     // draw_scratch() elements
+  // [3] of the first row whose logits are damaged: the row, or -1 where there is none; the token,
+  // or -1 where no number is finite; its logit. Rows are drawn until then. -1 on entry.
+  double* failure;
 };
 
 template <class T>
@@ -356,9 +433,9 @@ struct UpdateArgs {
   T* params;
   const T* gradients;
   T* slots[3];
-  T gradient_scale;  // from clipping by norm
-  T gradient_limit;  // clipping by value; infinity: none
-  const T* hyper;    // the rule's own numbers, see optimizers.hpp
+  T gradient_scale;    // from clipping by norm
+  T gradient_limit;    // clipping by value; infinity: none
+  T hyper[max_hyper];  // the rule's own numbers, see optimizers.hpp
 };
 
 template <class T>
@@ -370,7 +447,18 @@ struct Kernels {
   // scratch: gemm_tn_scratch() elements, one for each thread.
   void (*gemm_tn)(const GemmTnArgs<T>&, Range rows_of_c, T* scratch);
   Index (*gemm_tn_scratch)();
-  // out[row, unit] = mask * x[row, unit], of rows that have one time
+  // to[i] = value; to[i] += from[i]
+  void (*fill)(T* to, T value, Range elements);
+  void (*add)(const T* from, Range elements, T* to);
+  // The network's rows of the given steps from the caller's; and the caller's from the network's,
+  // zeros past a sequence's end.
+  void (*sort_rows)(const SortArgs<T>&, Range steps);
+  void (*unsort_rows)(const SortArgs<T>&, Range steps);
+  // Of the given rows of the batch: each one's initial state to where the layer keeps it, and its
+  // last state from there.
+  void (*begin_states)(const StatesArgs<T>&, Range rows);
+  void (*end_states)(const StatesArgs<T>&, Range rows);
+  // out[row, unit] = mask * x[row, unit]
   void (*mask)(const MaskArgs<T>&, Range rows);
   // out[row] = the mask at (row, units[row]); x, cols and strides are not looked at
   void (*mask_elements)(const MaskArgs<T>&, const Token* units, Range rows);
@@ -392,9 +480,14 @@ struct Kernels {
   // softplus(x) - x z, of logits x; (x - z)^2
   void (*binary_cross_entropy)(const ElementLossArgs<T>&, Range blocks);
   void (*mean_square)(const ElementLossArgs<T>&, Range blocks);
-  // out = exp((x - max(x)) * inverse_temperature), for sampling; out may be x
-  void (*exp_shifted)(const T* x, Index n, T inverse_temperature, T* out);
-  double (*sum_of_squares)(const T* x, Index n);
+  void (*sum_losses)(const LossSumArgs<T>&);
+  void (*draw)(const DrawArgs<T>&, Range rows);
+  Index (*draw_scratch)(Index vocab_size, Index rows);
+  // sums[i] = the sum of the squares of x's elements from i * square_chunk on, square_chunk or what
+  // is left of n
+  void (*sums_of_squares)(const T* x, Index n, Range chunks, double* sums);
+  // *sum = sums[0] + sums[1] + ..., from left to right
+  void (*add_up)(const double* sums, Index n, double* sum);
   void (*scale)(T* x, Index n, T factor);
   void (*clip_value)(T* x, Index n, T limit);
   void (*const* update)(const UpdateArgs<T>&, Range elements);  // by the rule's number

@@ -1,4 +1,4 @@
-#include "crowding.hpp"
+#include "cpu/crowding.hpp"
 
 #include <algorithm>
 #include <chrono>

@@ -16,9 +16,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "crowding.hpp"
-#include "kernels/table.hpp"
-#include "placement.hpp"
+#include "cpu/crowding.hpp"
+#include "cpu/placement.hpp"
+#include "team.hpp"
 
 namespace charrnn_fast {
 
@@ -34,37 +34,6 @@ SharingLimits& sharing_limits();
 // Raised in a forked child: what the parent's other threads had locked stays locked there.
 int fork_generation();
 
-class Barrier {
- public:
-  // timed: waits tell how long they slept with a reason, see Crowding.
-  Barrier(int parties, bool timed) : parties_(parties), timed_(timed) {}
-  void wait(int part);
-
- private:
-  const int parties_;
-  const bool timed_;
-  std::int64_t opened_at_ = 0;
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<std::uint32_t> round_{0};
-};
-
-// One thread's place in a team.
-struct Team {
-  int part, parts;
-  Barrier* barrier;
-
-  // All have arrived, and see what each wrote before.
-  void wait() const {
-    if (parts > 1) barrier->wait(part);
-  }
-  // This thread's share of n things, in whole multiples of `grain`.
-  Range share(Index n, Index grain = 1) const {
-    const Index units = (n + grain - 1) / grain;
-    const Index begin = units * part / parts * grain, end = units * (part + 1) / parts * grain;
-    return {begin < n ? begin : n, end < n ? end : n};
-  }
-};
-
 class ThreadPool {
  public:
   static ThreadPool& instance();
@@ -76,6 +45,8 @@ class ThreadPool {
   std::uint64_t teams() const { return teams_.load(std::memory_order_relaxed); }
 
   // f must not throw.
+  using Call = Device::TeamFunction;
+  void run_erased(int parts, Call call, void* context);
   template <class F>
   void run(int parts, F&& f) {
     using Function = std::remove_reference_t<F>;
@@ -85,13 +56,11 @@ class ThreadPool {
   }
 
  private:
-  using Call = void (*)(void*, const Team&);
   struct Worker;
 
   static const int watching_forks;
 
   explicit ThreadPool(int n);
-  void run_erased(int parts, Call call, void* context);
   void work(Worker& worker);
   void start_workers(int n);
   void stop_workers();

@@ -1,4 +1,4 @@
-#include "thread_pool.hpp"
+#include "cpu/thread_pool.hpp"
 
 #include <algorithm>
 #include <chrono>
@@ -8,8 +8,8 @@
 #include <mutex>
 #include <string>
 
-#include "cgroup.hpp"
 #include "charrnn_fast/threads.hpp"
+#include "cpu/cgroup.hpp"
 #include "errors.hpp"
 
 #if defined(__unix__) || defined(__APPLE__)

@@ -1,4 +1,4 @@
-#include "cgroup.hpp"
+#include "cpu/cgroup.hpp"
 
 #include <algorithm>
 #include <cstdlib>

@@ -1,0 +1,86 @@
+// Draws of tokens from the rows of logits.
+
+// Of a type of this file, so that what the compiler makes of std::sort for it is of this object
+// alone.
+struct Ranked {
+  Token token;
+};
+
+template <class T>
+Index probability_elements(Index vocab_size) {
+  return ceil_div(vocab_size, 16) * 16;
+}
+
+// Of one row, for all of them: its probabilities, and behind them the order of its tokens.
+template <class T>
+Index draw_scratch(Index vocab_size, Index /*rows*/) {
+  return probability_elements<T>(vocab_size) +
+         ceil_div(vocab_size * Index(sizeof(Ranked)), Index(sizeof(T)));
+}
+
+// The token, or -1 with what is wrong with the logits.
+template <class T>
+Token draw_row(const DrawArgs<T>& p, Index row, T* probabilities, Ranked* order, double* failure) {
+  const Index n = p.vocab_size;
+  const T* const logits = p.logits + row * n;
+  const auto fails = [&](Index token, T logit) {
+    failure[0] = static_cast<double>(row), failure[1] = static_cast<double>(token);
+    failure[2] = static_cast<double>(logit);
+    return Token(-1);
+  };
+  // What is checked is what is drawn from, even where another thread changes the caller's array.
+  constexpr T infinity = T(__builtin_inf());
+  Index best = 0;
+  for (Index i = 0; i < n; ++i) {
+    const T x = probabilities[i] = logits[i];
+    if (!(x < infinity)) return fails(i, x);
+    if (x > probabilities[best]) best = i;
+  }
+  if (probabilities[best] == -infinity) return fails(-1, -infinity);
+  if (!(p.inverse_temperature < infinity)) return static_cast<Token>(best);
+  exp_shifted(probabilities, n, p.inverse_temperature, probabilities);
+  const auto at = [&](Index i) { return static_cast<double>(probabilities[order[i].token]); };
+  for (Index i = 0; i < n; ++i) order[i].token = static_cast<Token>(i);
+  const auto likelier = [&](Ranked a, Ranked b) {
+    const T x = probabilities[a.token], y = probabilities[b.token];
+    return x != y ? x > y : a.token < b.token;
+  };
+  Index kept = n;
+  if (p.top_k > 0 && p.top_k < n) {
+    kept = p.top_k;
+    std::partial_sort(order, order + kept, order + n, likelier);
+  } else if (p.top_p < 1) {
+    std::sort(order, order + n, likelier);
+  }
+  double total = 0;
+  for (Index i = 0; i < kept; ++i) total += at(i);
+  if (p.top_p < 1) {
+    double sum = 0;
+    Index i = 0;
+    while (i < kept && sum < p.top_p * total) sum += at(i++);
+    kept = i, total = sum;
+  }
+  std::uint32_t words[4] = {static_cast<std::uint32_t>(p.position),
+                            static_cast<std::uint32_t>(p.position >> 32), 0, 0};
+  Philox(p.seeds[row]).draw(words);
+  const double u = (words[0] >> 8) * 0x1p-24;
+  double sum = 0;
+  Index last = 0;
+  for (Index i = 0; i < kept; ++i) {
+    if (at(i) > 0) last = i;
+    sum += at(i);
+    if (sum > u * total) return order[i].token;
+  }
+  return order[last].token;  // rounding left the sum a hair below u * total
+}
+
+template <class T>
+void draw(const DrawArgs<T>& p, Range rows) {
+  auto* const order = reinterpret_cast<Ranked*>(p.scratch + probability_elements<T>(p.vocab_size));
+  for (Index row = rows.begin; row < rows.end && p.failure[0] < 0; ++row) {
+    const Token token = draw_row(p, row, p.scratch, order, p.failure);
+    if (token < 0) return;
+    p.tokens[row] = token;
+    if (p.drawn) p.drawn[row] = token;
+  }
+}

@@ -1,0 +1,138 @@
+// The memory that a Model's calls take.
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "charrnn_fast/model.hpp"
+#include "errors.hpp"
+#include "squares.hpp"
+
+namespace charrnn_fast {
+
+template <class T>
+struct Model<T>::Needs {
+  Index dropped, packed, tape, workspace, losses, state, gradients, dh, x, staged;
+  Index numbers;  // of double
+  Index tokens, targets;
+  Index indices;  // lengths and what sort makes of them
+  Index bytes() const {
+    const Index floats =
+        dropped + packed + tape + workspace + losses + state + gradients + dh + x + staged;
+    return floats * Index(sizeof(T)) + numbers * Index(sizeof(double)) +
+           (tokens + targets) * Index(sizeof(Token)) + indices * Index(sizeof(Index));
+  }
+};
+
+template <class T>
+typename Model<T>::Needs Model<T>::needs(const SequenceInput<T>& in, bool training,
+                                         int threads) const {
+  const Index rows = in.rows(), states = state_elements(in.batch);
+  const Index elements = network_.parameter_elements();
+  const bool sorted = in.offsets;
+  const auto some = [](bool needed, Index n) { return needed ? std::max<Index>(1, n) : 0; };
+  const auto copy = [&](bool needed, Packing packing) {
+    return some(needed, network_.packed_elements(packing));
+  };
+  Needs n{};
+  n.dropped = some(in.mask_seed && network_.shape().regularization.weight_drop > 0, elements);
+  n.packed = copy(true, Packing::forward) + copy(in.x, Packing::forward_dense) +
+             copy(training && packs_backward(in.batch), Packing::backward);
+  n.tape = network_.tape_elements(in, training);
+  n.workspace = std::max(network_.head_elements(rows, threads),
+                         training ? network_.backward_elements(threads) : 0);
+  n.losses = some(true, rows);
+  const bool copied = sorted || !device_->is_host;  // the caller's rows and states
+  n.state = training ? 2 * states : some(copied, states);
+  n.gradients = some(training, elements);
+  n.dh = some(training, rows * network_.hidden_width());
+  const Index all_rows = in.seq_len * in.batch;  // of the caller's
+  const Index I = network_.shape().input_size;
+  n.x = some(copied && in.x, rows * I);
+  if (sorted && !device_->is_host) n.staged = std::max(states, in.x ? all_rows * I : 0);
+  n.numbers = numbers(training);
+  const Index mirrors = device_->is_host ? 1 : 2;
+  n.tokens = (some(!in.x, all_rows) + some(sorted && !in.x, rows)) * mirrors;
+  n.targets = (some(true, all_rows) + some(sorted, rows)) * mirrors;
+  n.indices = sorted ? in.batch + (2 * in.batch + in.seq_len + 1) * mirrors : 0;
+  return n;
+}
+
+// Sums that the host reads: the loss, or the squares of all gradients; and in training behind it
+// the squares of each parameter's, and of the chunks of one.
+template <class T>
+Index Model<T>::numbers(bool training) const {
+  if (!training) return 1;
+  Index chunks = 0;
+  for (const Parameter& p : network_.parameters())
+    chunks = std::max(chunks, square_chunks(p.elements()));
+  return 1 + static_cast<Index>(network_.parameters().size()) + chunks;
+}
+
+// The batch as the network takes it, and memory for its losses and, `training`, gradients.
+template <class T>
+SequenceInput<T> Model<T>::prepare(const Batch& batch, bool training, int threads,
+                                   Index first_stream) {
+  kept_id_ = 0;  // backward would read another tape
+  SequenceInput<T> in = sort(batch, first_stream);
+  gather(batch, false, in);
+  const Needs n = needs(in, training, threads);
+  tape_.reserve(n.tape);
+  workspace_.reserve(n.workspace);
+  losses_.reserve(n.losses);
+  numbers_.reserve(n.numbers);
+  state_.reserve(n.state);
+  gradients_.reserve(n.gradients);
+  dh_.reserve(n.dh);
+  return in;
+}
+
+template <class T>
+Index Model<T>::memory(const Batch& given, bool training) const {
+  Batch batch = given;
+  require(network_.shape().output_size > 0, "a loss takes a network with output_size");
+  require(batch.seq_len >= 0, "seq_len is ", batch.seq_len, ", it takes 0 or more");
+  require(batch.batch >= 1, "batch is ", batch.batch, ", it takes 1 or more");
+  std::vector<Index> lengths;
+  if (given.lengths) {
+    lengths.assign(given.lengths, given.lengths + given.batch);
+    batch.lengths = lengths.data();
+  }
+  check_lengths(batch);
+  SequenceInput<T> in{batch.seq_len, batch.batch, batch.tokens, batch.x};
+  in.mask_seed = batch.mask_seed;
+  const double rows = std::max(1.0, double(batch.seq_len)) * double(batch.batch);
+  if (rows > 1) {  // many take no more than as often what one takes
+    Batch one = batch;
+    one.seq_len = one.batch = 1, one.lengths = nullptr;
+    require(rows * double(memory(one, training)) < 0x1p62, "seq_len ", batch.seq_len, " and batch ",
+            batch.batch, " make an impossibly large batch");
+  }
+  std::vector<Index> offsets;  // only the last is looked at
+  if (batch.lengths) {
+    offsets.resize(static_cast<std::size_t>(batch.seq_len) + 1);
+    offsets.back() = std::accumulate(lengths.begin(), lengths.end(), Index(0));
+    in.offsets = offsets.data();
+  }
+  return network_.parameter_elements() * Index(sizeof(T)) +
+         needs(in, training, device_->most_parts()).bytes();
+}
+
+template <class T>
+Index Model<T>::held_memory() {
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
+  Index bytes = 0;
+  const auto add = [&](const auto&... buffers) {
+    ((bytes += buffers.size() * Index(sizeof *buffers.get())), ...);
+  };
+  add(parameters_, dropped_, tape_, workspace_, gradients_, dh_, state_, losses_, x_, dx_, y_,
+      numbers_, staged_, given_gradients_, seeds_, drawn_, given_tokens_, given_targets_,
+      given_lengths_, tokens_, targets_, order_, ranks_, offsets_, streams_);
+  for (const auto& storages : packed_)
+    for (const PackedCopy& copy : storages) add(copy.weights);
+  return bytes;
+}
+
+template class Model<float>;
+template class Model<double>;
+
+}  // namespace charrnn_fast

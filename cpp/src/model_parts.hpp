@@ -1,0 +1,15 @@
+// What the parts of Model share.
+#pragma once
+
+#include "charrnn_fast/model.hpp"
+#include "team.hpp"
+
+namespace charrnn_fast {
+
+// As kernels take them.
+template <class T>
+Steps steps_of(const SequenceInput<T>& in) {
+  return {in.seq_len, in.batch, in.device_offsets, false};
+}
+
+}  // namespace charrnn_fast

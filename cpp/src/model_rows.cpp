@@ -1,0 +1,232 @@
+// What a Model makes of the caller's arrays: checked copies of tokens, targets and lengths; rows
+// and states in the order, and in the memory, that the network takes.
+#include <algorithm>
+#include <numeric>
+
+#include "charrnn_fast/model.hpp"
+#include "errors.hpp"
+#include "model_parts.hpp"
+
+namespace charrnn_fast {
+
+// Another thread may change the caller's arrays during a call, so copies are checked, and nothing
+// but the copies is used. What is kept for backward lies elsewhere: an error changes nothing.
+
+// name: that of the tokens.
+template <class T>
+typename Model<T>::Batch Model<T>::own(const char* name, const Batch& batch) {
+  Batch in = batch;
+  if (in.tokens) {
+    own_tokens(name, batch.tokens, in.seq_len, in.batch);
+    in.tokens = given_tokens_.get();
+  }
+  if (in.lengths) {
+    given_lengths_.reserve(in.batch);
+    in.lengths = std::copy_n(batch.lengths, in.batch, given_lengths_.get()) - in.batch;
+    check_lengths(in);
+  }
+  return in;
+}
+
+template <class T>
+void Model<T>::own_tokens(const char* name, const Token* tokens, Index seq_len, Index batch) {
+  given_tokens_.reserve(std::max<Index>(1, seq_len * batch));
+  std::copy_n(tokens, seq_len * batch, given_tokens_.get());
+  network_.check_tokens(name, given_tokens_.get(), seq_len, batch);
+}
+
+template <class T>
+void Model<T>::check_lengths(const Batch& in) const {
+  if (!in.lengths) return;
+  for (Index b = 0; b < in.batch; ++b)
+    require(in.lengths[b] >= 0 && in.lengths[b] <= in.seq_len, "lengths[", b, "] is ",
+            in.lengths[b], ", it takes 0 to ", in.seq_len);
+}
+
+// in: own. count: of the targets that are not ignored.
+template <class T>
+const Token* Model<T>::own_targets(const Batch& in, const Token* targets, Index* count) {
+  const Index classes = network_.shape().output_size;
+  require(classes > 0, "a loss takes a network with output_size");
+  given_targets_.reserve(std::max<Index>(1, in.seq_len * in.batch));
+  std::copy_n(targets, in.seq_len * in.batch, given_targets_.get());
+  targets = given_targets_.get();
+  *count = 0;
+  for (Index t = 0; t < in.seq_len; ++t)
+    for (Index b = 0; b < in.batch; ++b) {
+      if (in.lengths && t >= in.lengths[b]) continue;
+      const Token target = targets[t * in.batch + b];
+      if (target < -1 || target >= classes)
+        fail("targets[", t, ", ", b, "] is ", target, ", it takes classes from 0 to ", classes - 1,
+             ", or -1 to ignore");
+      *count += target >= 0;
+    }
+  return targets;
+}
+
+// ---- sequences of different lengths ---------------------------------------------------------
+
+// What the network takes for a batch, without the tokens or x: their rows in its order, see
+// each_row. Masks number the caller's rows from first_stream on.
+template <class T>
+SequenceInput<T> Model<T>::sort(const Batch& in, Index first_stream) {
+  SequenceInput<T> sorted{in.seq_len, in.batch, nullptr, nullptr};
+  sorted.mask_seed = in.mask_seed;
+  if (in.lengths) {
+    order_.reserve(in.batch);
+    ranks_.reserve(in.batch);
+    offsets_.reserve(in.seq_len + 1);
+    Index *const order = order_.get(), *const offsets = offsets_.get();
+    std::iota(order, order + in.batch, Index(0));
+    // Equals in the caller's order; std::stable_sort would allocate.
+    std::sort(order, order + in.batch, [&](Index a, Index b) {
+      return in.lengths[a] != in.lengths[b] ? in.lengths[a] > in.lengths[b] : a < b;
+    });
+    for (Index r = 0; r < in.batch; ++r) ranks_.get()[order[r]] = r;
+    std::fill_n(offsets, in.seq_len + 1, Index(0));
+    for (Index b = 0; b < in.batch; ++b)  // first the rows of each step
+      for (Index t = 0; t < in.lengths[b]; ++t) ++offsets[t + 1];
+    std::partial_sum(offsets, offsets + in.seq_len + 1, offsets);
+    ranks_.upload(in.batch);
+    sorted.offsets = offsets;
+    sorted.device_offsets = offsets_.upload(in.seq_len + 1);
+    sorted.streams = order_.upload(in.batch);
+  }
+  if (first_stream > 0) {
+    streams_.reserve(in.batch);
+    for (Index r = 0; r < in.batch; ++r)
+      streams_.get()[r] = first_stream + (in.lengths ? order_.get()[r] : r);
+    sorted.streams = streams_.upload(in.batch);
+  }
+  return sorted;
+}
+
+// f(row of the network, row t * B + b of the caller) for every row.
+template <class T>
+template <class F>
+void Model<T>::each_row(const SequenceInput<T>& in, F&& f) const {
+  for (Index t = 0; t < in.seq_len; ++t) {
+    const Index first = in.offsets[t], rows = in.offsets[t + 1] - first;
+    for (Index r = 0; r < rows; ++r) f(first + r, t * in.batch + order_.get()[r]);
+  }
+}
+
+// The caller's rows [T, B, cols] as the network takes them, [N, cols] of the device: themselves
+// where they are such, unless `copy`; else in `to`.
+template <class T>
+const T* Model<T>::rows_in(const SequenceInput<T>& in, const T* given, Index cols, bool copy,
+                           AlignedBuffer<T>& to) {
+  if (direct(in) && !copy) return given;
+  const Index all = in.seq_len * in.batch * cols;
+  to.reserve(std::max<Index>(1, in.rows() * cols));
+  if (!in.offsets) {
+    device_->upload(given, all, to.get());
+    return to.get();
+  }
+  if (!device_->is_host) {
+    staged_.reserve(all);
+    device_->upload(given, all, staged_.get());
+    given = staged_.get();
+  }
+  kernels_of<T>(*device_).sort_rows(
+      SortArgs<T>{steps_of(in), order_.there(), cols, given, to.get()}, {0, in.seq_len});
+  return to.get();
+}
+
+// And the network's rows to the caller.
+template <class T>
+void Model<T>::rows_out(const SequenceInput<T>& in, const T* rows, Index cols, T* given) {
+  const Index all = in.seq_len * in.batch * cols;
+  if (in.offsets) {
+    if (!device_->is_host) staged_.reserve(all);
+    T* const to = device_->is_host ? given : staged_.get();
+    kernels_of<T>(*device_).unsort_rows(SortArgs<T>{steps_of(in), order_.there(), cols, rows, to},
+                                        {0, in.seq_len});
+    rows = to;
+  }
+  if (rows != given) device_->download(rows, all, given);
+}
+
+// States of the caller's order in the network's, or back.
+template <class T>
+void Model<T>::sort_states(const T* from, Index batch, bool back, T* to) const {
+  const Kernels<T>& k = kernels_of<T>(*device_);
+  const Index parts = network_.shape().num_layers * network_.directions();
+  for (Index s = 0; s < network_.num_states(); ++s) {
+    const Index offset = network_.state_offset(s, batch);
+    (back ? k.unsort_rows : k.sort_rows)(SortArgs<T>{{parts, batch, nullptr, false},
+                                                     order_.there(),
+                                                     network_.state_width(s),
+                                                     from + offset,
+                                                     to + offset},
+                                         {0, parts});
+  }
+}
+
+// The caller's states, or their gradients, as the network takes them, [S, L*D, B, R] of its rows:
+// themselves, or in state_; null stays null.
+template <class T>
+const T* Model<T>::states_in(const SequenceInput<T>& in, const T* given) {
+  if (direct(in) || !given) return given;
+  const Index all = state_elements(in.batch);
+  state_.reserve(all);
+  T* to = state_.get();
+  if (!device_->is_host) {
+    if (in.offsets) {
+      staged_.reserve(all);
+      to = staged_.get();
+    }
+    device_->upload(given, all, to);
+    given = to;
+  }
+  if (in.offsets) sort_states(given, in.batch, false, state_.get());
+  return state_.get();
+}
+
+// And the network's to the caller; they may be the caller's own.
+template <class T>
+void Model<T>::states_out(const SequenceInput<T>& in, const T* states, T* given) {
+  const Index all = state_elements(in.batch);
+  if (in.offsets) {
+    if (!device_->is_host) staged_.reserve(all);
+    T* const to = device_->is_host ? given : staged_.get();
+    sort_states(states, in.batch, true, to);
+    states = to;
+  }
+  if (states != given) device_->download(states, all, given);
+}
+
+// The batch's tokens or x as the network takes them: those of `batch`, which is own, or a copy that
+// a later call finds.
+template <class T>
+void Model<T>::gather(const Batch& batch, bool copy, SequenceInput<T>& in) {
+  const Index rows = in.rows();
+  if (!batch.tokens) {
+    in.x = rows_in(in, batch.x, network_.shape().input_size, copy, x_);
+  } else if (!in.offsets && !copy) {
+    in.tokens = given_tokens_.upload(rows);
+  } else {
+    tokens_.reserve(std::max<Index>(1, rows));
+    Token* const to = tokens_.get();
+    if (in.offsets)
+      each_row(in, [&](Index n, Index row) { to[n] = batch.tokens[row]; });
+    else
+      std::copy_n(batch.tokens, rows, to);
+    in.tokens = tokens_.upload(rows);
+  }
+}
+
+// targets: own.
+template <class T>
+const Token* Model<T>::gather_targets(const SequenceInput<T>& in, const Token* targets) {
+  if (!in.offsets) return given_targets_.upload(in.rows());
+  targets_.reserve(std::max<Index>(1, in.rows()));
+  Token* const to = targets_.get();
+  each_row(in, [&](Index n, Index row) { to[n] = targets[row]; });
+  return targets_.upload(in.rows());
+}
+
+template class Model<float>;
+template class Model<double>;
+
+}  // namespace charrnn_fast

@@ -1,0 +1,67 @@
+// How work runs on a device: its kernels, and the teams that share a piece of work out. Where a
+// device has a single part, a team is {0, 1} and nobody waits.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <type_traits>
+
+#include "charrnn_fast/device.hpp"
+#include "errors.hpp"
+#include "kernels/table.hpp"
+
+namespace charrnn_fast {
+
+// The device's kernels; throws std::invalid_argument where it has none for the number type.
+template <class T>
+const Kernels<T>& kernels_of(const Device& device) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return *device.f32;
+  } else {
+    require(device.f64, "device '", device.name, "' takes float32, got float64");
+    return *device.f64;
+  }
+}
+
+class Barrier {
+ public:
+  // timed: waits tell how long they slept with a reason, see Crowding.
+  Barrier(int parties, bool timed) : parties_(parties), timed_(timed) {}
+  void wait(int part);
+
+ private:
+  const int parties_;
+  const bool timed_;
+  std::int64_t opened_at_ = 0;
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<std::uint32_t> round_{0};
+};
+
+// One thread's place in a team.
+struct Team {
+  int part, parts;
+  Barrier* barrier;
+
+  // All have arrived, and see what each wrote before.
+  void wait() const {
+    if (parts > 1) barrier->wait(part);
+  }
+  // This thread's share of n things, in whole multiples of `grain`.
+  Range share(Index n, Index grain = 1) const {
+    const Index units = (n + grain - 1) / grain;
+    const Index begin = units * part / parts * grain, end = units * (part + 1) / parts * grain;
+    return {begin < n ? begin : n, end < n ? end : n};
+  }
+};
+
+// f(team) by up to `parts` threads of the device at once. f must not throw.
+template <class F>
+void run_team(Device& device, int parts, F&& f) {
+  using Function = std::remove_reference_t<F>;
+  if (parts <= 1) return f(Team{0, 1, nullptr});
+  device.run(
+      parts, [](void* context, const Team& team) { (*static_cast<Function*>(context))(team); },
+      const_cast<void*>(static_cast<const void*>(&f)));
+}
+
+}  // namespace charrnn_fast

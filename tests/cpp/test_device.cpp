@@ -1,0 +1,382 @@
+// What networks, models and optimizers do on a device whose memory is not the program's, see
+// guarded_device.hpp: the bits of the CPU, for all cells and options, and not one access of the
+// host.
+#include <cstdio>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "charrnn_fast/model.hpp"
+#include "charrnn_fast/threads.hpp"
+#include "check.hpp"
+#include "cpu/dispatch.hpp"
+#include "cpu/thread_pool.hpp"
+#include "guarded_device.hpp"
+#include "values.hpp"
+
+using namespace charrnn_fast;
+
+namespace {
+
+std::size_t count(Index n) { return static_cast<std::size_t>(n); }
+
+class Results {
+ public:
+  template <class T>
+  void add(const std::vector<T>& values) {
+    const char* const p = reinterpret_cast<const char*>(values.data());
+    bytes_.insert(bytes_.end(), p, p + values.size() * sizeof(T));
+    for (const T value : values) finite_ &= value - value == T(0);
+  }
+  template <class T>
+  void add(T value) {
+    add(std::vector<T>{value});
+  }
+  bool operator==(const Results& other) const {
+    return finite_ && other.finite_ && !bytes_.empty() && bytes_ == other.bytes_;
+  }
+
+ private:
+  std::vector<char> bytes_;
+  bool finite_ = true;
+};
+
+struct Options {
+  bool dense, ragged, bidirectional, projection, layer_norm, masked;
+};
+
+struct Rule {
+  const char* name;
+  OptimizerOptions options;
+};
+std::vector<Rule> all_rules() {
+  OptimizerOptions momentum, nesterov, centered, both, decay;
+  momentum.momentum = nesterov.momentum = both.momentum = 0.9;
+  nesterov.nesterov = true;
+  centered.centered = both.centered = true;
+  decay.weight_decay = 0.1, decay.initial_accumulator_value = 0.5;
+  return {{"sgd", {}},           {"sgd", momentum},     {"sgd", nesterov}, {"rmsprop", {}},
+          {"rmsprop", momentum}, {"rmsprop", centered}, {"rmsprop", both}, {"adagrad", decay},
+          {"adam", decay},       {"adamw", decay}};
+}
+
+template <class T>
+struct Case {
+  static constexpr Index steps = 4, V = 9;
+  NetworkShape shape;
+  Options o;
+  Rule rule;
+  Index batch;
+  std::vector<Index> lengths;
+  std::vector<Token> tokens, targets;
+  std::vector<T> x;
+  std::uint64_t mask_seed = 5;
+
+  Case(const CellKernels<T>& cell, const Options& options, int number)
+      : o(options), rule(all_rules()[count(number) % all_rules().size()]), batch(2 + number % 6) {
+    const bool projected = cell.num_states > 1 && !cell.h_bypass && o.projection;
+    const Bias biases[] = {Bias::both, Bias::single, Bias::none};
+    shape = NetworkShape{cell.name, V, 13, number % 4 ? V : 0, 1 + number % 3, biases[number % 3]};
+    shape.bidirectional = o.bidirectional;
+    shape.proj_size = projected ? 6 : 0;
+    shape.layer_norm = o.layer_norm;
+    if (o.masked)
+      shape.regularization = {.input_dropout = 0.1,
+                              .dropout = 0.2,
+                              .output_dropout = 0.3,
+                              .recurrent_dropout = 0.4,
+                              .variational = number % 2 == 0,
+                              .weight_drop = number % 3 ? 0.1 : 0,
+                              .zoneout = {projected ? 0 : 0.1, cell.num_states > 1 ? 0.2 : 0}};
+    for (Index b = 0; b < batch; ++b) lengths.push_back((b * 3 + 1) % (steps + 1));
+    tokens = random_tokens(steps * batch, V, 1);
+    targets = random_tokens(steps * batch, V, 2, true);
+    x = random_values<T>(steps * batch * V, 3);
+  }
+
+  typename Model<T>::Batch data() const {
+    typename Model<T>::Batch in{steps, batch, o.dense ? nullptr : tokens.data(),
+                                o.dense ? x.data() : nullptr};
+    if (o.ragged) in.lengths = lengths.data();
+    if (o.masked) in.mask_seed = &mask_seed;
+    return in;
+  }
+};
+
+template <class T>
+std::vector<T> values_of(Device& device, const T* array, Index n) {
+  std::vector<T> values(count(n));
+  device.download(array, n, values.data());
+  return values;
+}
+
+// What all calls of a model give, on this device.
+template <class T>
+class Run {
+ public:
+  Run(const Case<T>& c, Device& device) : c_(c), device_(device) {
+    const Index B = c.batch, rows = Case<T>::steps * B, V = Case<T>::V;
+    with_model([&](Model<T>& model, std::vector<T>& state) {
+      forward_and_backward(model, state);
+      if (c.o.bidirectional) return;
+      // A step between forward and backward, from the last state.
+      std::vector<T> y(count(B * model.output_size()));
+      const SequenceInput<T> in{1, B, c.o.dense ? nullptr : c.tokens.data(),
+                                c.o.dense ? c.x.data() : nullptr};
+      for (int i = 0; i < 2; ++i) {
+        model.step(in, state.data(), y.data());
+        results.add(y);
+      }
+    });
+    if (c.shape.output_size == 0) return;
+    with_model([&](Model<T>& model, std::vector<T>& state) {
+      const Index told = model.memory(c.data(), false);
+      const auto losses = model.evaluate(c.data(), c.targets.data(), state.data());
+      results.add(losses.loss_sum), results.add(losses.count);
+      same_memory = told == model.held_memory();
+    });
+    with_model([&](Model<T>& model, std::vector<T>& state) {
+      train(model, state);
+      if (c.o.bidirectional) return;
+      const std::vector<std::uint64_t> seeds(count(B), 3);
+      for (const SamplingOptions& options :
+           {SamplingOptions{}, {0.9, V / 2, 0.95}, {0.7, 0, 0.9}, {0, 0, 1}})
+        for (const Storage storage : {Storage::full, Storage::bfloat16}) {
+          if (sizeof(T) != 4 && storage == Storage::bfloat16) continue;
+          std::vector<Token> drawn(count(rows));
+          model.sample(Case<T>::steps, B, c.tokens.data(), state.data(), seeds.data(), 7, options,
+                       drawn.data(), storage);
+          results.add(drawn);
+        }
+    });
+  }
+
+  Results results;
+  bool same_memory = true;
+
+ private:
+  template <class F>
+  void with_model(F&& f) {
+    Model<T> model(c_.shape, device_);
+    model.change_parameters([&](T* flat) {
+      for (const Parameter& p : model.network().parameters()) {
+        const auto values = random_values<T>(p.elements(), static_cast<unsigned>(p.offset));
+        for (Index i = 0; i < p.elements(); ++i) flat[p.offset + i] = T(0.3) * values[count(i)];
+      }
+    });
+    std::vector<T> state = random_values<T>(model.state_elements(c_.batch), 4);
+    f(model, state);
+    results.add(state);
+    for (const Parameter& p : model.network().parameters())
+      results.add(values_of(device_, model.parameters() + p.offset, p.elements()));
+  }
+
+  void forward_and_backward(Model<T>& model, std::vector<T>& state) {
+    const Index rows = Case<T>::steps * c_.batch;
+    std::vector<T> y(count(rows * model.output_size())), dstate(state.size(), T(1)),
+        dx(c_.x.size());
+    std::vector<T> gradients(count(model.network().parameter_elements()));
+    for (const bool keep : {false, true}) {
+      model.forward(c_.data(), nullptr, keep, y.data(), state.data());
+      results.add(y);
+      model.forward(c_.data(), state.data(), keep, y.data(), state.data());
+      results.add(y);
+    }
+    for (const T* dy : {static_cast<const T*>(y.data()), static_cast<const T*>(nullptr)}) {
+      model.backward(model.kept(), dy, dstate.data(), c_.o.dense ? dx.data() : nullptr,
+                     gradients.data());
+      results.add(dstate);
+      if (c_.o.dense) results.add(dx);
+      for (const Parameter& p : model.network().parameters())
+        results.add(std::vector<T>(gradients.begin() + p.offset,
+                                   gradients.begin() + p.offset + p.elements()));
+    }
+    Optimizer<T> optimizer(c_.rule.name, c_.rule.options, model.network().parameter_elements(),
+                           device_);
+    model.update(optimizer, gradients.data(), 0.01);
+  }
+
+  void train(Model<T>& model, std::vector<T>& state) {
+    Optimizer<T> optimizer(c_.rule.name, c_.rule.options, model.network().parameter_elements(),
+                           device_);
+    const Index told = model.memory(c_.data(), true);
+    for (const TrainOptions& options : {TrainOptions{0.01, 1.0, 0.5, true}, TrainOptions{0.02}}) {
+      const auto result =
+          model.train_step(c_.data(), c_.targets.data(), state.data(), optimizer, options);
+      results.add(result.loss), results.add(result.gradient_norm);
+    }
+    same_memory &= told == model.held_memory();
+    for (int part = 0; part < 2; ++part)
+      results.add(
+          model.accumulate(c_.data(), c_.targets.data(), state.data(), state.data()).loss_sum);
+    results.add(model.update(optimizer, TrainOptions{0.01, 0.1}).loss);
+    for (Index i = 0; i < static_cast<Index>(optimizer.slot_names().size()); ++i)
+      for (const Parameter& p : model.network().parameters())
+        results.add(values_of(device_, optimizer.slot(i) + p.offset, p.elements()));
+  }
+
+  const Case<T>& c_;
+  Device& device_;
+};
+
+template <class T>
+void check_models() {
+  const Kernels<T>& k = kernels<T>();
+  int number = 0;
+  for (int i = 0; i < k.num_cells; ++i)
+    // All options in float; in double each with some others.
+    for (int bits = 0; bits < 64; bits += sizeof(T) == 4 ? 1 : 5, ++number) {
+      const Options options{bool(bits & 1), bool(bits & 2),  bool(bits & 4),
+                            bool(bits & 8), bool(bits & 16), bool(bits & 32)};
+      const Case<T> c(k.cells[i], options, number);
+      const Run<T> cpu(c, cpu_device()), guarded(c, GuardedDevice::instance());
+      const char* const type = sizeof(T) == 4 ? "float" : "double";
+      CHECK(cpu.results == guarded.results, "%s %s, options %d, case %d", k.cells[i].name, type,
+            bits, number);
+      CHECK(cpu.same_memory && guarded.same_memory, "%s %s, options %d, case %d: memory",
+            k.cells[i].name, type, bits, number);
+    }
+}
+
+// Errors that a kernel finds come to the host.
+void check_damaged() {
+  const NetworkShape shape{"lstm", 5, 3, 5};
+  for (Device* device : {&cpu_device(), static_cast<Device*>(&GuardedDevice::instance())}) {
+    Model<float> model(shape, *device);
+    model.change_parameters(
+        [&](float* flat) { flat[model.network().parameters().back().offset + 2] = std::nanf(""); });
+    std::vector<float> state(count(model.state_elements(1)));
+    const Token first = 1;
+    const std::uint64_t seed = 1;
+    Token drawn[3];
+    std::string message;
+    try {
+      model.sample(3, 1, &first, state.data(), &seed, 0, {}, drawn);
+    } catch (const std::invalid_argument& error) {
+      message = error.what();
+    }
+    CHECK(
+        message == "logits hold nan for token 2, they take finite numbers: the weights are damaged",
+        "%s: %s", device->name, message.c_str());
+    Optimizer<float> other("adam", {}, model.network().parameter_elements(),
+                           device->is_host ? GuardedDevice::instance() : cpu_device());
+    message.clear();
+    try {
+      model.update(other, model.parameters(), 0.1);
+    } catch (const std::invalid_argument& error) {
+      message = error.what();
+    }
+    CHECK(message == "optimizer was made for another network", "%s", message.c_str());
+  }
+}
+
+// A device that has kernels for float32 alone, and refuses the rest.
+class FloatsOnly final : public Device {
+ public:
+  FloatsOnly() : Device("floats", false, cpu_device().f32, nullptr) {}
+  void* allocate(std::size_t) override { return nullptr; }
+  void release(void*) override {}
+  void upload_bytes(const void*, std::size_t, void*) override {}
+  void download_bytes(const void*, std::size_t, void*) override {}
+  void copy_bytes(const void*, std::size_t, void*) override {}
+  void zero_bytes(void*, std::size_t) override {}
+  void synchronize() override {}
+  int parts(double) const override { return 1; }
+  int parts_before_wait(double) const override { return 1; }
+  void run(int, TeamFunction, void*) override {}
+};
+
+void check_refusals() {
+  FloatsOnly device;
+  const NetworkShape shape{"gru", 2, 3};
+  CHECK(&Network<float>(shape, device).device() == &device, "float32");
+  std::string message;
+  try {
+    Network<double>(shape, device);
+  } catch (const std::invalid_argument& error) {
+    message = error.what();
+  }
+  CHECK(message == "device 'floats' takes float32, got float64", "%s", message.c_str());
+  message.clear();
+  try {
+    Model<float>(shape, device);
+  } catch (const OutOfMemory& error) {
+    message = error.what();
+  }
+  CHECK(message.find("out of memory: ") == 0, "%s", message.c_str());
+}
+
+// f, of this function, ends its process with this text.
+void check_caught(const char* text, const char* function, const std::function<void()>& f) {
+  int ends[2];
+  CHECK(pipe(ends) == 0, "pipe");
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(60);
+    dup2(ends[1], 2);
+    f();
+    _exit(0);
+  }
+  close(ends[1]);
+  std::string output;
+  char buffer[4096];
+  for (ssize_t n; (n = read(ends[0], buffer, sizeof buffer)) > 0;) output.append(buffer, count(n));
+  close(ends[0]);
+  int status = 0;
+  waitpid(child, &status, 0);
+  CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 1 && output.find(text) != output.npos &&
+            output.find(function) != output.npos,
+        "%s: status %d, %s", text, status, output.c_str());
+}
+
+void check_guard() {
+  Device& device = GuardedDevice::instance();
+  AlignedBuffer<float> buffer(device);
+  buffer.reserve(100);
+  const float values[3] = {1, 2, 3};
+  device.upload(values, 3, buffer.get());
+  float found[4];
+  device.download(buffer.get(), 4, found);
+  CHECK(found[0] == 1 && found[2] == 3 && std::isnan(found[3]), "%g %g", double(found[0]),
+        double(found[3]));
+  AlignedBuffer<Token> tokens(device);
+  tokens.reserve(1);
+  Token token = 0;
+  device.download(tokens.get(), 1, &token);
+  CHECK(token < 0, "%d", token);
+
+#if defined(CHARRNN_EMULATED)
+  const char* const here = "";  // the machine's tools need not know the emulated one's programs
+#else
+  const char* const here = "check_caught";
+#endif
+  volatile float sink = 0;
+  check_caught("access by the host", here, [&] { sink = buffer.get()[1]; });
+  check_caught("access by the host", here,
+               [&] { *const_cast<volatile float*>(buffer.get()) = sink; });
+  check_caught("an array of the host for a kernel", here,
+               [&] { device.f32->add(values, {0, 3}, buffer.get()); });
+  check_caught("upload", here, [&] { device.upload(buffer.get(), 3, buffer.get() + 50); });
+  check_caught("access by the host", here, [&] {
+    Model<float> model({"gru", 4, 3}, device);
+    model.change_parameters([&](float*) { sink = model.parameters()[0]; });
+  });
+}
+
+}  // namespace
+
+int main() {
+  sharing_limits() = {0, 0};  // small cases shall run on all threads of the CPU too
+  set_num_threads(2);
+  std::printf("instruction set %s\n", isa_in_use().c_str());
+  std::fflush(stdout);
+  check_guard();
+  check_damaged();
+  check_refusals();
+  check_models<float>();
+  check_models<double>();
+  return report();
+}
