@@ -560,6 +560,7 @@ def test_memory_of_batches_beyond_all_bounds() -> None:
         cf.RNN(5, 30)._core.memory(5, 5)
 
 
+@pytest.mark.unsanitized("measures memory")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc, which Linux has")
 def test_the_process_takes_the_memory_that_was_told() -> None:
     peaks = peak_memory.run("train_step", 100, 50, 256, 2, 500)
