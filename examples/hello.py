@@ -1,13 +1,13 @@
 """The article's first example: a network of three hidden units learns to spell "hello".
 
 The vocabulary is "helo" and each character is a one-hot vector of four numbers. Reading h, e, l, l,
-the network is to be confident of e, l, l, o as the next ones. The step is the article's to the
-letter (`bias=False`):
+the network should be confident that e, l, l, o come next. The step is the article's to the letter
+(`bias=False`):
 
     h = tanh(W_hh h + W_xh x);  y = W_hy h
 
-and the softmax of y is the confidence in each character. "l" comes twice, and is followed by "l"
-once and by "o" once: the input alone cannot tell which, the hidden state can.
+The softmax of y is the confidence in each character. "l" comes twice, and is followed by "l" once
+and by "o" once. The input alone cannot tell which; the hidden state can.
 
 A. Karpathy, The Unreasonable Effectiveness of Recurrent Neural Networks, 2015.
 """

@@ -5,15 +5,15 @@
     _, dstate, _ = decoder.backward(dy)
     encoder.backward(None, dstate)                        # nothing reads the encoder's outputs
 
-The article's "many to many", machine translation (Sutskever et al., 2014): the source is read to
-its end, and all that the decoder knows of it is the encoder's last state. In training the decoder
-reads the true characters (teacher forcing); after it, its own, the most probable one at each step
-(greedy) or the most probable whole found among the best few (beam search).
+This is the article's "many to many", machine translation (Sutskever et al., 2014). The encoder
+reads the source to its end; its last state is all that the decoder knows of it. In training the
+decoder reads the true characters (teacher forcing). Afterwards it reads its own: the most probable
+one at each step (greedy), or those of the most probable whole among the best few (beam search).
 
-"Tuesday, 3rd of March 1987" is 1987-03-03. Points go with the day first, slashes with the month
-first, and two digits are a year of 1950 to 2049, so every form has one meaning. A tenth of these
-dates is held out of the training. The figures are the shares of these that come out right to the
-last character, next to what numbers get that are read in order, without knowing any words.
+"Tuesday, 3rd of March 1987" is 1987-03-03. Points put the day first, slashes the month first, and
+two digits are a year of 1950 to 2049, so every form has one meaning. A tenth of the dates is for
+testing. The score is the share of test dates that are right to the last character. The baseline
+reads the numbers in order, without knowing any words.
 
     python examples/many_to_many.py [--plot PICTURE]
 """
@@ -40,7 +40,7 @@ FIRST, DAYS = date(1950, 1, 1), 36525  # to the end of 2049
 HIDDEN_SIZE, WIDTH = 64, 4  # units of each layer and direction, beams
 FORGET_BIAS = 2.0  # the day is written eight steps or more after it has been read
 BATCH, UPDATES, LEARNING_RATE, CLIP_NORM = 32, 1500, 1e-2, 1.0
-TESTS, EVERY = 1000, 100  # of the dates held out, and the updates between two points of the curve
+TESTS, EVERY = 1000, 100  # test dates, and the updates between two points of the curve
 BOUND = 0.95  # the least share of exact dates
 END = "\n"  # opens and ends a translation
 
@@ -77,7 +77,7 @@ FORMS = (
 
 
 class Figures(NamedTuple):
-    greedy: float  # share of the held-out dates that are right to the last character
+    greedy: float  # share of the test dates that are right to the last character
     beam: float  # the same for beam search
     baseline: float  # the same for `by_numbers`
     losses: list[float]  # nats per character at each update
@@ -122,7 +122,7 @@ def log_softmax(logits: Array) -> Array:
 
 
 class Translator:
-    """Each direction's last state in the source is one layer's first state in the target."""
+    """The last state of each encoder direction is the first state of one decoder layer."""
 
     def __init__(self, source: cf.Vocabulary, target: cf.Vocabulary) -> None:
         self.source, self.target = source, target
@@ -133,7 +133,7 @@ class Translator:
         self.optimizers = [cf.optim.Adam(rnn) for rnn in (self.encoder, self.decoder)]
 
     def update(self, texts: Sequence[str], truths: Sequence[str], learning_rate: float) -> float:
-        """One of both networks by teacher forcing; returns nats per character."""
+        """One update of both networks by teacher forcing; returns nats per character."""
         x, lengths = encode(self.source, texts)
         tokens, _ = encode(self.target, [END + truth + END for truth in truths])
         _, state = self.encoder.forward(x, lengths=lengths)
@@ -178,12 +178,12 @@ class Translator:
 
 
 def share(translations: Sequence[str], truths: Sequence[str]) -> float:
-    """Of those that are right to the last character."""
+    """The share of the translations that are right to the last character."""
     return sum(map(str.__eq__, translations, truths)) / len(truths)
 
 
 def draw(figures: Figures, examples: Sequence[tuple[str, str]], path: Path) -> None:
-    """The learning curve, and what was made of some texts."""
+    """The learning curve and some translations."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")

@@ -2,15 +2,14 @@
 
 "Sequence input (e.g. sentiment analysis where a given sentence is classified as expressing positive
 or negative sentiment)" (A. Karpathy, The Unreasonable Effectiveness of Recurrent Neural Networks,
-2015): the third of the article's five shapes. The sentences are drawn from a small grammar in which
-the order of the words decides: "hardly" and "i doubt that" turn a clause into its opposite, and of
-clauses joined by "but" and "although" one counts. Logistic regression on a bag of words, which
-does not see the order, gets little out of them.
+2015): the third of the article's five shapes. The sentences come from a small grammar in which the
+order of the words decides. "hardly" and "i doubt that" turn a clause into its opposite; of clauses
+joined by "but" and "although" one counts. The baseline, logistic regression on a bag of words, does
+not see the order and learns little.
 
-An LSTM reads word by word; rows of different lengths share a batch (`lengths`). The loss is that of
-y at each row's last word, all other targets are -1; dropout is at work in the updates alone. There
-is a y at the other words too, which no target has taught: the picture shows how the verdict changes
-on the way.
+An LSTM reads word by word; sentences of different lengths share a batch (`lengths`). The loss is
+that of y at each sentence's last word; all other targets are -1. Dropout is on in the updates only.
+The y at the other words is untrained: the picture shows how the prediction changes on the way.
 
     python examples/many_to_one.py [--plot PICTURE]
 """
@@ -33,7 +32,7 @@ import charrnn_fast as cf
 Array = NDArray[Any]
 Sentence = tuple[str, ...]  # its words
 
-# What turns the sentiment of its clause is marked by True.
+# True marks what turns the sentiment of its clause.
 OPENINGS = (
     *(("", False),) * 8,
     ("i think that", False),
@@ -76,7 +75,7 @@ SHOWN = (
 
 
 class Figures(NamedTuple):
-    """Shares of the unseen sentences that are classified rightly."""
+    """Shares of the unseen sentences that are classified correctly."""
 
     accuracy: float
     bag_of_words: float  # by logistic regression on the counts of words
@@ -135,14 +134,14 @@ def train(rnn: cf.RNN, tokens: Array, lengths: Array, classes: Array) -> None:
 
 
 def predict(rnn: cf.RNN, tokens: Array, lengths: Array) -> Array:
-    """The classes [B] found at the last words."""
+    """The classes [B] predicted at the last words."""
     y, _ = rnn.forward(tokens, lengths=lengths, keep=False)
     classes: Array = y[lengths - 1, np.arange(len(lengths))].argmax(axis=-1)
     return classes
 
 
 def probabilities(rnn: cf.RNN, sentence: Sentence, ids: dict[str, int]) -> Array:
-    """How probable the network holds the positive class after each word, [T]."""
+    """The probability of the positive class after each word, [T]."""
     rnn.reset()
     y = np.stack([rnn.step(ids[word]) for word in sentence])
     p: Array = 1 / (1 + np.exp(y[:, 0] - y[:, 1]))

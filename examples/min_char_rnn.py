@@ -1,16 +1,16 @@
 """min-char-rnn's own setting, by NumPy and by the kernels: one learning curve, two times.
 
-A vanilla RNN of 100 hidden units with one bias reads a text 25 characters at a time, carrying its
-hidden state; losses are summed, gradients clipped to +-5 by value, and Adagrad takes steps of 0.1.
-`charrnn_fast.reference` and the kernels start from the same weights and read the same characters,
-by turns; each is timed by itself. Prints both smoothed losses as they fall, a sample of
-what the network has learnt to write, and draws the two curves on top of each other.
+A vanilla RNN of 100 hidden units with one bias reads a text 25 characters at a time and carries its
+hidden state. Losses are summed, gradients clipped to +-5 by value, and Adagrad takes steps of 0.1.
+`charrnn_fast.reference` and the kernels start from the same weights, read the same characters and
+take turns; each is timed by itself. The example prints both smoothed losses as they fall and a
+sample of the trained network, and draws the two curves on top of each other.
 
-The setting is chaotic: Adagrad's first steps move every weight by 0.1, ten times its size, and a
-difference in the last bit of one weight grows some fifty times with each of them. So the losses
-agree to all digits at first, and after some ten updates (float64: two hundred) they are those of
-two runs of one experiment. How far apart such runs are is shown by a third curve: the kernels
-again, with a single weight that is one bit off.
+The setting is chaotic. Adagrad's first steps move every weight by 0.1, ten times its size, and each
+of them magnifies a difference in the last bit of one weight some fifty times. So the losses agree
+to all digits at first. After some ten updates (float64: two hundred) they are those of two runs of
+one experiment. A third curve shows how far apart such runs are: the kernels again, with a single
+weight that is one bit off.
 
     python examples/min_char_rnn.py [TEXT] [--iterations N] [--plot PICTURE]
 
@@ -131,7 +131,7 @@ def train(tokens: Array, size: int, updates: Sequence[Update], iterations: int) 
 
 
 def unfit(path: Path) -> str | None:
-    """Why a picture cannot be written to path, found out before the training."""
+    """Why a picture cannot be written to path, checked before the training."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     endings = sorted(FigureCanvasBase.get_supported_filetypes())

@@ -5,11 +5,11 @@
     _, (_, dc), _ = decoder.backward(dy)
     encoder.backward(dc)                         # what the decoder would rather have been told
 
-The article's "one to many", image captioning, with a world small enough to be drawn here: circles,
-squares, triangles and crosses, filled or hollow, small or large, anywhere on 24 x 24 noisy pixels.
-Sizes and places are real numbers, so that no drawing comes twice: the network is tested on ones it
-has not seen. The figure is the share of these that it describes right to the last character, next
-to that of the description which is the most frequent in training.
+This is the article's "one to many", image captioning, in a small world: circles, squares, triangles
+and crosses, filled or hollow, small or large, anywhere on 24 x 24 noisy pixels. Sizes and places
+are real numbers, so no drawing comes twice and every test drawing is unseen. The score is the share
+of test drawings that are described right to the last character. The baseline always gives the most
+frequent description of the training.
 
     python examples/one_to_many.py [--plot PICTURE]
 """
@@ -31,7 +31,7 @@ import charrnn_fast as cf
 
 Array = NDArray[Any]
 
-SIZE, NOISE = 24, 0.1  # pixels along a side, standard deviation of what is added to them
+SIZE, NOISE = 24, 0.1  # pixels along a side, standard deviation of the noise on them
 # A shape is what lies within a radius, by a distance of its own: y is downwards, x to the right.
 SHAPES: dict[str, Callable[[Array, Array], Array]] = {
     "circle": np.hypot,
@@ -51,7 +51,7 @@ BOUND = 0.9  # the least share of exact descriptions
 
 
 class Figures(NamedTuple):
-    exact: float  # share of the unseen drawings that are described right to the last character
+    exact: float  # share of the test drawings that are described right to the last character
     baseline: float  # the same for the description that is the most frequent in training
     losses: list[float]  # nats per character at each update
 
@@ -83,7 +83,7 @@ def drawings(rng: np.random.Generator, count: int) -> tuple[Array, list[str]]:
 
 
 class Captioner:
-    """What the encoder makes of a drawing is the cell's state c in which the decoder begins."""
+    """The encoder's output for a drawing is the decoder's initial cell state c."""
 
     def __init__(self) -> None:
         everything = [*RADII, *FILLS, *SHAPES, *VERTICAL, *HORIZONTAL, "a in the ", END]
@@ -101,7 +101,7 @@ class Captioner:
         return np.stack(rows, axis=1), np.array([len(text) + 1 for text in texts])
 
     def update(self, x: Array, texts: Sequence[str], learning_rate: float) -> float:
-        """One of both networks, for drawings x [1, B, I]; returns nats per character."""
+        """One update of both networks for drawings x [1, B, I]; returns nats per character."""
         tokens, lengths = self.encode(texts)
         steps = np.arange(len(tokens) - 1)[:, np.newaxis]
         targets = np.where(steps < lengths, tokens[1:], -1)  # -1 is ignored
@@ -129,7 +129,7 @@ class Captioner:
 
 
 def draw(bitmaps: Array, descriptions: Sequence[str], truths: Sequence[str], path: Path) -> None:
-    """Bitmaps [N, SIZE, SIZE] with what is written of them, in red where it is wrong."""
+    """Bitmaps [N, SIZE, SIZE] with their descriptions, wrong ones in red."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 8), layout="constrained")

@@ -2,13 +2,13 @@
 
 "Vanilla mode of processing without RNN, from fixed-sized input to fixed-sized output (e.g. image
 classification)" (A. Karpathy, The Unreasonable Effectiveness of Recurrent Neural Networks, 2015):
-the first of the article's five shapes. A sequence of one step is exactly that. h is zero before it,
-so W_hh multiplies zeros, and what is left is a multilayer perceptron:
+the first of the article's five shapes. It is a sequence of one step. h is zero before it, so W_hh
+multiplies zeros. What is left is a multilayer perceptron:
 
     h = tanh(W_xh x + b_h);  y = W_hy h + b_y
 
-It reads digits of 7 x 5 pixels drawn anywhere in an image of 12 x 12, under noise. Where a pixel
-lies tells little about the digit, so a linear classifier of the same images stays far behind.
+It reads digits of 7 x 5 pixels anywhere in an image of 12 x 12, under noise. Where a pixel lies
+tells little about the digit, so a linear classifier of the same images stays far behind.
 
     python examples/one_to_one.py [--plot PICTURE]
 """
@@ -48,7 +48,7 @@ LEAST_ACCURACY = 0.95
 
 
 class Figures(NamedTuple):
-    """Shares of the unseen images that are named rightly, and the gradient by W_hh."""
+    """Shares of the unseen images that are classified correctly, and the gradient of W_hh."""
 
     accuracy: float
     linear: float  # by a linear classifier

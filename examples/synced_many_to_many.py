@@ -2,14 +2,14 @@
 
 "Synced sequence input and output (e.g. video classification where we wish to label each frame of
 the video)" (A. Karpathy, The Unreasonable Effectiveness of Recurrent Neural Networks, 2015): the
-fifth of the article's five shapes. A blurred dot moves over a grid whose edges meet, one pixel a
-frame, and changes its direction at random; noise covers it, and some frames miss it altogether.
-The label of a frame is where the dot goes from it, or, of a clip's last one, would go: left, right,
-up, down, or nowhere.
+fifth of the article's five shapes. A blurred dot moves over a grid that wraps around at its edges,
+one pixel a frame, and changes its direction at random. Noise covers it, and some frames miss it
+altogether. The label of a frame is where the dot goes next: left, right, up, down, or nowhere. In a
+clip's last frame it is where the dot would go.
 
-No frame shows that by itself: the same network trained on single frames (T = 1) finds no more than
-guessing does. Frame and next frame show it, so the network is bidirectional, and reads each clip
-from both ends.
+No single frame shows that: the same network trained on single frames (T = 1) is no better than
+guessing. A frame and the next one show it, so the network is bidirectional and reads each clip from
+both ends.
 
     python examples/synced_many_to_many.py [--plot PICTURE]
 """
@@ -39,10 +39,10 @@ LEAST_ACCURACY = 0.90
 
 
 class Figures(NamedTuple):
-    """Shares of the frames of unseen clips that are labelled rightly."""
+    """Shares of the frames of unseen clips that are labelled correctly."""
 
     accuracy: float
-    single_frames: float  # by the same network, trained and run on frames by themselves
+    single_frames: float  # by the same network, trained and run on single frames
     majority: float  # by the most frequent label
 
 
