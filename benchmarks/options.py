@@ -2,9 +2,9 @@
 
     python benchmarks/options.py --markdown benchmarks/results/options.md
 
-The steps of all options are interleaved, so that what slows the machine slows all; a figure is the
+The steps of all options are interleaved, so that a slow machine slows them alike. A figure is the
 median over the rounds of (time with the option / time without it in the same round). For lengths it
-is forward and backward of a batch of which half is padding, over the same batch without lengths.
+is forward and backward of a batch that is half padding, over the same batch without lengths.
 """
 
 from __future__ import annotations

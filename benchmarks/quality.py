@@ -3,10 +3,10 @@
     python benchmarks/quality.py tinyshakespeare.txt --seeds 0 1 2
 
 Each run is ``charrnn-fast train TEXT --config benchmarks/quality.toml --seed S --mask-seed S`` in a
-process of its own; one that was interrupted goes on where it was. The logs stay in --folder; curves
-and settings of all runs go to --json, the table to --markdown, the picture to --plot. The losses do
-not depend on the number of threads; the times do: of a run that was not interrupted, from its start
-to its end, reading and evaluations included.
+process of its own. An interrupted run is resumed. The logs stay in --folder; curves and settings of
+all runs go to --json, the table to --markdown, the picture to --plot. The losses do not depend on
+the number of threads; the times do. A time is that of a run without interruption, from start to
+end, reading and evaluations included.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CONFIG = HERE / "quality.toml"
 
 
 def train(text: str, seed: int, threads: int, folder: Path) -> Path:
-    """Trains with a seed, if that has not been done; returns the log."""
+    """Trains with a seed, or resumes its run; returns the log."""
     model = folder / f"seed{seed}.safetensors"
     command = [sys.executable, "-m", "charrnn_fast", "train", text, "-o", str(model)]
     command += ["--config", str(CONFIG), "--seed", str(seed), "--mask-seed", str(seed)]
@@ -51,7 +51,7 @@ def train(text: str, seed: int, threads: int, folder: Path) -> Path:
 
 
 def _times(path: Path) -> Path:
-    """Of the run with this log; there is such a file if it was not interrupted."""
+    """The file with the times of the run with this log; missing if that was interrupted."""
     return path.with_suffix(".times.json")
 
 

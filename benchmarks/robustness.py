@@ -3,16 +3,16 @@
     python benchmarks/robustness.py [crowd] [pairs] [rests] [float64]
         [--repeats 9] [--seconds 0.6] [--json FILE]
 
-What is measured, each as a ratio within one run, the blocks of both sides in turns, so that a
-machine whose speed drifts treats them alike; the median over the repeats and their range are given:
+Each figure is a ratio within one run. The blocks of both sides take turns, so that a machine whose
+speed drifts treats them alike. The median over the repeats and their range are given:
 
 - all processors' threads against one thread, on an idle machine, and while another program takes
   one processor: pinned to the first, to the last, or left to the scheduler;
-- four times as many threads as processors against one thread;
+- four times as many threads as processors against one thread (oversubscription);
 - two independent models with one thread each, on two Python threads, against one of them alone;
 - a step after a rest: the median time of 30 steps with a rest of 2, 30 or 200 ms before each, and
-  of steps 3 to 22 of a fresh process, over the best median of 30 steps back to back, all with the
-  same number of threads. The same with one thread shows what rests cost by themselves (caches,
+  of steps 3 to 22 of a fresh process. Both are over the best median of 30 steps back to back, with
+  the same number of threads. The same with one thread shows what rests cost by themselves (caches,
   clock rates), without threads that wake up. For a tenth of a second after NumPy is imported, the
   other threads of its OpenBLAS take processors, waiting for work: fresh processes are measured with
   them and without;

@@ -3,12 +3,14 @@
     python benchmarks/scaling.py --quick
     python benchmarks/scaling.py --json scaling.json --markdown scaling.md --plot scaling.svg
 
-Every point of an axis runs in a process of its own, so that its peak of memory is its own, and the
+Every point of an axis runs in a process of its own, so that its peak of memory is its own. The
 points of an axis are timed in turns. An exponent is the slope of a least-squares line through the
-logarithms. The time of a step is set against two times that the machine needs at least: that of its
-multiply-adds at the FMA peak, and that of moving, once for each use, the bytes that a step uses, at
-the read bandwidth of a buffer of their size; what is neither is the rest. On one thread, times are
-processor time, which other programs' turns do not lengthen.
+logarithms.
+
+The time of a step is compared with two times that the machine needs at least. One is that of its
+multiply-adds at the FMA peak. The other is that of moving the bytes of the step, once for each use,
+at the read bandwidth of a buffer of their size. What is neither is the rest. On one thread, times
+are processor time, which other programs do not lengthen.
 """
 
 from __future__ import annotations
@@ -89,7 +91,7 @@ class Point:
 
     @property
     def recurrent_weights(self) -> int:
-        """Of weight_hh in all layers: these are used once for each time step."""
+        """The weights of weight_hh in all layers, which are used once for each time step."""
         return self.num_layers * GATES[self.cell] * self.hidden_size**2
 
     @property
@@ -105,7 +107,7 @@ class Point:
         return min(self.characters, max(1, min(_MOST_LOGITS // self.vocab_size, 512)))
 
     def working(self) -> dict[str, int]:
-        """Bytes that a step needs beside the model, by what they hold."""
+        """Bytes that a step needs beside the model, by their contents."""
         unit = self.characters * self.hidden_size
         gates = GATES[self.cell] + SPLIT[self.cell]
         kept = self.num_layers * (STATES[self.cell] + SAVED[self.cell])
@@ -117,8 +119,8 @@ class Point:
         }
 
     def moved(self, parameters: int) -> dict[str, tuple[int, float]]:
-        """By what they hold: the bytes of a buffer that is used over and over, and how many of
-        them a step reads or writes.
+        """By their contents: the bytes of a buffer that is reused, and how many of them a step
+        reads or writes.
 
         The recurrent weights are read at each time step, in both directions; the decoder by each
         block of rows, forward and backward, its gradient read and written; logits are written, made
@@ -275,7 +277,7 @@ class Step:
         )
 
     def seconds(self, count: int, threads: int) -> float:
-        """Of one run, the mean of `count`."""
+        """Seconds of one run, the mean of `count`."""
         clock = time.process_time if threads == 1 else time.perf_counter
         start = clock()
         for _ in range(count):
@@ -284,7 +286,7 @@ class Step:
 
 
 def prepare(point: Point, settings: Settings) -> tuple[Step, dict[str, Any]]:
-    """The step, and what there is to know of it before it is timed."""
+    """The step, and its facts from before it is timed."""
     set_num_threads(settings.threads)
     Step(Point(point.cell, 2, 2, 8, point.num_layers, 3)).run()  # loads what is loaded at first use
     before, _ = memory_of_process()
@@ -322,7 +324,7 @@ def turn(step: Step, count: int, footprints: dict[str, int], settings: Settings)
 
 
 def serve(connection: Connection, point: Point, settings: Settings) -> None:
-    """Sends what there is to know of a point, then a `Turn` for each request."""
+    """Sends the facts of a point, then a `Turn` for each request."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command's own process answers Ctrl-C
     try:
         step, facts = prepare(point, settings)
@@ -441,7 +443,7 @@ def causes(axis: Axis) -> list[str]:
 
 
 def departures(axis: Axis) -> list[str]:
-    """Where time grows otherwise than operations, and by which part of the time per operation."""
+    """Where time grows unlike operations, and which part of the time per operation causes it."""
     found = []
     for a, b in zip(axis.measured, axis.measured[1:], strict=False):
         time_slope = slope(a, b, a.seconds.median, b.seconds.median)

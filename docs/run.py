@@ -1,10 +1,11 @@
-"""Runs the commands of documents and puts what they print in its place.
+"""Runs the commands of documents and updates their output there.
 
     python docs/run.py docs/training.md
 
-Commands are the lines that begin with ``$ `` in fenced blocks of ``console``; what follows in the
-block is their output, standard error with it. All commands of a document run in one new folder, one
-after another, each by ``bash``; one that fails ends the run, unless it ends in ``  # fails``.
+Commands are the lines that begin with ``$ `` in fenced blocks of ``console``. What follows in the
+block is their output, including standard error. All commands of a document run in one new folder,
+one after another, each by ``bash``. A command that fails ends the run, unless it ends in
+``  # fails``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Writes what a model drew as it learnt: the samples of a training's log.
+"""Prints the samples in a training's log, with the validation loss of each.
 
     python docs/samples.py run.jsonl --evaluations 1 4 16
 
-With the validation loss, in nats, at each of these evaluations of it.
+Losses are in nats. --evaluations chooses evaluations; without it, all are printed.
 """
 
 from __future__ import annotations

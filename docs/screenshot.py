@@ -1,4 +1,4 @@
-"""Makes a picture of a page of ``charrnn-fast view``, as a browser shows it; takes Chromium.
+"""Makes a picture of a page of ``charrnn-fast view``, as a browser shows it; needs Chromium.
 
     python docs/screenshot.py view.html "#layer=1&cell=8" --at 0.1 view.png
 
