@@ -183,6 +183,32 @@ def test_evaluating_lengths_equals_evaluating_by_hand(unit: str, dtype: str) -> 
         assert_same_bits("state", part, expected)
 
 
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("unit", ALL_UNITS)
+def test_the_losses_of_streams_are_those_of_each_alone(unit: str, ragged: bool) -> None:
+    case = FeatureCase(unit, 2, tokens=True, batch=9, output_size=7, ragged=ragged)
+    net, batch = case.network(), Batch.of(case)
+    state, start = _kernel_state(net, case), net.states.parts(_kernel_state(net, case))
+    losses = net._core.stream_losses(batch.inputs, batch.targets, state, batch.lengths)
+    ends = np.full(9, case.seq_len) if batch.lengths is None else batch.lengths
+    for b, end in enumerate(ends):
+        alone = net.states.joined([part[:, b : b + 1] for part in start])
+        stream = (np.ascontiguousarray(x[:end, b : b + 1]) for x in (batch.inputs, batch.targets))
+        loss, _ = net._core.evaluate(*stream, alone)
+        assert losses[b] == loss
+        for part, expected in zip(net.states.parts(state), net.states.parts(alone), strict=True):
+            assert_same_bits("state", part[:, b : b + 1], expected)
+
+
+@EVERY_KIND
+def test_reading_is_a_forward_without_its_output(case: FeatureCase) -> None:
+    net = case.network()
+    state, tokens = _kernel_state(net, case), Batch.of(case).inputs
+    _, expected = net._core.forward(tokens, state, False)
+    net._core.read(tokens, state)
+    assert_same_bits("state", state, expected)
+
+
 @EVERY_KIND
 def test_lengths_of_all_steps_change_nothing(case: FeatureCase) -> None:
     nets = case.network(), case.network()

@@ -195,6 +195,7 @@ const Parameter& find_parameter(const Network<T>& network, const std::string& na
 
 void register_threads(py::module_& m);
 void register_functions(py::module_& m);
+void register_files(py::module_& m);
 void register_measurements(py::module_& m);
 // Models, then the optimizers that refer to them.
 void register_models(py::module_& m);

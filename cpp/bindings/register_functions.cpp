@@ -4,6 +4,7 @@
 #include "arrays.hpp"
 #include "charrnn_fast/losses.hpp"
 #include "cpu/dispatch.hpp"
+#include "errors.hpp"
 #include "masks.hpp"
 
 namespace charrnn_fast::bindings {
@@ -32,6 +33,14 @@ const T* weights_of(const py::object& weights, const Shape& shape) {
   return weights.is_none() ? nullptr : input<T>(weights, "weights", shape);
 }
 
+// The place of a flat array's element in this shape: "[1, 2]"; of a single number's "".
+std::string place(const Shape& shape, Index flat) {
+  Shape at(shape.size());
+  for (std::size_t i = shape.size(); i-- > 0; flat /= shape[i]) at[i] = flat % shape[i];
+  return at.empty() ? "" : text(at);
+}
+
+// targets: of any shape with a number for each row of the logits.
 py::tuple cross_entropy_of(const py::object& logits, const py::object& targets,
                            const std::string& reduction, const py::object& weights) {
   return with_floats(logits, "logits", [&](auto scalar) -> py::tuple {
@@ -41,15 +50,21 @@ py::tuple cross_entropy_of(const py::object& logits, const py::object& targets,
       throw py::value_error("logits has shape " + text(shape_of(array)) + ", it takes [N, V]");
     const Index rows = array.shape(0), classes = array.shape(1);
     const bool mean = is_mean(reduction);
-    const Token* target_data = input<Token>(targets, "targets", {rows});
+    const py::array target_array = checked_array<Token>(targets, "targets");
+    if (target_array.size() != rows)
+      throw py::value_error("targets has shape " + text(shape_of(target_array)) + ", it takes [" +
+                            std::to_string(rows) + "]");
+    const auto* target_data = static_cast<const Token*>(target_array.data());
     const T* const w = weights_of<T>(weights, {rows});
     auto dlogits = new_array<T>({rows, classes});
     T* const d = dlogits.mutable_data();
     const T* const x = static_cast<const T*>(array.data());
     double loss;
-    {
+    try {
       py::gil_scoped_release release;
       loss = cross_entropy(x, target_data, rows, classes, mean, d, w);
+    } catch (const BadElement& bad) {
+      throw py::value_error(bad.name + place(shape_of(target_array), bad.place) + bad.problem);
     }
     return py::make_tuple(loss, dlogits);
   });

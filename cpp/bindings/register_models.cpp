@@ -162,6 +162,14 @@ py::object step_plain(Model<T>& model, const py::object& x, const py::object& st
 }
 
 template <class T>
+void read(Model<T>& model, const py::object& x, const py::object& state) {
+  const SequenceInput<T> in = sequence(model, x, false);
+  T* const state_data = output<T>(state, "state", state_shape(model, in.batch));
+  py::gil_scoped_release release;
+  model.read({in.seq_len, in.batch, in.tokens, in.x}, state_data);
+}
+
+template <class T>
 std::pair<double, Index> evaluate(Model<T>& model, const py::object& inputs,
                                   const py::object& targets, const py::object& state,
                                   const py::object& lengths) {
@@ -171,6 +179,20 @@ std::pair<double, Index> evaluate(Model<T>& model, const py::object& inputs,
   py::gil_scoped_release release;
   const auto result = model.evaluate(in.batch, in.targets, state_data);
   return {result.loss_sum, result.count};
+}
+
+template <class T>
+py::array_t<double> stream_losses(Model<T>& model, const py::object& inputs,
+                                  const py::object& targets, const py::object& state,
+                                  const py::object& lengths) {
+  check_step(model);
+  const LossBatch<T> in(inputs, targets, lengths, py::none());
+  T* const state_data = output<T>(state, "state", state_shape(model, in.batch.batch));
+  auto losses = new_array<double>({in.batch.batch});
+  double* const data = losses.mutable_data();
+  py::gil_scoped_release release;
+  model.evaluate(in.batch, in.targets, state_data, data);
+  return losses;
 }
 
 template <class T>
@@ -316,10 +338,13 @@ void register_model(py::module_& m, const char* name) {
       .def("forward_kept", &forward_kept<T>, py::arg("x"), py::arg("state"), py::arg("keep"),
            py::arg("lengths") = py::none(), py::arg("mask_seed") = py::none())
       .def("backward", &backward<T>, py::arg("dy"), py::arg("dstate"), py::arg("id") = 0)
+      .def("read", &read<T>, py::arg("x"), py::arg("state"))
       .def("step", &step<T>, py::arg("x"), py::arg("state"))
       .def("step_plain", &step_plain<T>)
       .def("evaluate", &evaluate<T>, py::arg("inputs"), py::arg("targets"), py::arg("state"),
            py::arg("lengths") = py::none())
+      .def("stream_losses", &stream_losses<T>, py::arg("inputs"), py::arg("targets"),
+           py::arg("state"), py::arg("lengths") = py::none())
       .def("accumulate", &accumulate<T>, py::arg("inputs"), py::arg("targets"), py::arg("state"),
            py::arg("mask_seed") = py::none(), py::arg("lengths") = py::none())
       .def("clear_gradients", &M::clear_gradients, py::call_guard<py::gil_scoped_release>())

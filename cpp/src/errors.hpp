@@ -3,8 +3,26 @@
 
 #include <sstream>
 #include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "charrnn_fast/config.hpp"
 
 namespace charrnn_fast {
+
+// An element of an array that is taken as flat; whoever knows its shape can say the place by it.
+class BadElement : public std::invalid_argument {
+ public:
+  BadElement(const std::string& array, Index at, std::string is_bad)
+      : std::invalid_argument(array + "[" + std::to_string(at) + "]" + is_bad),
+        name(array),
+        place(at),
+        problem(std::move(is_bad)) {}
+
+  const std::string name;
+  const Index place;
+  const std::string problem;  // " is 7, it takes 0 to 6"
+};
 
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {

@@ -79,8 +79,10 @@ double cross_entropy(const T* logits, const Token* targets, Index rows, Index cl
   targets = own_targets.data();
   Index count = 0;
   for (Index i = 0; i < rows; ++i) {
-    require(targets[i] >= -1 && targets[i] < classes, "targets[", i, "] is ", targets[i],
-            ", it takes classes from 0 to ", classes - 1, ", or -1 to ignore");
+    if (targets[i] < -1 || targets[i] >= classes)
+      throw BadElement(
+          "targets", i,
+          " is " + std::to_string(targets[i]) + ", it takes -1 to " + std::to_string(classes - 1));
     count += targets[i] >= 0;
   }
   std::vector<T> shares;

@@ -183,11 +183,24 @@ void Model<T>::backward(const Kept& expected, const T* dy, T* dstate, T* dx, T* 
 }
 
 template <class T>
+void Model<T>::read(const Batch& given, T* state) {
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
+  const Batch batch = own("x", given);
+  kept_id_ = 0;  // backward would read another tape
+  SequenceInput<T> in = sort(batch);
+  gather(batch, false, in);
+  if (!direct(in)) state_.reserve(state_elements(in.batch));
+  T* const last = direct(in) ? state : state_.get();
+  run_forward(source(in), in, states_in(in, state), false, last);
+  states_out(in, last, state);
+}
+
+template <class T>
 void Model<T>::step(const SequenceInput<T>& given, T* state, T* y) {
   std::lock_guard<ForkSafeMutex> lock(mutex_);
   SequenceInput<T> in = given;
   if (in.tokens) {
-    own_tokens("x", given.tokens, 1, in.batch);
+    own_tokens("x", given.tokens, in.batch);
     in.tokens = given_tokens_.upload(in.batch);
   }
   const Index outputs = in.batch * output_size();
@@ -222,12 +235,14 @@ void Model<T>::step(const SequenceInput<T>& given, T* state, T* y) {
 
 // In the caller's order, as the loss of a padded batch adds them up.
 template <class T>
-double Model<T>::sum_of_losses(const SequenceInput<T>& in) const {
+double Model<T>::sum_of_losses(const SequenceInput<T>& in, double* stream_losses) const {
   const Index* const ranks = in.offsets ? ranks_.there() : nullptr;
+  double* const sums = stream_losses ? numbers_.get() + 1 : nullptr;
   kernels_of<T>(*device_).sum_losses(
-      LossSumArgs<T>{steps_of(in), ranks, losses_.get(), numbers_.get()});
+      LossSumArgs<T>{steps_of(in), ranks, losses_.get(), numbers_.get(), sums});
   double sum;
   device_->download(numbers_.get(), 1, &sum);
+  if (sums) device_->download(sums, in.batch, stream_losses);
   return sum;
 }
 
@@ -365,7 +380,8 @@ void Model<T>::clear_gradients() {
 }
 
 template <class T>
-typename Model<T>::Losses Model<T>::evaluate(const Batch& given, const Token* targets, T* state) {
+typename Model<T>::Losses Model<T>::evaluate(const Batch& given, const Token* targets, T* state,
+                                             double* stream_losses) {
   std::lock_guard<ForkSafeMutex> lock(mutex_);
   const Batch batch = own("inputs", given);
   Index count;
@@ -378,7 +394,7 @@ typename Model<T>::Losses Model<T>::evaluate(const Batch& given, const Token* ta
   network_.head(parameters_.get(), network_.hidden(in, false, tape_.get()),
                 gather_targets(in, targets), in.rows(), T(1), losses_.get(), nullptr, nullptr,
                 threads, workspace_.get());
-  return {sum_of_losses(in), count};
+  return {sum_of_losses(in, stream_losses), count};
 }
 
 // ---- sampling and updates by hand -----------------------------------------------------------
@@ -394,7 +410,7 @@ void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
   check(options);
   std::lock_guard<ForkSafeMutex> lock(mutex_);
   const Index V = shape.output_size;
-  own_tokens("tokens", first, 1, batch);
+  own_tokens("tokens", first, batch);
   Token* const tokens = given_tokens_.upload(batch);  // those drawn take the place of those fed
   const SequenceInput<T> in{1, batch, tokens, nullptr};
   const Index states = state_elements(batch);

@@ -49,7 +49,7 @@ typename Model<T>::Needs Model<T>::needs(const SequenceInput<T>& in, bool traini
   const Index I = network_.shape().input_size;
   n.x = some(copied && in.x, rows * I);
   if (sorted && !device_->is_host) n.staged = std::max(states, in.x ? all_rows * I : 0);
-  n.numbers = numbers(training);
+  n.numbers = numbers(in.batch, training);
   const Index mirrors = device_->is_host ? 1 : 2;
   n.tokens = (some(!in.x, all_rows) + some(sorted && !in.x, rows)) * mirrors;
   n.targets = (some(true, all_rows) + some(sorted, rows)) * mirrors;
@@ -57,11 +57,11 @@ typename Model<T>::Needs Model<T>::needs(const SequenceInput<T>& in, bool traini
   return n;
 }
 
-// Sums that the host reads: the loss, or the squares of all gradients; and in training behind it
-// the squares of each parameter's, and of the chunks of one.
+// Sums that the host reads: the loss, or the squares of all gradients; and behind it the losses of
+// each stream, or in training the squares of each parameter's gradient, and of the chunks of one.
 template <class T>
-Index Model<T>::numbers(bool training) const {
-  if (!training) return 1;
+Index Model<T>::numbers(Index batch, bool training) const {
+  if (!training) return 1 + batch;
   Index chunks = 0;
   for (const Parameter& p : network_.parameters())
     chunks = std::max(chunks, square_chunks(p.elements()));

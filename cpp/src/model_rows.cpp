@@ -29,10 +29,11 @@ typename Model<T>::Batch Model<T>::own(const char* name, const Batch& batch) {
 }
 
 template <class T>
-void Model<T>::own_tokens(const char* name, const Token* tokens, Index seq_len, Index batch) {
-  given_tokens_.reserve(std::max<Index>(1, seq_len * batch));
-  std::copy_n(tokens, seq_len * batch, given_tokens_.get());
-  network_.check_tokens(name, given_tokens_.get(), seq_len, batch);
+void Model<T>::own_tokens(const char* name, const Token* tokens, Index rows, Index cols) {
+  const Index n = rows * std::max<Index>(1, cols);
+  given_tokens_.reserve(std::max<Index>(1, n));
+  std::copy_n(tokens, n, given_tokens_.get());
+  network_.check_tokens(name, given_tokens_.get(), rows, cols);
 }
 
 template <class T>
@@ -51,15 +52,25 @@ const Token* Model<T>::own_targets(const Batch& in, const Token* targets, Index*
   given_targets_.reserve(std::max<Index>(1, in.seq_len * in.batch));
   std::copy_n(targets, in.seq_len * in.batch, given_targets_.get());
   targets = given_targets_.get();
-  *count = 0;
+  // First without a branch, for vectors; then, where that finds one, the bad one.
+  bool good = true;
+  Index counted = 0;
+  const auto counts = [&](Index t, Index b) { return !in.lengths || t < in.lengths[b]; };
+  const auto is_good = [&](Token target) { return target >= -1 && target < classes; };
   for (Index t = 0; t < in.seq_len; ++t)
     for (Index b = 0; b < in.batch; ++b) {
-      if (in.lengths && t >= in.lengths[b]) continue;
       const Token target = targets[t * in.batch + b];
-      if (target < -1 || target >= classes)
-        fail("targets[", t, ", ", b, "] is ", target, ", it takes classes from 0 to ", classes - 1,
-             ", or -1 to ignore");
-      *count += target >= 0;
+      const bool used = counts(t, b);
+      good &= !used | is_good(target);
+      counted += used & (target >= 0);
+    }
+  *count = counted;
+  if (good) return targets;
+  for (Index t = 0; t < in.seq_len; ++t)
+    for (Index b = 0; b < in.batch; ++b) {
+      const Token target = targets[t * in.batch + b];
+      require(!counts(t, b) || is_good(target), "targets[", t, ", ", b, "] is ", target,
+              ", it takes -1 to ", classes - 1);
     }
   return targets;
 }

@@ -210,17 +210,19 @@ void Network<T>::pack(Packing packing, const T* parameters, T* packed, Storage s
 }
 
 template <class T>
-void Network<T>::check_tokens(const char* name, const Token* tokens, Index seq_len,
-                              Index batch) const {
+void Network<T>::check_tokens(const char* name, const Token* tokens, Index rows, Index cols) const {
   const auto limit = static_cast<std::uint64_t>(shape_.input_size);
+  const Index n = rows * std::max<Index>(1, cols);
   bool good = true;
-  for (Index i = 0; i < seq_len * batch; ++i)
+  for (Index i = 0; i < n; ++i)
     good &= static_cast<std::uint64_t>(static_cast<std::int64_t>(tokens[i])) < limit;
   if (good) return;
-  for (Index i = 0; i < seq_len * batch; ++i)
-    if (tokens[i] < 0 || tokens[i] >= shape_.input_size)
-      fail(name, "[", i / batch, ", ", i % batch, "] is ", tokens[i],
-           ", it takes tokens from 0 to ", shape_.input_size - 1);
+  for (Index i = 0; i < n; ++i) {
+    if (tokens[i] >= 0 && tokens[i] < shape_.input_size) continue;
+    const std::string place =
+        cols > 0 ? std::to_string(i / cols) + ", " + std::to_string(i % cols) : std::to_string(i);
+    fail(name, "[", place, "] is ", tokens[i], ", it takes 0 to ", shape_.input_size - 1);
+  }
 }
 
 template <class T>

@@ -101,6 +101,9 @@ class _Network(Generic[_F]):
         RuntimeError where id is given and not that of `kept`, as another thread may have changed.
         """
 
+    def read(self, x: Floats | Tokens, state: Floats) -> None:
+        """`forward` for its state alone, carried in place: x [T, B, I] or tokens [T, B]."""
+
     def step(self, x: Floats | Tokens, state: Floats) -> NDArray[_F]:
         """x [B, I] or tokens [B]; state [S, L, B, H] is updated in place -> y [B, O]."""
 
@@ -170,6 +173,15 @@ class _Network(Generic[_F]):
     ) -> tuple[float, int]:
         """-> sum of the losses in nats, count of targets that are not -1; state is carried."""
 
+    def stream_losses(
+        self,
+        inputs: Tokens,
+        targets: Tokens,
+        state: Floats,
+        lengths: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.float64]:
+        """`evaluate` with the sum of each stream's losses: -> [B] in nats."""
+
     def memory(
         self,
         seq_len: int,
@@ -227,7 +239,20 @@ class OptimizerFloat64(_Optimizer[np.float64]): ...
 def cross_entropy(
     logits: Floats, targets: Tokens, reduction: str, weights: Floats | None
 ) -> tuple[float, Floats]:
-    """logits [N, V], targets [N] (-1: ignored), weights [N] -> loss in nats, dlogits [N, V]."""
+    """logits [N, V], targets of N elements in any shape, by which messages say which is bad (-1:
+    ignored), weights [N] -> loss in nats, dlogits [N, V]."""
+
+def read_rows(
+    file: int,  # a descriptor
+    begin: int,
+    end: int,  # the bytes of the file that rows are read from
+    starts: NDArray[np.int64],  # [B] bytes behind begin, 0 to end - begin - 1
+    rows: NDArray[Any],  # [B, N], read into
+) -> bool:
+    """Row b becomes the bytes from starts[b] on; behind the last one comes the first one again.
+
+    False where the file ends before them. OSError where it cannot be read.
+    """
 
 def binary_cross_entropy(
     logits: Floats, targets: Floats, reduction: str, weights: Floats | None

@@ -233,7 +233,7 @@ void check_args(const char* k, const SortArgs<T>& p) {
 template <class T>
 void check_args(const char* k, const LossSumArgs<T>& p) {
   check_args(k, p.steps);
-  check_pointers(k, p.ranks, p.losses, p.sum);
+  check_pointers(k, p.ranks, p.losses, p.sum, p.stream_sums);
 }
 template <class T>
 void check_args(const char* k, const DrawArgs<T>& p) {

@@ -99,7 +99,10 @@ void check_cell(const std::string& cell, int threads) {
         [&] { model.train_step(tokens_batch, targets.data(), state.data(), optimizer, train); });
   check("train_step of vectors",
         [&] { model.train_step(dense_batch, targets.data(), state.data(), optimizer, train); });
-  check("evaluate", [&] { model.evaluate(tokens_batch, targets.data(), state.data()); });
+  std::vector<double> of_streams(B);
+  check("evaluate",
+        [&] { model.evaluate(tokens_batch, targets.data(), state.data(), of_streams.data()); });
+  check("read", [&] { model.read(tokens_batch, state.data()); });
   const SequenceInput<T> step{1, B, inputs.data(), nullptr}, step_x{1, B, nullptr, x.data()};
   check("step", [&] { model.step(step, state.data(), y.data()); });
   check("step of vectors", [&] { model.step(step_x, state.data(), y.data()); });
@@ -138,7 +141,7 @@ void check_cell(const std::string& cell, int threads) {
     check("train_step of different lengths",
           [&] { model.train_step(ragged, targets.data(), state.data(), optimizer, train); });
     check("evaluate of different lengths",
-          [&] { model.evaluate(ragged, targets.data(), state.data()); });
+          [&] { model.evaluate(ragged, targets.data(), state.data(), of_streams.data()); });
     check("accumulate and update", [&] {
       for (int part = 0; part < 2; ++part)
         model.accumulate(ragged, targets.data(), state.data(), state_n.data());

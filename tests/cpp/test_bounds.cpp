@@ -246,6 +246,7 @@ Results run_model(const Case<T>& c, const std::string& rule, const OptimizerOpti
       results.add(dstate);
       add_parameters(results, model.network(), gradients.data());
     });
+  with_model([&](Model<T>& model, Guarded<T>& state) { model.read(batch, state.data()); });
   if (!c.o.bidirectional)
     with_model([&](Model<T>& model, Guarded<T>& state) {
       const Guarded<Token> token({c.tokens.begin(), c.tokens.begin() + B});
@@ -258,6 +259,9 @@ Results run_model(const Case<T>& c, const std::string& rule, const OptimizerOpti
   if (!c.o.decoder) return results;
   with_model([&](Model<T>& model, Guarded<T>& state) {
     results.add(model.evaluate(batch, targets.data(), state.data()).loss_sum);
+    Guarded<double> of_streams(count(B));
+    model.evaluate(batch, targets.data(), state.data(), of_streams.data());
+    results.add(of_streams);
   });
   for (const bool in_parts : {false, true})
     with_model([&](Model<T>& model, Guarded<T>& state) {

@@ -121,6 +121,8 @@ class Run {
     const Index B = c.batch, rows = Case<T>::steps * B, V = Case<T>::V;
     with_model([&](Model<T>& model, std::vector<T>& state) {
       forward_and_backward(model, state);
+      model.read(c.data(), state.data());
+      results.add(state);
       if (c.o.bidirectional) return;
       // A step between forward and backward, from the last state.
       std::vector<T> y(count(B * model.output_size()));
@@ -136,6 +138,9 @@ class Run {
       const Index told = model.memory(c.data(), false);
       const auto losses = model.evaluate(c.data(), c.targets.data(), state.data());
       results.add(losses.loss_sum), results.add(losses.count);
+      std::vector<double> of_streams(count(B));
+      model.evaluate(c.data(), c.targets.data(), state.data(), of_streams.data());
+      results.add(of_streams);
       same_memory = told == model.held_memory();
     });
     with_model([&](Model<T>& model, std::vector<T>& state) {

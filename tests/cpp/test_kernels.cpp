@@ -1030,14 +1030,19 @@ void check_sequences() {
             std::fill_n(zeros.begin() + (t * B + b) * cols, cols, T(0));
       CHECK(same_bits(back, zeros), "rows as they were, ragged %d", ragged);
 
-      double sum = -1, expected_sum = 0;
-      k.sum_losses({s, ranks.data(), x.data(), &sum});
+      double sum = -1, again = -1, expected_sum = 0;
+      std::vector<double> of_streams(std::size_t(B), -1.0), expected_of(std::size_t(B), 0.0);
+      k.sum_losses({s, ranks.data(), x.data(), &sum, of_streams.data()});
+      k.sum_losses({s, ranks.data(), x.data(), &again, nullptr});
       for (Index t = 0; t < steps; ++t)
         for (Index b = 0; b < B; ++b)
           for (Index n = 0; n < N; ++n)
-            if (places[std::size_t(n)] == std::pair{t, ranks[std::size_t(b)]})
+            if (places[std::size_t(n)] == std::pair{t, ranks[std::size_t(b)]}) {
               expected_sum += static_cast<double>(x[std::size_t(n)]);
-      CHECK(sum == expected_sum, "%g, expected %g", sum, expected_sum);
+              expected_of[std::size_t(b)] += static_cast<double>(x[std::size_t(n)]);
+            }
+      CHECK(sum == expected_sum && again == sum, "%g, %g, expected %g", sum, again, expected_sum);
+      CHECK(of_streams == expected_of, "losses of streams, ragged %d", ragged);
 
       // Two states, of widths 3 and 2: one with a place for every step, one in place.
       const auto begin = random_values<T>(B * 5, 4);

@@ -84,7 +84,7 @@ Device& cpu_device();
 
 // The name of a Python capsule of a Device*, of a device that is never destroyed: so a module of
 // its own gives the package a device. The number changes where Device or Kernels does.
-constexpr const char* device_capsule = "charrnn_fast.Device/1";
+constexpr const char* device_capsule = "charrnn_fast.Device/2";
 
 // Says how much was asked for: "out of memory: 12.3 GB more were asked for".
 class OutOfMemory : public std::bad_alloc {

@@ -87,6 +87,9 @@ class Model {
   // are overwritten. Throws std::invalid_argument where `expected` is not what kept() gives now.
   void backward(const Kept& expected, const T* dy, T* dstate, T* dx, T* gradients);
 
+  // forward for its state alone, which is carried: of the layers, without the decoder.
+  void read(const Batch& in, T* state);
+
   // One step: in.seq_len 1, y [B, O], state in place.
   void step(const SequenceInput<T>& in, T* state, T* y);
 
@@ -114,8 +117,9 @@ class Model {
   TrainResult update(Optimizer<T>& optimizer, const TrainOptions& options);
   void clear_gradients();
 
-  // The losses alone; state is carried.
-  Losses evaluate(const Batch& in, const Token* targets, T* state);
+  // The losses alone; state is carried. stream_losses [B] or null: the sum of each sequence's
+  // losses, added up from its first step on.
+  Losses evaluate(const Batch& in, const Token* targets, T* state, double* stream_losses = nullptr);
 
   // Bytes that a new model comes to hold by a train_step of such a batch (`training`), or by its
   // evaluate, on the number of threads in use now; nothing of that is allocated. Of tokens, x and
@@ -162,7 +166,7 @@ class Model {
   bool packs_backward(Index batch) const;
 
   Batch own(const char* name, const Batch& batch);
-  void own_tokens(const char* name, const Token* tokens, Index seq_len, Index batch);
+  void own_tokens(const char* name, const Token* tokens, Index rows, Index cols = 0);
   const Token* own_targets(const Batch& in, const Token* targets, Index* count);
   void check_lengths(const Batch& in) const;
 
@@ -185,9 +189,9 @@ class Model {
                        double scale, int threads);
   TrainResult apply(const std::uint64_t* mask_seed, double loss, double scale,
                     Optimizer<T>& optimizer, const TrainOptions& options);
-  double sum_of_losses(const SequenceInput<T>& in) const;
+  double sum_of_losses(const SequenceInput<T>& in, double* stream_losses = nullptr) const;
   double sum_of_gradient_squares() const;
-  Index numbers(bool training) const;
+  Index numbers(Index batch, bool training) const;
   void check_optimizer(const Optimizer<T>& optimizer) const;
   Kept kept_now() const;
 

@@ -150,8 +150,9 @@ class Network {
   Index packed_elements(Packing packing, Storage storage = Storage::full) const;
   void pack(Packing packing, const T* parameters, T* packed, Storage storage = Storage::full) const;
 
-  // Tokens of the host; throws std::invalid_argument that names the first outside [0, input_size).
-  void check_tokens(const char* name, const Token* tokens, Index seq_len, Index batch) const;
+  // Tokens [rows, cols] of the host, or, cols 0, [rows]; throws std::invalid_argument that names
+  // the first outside [0, input_size).
+  void check_tokens(const char* name, const Token* tokens, Index rows, Index cols = 0) const;
 
   // Parameters with the weights that one call of forward and backward leaves out; and, of gradients
   // by them (that begin at zero), those by the parameters.

@@ -55,12 +55,16 @@ void unsort_rows(const SortArgs<T>& p, Range steps) {
 template <class T>
 void sum_losses(const LossSumArgs<T>& p) {
   double sum = 0;
+  for (Index b = 0; p.stream_sums && b < p.steps.batch; ++b) p.stream_sums[b] = 0;
   for (Index t = 0; t < p.steps.seq_len; ++t) {
     const T* const losses = p.losses + first_row(p.steps, t);
     const Index rows = rows_at(p.steps, t);
     for (Index b = 0; b < p.steps.batch; ++b) {
       const Index r = p.ranks ? p.ranks[b] : b;
-      if (r < rows) sum += static_cast<double>(losses[r]);
+      if (r >= rows) continue;
+      const double loss = static_cast<double>(losses[r]);
+      sum += loss;
+      if (p.stream_sums) p.stream_sums[b] += loss;
     }
   }
   *p.sum = sum;

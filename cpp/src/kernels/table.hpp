@@ -406,6 +406,7 @@ struct LossSumArgs {
   const Index* ranks;  // [B] or null: in the network's order
   const T* losses;     // [N]
   double* sum;
+  double* stream_sums;  // [B] or null: of each sequence, in the caller's order
 };
 
 constexpr Index square_chunk = 16384;
