@@ -17,8 +17,7 @@ BLOCK = 1024  # tokens drawn at once: bounds the memory, and lets an interrupt t
 _STOP_BLOCK = 64  # where a stop string may end the text: what is drawn beyond it is lost
 _STREAMS = 64  # texts drawn together: more are hardly faster
 _TOGETHER = 2**24  # characters of these texts, which stand in memory until all are drawn
-_PRIME_BLOCK = 1024  # steps of a prime fed at once
-_PRIME_LOGITS = 2**22  # and no more than make so many logits, which nobody reads
+_PRIME_BLOCK = 1024  # steps of a prime fed at once, which lets an interrupt through
 
 Stop = str | Sequence[str] | None
 
@@ -218,10 +217,8 @@ def _read(rnn: RNN, tokens: NDArray[np.int32]) -> _Start:
     """Reads tokens [N], N >= 1, from the zero state; the last of them is left for the drawing."""
     network: Any = rnn.core
     state = rnn.states.zeros(1)
-    fed = max(1, min(_PRIME_BLOCK, _PRIME_LOGITS // (rnn.output_size or 1)))
-    for start in range(0, len(tokens) - 1, fed):
-        block = tokens[start : min(start + fed, len(tokens) - 1), None]
-        _, state = network.forward(block, state, False)
+    for start in range(0, len(tokens) - 1, _PRIME_BLOCK):
+        network.read(tokens[start : min(start + _PRIME_BLOCK, len(tokens) - 1), None], state)
     return _Start(state, int(tokens[-1]))
 
 

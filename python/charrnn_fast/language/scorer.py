@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..losses import cross_entropy
 from ..rnn import RNN
 
 _STEPS = 1024  # of a text at once, which lets an interrupt through
 _STREAMS = 256  # texts at once
-_ELEMENTS = 2**24  # of logits, hidden vectors and gates at once, which are most of the memory
+_ELEMENTS = 2**24  # of hidden vectors and gates at once, which are most of the memory
 
 
 def log_probabilities(
@@ -24,8 +23,9 @@ def log_probabilities(
     texts: N arrays of ids [T], each T >= 0. Every text begins at the zero state, with the id
     `first` read before it. A text's result does not depend on the others.
     """
-    width = (rnn.output_size or 1) + rnn.hidden_size * (rnn.num_layers + 4)
-    steps = min(_STEPS, max(1, _ELEMENTS // width))  # the same for all: their sums are, too
+    width = rnn.hidden_size * (rnn.num_layers + 4)
+    # The same for all texts, whose sums go by it: another number would round them otherwise.
+    steps = min(_STEPS, max(1, _ELEMENTS // (width + (rnn.output_size or 1))))
     result = np.zeros(len(texts))
     # Texts of about one length, the longest first: a batch then has few rows that have ended.
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
@@ -41,29 +41,18 @@ def _together(
     rnn: RNN, first: int, texts: Sequence[NDArray[np.int32]], steps: int
 ) -> NDArray[np.float64]:
     """As `log_probabilities`, for texts in the order of their lengths, the longest first."""
+    network: Any = rnn.core
     sums = np.zeros(len(texts))
     last = np.full(len(texts), first, np.int32)
-    state: Any = None
+    state = rnn.states.zeros(len(texts))
     for start in range(0, len(texts[0]), steps):
         parts = [text[start : start + steps] for text in texts if len(text) > start]
-        lengths = [len(part) for part in parts]
-        targets = np.zeros((lengths[0], len(parts)), np.int32)
+        count, lengths = len(parts), np.array([len(part) for part in parts])
+        targets = np.zeros((lengths[0], count), np.int32)
         for b, part in enumerate(parts):
             targets[: len(part), b] = part
-        inputs = np.concatenate([last[None, : len(parts)], targets[:-1]])
-        logits, state = rnn.forward(
-            inputs, _first_rows(state, len(parts)), lengths=lengths, keep=False
-        )
-        by_row = np.ascontiguousarray(logits.swapaxes(0, 1))  # [B, T, V]
-        for b, part in enumerate(parts):
-            loss, _ = cross_entropy(by_row[b, : len(part)], part, "sum")
-            sums[b] -= loss
+        inputs = np.concatenate([last[None, :count], targets[:-1]])
+        state = rnn.states.joined([part[:, :count] for part in rnn.states.parts(state)])
+        sums[:count] -= network.stream_losses(inputs, targets, state, lengths)
         last = targets[-1]
     return sums
-
-
-def _first_rows(state: Any, count: int) -> Any:
-    """A state of the first rows of its batch."""
-    if isinstance(state, tuple):
-        return tuple(_first_rows(part, count) for part in state)
-    return None if state is None else np.ascontiguousarray(state[:, :count])
