@@ -39,7 +39,9 @@ def weights(model: CharLM) -> dict[str, NDArray[Any]]:
 @given(st.integers(1, 12), st.integers(1, 4), st.lists(st.lists(st.integers(0, 11)), min_size=4))
 def test_parts_hold_each_step_once(steps: int, batch: int, begins: list[list[int]]) -> None:
     inputs = np.arange(steps * batch, dtype=np.int32).reshape(steps, batch)
-    starts = [np.array(sorted({t for t in row if t < steps}), np.int64) for row in begins[:batch]]
+    starts = np.zeros((steps, batch), np.bool_)
+    for stream, steps_in in enumerate(begins[:batch]):
+        starts[[t for t in steps_in if t < steps], stream] = True
     parts = cut(inputs, inputs + 1000, starts)
     found = []
     for row, length in enumerate(parts.lengths):
@@ -50,10 +52,10 @@ def test_parts_hold_each_step_once(steps: int, batch: int, begins: list[list[int
         )
         found += parts.inputs[:length, row].tolist()
     assert sorted(found) == list(range(steps * batch))
-    for stream, begin in enumerate(starts):
+    assert len(parts.lengths) == batch + starts[1:].sum()
+    for stream, last in enumerate(parts.last):
         assert parts.inputs[0, stream] == inputs[0, stream]
-        assert (stream in parts.carried) == (0 not in begin)
-        last = parts.last[stream]
+        assert (stream in parts.carried) == (not starts[0, stream])
         assert parts.inputs[parts.lengths[last] - 1, last] == inputs[-1, stream]
 
 
@@ -62,15 +64,42 @@ def test_chunks_know_where_documents_begin(tmp_path: Path, offset: int) -> None:
     corpus = corpus_of(tmp_path)
     train = corpus.vocabulary.decode(np.asarray(corpus.train))
     ring = np.roll(np.arange(len(train)), -offset)
-    chunks = Chunks(corpus.train, 5, 17, "character")
+    chunks, documents = Chunks(corpus.train, 5, 17, "character"), corpus.documents
+    assert documents is not None
     for index in range(len(chunks)):
-        for stream, found in enumerate(chunks.documents(index, corpus, offset)):
+        inputs, targets, begins = chunks.read_documents(index, documents, offset)
+        for read, plain in zip((inputs, targets), chunks.read(index, offset), strict=True):
+            np.testing.assert_array_equal(read, plain)
+        for stream in range(5):
             first = stream * ((len(train) - 1) // 5) + index * 17
             places = ring[first : first + 17]
-            expected = [
-                t for t, place in enumerate(places) if place == 0 or train[place - 1] == "|"
-            ]
-            assert found.tolist() == expected
+            expected = [place == 0 or train[place - 1] == "|" for place in places]
+            assert begins[:, stream].tolist() == expected
+
+
+@pytest.mark.parametrize("mark", ["|", "a|", "aaa", ""])
+@pytest.mark.parametrize("offset", [0, 1, 2, 100, 177])
+def test_chunks_know_marks_of_any_length_and_files(tmp_path: Path, mark: str, offset: int) -> None:
+    """As the whole text is searched, wherever a stream and the text begin and end."""
+    texts = ["aaaa|a|b", "aa", "|aab|" * 20, "baaa" * 22 + "|"]
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}").write_text(text)
+    paths = [tmp_path / f"{number}" for number in range(len(texts))]
+    corpus = Corpus.from_files(*paths, document_mark=mark)
+    in_memory = Corpus.from_text("".join(texts), document_mark=mark)
+    size = len(corpus.train)
+    expected = np.zeros(size, np.bool_)
+    expected[np.append(corpus.starts_within(0, size), 0)] = True
+    assert expected.sum() > 3
+    for documents, ids in ((corpus.documents, corpus.train), (corpus.documents, in_memory.train)):
+        assert documents is not None
+        chunks = Chunks(ids, 8, 3, "character")
+        for index in range(len(chunks)):
+            inputs, _, begins = chunks.read_documents(index, documents, offset)
+            np.testing.assert_array_equal(inputs, chunks.read(index, offset)[0])
+            places = np.arange(8) * ((size - 1) // 8) + 3 * index + offset
+            places = (places + np.arange(3)[:, None]) % size
+            np.testing.assert_array_equal(begins, expected[places])
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
@@ -169,11 +198,13 @@ def test_a_text_that_begins_again_begins_a_document() -> None:
     """Wherever in a chunk its first character is read behind its last one."""
     corpus = Corpus.from_text("ab|cdefg" * 40, document_mark="|")
     size = len(corpus.train)
-    chunks = Chunks(corpus.train, 1, 8, "character")
+    chunks, documents = Chunks(corpus.train, 1, 8, "character"), corpus.documents
+    assert documents is not None
     for ahead in range(1, 25):  # characters to the text's end
-        found = [s for i in range(4) for s in 8 * i + chunks.documents(i, corpus, size - ahead)[0]]
+        read = [chunks.read_documents(i, documents, size - ahead) for i in range(4)]
+        found = np.concatenate([begins[:, 0] for _, _, begins in read])
         positions = [(size - ahead + t) % size for t in range(32)]
-        assert found == [t for t, p in enumerate(positions) if p == 0 or p % 8 == 3]
+        assert found.tolist() == [p == 0 or p % 8 == 3 for p in positions]
 
 
 def test_a_training_knows_its_documents(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charrnn_fast.storage.file_array import FileArray
+from charrnn_fast import _core
+from charrnn_fast.storage.file_array import FileArray, columns_of
 
 
 @pytest.fixture
@@ -53,6 +54,45 @@ def test_slices_are_those_of_an_array(
         assert isinstance(piece, np.ndarray)
         assert piece.dtype == np.uint16
         np.testing.assert_array_equal(piece, theirs[start:stop])
+
+
+@given(st.integers(0, 99), st.integers(1, 100), st.lists(st.integers(0, 99), max_size=5), st.data())
+def test_rows_are_those_of_an_array(
+    tmp_path_factory: pytest.TempPathFactory,
+    first: int,
+    count: int,
+    starts: list[int],
+    data: st.DataObject,
+) -> None:
+    """Behind the last element comes the first one, as often as it takes."""
+    path = tmp_path_factory.getbasetemp() / "rows"
+    expected = np.arange(100, dtype=np.uint16)
+    if not path.exists():
+        expected.tofile(path)
+    last = data.draw(st.integers(first + 1, 100))
+    size = last - first
+    at = np.array([start % size for start in starts], np.int64)
+    part = opened(path).part(first, last)
+    rows = part.rows(at, count)
+    assert rows.dtype == np.uint16 and rows.shape == (len(at), count)
+    turns = [np.resize(np.roll(expected[first:last], -start), count) for start in at]
+    np.testing.assert_array_equal(rows, np.reshape(turns, (len(at), count)))
+    places = at - 3 * size + np.arange(count)[:, None]
+    for ids in (part, expected[first:last]):
+        np.testing.assert_array_equal(columns_of(ids, places), rows.T)
+
+
+def test_rows_that_cannot_be_read(path: Path) -> None:
+    array, starts = opened(path), np.array([3, 90])
+    for wrong in (-1, 100, 2**60):
+        with pytest.raises(ValueError, match=r"starts has -?\d+, it takes 0 to 199"):
+            array.rows(np.array([wrong]), 5)
+    out = np.empty((2, 5), np.uint16)
+    for rows in (out[0], out.T, out[:1], "rows"):
+        with pytest.raises(ValueError, match=r"rows must be a writable, C-contiguous array"):
+            _core.read_rows(array._file._file.fileno(), 0, 200, starts, rows)  # type: ignore[arg-type]
+    with open(os.devnull, "wb") as file, pytest.raises(OSError, match="Bad file descriptor"):
+        _core.read_rows(file.fileno(), 0, 200, starts, out)
 
 
 def test_it_is_an_array_to_numpy(path: Path) -> None:
@@ -101,6 +141,8 @@ def test_a_changed_file_is_not_read(path: Path, change: Callable[[Path], None], 
             reads[:3]
         with pytest.raises(OSError, match="has changed"):
             np.asarray(reads)
+        with pytest.raises(OSError, match="has changed"):
+            reads.rows(np.array([30]), 4)
 
 
 def test_a_file_that_is_replaced_or_removed_is_read_as_it_was(path: Path) -> None:

@@ -6,7 +6,6 @@ import copy
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -18,6 +17,7 @@ from .._objects import Settled
 from ..rnn import RNN
 from ..storage import checkpoint, configuration
 from ..storage.file_array import Ids
+from ..text.documents import cut
 from ..text.vocabulary import Vocabulary
 from .sampler import (
     Request,
@@ -431,18 +431,23 @@ class CharLM(Settled):
                 f"the first is given, the others are predicted"
             )
         network: Any = self.rnn.core
-        state = self.rnn.states.zeros(1)
+        states = self.rnn.states
+        state = states.zeros(1)
         for start in range(0, length - 1, _EVALUATION_BLOCK):
             steps = min(_EVALUATION_BLOCK, length - 1 - start)
             block = ids[start : start + steps + 1].astype(np.int32)[:, None]
-            begins: list[int] = []
+            begins = np.zeros((steps, 1), np.bool_)
             if starts_within is not None:
-                begins = (starts_within(start, start + steps) - start).tolist()
-            for first, end in pairwise([0, *(t for t in begins if t > 0), steps]):
-                if first in begins:
-                    state[...] = 0
-                loss, _ = network.evaluate(block[first:end], block[first + 1 : end + 1], state)
-                yield end - first, float(loss)
+                begins[starts_within(start, start + steps) - start] = True
+            if not begins.any():
+                loss, _ = network.evaluate(block[:-1], block[1:], state)
+                yield steps, float(loss)
+                continue
+            parts = cut(block[:-1], block[1:], begins)
+            rows = states.joined(parts.first_state(states.parts(state)))
+            losses = network.stream_losses(parts.inputs, parts.targets, rows, parts.lengths)
+            state = states.joined(parts.last_state(states.parts(rows)))
+            yield from zip(parts.lengths.tolist(), losses.tolist(), strict=True)
 
     def score_ids(self, texts: Sequence[NDArray[np.int32]]) -> NDArray[np.float64]:
         """As `score`, for texts of ids."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from .. import _core
 from .._checks import available_memory
 
 
@@ -72,6 +73,16 @@ class FileArray:
         )
         return np.frombuffer(data, self.dtype)
 
+    def rows(self, starts: NDArray[np.int64], count: int) -> NDArray[Any]:
+        """[B, count]: in row b the elements from starts[b] on; behind the last one comes the first.
+
+        starts [B], each in 0 to N - 1. Takes no call from Python for each row.
+        """
+        size = self.dtype.itemsize
+        rows = np.empty((len(starts), count), self.dtype)
+        self._file.read_rows(self._first * size, self._last * size, starts * size, rows)
+        return rows
+
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """All of it; numpy.asarray asks for this."""
         if copy is False:
@@ -103,6 +114,13 @@ class FileArray:
 
     def __repr__(self) -> str:
         return f"<FileArray of {len(self):,} {self.dtype} in {self._file.name}>"
+
+
+def columns_of(ids: Ids, places: NDArray[np.int64]) -> NDArray[Any]:
+    """The ids at places [T, B], each column of which goes up by one; place N is 0 again."""
+    if isinstance(ids, FileArray):
+        return ids.rows(places[0] % len(ids), len(places)).T
+    return np.asarray(ids).take(places, mode="wrap")
 
 
 def _opened_again(
@@ -144,10 +162,21 @@ class _File:
             if not rest:
                 raise self._changed()
             data += rest
-        # After the reading: a file's stamp changes before what is written to it can be read.
+        self._check_unchanged()
+        return data
+
+    def read_rows(
+        self, first: int, last: int, starts: NDArray[np.int64], rows: NDArray[Any]
+    ) -> None:
+        """As `_core.read_rows`, of the bytes first to last - 1; safe on several threads."""
+        if not _core.read_rows(self._file.fileno(), first, last, starts, rows):
+            raise self._changed()
+        self._check_unchanged()
+
+    def _check_unchanged(self) -> None:
+        """After the reading: a file's stamp changes before what is written to it can be read."""
         if self.path is not None and self._now() != self.stamp:
             raise self._changed()
-        return data
 
     def _now(self) -> tuple[int, int]:
         status = os.fstat(self._file.fileno())

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
 from .._checks import called
-from ..storage.file_array import Ids
-
-if TYPE_CHECKING:
-    from .corpus import Corpus
+from ..storage.file_array import Ids, columns_of
+from .documents import Documents
 
 
 class Chunks:
@@ -33,8 +29,8 @@ class Chunks:
                 f"{called('seq_len')}, or more text"
             )
         self._ids = ids
-        self._starts = np.arange(batch_size) * piece
-        self._buffers = np.empty((2, seq_len, batch_size), np.int32)
+        # [T + 1, B] of the first chunk, its inputs' and, one behind, its targets'.
+        self._places = np.arange(seq_len + 1)[:, None] + np.arange(batch_size) * piece
         self._count = piece // seq_len
 
     def __len__(self) -> int:
@@ -42,38 +38,27 @@ class Chunks:
         return self._count
 
     def read(self, index: int, offset: int = 0) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """inputs and targets [T, B] of a chunk, valid until the next call.
+        """inputs and targets [T, B] of a chunk.
 
         offset: where in the ids the first stream begins; behind the last id comes the first one.
         """
+        ids = columns_of(self._ids, self._places + self._shift(index, offset)).astype(np.int32, "C")
+        return ids[:-1], ids[1:]
+
+    def read_documents(
+        self, index: int, documents: Documents, offset: int = 0
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]:
+        """As `read`, and [T, B] whether an input begins a document.
+
+        documents: of the text that begins with the ids. Their first one begins a document too.
+        """
+        before, places = documents.mark_size, self._places + self._shift(index, offset)
+        earlier = places[0] - np.arange(before, 0, -1)[:, None]
+        ids = columns_of(self._ids, np.concatenate([earlier, places])).astype(np.int32, "C")
+        begins = documents.begin_at(places[:-1] % len(self._ids), ids[:-1])
+        return ids[before:-1], ids[before + 1 :], begins
+
+    def _shift(self, index: int, offset: int) -> int:
         if not 0 <= index < self._count:
             raise IndexError(f"chunk {index} of {self._count}")
-        inputs, targets = self._buffers
-        steps, size = len(inputs), len(self._ids)
-        for stream, start in enumerate(self._starts):
-            first = (offset + start + index * steps) % size
-            piece = self._ids[first : first + steps + 1]
-            if len(piece) <= steps:
-                piece = np.concatenate([piece, self._ids[: steps + 1 - len(piece)]])
-            inputs[:, stream] = piece[:-1]
-            targets[:, stream] = piece[1:]
-        return inputs, targets
-
-    def documents(self, index: int, corpus: Corpus, offset: int = 0) -> list[NDArray[np.int64]]:
-        """Of each stream the steps of a chunk, 0 to T - 1, whose input begins a document.
-
-        The ids are those of ``corpus.train``, whose first one begins a document too.
-        """
-        steps, size = len(self._buffers[0]), len(self._ids)
-        starts = []
-        for start in self._starts:
-            first = int((offset + start + index * steps) % size)
-            left = size - first  # steps to the end of the ids
-            found = corpus.starts_within(first, min(first + steps, size)) - first
-            if first == 0:
-                found = np.concatenate([[0], found])
-            if left < steps:
-                behind = corpus.starts_within(0, steps - left) + left
-                found = np.concatenate([found, [left], behind])
-            starts.append(found)
-        return starts
+        return offset + index * (len(self._places) - 1)

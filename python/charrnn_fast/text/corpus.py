@@ -192,9 +192,9 @@ class Corpus(Settled):
         return self._documents.starts_within(first, last)
 
     @property
-    def has_documents(self) -> bool:
-        """Whether the text is read as documents."""
-        return self._documents is not None
+    def documents(self) -> Documents | None:
+        """Where documents begin, for the modules of this package; None: the text is read as one."""
+        return self._documents
 
     @property
     def document_mark(self) -> str | None:
@@ -250,6 +250,8 @@ def _check_options(
         return
     if min_count != 1:
         raise ValueError(
+        if unknown < 0:
+            return 0
             f"{called('min_count')} is {min_count}, which is for making a vocabulary from the "
             f"text, but one is given: {vocabulary.describe()}"
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -53,6 +52,32 @@ class Documents:
         if len(found) == 1 and begin == end:  # a short stretch, as training asks for
             return found[0]
         return np.unique(np.concatenate([self.file_starts[begin:end], *found]))
+
+    @property
+    def mark_size(self) -> int:
+        """M, the ids of the mark."""
+        return len(self._mark_ids)
+
+    def begin_at(self, places: NDArray[np.int64], ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """[T, B]: whether a document begins at a place [T, B] of the text; at 0 one does.
+
+        ids [M + T, B]: in each column those at the places, and the M before them; of those before
+        the text's beginning any.
+        """
+        size = self.mark_size
+        begins: NDArray[np.bool_] = places == 0
+        if self.file_starts.size:
+            at = np.searchsorted(self.file_starts, places)
+            begins |= self.file_starts[np.minimum(at, self.file_starts.size - 1)] == places
+        if size:
+            # [n] the steps and the streams that the mark may be before: with all its ids so far.
+            steps, streams = np.nonzero(ids[:-size] == self._mark_ids[0])
+            for offset in range(1, size):
+                held = ids[steps + offset, streams] == self._mark_ids[offset]
+                steps, streams = steps[held], streams[held]
+            whole = places[steps, streams] >= size
+            begins[steps[whole], streams[whole]] = True
+        return begins
 
     def _is_marked(self) -> bool:
         """Whether there is a mark at all; what comes after the first one is not read."""
@@ -104,34 +129,30 @@ class Parts:
         return [part[:, self.last] for part in parts]
 
 
-def cut(
-    inputs: NDArray[np.int32], targets: NDArray[np.int32], starts: Sequence[NDArray[np.int64]]
-) -> Parts:
+def cut(inputs: NDArray[np.int32], targets: NDArray[np.int32], begins: NDArray[np.bool_]) -> Parts:
     """Cuts a chunk, inputs and targets [T, B], where documents begin.
 
-    starts: of each stream the steps, 0 to T - 1 and ascending, whose input begins a document.
+    begins [T, B]: whether an input begins a document.
     """
     steps, batch = inputs.shape
-    first: list[tuple[int, int, int]] = []  # stream, first step, end
-    others: list[tuple[int, int, int]] = []
+    # The rows: the first parts of all streams, then the others, stream by stream.
+    streams, first = np.nonzero(begins[1:].T)
     last = np.arange(batch)
-    for stream, begins in enumerate(starts):
-        inner = [int(t) for t in begins if t > 0]
-        first.append((stream, 0, inner[0] if inner else steps))
-        for begin, end in pairwise([*inner, steps]):
-            last[stream] = batch + len(others)
-            others.append((stream, begin, end))
-    rows = first + others
-    lengths = np.array([end - begin for _, begin, end in rows], np.int64)
-    shape = (int(lengths.max()), len(rows))
-    parts = Parts(
-        inputs=np.zeros(shape, np.int32),
-        targets=np.full(shape, -1, np.int32),
+    last[streams] = batch + np.arange(len(streams))  # of several the last one is kept
+    streams = np.concatenate([np.arange(batch), streams])
+    first = np.concatenate([np.zeros(batch, np.int64), first + 1])
+    # As one text of all streams, stream by stream: a part ends where the next one begins.
+    places = streams * steps + first
+    order = np.argsort(places)
+    lengths = np.empty(len(order), np.int64)
+    lengths[order] = np.diff(places[order], append=batch * steps)
+    step = np.arange(lengths.max())[:, None]
+    inside = step < lengths
+    taken = np.minimum(first + step, steps - 1), streams
+    return Parts(
+        inputs=np.where(inside, inputs[taken], np.int32(0)),
+        targets=np.where(inside, targets[taken], np.int32(-1)),
         lengths=lengths,
-        carried=np.array([b for b, begins in enumerate(starts) if 0 not in begins], np.int64),
+        carried=np.flatnonzero(~begins[0]),
         last=last,
     )
-    for row, (stream, begin, end) in enumerate(rows):
-        parts.inputs[: end - begin, row] = inputs[begin:end, stream]
-        parts.targets[: end - begin, row] = targets[begin:end, stream]
-    return parts

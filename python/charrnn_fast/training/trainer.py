@@ -344,7 +344,7 @@ class Trainer(Settled):
             raise ValueError(
                 f"targets must have the shape of inputs, {list(x.shape)}, got {list(y.shape)}"
             )
-        return self._update(x, y)[0]
+        return self._update(Chunk(x, y), self.learning_rate)[0]
 
     @suggesting
     def fit(
@@ -517,11 +517,12 @@ class Trainer(Settled):
         index, rate = self._num_steps % len(chunks), self.learning_rate
         if index == 0:
             self.reset()
-        offset, starts = self._offset(), None
-        inputs, targets = chunks.read(index, offset)
-        if self.corpus is not None and self.corpus.has_documents:
-            starts = chunks.documents(index, self.corpus, offset)
-        loss, norm = self._update(inputs, targets, starts)
+        documents = None if self.corpus is None else self.corpus.documents
+        if documents is None:
+            chunk = Chunk(*chunks.read(index, self._offset()))
+        else:
+            chunk = Chunk(*chunks.read_documents(index, documents, self._offset()))
+        loss, norm = self._update(chunk, rate)
         if self._reduction == "sum":
             loss /= self.symbols_per_step
         self._num_steps += 1
@@ -536,27 +537,19 @@ class Trainer(Settled):
         self.seconds += watch.seconds
         return Update(self._num_steps, self.epoch, loss, norm, rate, self.symbols_per_step)
 
-    def _update(
-        self,
-        inputs: NDArray[np.int32],
-        targets: NDArray[np.int32],
-        starts: Sequence[NDArray[np.int64]] | None = None,
-    ) -> tuple[float, float]:
-        """One update by a `Chunk`; returns the loss before it and the norm of its gradient."""
-        batch, rnn = inputs.shape[1], self.model.rnn
+    def _update(self, chunk: Chunk, rate: float) -> tuple[float, float]:
+        """One update; returns the loss before it and the norm of its gradient."""
+        batch, rnn = chunk.inputs.shape[1], self.model.rnn
         updates = self.optimizer.core.num_steps
         if max(self._num_steps, updates) >= MOST_STEPS:
             raise ValueError(f"{MOST_STEPS:,} steps are done, the most that a checkpoint can count")
-        if self._state is None or rnn.states.batch(self._state) != batch:
-            self._state = rnn.states.zeros(batch)
+        state = self._state
+        if state is None or rnn.states.batch(state) != batch:
+            state = rnn.states.zeros(batch)
         seed = random_number(self._mask_seed, updates, MASKS) if rnn.has_masks else None
-        rule = Rule(
-            self.optimizer, self.learning_rate, self._clip_norm, self._clip_value, self._reduction
-        )
+        rule = Rule(self.optimizer, rate, self._clip_norm, self._clip_value, self._reduction)
         try:
-            loss, norm, state = update(
-                rnn, Chunk(inputs, targets, starts), self._state, rule, self._micro_batches, seed
-            )
+            loss, norm, state = update(rnn, chunk, state, rule, self._micro_batches, seed)
         except MemoryError as error:
             raise MemoryError(
                 f"{error}; try a smaller {called('batch_size')} or {called('seq_len')}, or more "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +22,8 @@ class Chunk(NamedTuple):
 
     inputs: NDArray[np.int32]  # [T, B]
     targets: NDArray[np.int32]  # [T, B], -1: nothing to predict
-    starts: Sequence[NDArray[np.int64]] | None = None
-    """Of each stream the steps whose input begins a document; None: there are no documents."""
+    begins: NDArray[np.bool_] | None = None
+    """[T, B] whether an input begins a document; None: there are no documents."""
 
 
 class Rule(NamedTuple):
@@ -74,7 +73,7 @@ def update(
         part = Chunk(
             np.ascontiguousarray(chunk.inputs[:, group]),
             np.ascontiguousarray(chunk.targets[:, group]),
-            None if chunk.starts is None else chunk.starts[group],
+            None if chunk.begins is None else chunk.begins[:, group],
         )
         its_state = rnn.states.joined([one[:, group] for one in rnn.states.parts(state)])
         rows = _Rows(rnn, part, its_state)
@@ -95,8 +94,8 @@ class _Rows:
         self._states, self._parts = rnn.states, None
         self.inputs, self.targets, self.state = chunk.inputs, chunk.targets, state
         self.lengths: NDArray[np.int64] | None = None
-        if chunk.starts is not None and any(len(begins) for begins in chunk.starts):
-            self._parts = parts = cut(chunk.inputs, chunk.targets, chunk.starts)
+        if chunk.begins is not None and chunk.begins.any():
+            self._parts = parts = cut(chunk.inputs, chunk.targets, chunk.begins)
             self.inputs, self.targets, self.lengths = parts.inputs, parts.targets, parts.lengths
             self.state = rnn.states.joined(parts.first_state(rnn.states.parts(state)))
 
