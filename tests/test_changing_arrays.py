@@ -28,6 +28,7 @@ model = cf.CharLM(vocabulary, hidden_size=16, num_layers=1)
 net = cf.RNN(V, 16, V)
 kernels = net._core
 trainer = cf.Trainer(model, batch_size=B, seq_len=T)
+in_parts = cf.Trainer(model, batch_size=B, seq_len=T, micro_batches=3)
 tokens, targets = np.zeros((T, B), np.int32), np.zeros((T, B), np.int32)
 wide = np.zeros((T, B), np.int64)
 lengths = np.full(B, T)
@@ -56,6 +57,14 @@ call, arrays, values = {
     "kernels' evaluate": (
         lambda: kernels.evaluate(tokens, targets, state, lengths), [tokens, targets, lengths], ids
     ),
+    "kernels' losses of streams": (
+        lambda: kernels.stream_losses(tokens, targets, state, lengths),
+        [tokens, targets, lengths],
+        ids,
+    ),
+    "kernels' read": (lambda: kernels.read(tokens, state), [tokens], ids),
+    "lengths": (lambda: net.forward(long, lengths=many, keep=False), [many], ends),
+    "train in parts": (lambda: in_parts.step(tokens, targets), [tokens, targets], ids),
     "kernels' sample": (
         lambda: kernels.sample(1, tokens[0], state, seeds, 0, 1.0, 0, 1.0), [tokens], ids
     ),
@@ -98,6 +107,10 @@ CALLS = (
     "decode",
     "kernels' accumulate",
     "kernels' evaluate",
+    "kernels' losses of streams",
+    "kernels' read",
+    "lengths",
+    "train in parts",
     "kernels' sample",
 )
 

@@ -131,22 +131,29 @@ def floats(name: str, value: object, dtype: np.dtype[Any]) -> NDArray[Any]:
     return value
 
 
-def tokens(name: str, tokens: NDArray[Any], lowest: int, end: int) -> NDArray[np.int32]:
-    """A copy of integers of any type as int32, each in [lowest, end).
+def tokens(name: str, given: NDArray[Any], lowest: int, end: int) -> NDArray[np.int32]:
+    """Integers of any type as int32, for the kernels: they copy them, and check that copy.
 
-    ValueError names the first bad one. The copy is what is checked, since another thread may
-    change the caller's array meanwhile.
+    ValueError names the first outside [lowest, end) where int32 does not hold them all.
     """
-    tokens = np.array(tokens, order="C")
-    if tokens.size:
-        smallest, largest = int(tokens.min()), int(tokens.max())
-        if smallest < lowest or largest >= end:
-            bad = (tokens < lowest) | (tokens >= end)
-            where = tuple(int(i[0]) for i in np.nonzero(np.atleast_1d(bad)))
-            value = int(np.atleast_1d(tokens)[where])
-            index = f"[{', '.join(map(str, where))}]" if tokens.ndim else ""
-            raise ValueError(f"{name}{index} is {value}, it takes {lowest} to {end - 1}")
-    return np.require(tokens, np.int32, "C")  # keeps a single token's empty shape
+    if not np.can_cast(given.dtype, np.int32):
+        given = np.array(given, order="C")  # which no other thread changes
+        ids = given.astype(np.int32)
+        if (ids != given).any():
+            in_range(name, given, lowest, end)
+        return ids
+    return np.require(given, np.int32, ["C", "A"])
+
+
+def in_range(name: str, ids: NDArray[Any], lowest: int, end: int) -> None:
+    """ValueError unless all of some integers are in [lowest, end); names the first bad one."""
+    bad = (ids < lowest) | (ids >= end)
+    if not bad.any():
+        return
+    where = tuple(int(i[0]) for i in np.nonzero(np.atleast_1d(bad)))
+    value = int(np.atleast_1d(ids)[where])
+    index = f"[{', '.join(map(str, where))}]" if ids.ndim else ""
+    raise ValueError(f"{name}{index} is {value}, it takes {lowest} to {end - 1}")
 
 
 def integer(name: str, value: object, minimum: int, maximum: int = LARGEST) -> int:
@@ -173,17 +180,21 @@ def real(
     below: float = math.inf,
 ) -> float:
     """value as a finite float in the bounds; TypeError for anything that is no number."""
+    # A protocol, asked for last, takes longer than all the rest.
+    is_number = isinstance(value, (float, int, SupportsFloat)) and not isinstance(value, bool)
+    number = math.nan
+    if is_number:
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except OverflowError:  # an integer beyond the largest float
+            number = math.inf
+        if math.isfinite(number) and above < number < below and least <= number <= most:
+            return number
     limits = ((above, "above"), (least, "at least"), (most, "at most"), (below, "below"))
     takes = ", ".join(["finite", *(f"{word} {x:g}" for x, word in limits if math.isfinite(x))])
-    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+    if not is_number:
         raise TypeError(f"{called(name)} must be a number ({takes}), got {value!r}")
-    try:
-        number = float(value)
-    except OverflowError:  # an integer beyond the largest float
-        number = math.inf
-    if not (math.isfinite(number) and above < number < below and least <= number <= most):
-        raise ValueError(f"{called(name)} must be {takes}, got {number}")
-    return number
+    raise ValueError(f"{called(name)} must be {takes}, got {number}")
 
 
 def available_memory() -> int | None:

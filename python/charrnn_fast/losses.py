@@ -41,7 +41,7 @@ def cross_entropy(
     for name, given in (("logits", logits), ("targets", targets)):
         _check_contiguous(name, given)
     classes = logits.shape[-1]
-    ids = tokens("targets", targets, -1, classes).reshape(-1)
+    ids = tokens("targets", targets, -1, classes)
     weights = _weights(weights, logits.dtype, targets.shape)
     loss, dlogits = _core.cross_entropy(
         logits.reshape(-1, classes),

@@ -21,6 +21,7 @@ from ._checks import (
     called,
     enough_memory,
     floats,
+    in_range,
     instance,
     integer,
     real,
@@ -603,6 +604,8 @@ class RNN(Settled):
             y: Array | None = self._core.step_plain(x, self._carried)
             if y is not None:
                 return y
+        if isinstance(x, np.ndarray) and x.ndim == 0 and x.dtype.kind in "iu":
+            x = array("x", x)[()]
         if isinstance(x, (int, np.integer)) and not isinstance(x, bool):
             if not 0 <= x < self.input_size:  # NumPy has no integers for some
                 raise ValueError(f"x is {shown(int(x))}, it takes 0 to {self.input_size - 1}")
@@ -744,12 +747,11 @@ def zoneout_rates(
 
 
 def _lengths(lengths: Sequence[int] | Array, seq_len: int, batch: int) -> NDArray[np.int64]:
-    given = np.array(array_like("lengths", lengths))  # a copy, as in `tokens`
+    given = np.array(array_like("lengths", lengths))  # which no other thread changes
     if given.dtype.kind not in "iu":
         raise TypeError(f"lengths must be integers, got {given.dtype}")
     if given.shape != (batch,):
         raise ValueError(f"lengths must have shape [B] = ({batch},), got {given.shape}")
-    for b, length in enumerate(given):
-        if not 0 <= length <= seq_len:
-            raise ValueError(f"lengths[{b}] is {length}, it takes 0 to {seq_len}")
+    if not np.can_cast(given.dtype, np.int64):
+        in_range("lengths", given, 0, seq_len + 1)  # of int64 the kernels do
     return np.ascontiguousarray(given, np.int64)

@@ -21,6 +21,7 @@ from .._checks import (
     array_like,
     available_memory,
     called,
+    in_range,
     instance,
     integer,
     real,
@@ -509,7 +510,11 @@ class Trainer(Settled):
             raise ValueError(f"{name} must have the shape [T, B], got {list(given.shape)}")
         if given.dtype.kind not in "iu":
             raise TypeError(f"{name} must be integers, got dtype {given.dtype}")
-        return tokens(name, given, lowest, len(self.model.vocabulary))
+        end = len(self.model.vocabulary)
+        ids = tokens(name, given, lowest, end)
+        if self._micro_batches > 1:  # the kernels would number a part's streams by themselves
+            in_range(name, ids, lowest, end)
+        return ids
 
     def _next_update(self, chunks: Chunks) -> Update:
         """The next update of `fit`."""
