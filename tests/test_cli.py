@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -18,7 +19,9 @@ import pytest
 import charrnn_fast as cf
 from charrnn_fast import CharLM, Trainer
 from charrnn_fast.cli import main
+from charrnn_fast.text import corpus as text_corpus
 from charrnn_fast.text import demo
+from charrnn_fast.text import files as text_files
 from charrnn_fast.training import log
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
@@ -254,6 +257,44 @@ def test_rare_characters_are_unknown_everywhere(
     text.write_text("the ÄX", encoding="utf-8")
     assert main(["eval", str(path), str(text)]) == 0
     assert capsys.readouterr().out.endswith("  2 unknown\n")
+
+
+@pytest.mark.parametrize("kind", [[], ["--bytes"]], ids=["characters", "bytes"])
+def test_eval_reads_each_text_once(
+    tmp_path: Path,
+    text: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: list[str],
+) -> None:
+    """Several as each by itself, of which all are read before the first is measured."""
+    path, other, empty = tmp_path / "model", tmp_path / "other", tmp_path / "empty"
+    assert main(["train", str(text), "-o", str(path), "--steps", "1", *SMALL, *kind]) == 0
+    other.write_text("the dog\n")
+    empty.write_text("")
+    read: list[str] = []
+    read_bytes = text_files.read_bytes
+
+    def noting(paths: Sequence[str]) -> Iterator[text_files.Block[bytes]]:
+        read.extend(paths)
+        return read_bytes(paths)
+
+    for module in (text_files, text_corpus):
+        monkeypatch.setattr(module, "read_bytes", noting)
+    measure, lines = ["eval", str(path), "--document-mark", "dog"], []
+    capsys.readouterr()
+    for paths in ([text, other, text], [text], [other], [text]):
+        assert main([*measure, *map(str, paths), "--json"]) == 0
+        lines.append(capsys.readouterr().out.splitlines()[:-1])
+    assert read[:3] == [str(text), str(other), str(text)]
+    assert len(read) == (3 if kind else 6)  # a single file of bytes is read where it is
+    assert lines[0] == [line for one in lines[1:] for line in one]
+    assert f"the text is empty: {empty}" in refused([*measure, str(text), str(empty)], capsys)
+    empty.write_text("a")
+    assert f"{empty} has one " in refused([*measure, str(text), str(empty)], capsys)
+    empty.write_text("cat")
+    message = refused([*measure, str(text), str(empty)], capsys)
+    assert f"{empty}: --document-mark is 'dog', which does not occur" in message
 
 
 def test_eval_reads_documents_as_training_does(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .._checks import brief
 from ..language.model import CharLM
-from ..storage.input_files import is_stream, shown
+from ..storage.input_files import shown
 from ..text import files as text_files
 from ..text.corpus import Corpus
 from ..text.files import find_files
@@ -78,16 +78,16 @@ def run(arguments: argparse.Namespace) -> int:
     stored = CharLM.load(arguments.model)
     paths = find_files(arguments.text)
     text_files.check(paths)
-    streams = {}  # which can be read once only
-    for path in paths:  # all of them before the first is measured
-        corpus = _corpus(path, stored.vocabulary, arguments)
-        if is_stream(path):
-            streams[path] = corpus
+    # All of them, each once, before the first is measured.
+    corpora = Corpus.of_each_file(paths, stored.vocabulary, arguments.encoding)
+    corpora = [
+        _checked(path, corpus, arguments.document_mark)
+        for path, corpus in zip(paths, corpora, strict=True)
+    ]
     model = stored.read_as(arguments.weight_dtype)
     write = _json_writer() if arguments.json else _table_writer(paths, model.vocabulary)
     total = _Loss(0, 0, 0, 0.0)
-    for path in paths:
-        corpus = streams.get(path) or _corpus(path, model.vocabulary, arguments)
+    for path, corpus in zip(paths, corpora, strict=True):
         loss = _measured(model, corpus)
         write(path, loss)
         total += loss
@@ -96,18 +96,17 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _corpus(path: str, vocabulary: Vocabulary, arguments: argparse.Namespace) -> Corpus:
-    mark: str | None = arguments.document_mark
-    corpus = Corpus.from_files(path, vocabulary=vocabulary, encoding=arguments.encoding)
+def _checked(path: str, corpus: Corpus, mark: str | None) -> Corpus:
+    """The corpus of a file, with documents where there is a mark; ValueError names the file."""
     if len(corpus) < 2:
         raise ValueError(
-            f"{shown(path)} has one {vocabulary.unit}; to evaluate takes two or more: the first "
-            f"is given, the others are predicted"
+            f"{shown(path)} has one {corpus.vocabulary.unit}; to evaluate takes two or more: the "
+            f"first is given, the others are predicted"
         )
     if mark is None:
         return corpus
     try:
-        return Corpus(corpus.ids, vocabulary, document_mark=unescaped(mark))
+        return Corpus(corpus.ids, corpus.vocabulary, document_mark=unescaped(mark))
     except ValueError as error:
         raise ValueError(f"{shown(path)}: {error}") from None
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import codecs
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from ..storage.file_array import FileArray, Ids
 from ..storage.input_files import is_stream
 from . import files as text_files
 from .documents import Documents
-from .files import UTF8, check_encoding, find_files, in_blocks, read_bytes, read_text
+from .files import UTF8, Block, check_encoding, find_files, in_blocks, read_bytes, read_text
 from .spool import id_dtype, naming_folder, noting_starts, write_and_find, write_ids
 from .vocabulary import Vocabulary
 
@@ -143,15 +144,38 @@ class Corpus(Settled):
             if vocabulary is None:
                 texts = noting_starts(read_text(files, encoding), starts)
                 vocabulary = write_and_find(texts, spool, min_count, document_mark or "", files)
-            elif vocabulary.kind == "bytes":
-                write_ids(noting_starts(read_bytes(files), starts), spool, vocabulary)
             else:
-                write_ids(noting_starts(read_text(files, encoding), starts), spool, vocabulary)
+                blocks = _blocks(files, vocabulary, encoding)
+                write_ids(noting_starts(blocks, starts), spool, vocabulary)
             spool.flush()
             ids = FileArray(spool.fileno(), id_dtype(vocabulary))
         if not len(ids):
             raise ValueError(f"the text is empty: {text_files.names(files)}")
         return cls(ids, vocabulary, document_mark=document_mark, file_starts=starts)
+
+    @classmethod
+    def of_each_file(
+        cls, paths: Sequence[str], vocabulary: Vocabulary, encoding: str = UTF8
+    ) -> list[Corpus]:
+        """The corpus of each file by itself, as `from_files` gives it; each file is read once.
+
+        paths: of files, pipes, and "-" for the standard input. The ids of several stand in one
+        temporary file, so that many files take one descriptor. Raises ValueError as `from_files`.
+        """
+        if len(paths) == 1:
+            return [cls.from_files(paths[0], vocabulary=vocabulary, encoding=encoding)]
+        _check_options(vocabulary, encoding, 1, None)
+        text_files.check(paths)
+        dtype, ends = id_dtype(vocabulary), [0]
+        with naming_folder(), tempfile.TemporaryFile(prefix="charrnn_fast-") as spool:
+            for path in paths:
+                write_ids(_blocks([path], vocabulary, encoding), spool, vocabulary)
+                ends.append(spool.tell() // dtype.itemsize)
+                if ends[-1] == ends[-2]:
+                    raise ValueError(f"the text is empty: {text_files.names([path])}")
+            spool.flush()
+            ids = FileArray(spool.fileno(), dtype)
+        return [cls(ids.part(first, last), vocabulary) for first, last in pairwise(ends)]
 
     def __len__(self) -> int:
         """N, the number of characters (or bytes) of the whole text."""
@@ -226,6 +250,8 @@ class Corpus(Settled):
     def num_unknown(self) -> int:
         """How many characters of the text are mapped to the vocabulary's unknown symbol."""
         unknown = self.vocabulary.unknown_id
+        if unknown < 0:
+            return 0
         blocks = (self.ids[first:last] for first, last in in_blocks(0, len(self)))
         return sum(int(np.count_nonzero(block == unknown)) for block in blocks)
 
@@ -239,6 +265,13 @@ class Corpus(Settled):
         return digest.hexdigest()
 
 
+def _blocks(
+    files: Sequence[str], vocabulary: Vocabulary, encoding: str
+) -> Iterator[Block[str]] | Iterator[Block[bytes]]:
+    """The files as the vocabulary takes them."""
+    return read_bytes(files) if vocabulary.kind == "bytes" else read_text(files, encoding)
+
+
 def _check_options(
     vocabulary: Vocabulary | None, encoding: str, min_count: int, document_mark: str | None
 ) -> None:
@@ -250,8 +283,6 @@ def _check_options(
         return
     if min_count != 1:
         raise ValueError(
-        if unknown < 0:
-            return 0
             f"{called('min_count')} is {min_count}, which is for making a vocabulary from the "
             f"text, but one is given: {vocabulary.describe()}"
         )
