@@ -887,3 +887,23 @@ def test_bad_tokens_change_nothing(
     with pytest.raises(error, match=message):
         trainer.step(inputs, targets)
     assert weights(trainer) == before
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_bad_tokens_leave_the_carried_state(corpus: Corpus, micro_batches: int) -> None:
+    """Whatever their number of streams; the stream that is named is the batch's, not a part's."""
+    trained = []
+    for refused in (False, True):
+        model = CharLM(corpus.vocabulary, 8, dtype="float64")
+        trainer = Trainer(model, None, 6, 5, micro_batches=micro_batches)
+        good = np.arange(30).reshape(5, 6) % 28
+        for dtype in (np.int32, np.uint8, np.int64):
+            trainer.step(good.astype(dtype), good)
+            for streams in (5, 6, 7) if refused else ():
+                bad = np.zeros((4, streams), dtype)
+                bad[2, 4] = 28
+                for name, batch in (("inputs", (bad, bad * 0)), ("targets", (bad * 0, bad))):
+                    with pytest.raises(ValueError, match=rf"{name}\[2, 4\] is 28, it takes"):
+                        trainer.step(*batch)
+        trained.append(weights(trainer))
+    assert trained[0] == trained[1]
