@@ -104,6 +104,8 @@ def array_like(name: str, value: object) -> NDArray[Any]:
 
 
 def _check_unmasked(name: str, value: object) -> None:
+    if type(value) is np.ndarray:
+        return
     parts = value if isinstance(value, (list, tuple)) else ()
     if any(isinstance(part, np.ma.MaskedArray) for part in (value, *parts)):
         raise TypeError(
@@ -136,13 +138,15 @@ def tokens(name: str, given: NDArray[Any], lowest: int, end: int) -> NDArray[np.
 
     ValueError names the first outside [lowest, end) where int32 does not hold them all.
     """
-    if not np.can_cast(given.dtype, np.int32):
-        given = np.array(given, order="C")  # which no other thread changes
-        ids = given.astype(np.int32)
-        if (ids != given).any():
-            in_range(name, given, lowest, end)
-        return ids
-    return np.require(given, np.int32, ["C", "A"])
+    flags = given.flags
+    if given.dtype == np.int32 and flags.c_contiguous and flags.aligned:
+        return given
+    ids = given.astype(np.int32, order="C")
+    if not np.can_cast(given.dtype, np.int32) and np.count_nonzero(ids != given):
+        given = np.array(given)  # which no other thread changes
+        in_range(name, given, lowest, end)
+        ids = given.astype(np.int32, order="C")
+    return ids
 
 
 def in_range(name: str, ids: NDArray[Any], lowest: int, end: int) -> None:

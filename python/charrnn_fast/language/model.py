@@ -436,13 +436,13 @@ class CharLM(Settled):
         for start in range(0, length - 1, _EVALUATION_BLOCK):
             steps = min(_EVALUATION_BLOCK, length - 1 - start)
             block = ids[start : start + steps + 1].astype(np.int32)[:, None]
-            begins = np.zeros((steps, 1), np.bool_)
-            if starts_within is not None:
-                begins[starts_within(start, start + steps) - start] = True
-            if not begins.any():
+            starts = () if starts_within is None else starts_within(start, start + steps) - start
+            if not len(starts):
                 loss, _ = network.evaluate(block[:-1], block[1:], state)
                 yield steps, float(loss)
                 continue
+            begins = np.zeros((steps, 1), np.bool_)
+            begins[starts] = True
             parts = cut(block[:-1], block[1:], begins)
             rows = states.joined(parts.first_state(states.parts(state)))
             losses = network.stream_losses(parts.inputs, parts.targets, rows, parts.lengths)
