@@ -654,6 +654,19 @@ def test_resume_needs_a_training(
     assert "holds a model without its training" in error
 
 
+@pytest.mark.parametrize("size", [0, 1, 100, -1])
+def test_resume_tells_of_a_damaged_checkpoint_as_info_does(
+    text: Path, model: Path, capsys: pytest.CaptureFixture[str], size: int
+) -> None:
+    """Cut off anywhere: nothing, in its length, in its header, in its last tensor."""
+    cut = model.read_bytes()[:size]
+    model.write_bytes(cut)
+    error = refused(["train", str(text), "-o", str(model), "--resume"], capsys)
+    assert error == refused(["info", str(model)], capsys)
+    assert "damaged" in error
+    assert model.read_bytes() == cut
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..storage import atomic_file
+from ..storage import atomic_file, checkpoint
 from ..storage.input_files import STANDARD_INPUT, shown
 from ..text.files import find_files
 from ..training import log
@@ -40,6 +40,8 @@ def checked_output(arguments: argparse.Namespace, demo: bool) -> Iterator[None]:
         raise ValueError("--resume goes on with a training, --init-from begins one; give one")
     if arguments.resume and not os.path.exists(output):
         raise ValueError(f"{output} does not exist: nothing to resume")
+    if arguments.resume and os.path.isfile(output):
+        checkpoint.check_beginning(output)  # or it would be told as a file of another kind
     check_checkpoints(output)
     with locked(output):
         if not (arguments.resume or arguments.overwrite) and _is_there(output):

@@ -96,12 +96,19 @@ def remove(path: StrPath) -> None:
     atomic_file.remove(path, _CHECKPOINT)
 
 
-def _begins_as_checkpoint(path: str) -> bool:
+def check_beginning(path: StrPath) -> None:
+    """Raises CheckpointError where the file at path is foreign, or its header cut off or damaged;
+    OSError where it cannot be read.
+    """
     with input_files.open_input(path) as file:
-        try:
-            _header(path, *_beginning(file))
-        except CheckpointError:
-            return False
+        _header(path, *_beginning(file))
+
+
+def _begins_as_checkpoint(path: str) -> bool:
+    try:
+        check_beginning(path)
+    except CheckpointError:
+        return False
     return True
 
 
