@@ -27,7 +27,7 @@ class Barrier {
  public:
   // timed: waits tell how long they slept with a reason, see Crowding.
   Barrier(int parties, bool timed) : parties_(parties), timed_(timed) {}
-  void wait(int part);
+  void wait();
 
  private:
   const int parties_;
@@ -44,7 +44,7 @@ struct Team {
 
   // All have arrived, and see what each wrote before.
   void wait() const {
-    if (parts > 1) barrier->wait(part);
+    if (parts > 1) barrier->wait();
   }
   // This thread's share of n things, in whole multiples of `grain`.
   Range share(Index n, Index grain = 1) const {

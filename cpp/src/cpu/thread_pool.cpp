@@ -82,7 +82,7 @@ void sleep_until_change(const std::atomic<std::uint32_t>& value, std::uint32_t o
 
 }  // namespace
 
-void Barrier::wait(int part) {
+void Barrier::wait() {
   const std::uint32_t round = round_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == parties_) {
     arrived_.store(0, std::memory_order_relaxed);
