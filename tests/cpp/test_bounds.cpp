@@ -16,6 +16,7 @@
 #include "guarded.hpp"
 #include "masks.hpp"
 #include "measure.hpp"
+#include "results.hpp"
 #include "values.hpp"
 
 // Those of AlignedBuffer: a Model's own memory. The alignment is only for speed.
@@ -32,34 +33,6 @@ void operator delete(void* p, std::size_t, std::align_val_t) noexcept {
 using namespace charrnn_fast;
 
 namespace {
-
-std::size_t count(Index n) { return static_cast<std::size_t>(n); }
-
-// What calls gave, to be compared from one run to the next.
-class Results {
- public:
-  template <class T>
-  void add(const T* data, Index n) {
-    const char* const p = reinterpret_cast<const char*>(data);
-    bytes_.insert(bytes_.end(), p, p + count(n) * sizeof(T));
-    for (Index i = 0; i < n; ++i) finite_ &= data[i] - data[i] == T(0);
-  }
-  template <class T>
-  void add(const Guarded<T>& values) {
-    add(values.data(), static_cast<Index>(values.size()));
-  }
-  template <class T>
-  void add(T value) {
-    add(&value, 1);
-  }
-  bool operator==(const Results& other) const {
-    return finite_ && other.finite_ && bytes_ == other.bytes_;
-  }
-
- private:
-  std::vector<char> bytes_;
-  bool finite_ = true;  // what was never written is not
-};
 
 // f() with arrays guarded at the end and at the begin.
 template <class F>

@@ -15,34 +15,12 @@
 #include "cpu/dispatch.hpp"
 #include "cpu/thread_pool.hpp"
 #include "guarded_device.hpp"
+#include "results.hpp"
 #include "values.hpp"
 
 using namespace charrnn_fast;
 
 namespace {
-
-std::size_t count(Index n) { return static_cast<std::size_t>(n); }
-
-class Results {
- public:
-  template <class T>
-  void add(const std::vector<T>& values) {
-    const char* const p = reinterpret_cast<const char*>(values.data());
-    bytes_.insert(bytes_.end(), p, p + values.size() * sizeof(T));
-    for (const T value : values) finite_ &= value - value == T(0);
-  }
-  template <class T>
-  void add(T value) {
-    add(std::vector<T>{value});
-  }
-  bool operator==(const Results& other) const {
-    return finite_ && other.finite_ && !bytes_.empty() && bytes_ == other.bytes_;
-  }
-
- private:
-  std::vector<char> bytes_;
-  bool finite_ = true;
-};
 
 struct Options {
   bool dense, ragged, bidirectional, projection, layer_norm, masked;
