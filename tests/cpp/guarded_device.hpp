@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "charrnn_fast/device.hpp"
+#include "charrnn_fast/optimizers.hpp"
 #include "cpu/dispatch.hpp"
 #include "team.hpp"
 
@@ -266,6 +267,11 @@ struct GuardedKernel<F, R (*)(A...)> {
   }
 };
 
+template <class... R>
+constexpr int length(RuleList<R...>) {
+  return sizeof...(R);
+}
+
 template <class T>
 class GuardedTable {
  public:
@@ -308,14 +314,14 @@ class GuardedTable {
     CHARRNN_GUARD(scale)
     CHARRNN_GUARD(clip_value)
 #undef CHARRNN_GUARD
-    guard_rules(std::make_integer_sequence<int, most_rules>());
+    guard_rules(std::make_integer_sequence<int, num_rules>());
     guard_cells(std::make_integer_sequence<int, most_cells>());
   }
 
   Kernels<T> table;
 
  private:
-  static constexpr int most_rules = 9, most_cells = 16;
+  static constexpr int num_rules = length(UpdateRules()), most_cells = 16;
   using Update = void (*)(const UpdateArgs<T>&, Range);
 
   template <int i>
@@ -353,7 +359,7 @@ class GuardedTable {
     table.cells = cells_;
   }
 
-  Update rules_[most_rules];
+  Update rules_[num_rules];
   CellKernels<T> cells_[most_cells];
 };
 

@@ -31,14 +31,16 @@ struct Rule {
   OptimizerOptions options;
 };
 std::vector<Rule> all_rules() {
-  OptimizerOptions momentum, nesterov, centered, both, decay;
+  OptimizerOptions momentum, nesterov, centered, both, decay, brief;
   momentum.momentum = nesterov.momentum = both.momentum = 0.9;
   nesterov.nesterov = true;
   centered.centered = both.centered = true;
   decay.weight_decay = 0.1, decay.initial_accumulator_value = 0.5;
-  return {{"sgd", {}},           {"sgd", momentum},     {"sgd", nesterov}, {"rmsprop", {}},
-          {"rmsprop", momentum}, {"rmsprop", centered}, {"rmsprop", both}, {"adagrad", decay},
-          {"adam", decay},       {"adamw", decay}};
+  brief = both, brief.alpha = brief.beta1 = 0.3;
+  return {{"sgd", {}},           {"sgd", momentum},     {"sgd", nesterov},  {"rmsprop", {}},
+          {"rmsprop", momentum}, {"rmsprop", centered}, {"rmsprop", both},  {"adagrad", decay},
+          {"adam", decay},       {"adamw", decay},      {"rmsprop", brief}, {"adam", brief},
+          {"adamw", brief}};
 }
 
 template <class T>

@@ -825,6 +825,11 @@ void check_optimizers() {
   adam.weight_decay = 0.01;
   check_rule<Adam, T>(adam, 0.7, inf);
   check_rule<AdamW, T>(adam, 1, 0.5);
+  for (OptimizerOptions* o : {&centered, &centered_momentum, &adam}) o->alpha = o->beta1 = 0.3;
+  check_rule<Rmsprop<true, false, true>, T>(centered, 1, inf);
+  check_rule<Rmsprop<true, true, true>, T>(centered_momentum, 1, 0.5);
+  check_rule<AdamRule<false, true>, T>(adam, 1, 0.5);
+  check_rule<AdamRule<true, true>, T>(adam, 0.7, inf);
 }
 
 template <class T>

@@ -26,6 +26,20 @@ struct OptimizerOptions {
   double beta1 = 0.9, beta2 = 0.999;     // Adam, AdamW
 };
 
+// The running average beta a + (1 - beta) g, as a step from the one of the larger weight towards
+// the other. A step from the other one, where that is far larger, would round away what is to
+// remain. brief: beta < 1/2, the larger weight is that of g.
+template <bool brief>
+struct Average {
+  static bool chosen(double beta) { return (beta < 0.5) == brief; }
+  static double step(double beta) { return brief ? beta : 1 - beta; }
+
+  template <class V>
+  CHARRNN_INLINE static V next(V a, V g, V step) {
+    return brief ? fma(step, a - g, g) : fma(step, g - a, a);
+  }
+};
+
 // p -= lr g
 struct Sgd {
   static constexpr const char* name = "sgd";
@@ -67,7 +81,7 @@ struct SgdMomentum {
 
 // s = alpha s + (1 - alpha) g^2; p -= lr g / (sqrt(s) + eps)  (Tieleman and Hinton 2012);
 // centered: s less the square of the mean gradient (Graves 2013); momentum on the quotient.
-template <bool centered, bool momentum>
+template <bool centered, bool momentum, bool brief = false>
 struct Rmsprop {
   static constexpr const char* name = "rmsprop";
   static constexpr int num_slots = 1 + centered + momentum;
@@ -78,11 +92,12 @@ struct Rmsprop {
                  : nullptr,
       centered && momentum ? "momentum_buffer" : nullptr};
   static bool chosen(const OptimizerOptions& o) {
-    return o.centered == centered && (o.momentum != 0) == momentum;
+    return o.centered == centered && (o.momentum != 0) == momentum &&
+           (!centered || Average<brief>::chosen(o.alpha));
   }
   static void prepare(const OptimizerOptions& o, Index, double* h) {
     h[0] = -o.learning_rate, h[1] = o.weight_decay, h[2] = o.alpha, h[3] = 1 - o.alpha;
-    h[4] = o.eps, h[5] = o.momentum;
+    h[4] = o.eps, h[5] = o.momentum, h[6] = Average<brief>::step(o.alpha);
   }
 
   template <class V, class H>
@@ -91,7 +106,7 @@ struct Rmsprop {
     V square = fma(hyper(2), slots[0], hyper(3) * g * g);
     slots[0] = square;
     if constexpr (centered) {
-      slots[1] = fma(hyper(3), g - slots[1], slots[1]);
+      slots[1] = Average<brief>::next(slots[1], g, hyper(6));
       square = fma(-slots[1], slots[1], square);
     }
     V delta = g / (sqrt(square) + hyper(4));
@@ -123,12 +138,12 @@ struct Adagrad {
 // m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
 // p -= lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps)  (Kingma and Ba 2015).
 // Weight decay joins the gradient (Adam) or shrinks p first (AdamW, Loshchilov and Hutter 2019).
-template <bool decoupled>
+template <bool decoupled, bool brief = false>
 struct AdamRule {
   static constexpr const char* name = decoupled ? "adamw" : "adam";
   static constexpr int num_slots = 2;
   static constexpr const char* slot_names[max_slots] = {"exp_avg", "exp_avg_sq"};
-  static bool chosen(const OptimizerOptions&) { return true; }
+  static bool chosen(const OptimizerOptions& o) { return Average<brief>::chosen(o.beta1); }
   static void prepare(const OptimizerOptions& o, Index step, double* h) {
     const double t = static_cast<double>(step);
     // The paper's sqrt(v / (1 - beta2^t)) + eps, times the root of its denominator: one division
@@ -136,7 +151,7 @@ struct AdamRule {
     const double root = std::sqrt(1 - std::pow(o.beta2, t));
     h[0] = -o.learning_rate * root / (1 - std::pow(o.beta1, t));
     h[1] = decoupled ? 1 - o.learning_rate * o.weight_decay : o.weight_decay;
-    h[2] = 1 - o.beta1, h[3] = o.beta2;
+    h[2] = Average<brief>::step(o.beta1), h[3] = o.beta2;
     h[4] = o.eps * root, h[5] = 1 - o.beta2;  // in double: 1 - 0.999f is off by 1e-5
   }
 
@@ -146,7 +161,7 @@ struct AdamRule {
       p = p * hyper(1);
     else
       g = fma(hyper(1), p, g);
-    slots[0] = fma(hyper(2), g - slots[0], slots[0]);
+    slots[0] = Average<brief>::next(slots[0], g, hyper(2));
     slots[1] = fma(hyper(3), slots[1], hyper(5) * g * g);
     p = fma(hyper(0), slots[0] / (sqrt(slots[1]) + hyper(4)), p);
   }
@@ -158,7 +173,9 @@ template <class... R>
 struct RuleList {};
 
 // Every rule; the first of a name whose `chosen` holds serves the options given.
-using UpdateRules = RuleList<Sgd, SgdMomentum, Rmsprop<false, false>, Rmsprop<false, true>,
-                             Rmsprop<true, false>, Rmsprop<true, true>, Adagrad, Adam, AdamW>;
+using UpdateRules =
+    RuleList<Sgd, SgdMomentum, Rmsprop<false, false>, Rmsprop<false, true>, Rmsprop<true, false>,
+             Rmsprop<true, false, true>, Rmsprop<true, true>, Rmsprop<true, true, true>, Adagrad,
+             Adam, AdamRule<false, true>, AdamW, AdamRule<true, true>>;
 
 }  // namespace charrnn_fast
