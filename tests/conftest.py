@@ -26,6 +26,11 @@ os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_FILES))
 os.environ.setdefault("MPLCONFIGDIR", str(_FILES / "matplotlib"))
 
 
+# Beside other tests, NumPy's own threads would mostly wait for one another, which takes processors.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 # A shell without job control starts what it puts in the background with Ctrl-C ignored, and the
 # programs that tests start and interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -33,28 +38,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
     parser.addoption("--no-skips", action="store_true", help="fail if any test is skipped")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes minutes; only run with --slow")
-    config.addinivalue_line(
-        "markers", "unsanitized(reason): does not hold under sanitizers, see sanitized.py"
-    )
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow"):
-        return
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.skip(reason="takes minutes; run it with --slow"))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:  # a worker, whose tests are counted where it was started
+        return
     if session.config.getoption("--no-skips") and exitstatus == 0 and "skipped" in reporter.stats:
         reporter.write_line("\nfailed: --no-skips was given and tests were skipped", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -4,9 +4,9 @@
 
 An access outside an array, a use of what has been freed or an undefined operation, in the module
 itself or in what NumPy does for it, ends the run with its place. Without arguments, the whole suite
-but the tests marked `unsanitized`. Takes the package installed, CMake, Ninja, pybind11 and GCC (or
-`CXX`). What the interpreter leaves at its end is no leak, so leaks are not looked for here; the
-preset `asan` does that in the C++ tests.
+but the tests marked `unsanitized` or `exhaustive`. Takes the package installed, CMake, Ninja,
+pybind11 and GCC (or `CXX`). What the interpreter leaves at its end is no leak, so leaks are not
+looked for here; the preset `asan` does that in the C++ tests.
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ def main() -> int:
     remove_reports()
     check_watching(environment)
     remove_reports()
-    command = [sys.executable, "-m", "pytest", "-m", "not unsanitized", *sys.argv[1:]]
+    # In one process: what the sanitizers find ends it, and with it the run.
+    options = ["-n0", "-m", "not unsanitized and not exhaustive"]
+    command = [sys.executable, "-m", "pytest", *options, *sys.argv[1:]]
     status = subprocess.call(command, cwd=ROOT, env=environment)
     for report in sorted(BUILD.glob(f"{REPORT.name}.*")):
         print(report.read_text(errors="replace"), file=sys.stderr)

@@ -57,6 +57,7 @@ def test_two_rnns(capsys: pytest.CaptureFixture[str]) -> None:
     assert "two networks" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_min_char_rnn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "curves.png"
     arguments = ["--iterations", "1500", "--plot", str(picture)]

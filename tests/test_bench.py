@@ -23,7 +23,10 @@ from charrnn_fast.bench.results import Reached, Row, Run, Side, Spread
 from charrnn_fast.bench.worker import Worker
 from charrnn_fast.cli import main
 
-pytestmark = pytest.mark.unsanitized("measures time")
+pytestmark = [
+    pytest.mark.unsanitized("measures time"),
+    pytest.mark.xdist_group("machine"),  # not beside others that want all of it
+]
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 40
 SMALL: dict[str, str] = {

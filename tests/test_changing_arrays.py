@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import charrnn_fast as cf
+from marks import slow_but
 from tolerances import assert_same_bits
 
 PROGRAM = """
@@ -115,7 +116,7 @@ CALLS = (
 )
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", slow_but(["forward", "kernels' lengths", "train"], CALLS))
 def test_a_call_beside_a_thread_that_changes_its_arrays(call: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, call],

@@ -74,6 +74,7 @@ def test_every_truncation_is_found(path: Path) -> None:
         checkpoint.read(path)
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_changes_what_is_read(path: Path) -> None:
     data = path.read_bytes()
     found = 0

@@ -16,7 +16,10 @@ from charrnn_fast import _core
 
 ROOT = Path(__file__).parent.parent
 
-pytestmark = pytest.mark.unsanitized("builds programs of its own, as the preset asan does")
+pytestmark = [
+    pytest.mark.unsanitized("builds programs of its own, as the preset asan does"),
+    pytest.mark.xdist_group("cpp"),  # so that they are built once
+]
 
 
 def run(*command: str | Path, **environment: str) -> str:
@@ -45,6 +48,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", _core.available_isas())
 @pytest.mark.parametrize(
     "program", ["allocations", "bounds", "cells", "device", "kernels", "threads", "training"]
@@ -56,6 +60,7 @@ def test_programs(build: Path, program: str, isa: str) -> None:
     assert re.search(r"[1-9]\d* checks, 0 failures", output), output
 
 
+@pytest.mark.slow
 def test_python_on_a_device(build: Path) -> None:
     """Networks, models and trainers on a device that another module gives."""
     program = ROOT / "tests" / "device_results.py"
@@ -68,6 +73,7 @@ def test_a_device_is_a_capsule() -> None:
         _core.NetworkFloat32("gru", 2, 3, 0, 1, "none", device=3)
 
 
+@pytest.mark.slow
 def test_kernel_objects_export_one_table_each(build: Path) -> None:
     """Also those for instruction sets that this machine does not run."""
     output = run("ctest", "--test-dir", build, "-R", "^exports_", "--output-on-failure")
@@ -75,7 +81,7 @@ def test_kernel_objects_export_one_table_each(build: Path) -> None:
     assert found and int(found[1]) >= 2 * len(_core.available_isas()), output
 
 
-def test_public_headers_need_nothing_else(build: Path, tmp_path: Path) -> None:
+def test_public_headers_need_nothing_else(tmp_path: Path) -> None:
     """Each header of the C++ API compiles by itself: no Python, no pybind11, no CUDA."""
     headers = sorted((ROOT / "cpp" / "include").rglob("*.hpp"))
     assert headers

@@ -28,6 +28,7 @@ from features import (
     run,
     single_features,
 )
+from marks import slow_but
 from tolerances import (
     assert_close,
     assert_same_bits,
@@ -100,8 +101,18 @@ def _off_kinks(case: FeatureCase) -> FeatureCase:
     return next(c for c in moved if _smallest_preactivation(c) > 5 * STEP)
 
 
-@pytest.mark.parametrize("by", [ByReference, ByKernels])
-@pytest.mark.parametrize("case", [*single_features(), *combinations()], ids=label)
+BY_KERNELS = [(case, ByKernels) for case in (*single_features(), *combinations())]
+BY_REFERENCE = [(case, ByReference) for case in single_features()]
+
+
+@pytest.mark.parametrize(
+    ("case", "by"),
+    slow_but(
+        [*BY_KERNELS, *BY_REFERENCE],
+        [*BY_KERNELS, *BY_REFERENCE, *((case, ByReference) for case in combinations())],
+    ),
+    ids=lambda value: label(value) if isinstance(value, FeatureCase) else value.__name__,
+)
 def test_gradients_against_differences(
     case: FeatureCase, by: type[ByReference] | type[ByKernels]
 ) -> None:
@@ -140,6 +151,7 @@ _CASES = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(case=_CASES)
 def test_gradients_of_any_combination(case: FeatureCase) -> None:

@@ -26,6 +26,7 @@ def test_the_corpus_finds_nothing(path: Path) -> None:
     target.one_input(path.read_bytes())
 
 
+@pytest.mark.slow
 def test_mutations_of_the_corpus_find_nothing() -> None:
     rng = random.Random(0)
     made = 0

@@ -332,7 +332,9 @@ def test_weights_whose_sum_overflows_are_refused_for_the_mean() -> None:
         assert loss < np.inf and np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize(("function", "name"), ELEMENT_LOSSES, ids=lambda v: str(v)[:30])
+@pytest.mark.parametrize(
+    ("function", "name"), ELEMENT_LOSSES, ids=lambda v: getattr(v, "__name__", v)
+)
 def test_losses_of_elements_refuse(function: Callable[..., tuple[float, Array]], name: str) -> None:
     x = np.zeros((5, 2), "float32")
     wrong: list[tuple[Any, Any, str, type[Exception], str]] = [

@@ -43,7 +43,7 @@ def test_errors_where_it_matters_most(function: str) -> None:
         assert worst <= bound, f"{function}({at!r}) is off by {worst} ulp, stated are {bound}"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_errors_of_all_floats_are_below_the_stated_bound(function: str) -> None:
     worst, at = _core.math_max_ulp(function, 0, ALL_FLOATS, 1)

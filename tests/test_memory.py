@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 import peak_memory
+from marks import slow_but
 
 pytestmark = [
     pytest.mark.skipif(
         not sys.platform.startswith("linux"), reason="peaks are read from /proc, which Linux has"
     ),
     pytest.mark.unsanitized("measures memory"),
+    pytest.mark.xdist_group("machine"),  # not beside others that want all of it
 ]
 
 MB = 1_000_000
@@ -39,7 +41,7 @@ def test_logits_are_never_all_in_memory(work: str) -> None:
         assert peaks["sample"] - peaks["model"] / peak_memory.ARRAYS < BOUND
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("L", [1, 2])
 @pytest.mark.parametrize("work", ["train_step", "language_model"])
 def test_a_vocabulary_of_100_000(work: str, L: int) -> None:
@@ -86,7 +88,13 @@ cf.Trainer(model, corpus, 2, 4, **files).fit(steps=steps, progress=False)
 """
 
 
-@pytest.mark.parametrize("steps", [50_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param(50_000, marks=pytest.mark.slow),
+        pytest.param(1_000_000, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_long_training_keeps_its_memory(tmp_path: Path, steps: int) -> None:
     """From the end of the first tenth on, resident memory grows by 1 MB at most."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -96,6 +104,7 @@ def test_a_long_training_keeps_its_memory(tmp_path: Path, steps: int) -> None:
     assert last - warm <= 1024
 
 
+@pytest.mark.slow
 def test_a_text_far_larger_than_the_memory_it_takes(tmp_path: Path) -> None:
     """10 GB of bytes, most of them never written; with the interpreter and all libraries."""
     path = tmp_path / "text"
@@ -141,7 +150,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", slow_but(["lists in lists", "a history"], HOSTILE))
 def test_a_file_of_another_kind_takes_no_more_memory_than_its_size(
     tmp_path: Path, name: str
 ) -> None:

@@ -15,7 +15,10 @@ import pytest
 from charrnn_fast import _core
 from charrnn_fast.bench.results import Spread
 
-pytestmark = pytest.mark.unsanitized("measures time")
+pytestmark = [
+    pytest.mark.unsanitized("measures time"),
+    pytest.mark.xdist_group("machine"),  # not beside others that want all of it
+]
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "scaling.py"
 

@@ -25,6 +25,7 @@ def _run(name: str, tmp_path: Path) -> tuple[Any, Any]:
     return example, figures
 
 
+@pytest.mark.slow
 def test_one_to_one(tmp_path: Path) -> None:
     example, figures = _run("one_to_one", tmp_path)
     assert example.DIGITS.shape == (10, 7, 5)
@@ -33,6 +34,7 @@ def test_one_to_one(tmp_path: Path) -> None:
     assert figures.largest_recurrent_gradient == 0, "one step has no use for W_hh"
 
 
+@pytest.mark.slow
 def test_many_to_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, figures = _run("many_to_one", tmp_path)
     assert figures.majority < 0.55
@@ -45,6 +47,7 @@ def test_many_to_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [verdict > 50 for verdict in verdicts] == [True, False, True, False]
 
 
+@pytest.mark.slow
 def test_synced_many_to_many(tmp_path: Path) -> None:
     _, figures = _run("synced_many_to_many", tmp_path)
     assert figures.majority < 0.25

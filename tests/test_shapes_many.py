@@ -26,6 +26,7 @@ def _example(name: str) -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_one_to_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Less than a third of the updates: most drawings are described, by far not all."""
     picture = tmp_path / "drawings.png"
@@ -36,7 +37,7 @@ def test_one_to_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "unseen drawings" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_one_to_many_in_full() -> None:
     example = _example("one_to_many")
     figures = example.main()
@@ -67,6 +68,7 @@ def test_drawings_are_what_their_descriptions_say() -> None:
         assert blank == ("hollow" in text), text
 
 
+@pytest.mark.slow
 def test_many_to_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example, picture = _example("many_to_many"), tmp_path / "curve.png"
     figures = example.main(picture)

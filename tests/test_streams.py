@@ -84,6 +84,7 @@ with open(sys.argv[2], "w") as file:
 """
 
 
+@pytest.mark.slow
 @needs_posix
 def test_a_stream_that_is_closed_is_silent(tmp_path: Path, text: Path, model: Path) -> None:
     """Every command does its work, and nothing that it writes goes anywhere else."""

@@ -33,6 +33,7 @@ def _gradients(net: cf.RNN, x: NDArray[Any], dy: NDArray[Any]) -> dict[str, NDAr
     return net.backward(dy.astype(net.dtype))[2]
 
 
+@pytest.mark.slow
 def test_ones_are_counted_beyond_two_to_the_24() -> None:
     rows = (20000, 1000)
     net = cf.RNN(2, 1, 1)
@@ -40,6 +41,7 @@ def test_ones_are_counted_beyond_two_to_the_24() -> None:
     assert net.backward(np.ones_like(y))[2]["decoder.bias"] == 20_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 def test_gradients_of_one_sign_over_four_million_rows(cell: str) -> None:
     """0.1 is no float32: alike roundings add up, and a plain sum of blocks would be off."""
