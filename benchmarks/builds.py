@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,8 @@ def work() -> None:
 def ask(worker: subprocess.Popen[str], name: str) -> tuple[float, str]:
     assert worker.stdin is not None
     assert worker.stdout is not None
-    print(name, file=worker.stdin, flush=True)
+    with suppress(BrokenPipeError):  # told below
+        print(name, file=worker.stdin, flush=True)
     answer = worker.stdout.readline().split()
     if len(answer) != 2:
         raise SystemExit(f"{worker.args!r} ended at {name}")

@@ -216,6 +216,11 @@ class Corpus(Settled):
         return self._documents.starts_within(first, last)
 
     @property
+    def has_documents(self) -> bool:
+        """Whether the text is read as documents."""
+        return self._documents is not None
+
+    @property
     def documents(self) -> Documents | None:
         """Where documents begin, for the modules of this package; None: the text is read as one."""
         return self._documents
