@@ -34,11 +34,12 @@ import numpy as np
 
 from charrnn_fast import RNN, optim, set_num_threads
 from charrnn_fast.bench import machine
-from charrnn_fast.bench.cases import FLOAT, GATES
+from charrnn_fast.bench.cases import FLOAT
 from charrnn_fast.bench.errors import BenchError
 from charrnn_fast.bench.progress import Progress
 from charrnn_fast.bench.report import number, table
 from charrnn_fast.bench.results import Spread
+from charrnn_fast.registry import CELL_NAMES, CELLS, gates
 from charrnn_fast.storage import atomic_file
 from charrnn_fast.training.plot import save
 
@@ -58,9 +59,6 @@ QUICK: dict[str, tuple[int, ...]] = {
     "L": (1, 2),
     "V": (64, 1000, 10_000),
 }
-STATES = {"rnn": 1, "gru": 1, "lstm": 2}
-SAVED = {"rnn": 0, "gru": 4, "lstm": 5}  # values per unit that forward keeps beside the states
-SPLIT = {"rnn": 0, "gru": 1, "lstm": 0}  # gates with two gradients
 # Arrays of the parameters' size: they themselves, their gradients and Adam's two; and how often a
 # step reads or writes one: zeroing 1, norm 1, Adam 4 read and 3 written.
 ARRAYS, PASSES = 4, 9
@@ -92,12 +90,12 @@ class Point:
     @property
     def recurrent_weights(self) -> int:
         """The weights of weight_hh in all layers, which are used once for each time step."""
-        return self.num_layers * GATES[self.cell] * self.hidden_size**2
+        return self.num_layers * gates(self.cell) * self.hidden_size**2
 
     @property
     def flop(self) -> float:
         """Multiply-adds of matrix products as two, backward as twice forward; gathers as none."""
-        upper = (self.num_layers - 1) * GATES[self.cell] * self.hidden_size**2
+        upper = (self.num_layers - 1) * gates(self.cell) * self.hidden_size**2
         weights = self.recurrent_weights + upper + self.hidden_size * self.vocab_size
         return 6.0 * self.characters * weights
 
@@ -109,11 +107,12 @@ class Point:
     def working(self) -> dict[str, int]:
         """Bytes that a step needs beside the model, by their contents."""
         unit = self.characters * self.hidden_size
-        gates = GATES[self.cell] + SPLIT[self.cell]
-        kept = self.num_layers * (STATES[self.cell] + SAVED[self.cell])
-        upper = (self.num_layers - 1) * GATES[self.cell] * self.hidden_size**2
+        cell = CELLS[self.cell, "tanh"]
+        kept = self.num_layers * (cell.num_states + cell.num_saved)
+        upper = (self.num_layers - 1) * gates(self.cell) * self.hidden_size**2
         return {
-            "tape": FLOAT * unit * (kept + gates + 1),  # with the gradient of h
+            # with the gradients of the gates and of h
+            "tape": FLOAT * unit * (kept + len(cell.gates) + cell.num_split + 1),
             "packed weights": FLOAT * 2 * (self.recurrent_weights + upper),  # of both directions
             "logits": FLOAT * self.block_rows * self.vocab_size,
         }
@@ -627,10 +626,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def base_of(text: str) -> Point:
     cell, *sizes = text.split(",")
-    if cell not in GATES or len(sizes) != len(AXES) or not all(map(is_size, sizes)):
+    if cell not in CELL_NAMES or len(sizes) != len(AXES) or not all(map(is_size, sizes)):
         raise BenchError(
-            f"--base: {text!r} is no case: it takes a cell of {', '.join(GATES)} with T, B, H, L "
-            f"and V, as lstm,50,50,128,1,64"
+            f"--base: {text!r} is no case: it takes a cell of {', '.join(CELL_NAMES)} with T, B, "
+            f"H, L and V, as lstm,50,50,128,1,64"
         )
     return Point(cell, *map(int, sizes))
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from charrnn_fast import CharLM, Corpus, Trainer, optim
 from charrnn_fast._checks import MOST_STEPS
 from charrnn_fast.initial import INITS
-from charrnn_fast.rnn import _BIASES, _GATES
+from charrnn_fast.registry import CELL_NAMES
+from charrnn_fast.rnn import _BIASES
 from charrnn_fast.storage import checkpoint, configuration
 from charrnn_fast.storage.checkpoint import CheckpointError
 from charrnn_fast.training.schedules import _SCHEDULES, to_config
@@ -393,7 +394,7 @@ def test_the_schema_knows_what_the_code_knows(good: bytes, tmp_path: Path) -> No
     """Cells, optimizers and schedules are written down in the code and in the schema."""
     sealed = Sealed(good, tmp_path)
     model: Any = sealed.config["model"]
-    for cell in _GATES:
+    for cell in CELL_NAMES:
         configuration.check({**sealed.config, "model": {**model, "cell": cell}})
     for bias in _BIASES:
         configuration.check({**sealed.config, "model": {**model, "bias": bias}})

@@ -99,7 +99,7 @@ def test_sizes_beyond_memory_are_refused_and_not_a_crash() -> None:
 
 
 def test_what_exceeds_the_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr("charrnn_fast._core.NetworkFloat32", fail)

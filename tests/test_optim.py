@@ -228,7 +228,7 @@ REFUSED: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("SGD", {"lr": -0.1}, ValueError, "lr .*at least 0, got -0.1"),
     ("SGD", {"lr": np.inf}, ValueError, "lr .*finite.*inf"),
     ("SGD", {"lr": "0.1"}, TypeError, "lr .*number.*'0.1'"),
-    ("SGD", {"momentum": -0.1}, ValueError, "momentum .*-0.1.*0 or more"),
+    ("SGD", {"momentum": -0.1}, ValueError, "momentum must be finite, at least 0, got -0.1"),
     ("SGD", {"weight_decay": np.nan}, ValueError, "weight_decay .*nan"),
     ("SGD", {"nesterov": True}, ValueError, "nesterov .*momentum"),
     ("SGD", {"nesterov": True, "momentum": 0.9, "dampening": 0.1}, ValueError, "nesterov .*damp"),

@@ -566,7 +566,7 @@ def test_memory_of_optimizers_is_known_before_it_is_taken() -> None:
         optimizer = _core.OptimizerFloat32(rule, net._core, hyper)
         assert optimizer.held_memory == expected
         assert slots * 4 * net._core.num_parameters <= expected <= slots * net._core.held_memory
-    with pytest.raises(ValueError, match="optimizer is 'lion', it takes one of sgd, rmsprop"):
+    with pytest.raises(ValueError, match=r"optimizer must be one of .*got 'lion'"):
         _core.OptimizerFloat32.memory("lion", net._core, {})
 
 

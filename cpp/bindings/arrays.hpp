@@ -199,6 +199,7 @@ void register_files(py::module_& m);
 void register_measurements(py::module_& m);
 // Models, then the optimizers that refer to them.
 void register_models(py::module_& m);
+void register_registry(py::module_& m);
 void register_optimizers(py::module_& m);
 
 }  // namespace charrnn_fast::bindings

@@ -8,6 +8,7 @@ PYBIND11_MODULE(_core, m) {
   charrnn_fast::isa_in_use();
   charrnn_fast::get_num_threads();
   charrnn_fast::bindings::register_threads(m);
+  charrnn_fast::bindings::register_registry(m);
   charrnn_fast::bindings::register_models(m);
   charrnn_fast::bindings::register_optimizers(m);
   charrnn_fast::bindings::register_functions(m);

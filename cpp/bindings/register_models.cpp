@@ -4,7 +4,6 @@
 #include <stdexcept>
 
 #include "arrays.hpp"
-#include "cpu/dispatch.hpp"
 
 namespace charrnn_fast::bindings {
 namespace {
@@ -249,14 +248,9 @@ double rate(const py::dict& rates, const char* name) {
 
 Regularization regularization(const py::dict& rates) {
   Regularization r;
-  r.input_dropout = rate(rates, "input_dropout");
-  r.dropout = rate(rates, "dropout");
-  r.output_dropout = rate(rates, "output_dropout");
-  r.recurrent_dropout = rate(rates, "recurrent_dropout");
+  for (const DropoutRate& known : dropout_rates) r.*known.value = rate(rates, known.name);
+  for (int s = 0; s < 2; ++s) r.zoneout[s] = rate(rates, zoneout_rates[s]);
   r.variational = rates.contains("variational") && rates["variational"].cast<bool>();
-  r.weight_drop = rate(rates, "weight_drop");
-  r.zoneout[0] = rate(rates, "zoneout_h");
-  r.zoneout[1] = rate(rates, "zoneout_c");
   return r;
 }
 
@@ -277,16 +271,18 @@ void register_model(py::module_& m, const char* name) {
       .def(py::init([](const std::string& cell, Index input_size, Index hidden_size,
                        Index output_size, Index num_layers, const std::string& bias,
                        bool bidirectional, Index proj_size, bool layer_norm, const py::dict& rates,
-                       const py::object& device) {
-             return std::make_shared<M>(NetworkShape{cell, input_size, hidden_size, output_size,
-                                                     num_layers, bias_named(bias), bidirectional,
-                                                     proj_size, layer_norm, regularization(rates)},
-                                        device_of(device));
+                       const py::object& device, const std::string& nonlinearity) {
+             return std::make_shared<M>(
+                 NetworkShape{cell, input_size, hidden_size, output_size, num_layers,
+                              bias_named(bias), bidirectional, proj_size, layer_norm,
+                              regularization(rates), nonlinearity},
+                 device_of(device));
            }),
            py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("output_size"),
            py::arg("num_layers"), py::arg("bias"), py::arg("bidirectional") = false,
            py::arg("proj_size") = 0, py::arg("layer_norm") = false,
-           py::arg("regularization") = py::dict(), py::arg("device") = py::none())
+           py::arg("regularization") = py::dict(), py::arg("device") = py::none(),
+           py::arg("nonlinearity") = "tanh")
       .def_property_readonly("num_states",
                              [](const M& self) { return self.network().num_states(); })
       .def_property_readonly("num_parameters",
@@ -365,10 +361,6 @@ void register_model(py::module_& m, const char* name) {
 void register_models(py::module_& m) {
   register_model<float>(m, "NetworkFloat32");
   register_model<double>(m, "NetworkFloat64");
-  py::list cells;
-  const Kernels<float>& k = kernels<float>();
-  for (int i = 0; i < k.num_cells; ++i) cells.append(k.cells[i].name);
-  m.attr("cells") = py::tuple(cells);
 }
 
 }  // namespace charrnn_fast::bindings

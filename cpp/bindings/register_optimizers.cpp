@@ -23,31 +23,6 @@ struct BoundOptimizer {
   }
 };
 
-OptimizerOptions options_from(const std::map<std::string, double>& hyper) {
-  OptimizerOptions o;
-  const std::map<std::string, double*> numbers = {
-      {"weight_decay", &o.weight_decay},
-      {"momentum", &o.momentum},
-      {"dampening", &o.dampening},
-      {"alpha", &o.alpha},
-      {"eps", &o.eps},
-      {"lr_decay", &o.lr_decay},
-      {"beta1", &o.beta1},
-      {"beta2", &o.beta2},
-      {"initial_accumulator_value", &o.initial_accumulator_value}};
-  for (const auto& [name, value] : hyper) {
-    if (name == "nesterov")
-      o.nesterov = value != 0;
-    else if (name == "centered")
-      o.centered = value != 0;
-    else if (const auto found = numbers.find(name); found != numbers.end())
-      *found->second = value;
-    else
-      throw py::value_error("hyper: no optimizer knows '" + name + "'");
-  }
-  return o;
-}
-
 template <class T>
 void step(BoundOptimizer<T>& self, const py::dict& gradients, double learning_rate) {
   const Network<T>& network = self.model->network();
@@ -124,7 +99,7 @@ void register_optimizer(py::module_& m, const char* name, const char* model_name
   py::class_<O>(m, name)
       .def(py::init([](const std::string& rule, std::shared_ptr<Model<T>> network,
                        const std::map<std::string, double>& hyper) {
-             Optimizer<T> optimizer(rule, options_from(hyper),
+             Optimizer<T> optimizer(rule, optimizer_options(rule, hyper),
                                     network->network().parameter_elements(),
                                     network->network().device());
              return std::make_unique<O>(O{std::move(network), std::move(optimizer)});
@@ -174,7 +149,7 @@ void register_optimizer(py::module_& m, const char* name, const char* model_name
           "memory",
           [](const std::string& rule, const Model<T>& network,
              const std::map<std::string, double>& hyper) {
-            return Optimizer<T>::memory(rule, options_from(hyper),
+            return Optimizer<T>::memory(rule, optimizer_options(rule, hyper),
                                         network.network().parameter_elements());
           },
           py::arg("rule"), py::arg("network"), py::arg("hyper"));
@@ -196,7 +171,6 @@ void register_optimizer(py::module_& m, const char* name, const char* model_name
 void register_optimizers(py::module_& m) {
   register_optimizer<float>(m, "OptimizerFloat32", "NetworkFloat32");
   register_optimizer<double>(m, "OptimizerFloat64", "NetworkFloat64");
-  m.attr("optimizers") = py::make_tuple("sgd", "rmsprop", "adagrad", "adam", "adamw");
 }
 
 }  // namespace charrnn_fast::bindings

@@ -24,6 +24,15 @@ class BadElement : public std::invalid_argument {
   const std::string problem;  // " is 7, it takes 0 to 6"
 };
 
+inline std::string quoted(const std::string& text) { return "'" + text + "'"; }
+
+// As in messages: 0.5, 1e-08.
+inline std::string text(double number) {
+  std::ostringstream out;
+  out << number;
+  return out.str();
+}
+
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream message;

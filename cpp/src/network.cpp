@@ -9,13 +9,19 @@ namespace charrnn_fast {
 namespace {
 
 template <class T>
-const CellKernels<T>& find_cell(const Kernels<T>& k, const std::string& name) {
-  std::string known;
+const CellKernels<T>& find_cell(const Kernels<T>& k, const NetworkShape& shape) {
+  std::string known, nonlinearities;
   for (int i = 0; i < k.num_cells; ++i) {
-    if (k.cells[i].name == name) return k.cells[i];
-    known += (i ? ", " : "") + std::string(k.cells[i].name);
+    const CellKernels<T>& cell = k.cells[i];
+    const bool named = cell.name == shape.cell;
+    if (named && cell.nonlinearity == shape.nonlinearity) return cell;
+    if (named) nonlinearities += (nonlinearities.empty() ? "" : ", ") + quoted(cell.nonlinearity);
+    if (i == 0 || std::string(k.cells[i - 1].name) != cell.name)
+      known += (i ? ", " : "") + quoted(cell.name);
   }
-  fail("cell is '", name, "', it takes one of ", known);
+  require(!nonlinearities.empty(), "cell must be one of ", known, ", got ", quoted(shape.cell));
+  fail("nonlinearity of cell ", quoted(shape.cell), " must be one of ", nonlinearities, ", got ",
+       quoted(shape.nonlinearity));
 }
 
 }  // namespace
@@ -24,7 +30,7 @@ const CellKernels<T>& find_cell(const Kernels<T>& k, const std::string& name) {
 
 template <class T>
 Network<T>::Network(const NetworkShape& shape, Device& device)
-    : Network(shape, find_cell(kernels_of<T>(device), shape.cell), device) {}
+    : Network(shape, find_cell(kernels_of<T>(device), shape), device) {}
 
 template <class T>
 Network<T>::Network(const NetworkShape& shape, const CellKernels<T>& cell, Device& device)
@@ -47,19 +53,14 @@ Network<T>::Network(const NetworkShape& shape, const CellKernels<T>& cell, Devic
   require(shape.proj_size == 0 || (shape.proj_size > 0 && shape.proj_size < shape.hidden_size),
           "proj_size is ", shape.proj_size, ", it takes 0 (none) to less than hidden_size, ",
           shape.hidden_size);
-  require(shape.proj_size == 0 || (cell.num_states > 1 && !cell.h_bypass),
-          "proj_size is for LSTMs, cell ", cell.name, " takes 0");
+  require(shape.proj_size == 0 || cell.takes_projection(), "proj_size of cell ", quoted(cell.name),
+          ", which has no projection, must be 0, got ", shape.proj_size);
   const Regularization& r = shape.regularization;
   const auto check_rate = [](const char* name, double rate) {
     require(rate >= 0 && rate < 1, name, " is ", rate, ", it takes 0 to less than 1");
   };
-  check_rate("input_dropout", r.input_dropout);
-  check_rate("dropout", r.dropout);
-  check_rate("output_dropout", r.output_dropout);
-  check_rate("recurrent_dropout", r.recurrent_dropout);
-  check_rate("weight_drop", r.weight_drop);
-  check_rate("zoneout of h", r.zoneout[0]);
-  check_rate("zoneout of c", r.zoneout[1]);
+  for (const DropoutRate& rate : dropout_rates) check_rate(rate.name, r.*rate.value);
+  for (int s = 0; s < 2; ++s) check_rate(zoneout_rates[s], r.zoneout[s]);
   require(r.zoneout[1] == 0 || cell.num_states > 1, "cell ", cell.name, " has no c to zone out");
   require(r.zoneout[0] == 0 || shape.proj_size == 0, "h is not zoned out behind a projection");
   lay_out();

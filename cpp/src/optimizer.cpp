@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "charrnn_fast/registry.hpp"
 #include "errors.hpp"
 #include "squares.hpp"
 #include "team.hpp"
@@ -12,14 +13,20 @@ namespace {
 
 struct Rule {
   std::string name;
+  std::vector<RuleOption> options;
   std::vector<std::string> slot_names;
   bool (*chosen)(const OptimizerOptions&);
+  const char* (*wrong)(const OptimizerOptions&);
+  double (*initial_slot)(const OptimizerOptions&);
   void (*prepare)(const OptimizerOptions&, Index, double*);
 };
 
 template <class R>
 Rule describe() {
-  Rule rule{R::name, {}, &R::chosen, &R::prepare};
+  Rule rule{R::name,    {std::begin(R::options), std::end(R::options)},
+            {},         &R::chosen,
+            &R::wrong,  &R::initial_slot,
+            &R::prepare};
   for (int i = 0; i < R::num_slots; ++i) rule.slot_names.push_back(R::slot_names[i]);
   return rule;
 }
@@ -32,40 +39,73 @@ const std::vector<Rule>& rules() {
   return all;
 }
 
-void check(const OptimizerOptions& o) {
-  const auto in = [](const char* name, double x, double low, double high, const char* takes) {
-    require(x >= low && x < high, name, " is ", x, ", it takes ", takes);
-  };
+// The first rule of that name, whose options are those of all of the name.
+const Rule& rule_named(const std::string& name) {
+  std::string known;
+  for (const Rule& r : rules()) {
+    if (r.name == name) return r;
+    if (&r == &rules().front() || (&r - 1)->name != r.name)
+      known += (known.empty() ? "" : ", ") + quoted(r.name);
+  }
+  fail("optimizer must be one of ", known, ", got ", quoted(name));
+}
+
+void check(const Rule& rule, const OptimizerOptions& o) {
   constexpr double inf = std::numeric_limits<double>::infinity();
-  in("weight_decay", o.weight_decay, 0, inf, "0 or more");
-  in("momentum", o.momentum, 0, inf, "0 or more");
-  in("alpha", o.alpha, 0, 1, "a number from 0 to below 1");
-  in("eps", o.eps, 0, inf, "0 or more");
-  in("lr_decay", o.lr_decay, 0, inf, "0 or more");
-  in("initial_accumulator_value", o.initial_accumulator_value, 0, inf, "0 or more");
-  in("beta1", o.beta1, 0, 1, "a number from 0 to below 1");
-  in("beta2", o.beta2, 0, 1, "a number from 0 to below 1");
-  require(!o.nesterov || (o.momentum > 0 && o.dampening == 0),
-          "nesterov takes a momentum above 0 and a dampening of 0, momentum is ", o.momentum,
-          " and dampening is ", o.dampening);
+  for (const RuleOption& option : rule.options) {
+    if (option.flag) continue;
+    const double x = o.*option.number;
+    require(x >= option.least && x < option.below && x > -inf, option.name, " must be finite",
+            option.least > -inf ? ", at least " + text(option.least) : "",
+            option.below < inf ? ", below " + text(option.below) : "", ", got ", x);
+  }
+  if (const char* const message = rule.wrong(o)) fail(message);
 }
 
 // The place in rules() of the one that serves; throws where the options or the name are wrong.
 int find_rule(const std::string& name, const OptimizerOptions& options) {
-  check(options);
-  std::string known;
-  for (std::size_t i = 0; i < rules().size(); ++i) {
-    const Rule& r = rules()[i];
-    if (r.name == name && r.chosen(options)) return static_cast<int>(i);
-    if (i == 0 || rules()[i - 1].name != r.name) known += (known.empty() ? "" : ", ") + r.name;
-  }
-  fail("optimizer is '", name, "', it takes one of ", known);
+  check(rule_named(name), options);
+  const auto serves = [&](const Rule& r) { return r.name == name && r.chosen(options); };
+  return static_cast<int>(std::find_if(rules().begin(), rules().end(), serves) - rules().begin());
 }
 
 // An element takes about as long as so many operations of a matrix product.
 constexpr double operations_per_element = 16;
 
 }  // namespace
+
+const std::vector<OptimizerInfo>& optimizers() {
+  static const std::vector<OptimizerInfo> all = [] {
+    std::vector<OptimizerInfo> infos;
+    for (const Rule& rule : rules()) {
+      if (!infos.empty() && infos.back().name == rule.name) continue;
+      infos.push_back({rule.name, {}});
+      for (const RuleOption& o : rule.options)
+        infos.back().options.push_back({o.name, o.initial, o.flag != nullptr});
+    }
+    return infos;
+  }();
+  return all;
+}
+
+OptimizerOptions optimizer_options(const std::string& rule,
+                                   const std::map<std::string, double>& given) {
+  OptimizerOptions options;
+  const Rule& chosen = rule_named(rule);
+  for (const RuleOption& option : chosen.options) {
+    const auto found = given.find(option.name);
+    const double value = found == given.end() ? option.initial : found->second;
+    if (option.flag)
+      options.*option.flag = value != 0;
+    else
+      options.*option.number = value;
+  }
+  for (const auto& [name, value] : given)
+    require(std::any_of(chosen.options.begin(), chosen.options.end(),
+                        [&](const RuleOption& option) { return option.name == name; }),
+            quoted(rule), " has no option ", quoted(name));
+  return options;
+}
 
 double clip_factor(double norm, double limit) { return std::min(1.0, limit / (norm + 1e-6)); }
 
@@ -107,8 +147,8 @@ Optimizer<T>::Optimizer(const std::string& rule, const OptimizerOptions& options
   for (std::size_t i = 0; i < slot_names_.size(); ++i) {
     slots_.emplace_back(device);
     slots_[i].reserve(elements);
-    const double first = rule == Adagrad::name ? options.initial_accumulator_value : 0;
-    kernels_of<T>(device).fill(slots_[i].get(), static_cast<T>(first), {0, elements});
+    const auto first = static_cast<T>(chosen.initial_slot(options));
+    kernels_of<T>(device).fill(slots_[i].get(), first, {0, elements});
   }
 }
 

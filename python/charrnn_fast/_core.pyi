@@ -16,8 +16,10 @@ _F = TypeVar("_F", np.float32, np.float64)
 Tokens = NDArray[np.int32]
 Floats = NDArray[Any]
 
-cells: tuple[str, ...]  # "rnn_tanh", "rnn_relu", "gru", "lstm", "peephole_lstm", "coupled_lstm"
-optimizers: tuple[str, ...]  # "sgd", "rmsprop", "adagrad", "adam", "adamw"
+# What the kernels have to choose from; charrnn_fast.registry tells what the entries are.
+cells: tuple[dict[str, Any], ...]
+optimizers: tuple[dict[str, Any], ...]
+dropout_rates: tuple[str, ...]
 
 def build_info() -> dict[str, Any]: ...
 def set_num_threads(n: int) -> None: ...
@@ -52,6 +54,7 @@ class _Network(Generic[_F]):
         regularization: dict[str, float] = ...,  # input_dropout, dropout, output_dropout,
         # recurrent_dropout, variational, weight_drop, zoneout_h, zoneout_c
         device: object | None = None,  # a capsule (cpp/include/charrnn_fast/device.hpp); None: CPU
+        nonlinearity: str = "tanh",
     ) -> None: ...
     @property
     def num_states(self) -> int: ...

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from .registry import Cell
+
 INITS = ("uniform", "lecun", "lecun_tokens")
 """Ways to draw them, which `RNN` explains."""
 
-_FORGET_GATE = {"lstm": 1, "peephole_lstm": 1, "coupled_lstm": 0}
 _DRAWN_AT_ONCE = 2**16  # weights
 
 
@@ -19,7 +20,7 @@ def draw(
     core: Any,
     dtype: DTypeLike,
     *,
-    cell: str,
+    cell: Cell,
     hidden_size: int,
     seed: int,
     init: str,
@@ -28,7 +29,7 @@ def draw(
     """Sets all parameters of a compiled network; the keywords are those of `RNN`, checked."""
     # Philox's raw words are the same in every version of NumPy; its distributions need not be.
     words = np.random.Philox(seed)
-    H, gate = hidden_size, _FORGET_GATE.get(cell)
+    H, gate = hidden_size, cell.forget_gate
     for name, shape in core.parameter_shapes().items():
         value = np.empty(shape, dtype)
         if name.startswith("gain_"):

@@ -16,12 +16,12 @@ from . import _core
 from ._checks import MOST_STEPS, enough_memory, instance, integer, real
 from ._names import suggesting
 from ._objects import Settled
+from .registry import OPTIMIZERS
 from .rnn import RNN
 
 Array = NDArray[Any]
 
 
-_FLAGS = ("nesterov", "centered")
 _STATE_KEYS = ("optimizer", "step", "options", "state")
 
 
@@ -66,9 +66,9 @@ class Optimizer(Settled):
         needed = make.memory(rule, network.core, numbers)
         with enough_memory(needed, f"the state of {rule}", "a smaller network, or sgd"):
             self._core: Any = make(rule, network.core, numbers)
-        self._rule = rule
+        self._rule, known = rule, OPTIMIZERS[rule].options
         self._options: dict[str, Any] = {
-            name: bool(number) if name in _FLAGS else number
+            name: bool(number) if isinstance(known[name], bool) else number
             for name, number in numbers.items()
             if name not in ("beta1", "beta2")
         }

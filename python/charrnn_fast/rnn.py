@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core
+from . import _core, registry
 from ._checks import (
     FLOATS,
     LARGEST_SEED,
@@ -38,19 +38,14 @@ Array = NDArray[Any]
 
 _MOST_LAYERS = 10_000
 _MOST_PARAMETERS = 2**40  # more is a slip; less may still exceed the memory
-_GATES = {"rnn": 1, "gru": 3, "lstm": 4, "peephole_lstm": 4, "coupled_lstm": 3}
 _MODIFIERS = (
     "nonlinearity",
     "bias",
     "bidirectional",
     "proj_size",
     "layer_norm",
-    "dropout",
-    "input_dropout",
-    "output_dropout",
-    "recurrent_dropout",
+    *registry.DROPOUT_RATES,
     "variational",
-    "weight_drop",
     "zoneout",
 )
 _BIASES = {True: "double", "double": "double", "single": "single", False: "none", "none": "none"}
@@ -210,7 +205,7 @@ class RNN(Settled):
             draw(
                 self._core,
                 self.dtype,
-                cell=self.cell,
+                cell=self.kind,
                 hidden_size=self.hidden_size,
                 seed=seed,
                 init=init,
@@ -237,13 +232,9 @@ class RNN(Settled):
         bidirectional: bool,
         proj_size: int,
         layer_norm: bool,
-        dropout: float,
-        input_dropout: float,
-        output_dropout: float,
-        recurrent_dropout: float,
         variational: bool,
-        weight_drop: float,
         zoneout: float | tuple[float, float],
+        **rates: float,
     ) -> None:
         """Checks the options and makes the network, whose parameters are zero."""
         input_size = integer("input_size", input_size, 1)
@@ -251,14 +242,7 @@ class RNN(Settled):
         num_layers = integer("num_layers", num_layers, 1, _MOST_LAYERS)
         if output_size is not None:
             output_size = integer("output_size", output_size, 1)
-        if cell not in _GATES:
-            raise ValueError(
-                f"{called('cell')} must be one of {', '.join(map(repr, _GATES))}, got {cell!r}"
-            )
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
-        if cell != "rnn" and nonlinearity != "tanh":
-            raise ValueError(f"nonlinearity={nonlinearity!r} is for cell='rnn', got cell={cell!r}")
+        kind = _kind(cell, nonlinearity)
         if isinstance(bias, (bool, str)) is False or bias not in _BIASES:
             raise ValueError(f"bias must be True, 'single' or False, got {bias!r}")
         for name, flag in (
@@ -269,7 +253,7 @@ class RNN(Settled):
             if not isinstance(flag, (bool, np.bool_)):
                 raise TypeError(f"{name} must be True or False, got {flag!r}")
         proj_size = integer("proj_size", proj_size, 0)
-        if proj_size and not cell.endswith("lstm"):
+        if proj_size and not kind.takes_projection:
             raise ValueError(
                 f"{called('proj_size')}={proj_size} is for LSTMs, got {called('cell')}={cell!r}"
             )
@@ -278,14 +262,8 @@ class RNN(Settled):
                 f"{called('proj_size')} must be less than {called('hidden_size')}={hidden_size}, "
                 f"got {proj_size}"
             )
-        rates = {
-            "dropout": _rate("dropout", dropout),
-            "input_dropout": _rate("input_dropout", input_dropout),
-            "output_dropout": _rate("output_dropout", output_dropout),
-            "recurrent_dropout": _rate("recurrent_dropout", recurrent_dropout),
-            "weight_drop": _rate("weight_drop", weight_drop),
-        }
-        zoneout_h, zoneout_c = zoneout_rates(zoneout, cell, proj_size)
+        rates = {name: _rate(name, rates[name]) for name in registry.DROPOUT_RATES}
+        zoneout_h, zoneout_c = zoneout_rates(zoneout, kind, proj_size)
         try:
             numbers = np.dtype(dtype)
         except TypeError:
@@ -305,12 +283,9 @@ class RNN(Settled):
         self.bidirectional = bool(bidirectional)
         self.proj_size = proj_size
         self.layer_norm = bool(layer_norm)
-        self.dropout = rates["dropout"]
-        self.input_dropout = rates["input_dropout"]
-        self.output_dropout = rates["output_dropout"]
-        self.recurrent_dropout = rates["recurrent_dropout"]
+        for name, rate in rates.items():
+            setattr(self, name, rate)
         self.variational = bool(variational)
-        self.weight_drop = rates["weight_drop"]
         self.zoneout = (zoneout_h, zoneout_c)
         make: Any = _core.NetworkFloat32 if self.dtype == np.float32 else _core.NetworkFloat64
         self._carried: Array | None = None  # the state of `step`, in the kernels' layout
@@ -326,7 +301,7 @@ class RNN(Settled):
             )
         with self._enough_memory():
             self._core: Any = make(
-                f"rnn_{nonlinearity}" if cell == "rnn" else cell,
+                cell,
                 input_size,
                 hidden_size,
                 output_size or 0,
@@ -341,6 +316,7 @@ class RNN(Settled):
                     "zoneout_h": zoneout_h,
                     "zoneout_c": zoneout_c,
                 },
+                nonlinearity=nonlinearity,
             )
         self._states = StateLayout(
             self._core,
@@ -360,7 +336,7 @@ class RNN(Settled):
     def _count_weights(self) -> int:
         """The elements of all weight matrices, known before any is made."""
         H, R, D = self.hidden_size, self._width, self._directions
-        G = _GATES[self.cell]
+        G = len(self.kind.gates)
         inputs = self.input_size + (self.num_layers - 1) * D * R
         layers = D * (G * H * (inputs + self.num_layers * R) + self.num_layers * self.proj_size * H)
         return layers + (self.output_size or 0) * D * R
@@ -375,6 +351,11 @@ class RNN(Settled):
         return self.proj_size or self.hidden_size
 
     @property
+    def kind(self) -> registry.Cell:
+        """What there is to know of its cell, for the modules of this package."""
+        return registry.CELLS[self.cell, self.nonlinearity]
+
+    @property
     def core(self) -> Any:
         """The compiled network of `_core`, for the modules of this package."""
         return self._core
@@ -387,8 +368,8 @@ class RNN(Settled):
     @property
     def has_masks(self) -> bool:
         """Whether a mask_seed changes anything."""
-        rates = (self.dropout, self.input_dropout, self.output_dropout, self.recurrent_dropout)
-        return any((*rates, self.weight_drop, *self.zoneout))
+        rates = (getattr(self, name) for name in registry.DROPOUT_RATES)
+        return any((*rates, *self.zoneout))
 
     def __repr__(self) -> str:
         """As the call that builds it; of the other options those that differ from their defaults.
@@ -716,12 +697,26 @@ class RNN(Settled):
         return dx, self._states.public(dstate_0), gradients
 
 
+def _kind(cell: str, nonlinearity: str) -> registry.Cell:
+    """The cell that RNN(cell=..., nonlinearity=...) means; ValueError where there is none."""
+    if cell not in registry.CELL_NAMES:
+        takes = ", ".join(map(repr, registry.CELL_NAMES))
+        raise ValueError(f"{called('cell')} must be one of {takes}, got {cell!r}")
+    if nonlinearity not in registry.NONLINEARITIES:
+        takes = " or ".join(map(repr, registry.NONLINEARITIES))
+        raise ValueError(f"nonlinearity must be {takes}, got {nonlinearity!r}")
+    if nonlinearity not in registry.nonlinearities(cell):
+        cells = " or ".join(repr(name) for name, its in registry.CELLS if its == nonlinearity)
+        raise ValueError(f"nonlinearity={nonlinearity!r} is for cell={cells}, got cell={cell!r}")
+    return registry.CELLS[cell, nonlinearity]
+
+
 def _rate(name: str, rate: float) -> float:
     return real(name, rate, least=0, below=1)
 
 
 def zoneout_rates(
-    zoneout: float | tuple[float, float], cell: str, proj_size: int
+    zoneout: float | tuple[float, float], kind: registry.Cell, proj_size: int
 ) -> tuple[float, float]:
     """The rates of h and of c that RNN(zoneout=...) means; ValueError where they cannot be."""
     if isinstance(zoneout, (tuple, list)):
@@ -730,14 +725,14 @@ def zoneout_rates(
                 f"{called('zoneout')} must be a rate or a pair (h, c), got {zoneout!r}"
             )
         h, c = (_rate(f"zoneout[{i}]", rate) for i, rate in enumerate(zoneout))
-        if c and not cell.endswith("lstm"):
+        if c and kind.num_states == 1:
             raise ValueError(
                 f"the second rate of {called('zoneout')} is for the c of LSTMs, got {c} with "
-                f"{called('cell')}={cell!r}"
+                f"{called('cell')}={kind.name!r}"
             )
     else:
         h = _rate("zoneout", zoneout)
-        c = h if cell.endswith("lstm") else 0.0
+        c = h if kind.num_states > 1 else 0.0
     if h and proj_size:
         raise ValueError(
             f"h cannot be zoned out behind a projection: the first rate of {called('zoneout')} "

@@ -7,7 +7,7 @@ namespace charrnn_fast {
 
 // h' = h + σ(p) (tanh(a) - h), p one weight a unit.
 struct LeakyRnn : CellDefaults {
-  static constexpr const char* name = "leaky_rnn";
+  static constexpr const char *name = "leaky_rnn", *gates = "n";
   static constexpr const char* params_name = "rate";  // [1, H]
   static constexpr int num_gates = 1, num_states = 1, num_saved = 1, num_params = 1;
   static constexpr bool h_bypass = true;

@@ -52,10 +52,11 @@ using namespace charrnn_fast;
 namespace {
 
 template <class T>
-void check_cell(const std::string& cell, int threads) {
+void check_cell(const CellInfo& cell, int threads) {
   constexpr Index steps = 6, B = 13, V = 11, H = 40, L = 2;
   set_num_threads(threads);
-  NetworkShape shape{cell, V, H, V, L, Bias::both};
+  NetworkShape shape{cell.name, V, H, V, L, Bias::both};
+  shape.nonlinearity = cell.nonlinearity;
   shape.regularization = {.input_dropout = 0.1,
                           .dropout = 0.2,
                           .output_dropout = 0.3,
@@ -92,7 +93,7 @@ void check_cell(const std::string& cell, int threads) {
     for (int i = 0; i < 3; ++i) f();
     const long after = allocations;
     CHECK(after == before, "%s of %s on %d threads allocates: %ld times in 3 calls", call,
-          cell.c_str(), threads, after - before);
+          cell.name, threads, after - before);
   };
   const auto teams = ThreadPool::instance().teams();
   check("train_step",
@@ -151,7 +152,7 @@ void check_cell(const std::string& cell, int threads) {
   const long before = allocations;
   const Index told = model.memory({1 << 20, 1 << 20, inputs.data(), nullptr}, true);
   const long after = allocations;
-  CHECK(after == before && told > Index(1) << 40, "memory of %s allocates", cell.c_str());
+  CHECK(after == before && told > Index(1) << 40, "memory of %s allocates", cell.name);
   check("update", [&] { model.update(optimizer, gradients.data(), 1e-3); });
   CHECK((ThreadPool::instance().teams() > teams) == (threads > 1), "%d threads", threads);
 }
@@ -160,7 +161,7 @@ template <class T>
 void check_all() {
   const Kernels<T>& k = kernels<T>();
   for (int i = 0; i < k.num_cells; ++i)
-    for (const int threads : {1, 2}) check_cell<T>(k.cells[i].name, threads);
+    for (const int threads : {1, 2}) check_cell<T>(k.cells[i], threads);
 }
 
 }  // namespace

@@ -68,8 +68,9 @@ struct Case {
   std::vector<T> x;
   const std::uint64_t mask_seed = 5;
 
-  Case(const char* cell, const Sizes& sizes, const Options& options) : s(sizes), o(options) {
-    shape = NetworkShape{cell, s.V, s.H, o.decoder ? s.V : 0, s.L, o.bias};
+  Case(const CellInfo& cell, const Sizes& sizes, const Options& options) : s(sizes), o(options) {
+    shape = NetworkShape{cell.name, s.V, s.H, o.decoder ? s.V : 0, s.L, o.bias};
+    shape.nonlinearity = cell.nonlinearity;
     shape.bidirectional = o.bidirectional;
     shape.proj_size = o.projection ? s.H / 2 : 0;
     shape.layer_norm = o.layer_norm;
@@ -279,7 +280,7 @@ void check_networks() {
       const Options options{bool(bits & 1),          bool(bits & 2),  bool(bits & 4),
                             projected && (bits & 8), bool(bits & 16), bool(bits & 32),
                             biases[number % 3],      number % 4 != 0};
-      const Case<T> c(cell.name, sizes, options);
+      const Case<T> c(cell, sizes, options);
       OptimizerOptions hyper;
       if (number % 5 < 2) hyper.momentum = 0.9;
       if (number % 5 == 1) hyper.centered = true;

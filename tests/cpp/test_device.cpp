@@ -60,6 +60,7 @@ struct Case {
     const bool projected = cell.num_states > 1 && !cell.h_bypass && o.projection;
     const Bias biases[] = {Bias::both, Bias::single, Bias::none};
     shape = NetworkShape{cell.name, V, 13, number % 4 ? V : 0, 1 + number % 3, biases[number % 3]};
+    shape.nonlinearity = cell.nonlinearity;
     shape.bidirectional = o.bidirectional;
     shape.proj_size = projected ? 6 : 0;
     shape.layer_norm = o.layer_norm;

@@ -129,6 +129,12 @@ struct Case {
   Bias bias;
 };
 
+NetworkShape shape_of(const CellInfo& cell, const Case& c) {
+  NetworkShape shape{cell.name, c.input_size, c.hidden_size, c.output_size, c.num_layers, c.bias};
+  shape.nonlinearity = cell.nonlinearity;
+  return shape;
+}
+
 template <class T>
 struct Problem {
   Case c;
@@ -137,10 +143,7 @@ struct Problem {
   std::vector<Token> tokens;
   SequenceInput<T> in;
 
-  Problem(const char* cell, const Case& wanted)
-      : c(wanted),
-        network(
-            NetworkShape{cell, c.input_size, c.hidden_size, c.output_size, c.num_layers, c.bias}) {
+  Problem(const CellInfo& cell, const Case& wanted) : c(wanted), network(shape_of(cell, c)) {
     parameters.assign(static_cast<std::size_t>(network.parameter_elements()), T(0));
     unsigned seed = 1;
     for (const Parameter& p : network.parameters()) {
@@ -420,7 +423,7 @@ void check_network() {
       {830, 5, 2, 4, 3, 2, false, Bias::single},
   };
   for (const Case& c : cases) {
-    const Problem<T> problem(Cell::name, c);
+    const Problem<T> problem(cell_info<Cell>(), c);
     const Result<T> expected = by_hand<Cell>(problem);
     for (const int threads : {1, 3}) {
       set_num_threads(threads);
@@ -456,7 +459,7 @@ float rounded_to_bfloat16(float x) {
 
 // Weights stored as bfloat16 give what rounded weights give. Biases and peepholes are not rounded,
 // nor are the input weights of layer 0 where tokens pick their rows.
-void check_bfloat16(const char* cell) {
+void check_bfloat16(const CellInfo& cell) {
   for (const Case& c :
        {Case{5, 23, 6, 33, 7, 2, true, Bias::both}, Case{3, 4, 19, 50, 20, 2, false, Bias::both},
         Case{2, 1, 5, 1, 40, 1, false, Bias::none}}) {
@@ -488,7 +491,7 @@ void check_bfloat16(const char* cell) {
     for (const int threads : {1, 3}) {
       set_num_threads(threads);
       CHECK(same_bits(run(problem.parameters, Storage::bfloat16), run(rounded, Storage::full)),
-            "%s, H %d, %d threads", cell, static_cast<int>(c.hidden_size), threads);
+            "%s, H %d, %d threads", cell.name, static_cast<int>(c.hidden_size), threads);
     }
   }
 }
@@ -741,7 +744,7 @@ void check_head() {
   // Within a block, past its end, past many; and of a vocabulary whose logits fill smaller blocks.
   for (const auto [rows, classes] : {Size{3, 37}, Size{520, 37}, Size{4200, 3}, Size{530, 20000}}) {
     const Case c{rows, 1, 4, classes > 37 ? 2 : 24, classes, 1, true, Bias::both};
-    const Problem<T> p("gru", c);
+    const Problem<T> p(cell_info<Gru>(), c);
     const Network<T>& n = p.network;
     const auto h = random_values<T>(rows * c.hidden_size, 7);
     const auto targets = random_tokens(rows, c.output_size, 8, true);
@@ -1126,8 +1129,7 @@ int main() {
         "philox");
   check_all<float>();
   check_all<double>();
-  for (int i = 0; i < kernels<float>().num_cells; ++i)
-    check_bfloat16(kernels<float>().cells[i].name);
+  for (int i = 0; i < kernels<float>().num_cells; ++i) check_bfloat16(kernels<float>().cells[i]);
   check_ulps();
   return report();
 }

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "charrnn_fast/cells.hpp"
 #include "charrnn_fast/model.hpp"
 #include "charrnn_fast/threads.hpp"
 #include "check.hpp"
@@ -50,9 +51,11 @@ void check_barriers(int threads, int rounds) {
 
 // Everything that a model does, as bytes: training, evaluating, sampling, single steps.
 template <class T>
-std::vector<char> results(const std::string& cell) {
+std::vector<char> results(const CellInfo& cell) {
   constexpr Index steps = 5, B = 14, V = 11, H = 36, L = 2;
-  Model<T> model(NetworkShape{cell, V, H, V, L, Bias::both});
+  NetworkShape shape{cell.name, V, H, V, L, Bias::both};
+  shape.nonlinearity = cell.nonlinearity;
+  Model<T> model(shape);
   model.change_parameters([&](T* p) {
     for (const Parameter& q : model.network().parameters()) {
       const auto values = random_values<T>(q.elements(), static_cast<unsigned>(q.offset));
@@ -94,13 +97,14 @@ template <class T>
 void check_bits() {
   const Kernels<T>& k = kernels<T>();
   for (int i = 0; i < k.num_cells; ++i) {
-    const char* const cell = k.cells[i].name;
+    const CellInfo& cell = k.cells[i];
     set_num_threads(1);
     const auto expected = results<T>(cell);
     for (const int threads : {2, 3, 8}) {
       set_num_threads(threads);
       const auto before = ThreadPool::instance().teams();
-      CHECK(results<T>(cell) == expected, "%s on %d threads", cell, threads);
+      CHECK(results<T>(cell) == expected, "%s (%s) on %d threads", cell.name, cell.nonlinearity,
+            threads);
       CHECK(ThreadPool::instance().teams() > before, "%d threads did not share the work", threads);
     }
   }
@@ -108,11 +112,11 @@ void check_bits() {
 
 void check_callers_at_once() {
   set_num_threads(1);
-  const auto expected = results<float>("gru");
+  const auto expected = results<float>(cell_info<Gru>());
   set_num_threads(3);
   std::vector<std::vector<char>> found(4);
   std::vector<std::thread> callers;
-  for (auto& mine : found) callers.emplace_back([&] { mine = results<float>("gru"); });
+  for (auto& mine : found) callers.emplace_back([&] { mine = results<float>(cell_info<Gru>()); });
   // Meanwhile the pool changes size, or refuses to.
   for (int n = 1; n < 40; ++n) {
     try {
@@ -187,24 +191,24 @@ void check_first_locks_of_children() {
 void check_fork() {
 #if (defined(__unix__) || defined(__APPLE__)) && !defined(__SANITIZE_THREAD__)
   set_num_threads(3);
-  const auto expected = results<float>("lstm");
+  const auto expected = results<float>(cell_info<Lstm>());
   for (int i = 0; i < 6; ++i) {
     std::thread busy;
-    if (i % 2 == 1) busy = std::thread([] { results<double>("lstm"); });
+    if (i % 2 == 1) busy = std::thread([] { results<double>(cell_info<Lstm>()); });
     const pid_t child = fork();
     if (child == 0) {
       alarm(120);  // rather than hang
       // qemu-user cannot start threads in the child of a process that had several.
       if (emulated) set_num_threads(1);
       const bool alive =
-          results<float>("lstm") == expected && get_num_threads() == (emulated ? 1 : 3);
+          results<float>(cell_info<Lstm>()) == expected && get_num_threads() == (emulated ? 1 : 3);
       _exit(alive ? 0 : 1);
     }
     int status = -1;
     waitpid(child, &status, 0);
     CHECK(status == 0, "child %d: status %d", i, status);
     if (busy.joinable()) busy.join();
-    CHECK(results<float>("lstm") == expected, "parent of child %d", i);
+    CHECK(results<float>(cell_info<Lstm>()) == expected, "parent of child %d", i);
   }
 #endif
 }

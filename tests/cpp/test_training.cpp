@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "charrnn_fast/cells.hpp"
 #include "charrnn_fast/losses.hpp"
 #include "charrnn_fast/model.hpp"
 #include "charrnn_fast/threads.hpp"
@@ -22,8 +23,9 @@ namespace {
 constexpr Index steps = 6, B = 11, V = 9, H = 19;
 constexpr std::uint64_t mask_seed = 3;
 
-NetworkShape shape_of(const std::string& cell, bool bidirectional = false) {
-  NetworkShape shape{cell, V, H, V, 2, Bias::both};
+NetworkShape shape_of(const CellInfo& cell, bool bidirectional = false) {
+  NetworkShape shape{cell.name, V, H, V, 2, Bias::both};
+  shape.nonlinearity = cell.nonlinearity;
   shape.bidirectional = bidirectional;
   shape.regularization = {.input_dropout = 0.1,
                           .dropout = 0.2,
@@ -105,9 +107,10 @@ void update_by_hand(Trained<T>& t, const Data<T>& data, double learning_rate) {
 }
 
 template <class T>
-void check_training(const std::string& cell, bool dense, bool ragged, bool masked,
+void check_training(const CellInfo& cell, bool dense, bool ragged, bool masked,
                     bool bidirectional) {
-  const std::string name = cell + (dense ? ", vectors" : "") + (ragged ? ", ragged" : "") +
+  const std::string name = std::string(cell.name) + " (" + cell.nonlinearity + ")" +
+                           (dense ? ", vectors" : "") + (ragged ? ", ragged" : "") +
                            (masked ? ", masked" : "") + (bidirectional ? ", bidirectional" : "");
   const Data<T> data(dense, ragged, masked);
   const NetworkShape shape = shape_of(cell, bidirectional);
@@ -152,7 +155,7 @@ void check_training(const std::string& cell, bool dense, bool ragged, bool maske
 
 // No state to begin with is one of zeros; and parts may have other shapes.
 template <class T>
-void check_parts(const std::string& cell) {
+void check_parts(const CellInfo& cell) {
   const NetworkShape shape = shape_of(cell);
   Trained<T> zeros(shape), none(shape);
   std::fill(zeros.state.begin(), zeros.state.end(), T(0));
@@ -161,13 +164,13 @@ void check_parts(const std::string& cell) {
     data.batch.seq_len = ragged ? steps : 2;
     zeros.model.accumulate(data.batch, data.targets.data(), zeros.state.data(), zeros.state.data());
     none.model.accumulate(data.batch, data.targets.data(), nullptr, none.state.data());
-    CHECK(same_bits(zeros.state, none.state), "%s: state", cell.c_str());
+    CHECK(same_bits(zeros.state, none.state), "%s: state", cell.name);
     std::fill(zeros.state.begin(), zeros.state.end(), T(0));
   }
   const auto expected = zeros.model.update(zeros.optimizer, {});
   const auto found = none.model.update(none.optimizer, {});
-  CHECK(found.loss == expected.loss && found.finite(), "%s: losses", cell.c_str());
-  CHECK(same_parameters(zeros.model, none.model), "%s: parameters", cell.c_str());
+  CHECK(found.loss == expected.loss && found.finite(), "%s: losses", cell.name);
+  CHECK(same_parameters(zeros.model, none.model), "%s: parameters", cell.name);
 }
 
 template <class T>
@@ -175,14 +178,14 @@ void check_all() {
   const Kernels<T>& k = kernels<T>();
   for (int i = 0; i < k.num_cells; ++i) {
     for (int options = 0; options < 16; ++options)
-      check_training<T>(k.cells[i].name, options & 1, options & 2, options & 4, options & 8);
-    check_parts<T>(k.cells[i].name);
+      check_training<T>(k.cells[i], options & 1, options & 2, options & 4, options & 8);
+    check_parts<T>(k.cells[i]);
   }
 }
 
 // The number of a forward is that by which backward knows it; memory that runs out is told.
 void check_numbers_and_errors() {
-  Model<float> model(shape_of("gru"));
+  Model<float> model(shape_of(cell_info<Gru>()));
   draw_parameters(model);
   const std::vector<Token> tokens(steps * B, 1);
   std::vector<float> y(steps * B * V), state(static_cast<std::size_t>(model.state_elements(B)));

@@ -5,13 +5,19 @@
 // memory, threads and matrix products belong to the kernels that call them; a new cell is one
 // struct like these and its entry in `Cells`.
 //
+//   name          what callers choose it by
+//   nonlinearity  and this, where several cells have one name
+//   gates         a letter for each gate
 //   num_gates     G, gates of a unit; weight_ih and weight_hh have G*H rows, in gate order
+//   forget_gate   the place of the gate that forgets, whose bias training may begin at 1
 //   num_split     the last num_split gates receive their two parts apart: `gates` holds the
 //                 recurrent part gh = W_hh h + b_hh alone and `gx` the input part
 //                 W_ih x + b_ih; of all other gates `gates` holds the sum
 //   num_states    S, values carried from step to step; states[0] is h, the unit's output
 //   num_saved     values that forward keeps for backward beside the states
 //   num_params    P, parameters of a unit of its own (peepholes), a [P, H] array
+//   params_name   what follows "weight_" in the name of that array
+//   bounded       whether h lies in [-1, 1]
 //   h_bypass      h of the step before has a way past the gates: forward reads prev[0], backward
 //                 gives dprev[0]
 //   reads_next    bit s: backward reads next[s], the state as forward gave it
@@ -21,6 +27,7 @@
 // only the part past the gates; the recurrence adds dgates @ W_hh.
 #pragma once
 
+#include "charrnn_fast/cell_info.hpp"
 #include "charrnn_fast/config.hpp"
 #include "charrnn_fast/math.hpp"
 
@@ -51,15 +58,17 @@ struct CellBackward {
 
 // What a cell has unless it says otherwise.
 struct CellDefaults {
-  static constexpr int num_split = 0, num_saved = 0, num_params = 0;
+  static constexpr const char* nonlinearity = "tanh";
+  static constexpr int num_split = 0, num_saved = 0, num_params = 0, forget_gate = -1;
   static constexpr bool h_bypass = false;
   static constexpr unsigned reads_next = 0;
   static constexpr const char* params_name = "";
+  static constexpr bool bounded = true;
 };
 
 // h' = tanh(a): the vanilla recurrent network (Elman 1990).
 struct RnnTanh : CellDefaults {
-  static constexpr const char* name = "rnn_tanh";
+  static constexpr const char *name = "rnn", *gates = "h";
   static constexpr int num_gates = 1, num_states = 1;
   static constexpr unsigned reads_next = 1;
 
@@ -77,8 +86,9 @@ struct RnnTanh : CellDefaults {
 
 // h' = max(0, a): the same with the rectifier.
 struct RnnRelu : CellDefaults {
-  static constexpr const char* name = "rnn_relu";
+  static constexpr const char *name = "rnn", *nonlinearity = "relu", *gates = "h";
   static constexpr int num_gates = 1, num_states = 1;
+  static constexpr bool bounded = false;
   static constexpr unsigned reads_next = 1;
 
   template <class V>
@@ -97,7 +107,7 @@ struct RnnRelu : CellDefaults {
 // and PyTorch:
 //   r = σ(a_r)   z = σ(a_z)   n = tanh(gx_n + r gh_n)   h' = (1 - z) n + z h
 struct Gru : CellDefaults {
-  static constexpr const char* name = "gru";
+  static constexpr const char *name = "gru", *gates = "rzn";
   static constexpr int num_gates = 3, num_split = 1, num_states = 1, num_saved = 4;
   static constexpr bool h_bypass = true;
 
@@ -128,8 +138,8 @@ struct Gru : CellDefaults {
 // (2000):
 //   i = σ(a_i)   f = σ(a_f)   g = tanh(a_g)   o = σ(a_o)   c' = f c + i g   h' = o tanh(c')
 struct Lstm : CellDefaults {
-  static constexpr const char* name = "lstm";
-  static constexpr int num_gates = 4, num_states = 2, num_saved = 5;
+  static constexpr const char *name = "lstm", *gates = "ifgo";
+  static constexpr int num_gates = 4, num_states = 2, num_saved = 5, forget_gate = 1;
 
   template <class V>
   CHARRNN_INLINE static void forward(const CellForward<V>& c) {
@@ -161,9 +171,10 @@ struct Lstm : CellDefaults {
 // Schraudolph and Schmidhuber 2002; its backward is the "full gradient" of Greff et al. 2017):
 //   i = σ(a_i + p_i c)   f = σ(a_f + p_f c)   g, c' as above   o = σ(a_o + p_o c')
 struct PeepholeLstm : CellDefaults {
-  static constexpr const char* name = "peephole_lstm";
+  static constexpr const char *name = "peephole_lstm", *gates = "ifgo";
   static constexpr const char* params_name = "peephole";  // [3, H]: of i, f and o
   static constexpr int num_gates = 4, num_states = 2, num_saved = 5, num_params = 3;
+  static constexpr int forget_gate = 1;
   static constexpr unsigned reads_next = 2;
 
   template <class V>
@@ -202,8 +213,8 @@ struct PeepholeLstm : CellDefaults {
 // An LSTM that forgets what it replaces, the CIFG of Greff et al. (2017), gates f, g, o:
 //   f = σ(a_f)   g = tanh(a_g)   o = σ(a_o)   c' = f c + (1 - f) g   h' = o tanh(c')
 struct CoupledLstm : CellDefaults {
-  static constexpr const char* name = "coupled_lstm";
-  static constexpr int num_gates = 3, num_states = 2, num_saved = 4;
+  static constexpr const char *name = "coupled_lstm", *gates = "fgo";
+  static constexpr int num_gates = 3, num_states = 2, num_saved = 4, forget_gate = 0;
 
   template <class V>
   CHARRNN_INLINE static void forward(const CellForward<V>& c) {
@@ -229,8 +240,17 @@ struct CoupledLstm : CellDefaults {
   }
 };
 
+template <class C>
+constexpr CellInfo cell_info() {
+  return {C::name,      C::nonlinearity, C::gates,     C::params_name, C::num_gates,
+          C::num_split, C::num_states,   C::num_saved, C::num_params,  C::forget_gate,
+          C::h_bypass,  C::bounded,      C::reads_next};
+}
+
 template <class... C>
-struct CellList {};
+struct CellList {
+  static constexpr CellInfo info[] = {cell_info<C>()...};
+};
 
 // Every cell that the package is built with; its place here is its number.
 using Cells = CellList<RnnTanh, RnnRelu, Gru, Lstm, PeepholeLstm, CoupledLstm>;

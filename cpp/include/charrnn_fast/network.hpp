@@ -57,8 +57,21 @@ struct Regularization {
                                // 2017); without masks its expectation
 };
 
+// Their names, for what reads or shows them; zoneout has a rate for each state.
+struct DropoutRate {
+  const char* name;
+  double Regularization::* value;
+};
+inline constexpr DropoutRate dropout_rates[] = {
+    {"dropout", &Regularization::dropout},
+    {"input_dropout", &Regularization::input_dropout},
+    {"output_dropout", &Regularization::output_dropout},
+    {"recurrent_dropout", &Regularization::recurrent_dropout},
+    {"weight_drop", &Regularization::weight_drop}};
+inline constexpr const char* zoneout_rates[] = {"zoneout_h", "zoneout_c"};
+
 struct NetworkShape {
-  std::string cell;       // "rnn_tanh", "rnn_relu", "gru", "lstm", "peephole_lstm", "coupled_lstm"
+  std::string cell;       // a name of cells() in registry.hpp: "rnn", "gru", "lstm" and others
   Index input_size = 0;   // I: features of a dense input, or the number of different tokens
   Index hidden_size = 0;  // H
   Index output_size = 0;  // O of the decoder; 0: no decoder
@@ -68,6 +81,7 @@ struct NetworkShape {
   Index proj_size = 0;      // P of h = W_hr (the cell's h), of LSTMs (Sak et al. 2014); 0: none
   bool layer_norm = false;  // of the gates' input and recurrent parts (Ba et al. 2016)
   Regularization regularization = {};
+  std::string nonlinearity = "tanh";  // or "relu", of the cell "rnn"
 };
 
 // One array among the flat parameters: `name` and [rows, cols] as in PyTorch (cols 0: a vector).

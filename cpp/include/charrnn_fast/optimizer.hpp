@@ -2,6 +2,7 @@
 #pragma once
 
 #include <limits>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -17,10 +18,16 @@ double clip_factor(double norm, double limit);
 template <class T>
 double sum_of_squares(const T* x, Index n);
 
+// The options of a rule from numbers by name (flags: 0 or 1); the others as optimizers() in
+// registry.hpp has them. Throws std::invalid_argument for unknown names; the numbers are looked at
+// when an Optimizer is made.
+OptimizerOptions optimizer_options(const std::string& rule,
+                                   const std::map<std::string, double>& given);
+
 template <class T>
 class Optimizer {
  public:
-  // rule: "sgd", "rmsprop", "adagrad", "adam", "adamw"; elements of the flat parameters.
+  // rule: a name of optimizers() in registry.hpp; elements of the flat parameters.
   // Throws std::invalid_argument for an unknown rule or an option out of range. The device is that
   // of the parameters.
   Optimizer(const std::string& rule, const OptimizerOptions& options, Index elements,

@@ -1,12 +1,20 @@
 // The optimizers' update rules: each once, for every device and number type, like the cells.
 //
-// A rule updates one parameter p from its gradient g and the rule's own state ("slots", which
-// start at `initial_slot`). `hyper(i)` gives the i-th of the numbers that `prepare` computes on
-// the host, in double, before each update; `step` counts from 1. The formulas, and the order of
-// their operations up to rounding, are PyTorch's (torch.optim).
+// A rule updates one parameter p from its gradient g and the rule's own state ("slots"). `hyper(i)`
+// gives the i-th of the numbers that `prepare` computes on the host, in double, before each update;
+// `step` counts from 1. The formulas, and the order of their operations up to rounding, are
+// PyTorch's (torch.optim).
+//
+//   name          what callers choose the rule by; several rules may serve one name
+//   options       those that it has, with what they are unless they are given; of one name the same
+//   chosen        whether the rule is the one for these options
+//   wrong         what is wrong with these options, each of which is in its range, or null
+//   num_slots     the numbers of its state for each parameter, under the names slot_names
+//   initial_slot  what they are at first
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "charrnn_fast/config.hpp"
 #include "charrnn_fast/math.hpp"
@@ -40,11 +48,59 @@ struct Average {
   }
 };
 
-// p -= lr g
-struct Sgd {
-  static constexpr const char* name = "sgd";
+// An option of a rule: a number of at least `least` and below `below`, or a flag.
+struct RuleOption {
+  const char* name;
+  double initial;
+  double OptimizerOptions::* number;
+  double least = 0, below = std::numeric_limits<double>::infinity();
+  bool OptimizerOptions::* flag = nullptr;
+};
+namespace rule_options {
+constexpr double infinity = std::numeric_limits<double>::infinity();
+constexpr RuleOption learning_rate(double initial) {
+  return {"lr", initial, &OptimizerOptions::learning_rate};
+}
+constexpr RuleOption weight_decay(double initial = 0) {
+  return {"weight_decay", initial, &OptimizerOptions::weight_decay};
+}
+constexpr RuleOption momentum() { return {"momentum", 0, &OptimizerOptions::momentum}; }
+constexpr RuleOption eps(double initial) { return {"eps", initial, &OptimizerOptions::eps}; }
+constexpr RuleOption below_one(const char* name, double initial,
+                               double OptimizerOptions::* number) {
+  return {name, initial, number, 0, 1};
+}
+constexpr RuleOption flag(const char* name, bool OptimizerOptions::* flag) {
+  return {name, 0, nullptr, 0, infinity, flag};
+}
+}  // namespace rule_options
+
+// What a rule has unless it says otherwise.
+struct RuleDefaults {
   static constexpr int num_slots = 0;
   static constexpr const char* slot_names[max_slots] = {};
+  static bool chosen(const OptimizerOptions&) { return true; }
+  static const char* wrong(const OptimizerOptions&) { return nullptr; }
+  static double initial_slot(const OptimizerOptions&) { return 0; }
+};
+
+struct SgdOptions : RuleDefaults {
+  static constexpr const char* name = "sgd";
+  static constexpr RuleOption options[] = {
+      rule_options::learning_rate(1e-3),
+      rule_options::momentum(),
+      {"dampening", 0, &OptimizerOptions::dampening, -rule_options::infinity},
+      rule_options::flag("nesterov", &OptimizerOptions::nesterov),
+      rule_options::weight_decay()};
+  static const char* wrong(const OptimizerOptions& o) {
+    return o.nesterov && (o.momentum == 0 || o.dampening != 0)
+               ? "nesterov takes a momentum above 0 and a dampening of 0"
+               : nullptr;
+  }
+};
+
+// p -= lr g
+struct Sgd : SgdOptions {
   static bool chosen(const OptimizerOptions& o) { return o.momentum == 0; }
   static void prepare(const OptimizerOptions& o, Index, double* h) {
     h[0] = -o.learning_rate, h[1] = o.weight_decay;
@@ -59,8 +115,7 @@ struct Sgd {
 
 // b = momentum b + (1 - dampening) g, at the first step b = g; p -= lr b
 // (Nesterov: p -= lr (g + momentum b)); Sutskever et al. 2013, as PyTorch has it.
-struct SgdMomentum {
-  static constexpr const char* name = "sgd";
+struct SgdMomentum : SgdOptions {
   static constexpr int num_slots = 1;
   static constexpr const char* slot_names[max_slots] = {"momentum_buffer"};
   static bool chosen(const OptimizerOptions& o) { return o.momentum != 0; }
@@ -79,11 +134,21 @@ struct SgdMomentum {
   }
 };
 
+struct RmspropOptions : RuleDefaults {
+  static constexpr const char* name = "rmsprop";
+  static constexpr RuleOption options[] = {
+      rule_options::learning_rate(1e-2),
+      rule_options::below_one("alpha", 0.99, &OptimizerOptions::alpha),
+      rule_options::eps(1e-8),
+      rule_options::momentum(),
+      rule_options::flag("centered", &OptimizerOptions::centered),
+      rule_options::weight_decay()};
+};
+
 // s = alpha s + (1 - alpha) g^2; p -= lr g / (sqrt(s) + eps)  (Tieleman and Hinton 2012);
 // centered: s less the square of the mean gradient (Graves 2013); momentum on the quotient.
 template <bool centered, bool momentum, bool brief = false>
-struct Rmsprop {
-  static constexpr const char* name = "rmsprop";
+struct Rmsprop : RmspropOptions {
   static constexpr int num_slots = 1 + centered + momentum;
   static constexpr const char* slot_names[max_slots] = {
       "square_avg",
@@ -117,11 +182,17 @@ struct Rmsprop {
 };
 
 // s += g^2; p -= lr / (1 + (step - 1) lr_decay) g / (sqrt(s) + eps)  (Duchi et al. 2011)
-struct Adagrad {
+struct Adagrad : RuleDefaults {
   static constexpr const char* name = "adagrad";
+  static constexpr RuleOption options[] = {
+      rule_options::learning_rate(1e-2),
+      {"lr_decay", 0, &OptimizerOptions::lr_decay},
+      rule_options::eps(1e-10),
+      {"initial_accumulator_value", 0, &OptimizerOptions::initial_accumulator_value},
+      rule_options::weight_decay()};
   static constexpr int num_slots = 1;
   static constexpr const char* slot_names[max_slots] = {"sum"};
-  static bool chosen(const OptimizerOptions&) { return true; }
+  static double initial_slot(const OptimizerOptions& o) { return o.initial_accumulator_value; }
   static void prepare(const OptimizerOptions& o, Index step, double* h) {
     h[0] = -o.learning_rate / (1 + static_cast<double>(step - 1) * o.lr_decay);
     h[1] = o.weight_decay, h[2] = o.eps;
@@ -139,8 +210,13 @@ struct Adagrad {
 // p -= lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps)  (Kingma and Ba 2015).
 // Weight decay joins the gradient (Adam) or shrinks p first (AdamW, Loshchilov and Hutter 2019).
 template <bool decoupled, bool brief = false>
-struct AdamRule {
+struct AdamRule : RuleDefaults {
   static constexpr const char* name = decoupled ? "adamw" : "adam";
+  static constexpr RuleOption options[] = {
+      rule_options::learning_rate(1e-3),
+      rule_options::below_one("beta1", 0.9, &OptimizerOptions::beta1),
+      rule_options::below_one("beta2", 0.999, &OptimizerOptions::beta2), rule_options::eps(1e-8),
+      rule_options::weight_decay(decoupled ? 1e-2 : 0)};
   static constexpr int num_slots = 2;
   static constexpr const char* slot_names[max_slots] = {"exp_avg", "exp_avg_sq"};
   static bool chosen(const OptimizerOptions& o) { return Average<brief>::chosen(o.beta1); }

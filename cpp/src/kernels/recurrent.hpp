@@ -593,15 +593,7 @@ void recurrent_backward_initial(const RecurrentBackwardArgs<T>& p, Range rows, R
 
 template <class Cell, class T>
 constexpr CellKernels<T> cell_kernels() {
-  return {Cell::name,
-          Cell::params_name,
-          Cell::num_gates,
-          Cell::num_split,
-          Cell::num_states,
-          Cell::num_saved,
-          Cell::num_params,
-          Cell::h_bypass,
-          Cell::reads_next,
+  return {cell_info<Cell>(),
           Panel<Cell::num_gates>::unit_vectors * Native<T>::lanes,
           &recurrent_begin<T>,
           &recurrent_forward<Cell, T>,

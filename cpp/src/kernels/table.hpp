@@ -24,6 +24,7 @@
 // Short chains keep rounding errors small: they grow with the root of a chain's length.
 #pragma once
 
+#include "charrnn_fast/cell_info.hpp"
 #include "charrnn_fast/config.hpp"
 
 namespace charrnn_fast {
@@ -267,12 +268,7 @@ struct RecurrentBackwardArgs {
 };
 
 template <class T>
-struct CellKernels {
-  const char* name;
-  const char* params_name;
-  int num_gates, num_split, num_states, num_saved, num_params;
-  bool h_bypass;
-  unsigned reads_next;
+struct CellKernels : CellInfo {
   int forward_units;  // of a panel in forward; in backward it is Kernels::gemm_units
   // args.recurrent of the rows that begin somewhere; before forward.
   void (*begin)(const RecurrentForwardArgs<T>&, Range rows);

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..registry import CELL_NAMES, gates
 from .errors import BenchError
 
-GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 FLOAT = 4  # bytes
 
 
@@ -65,13 +65,13 @@ class Case:
     @property
     def recurrent_weights(self) -> int:
         """Of all matrices of the layers but the one of layer 0 that a token picks a column of."""
-        return (2 * self.num_layers - 1) * GATES[self.cell] * self.hidden_size**2
+        return (2 * self.num_layers - 1) * gates(self.cell) * self.hidden_size**2
 
     @property
     def weights(self) -> int:
         """Elements of the matrices that every step of a stream has to multiply by."""
         if self.suite == "step":
-            return self.recurrent_weights + GATES[self.cell] * self.hidden_size * self.input_size
+            return self.recurrent_weights + gates(self.cell) * self.hidden_size * self.input_size
         if self.suite in ("forward", "backward"):
             return self.recurrent_weights
         return self.recurrent_weights + self.hidden_size * self.input_size
@@ -214,11 +214,11 @@ def parse(text: str) -> Shape:
     if len(parts) == len(numbers) == 3:
         M, K, N = numbers
         return M, K, N
-    if len(parts) == 5 and len(numbers) == 4 and parts[0] in GATES:
+    if len(parts) == 5 and len(numbers) == 4 and parts[0] in CELL_NAMES:
         B, T, H, L = numbers
         return parts[0], B, T, H, L
     raise BenchError(
-        f"unknown case {text!r}: it takes a cell of {', '.join(GATES)} with B, T, H and L, as "
+        f"unknown case {text!r}: it takes a cell of {', '.join(CELL_NAMES)} with B, T, H and L, as "
         f"lstm,50,50,128,2, or M, K and N of a product, as 64,512,2048"
     )
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+from .cases import Case
 from .errors import BenchError, UnavailableError
 from .peers import Peer, Task, load
 from .problem import Outputs, Problem
@@ -122,7 +123,10 @@ def _serve(connection: Connection, threads: int) -> None:
             peers[arguments[0]] = load(arguments[0], threads)
             return peers[arguments[0]].version
         if command == "prepare":
-            made = peers[arguments[0]].tasks(arguments[1])
+            peer, problem = peers[arguments[0]], arguments[1]
+            if isinstance(problem.case, Case) and problem.case.cell not in peer.cells:
+                raise UnavailableError(f"{arguments[0]} has no cell {problem.case.cell!r}")
+            made = peer.tasks(problem)
             tasks.update(made)
             return {name: task.units for name, task in made.items()}
         if command == "check":

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from .. import _names
+from .. import _names, registry
 from .._checks import LARGEST_SEED, calling
 from ..storage import input_files, schema
 from ..storage.checkpoint import CheckpointError
@@ -107,7 +107,7 @@ SHAPE = (
         "lstm",
         str,
         "the recurrent unit",
-        choices=("rnn", "gru", "lstm", "peephole_lstm", "coupled_lstm"),
+        choices=registry.CELL_NAMES,
     ),
     Option("hidden_size", 128, _count, "units in each layer", "H"),
     Option("num_layers", 2, _count, "layers", "L"),
@@ -142,7 +142,7 @@ TRAINING = (
         "adam",
         str,
         "the rule of the updates",
-        choices=("sgd", "rmsprop", "adagrad", "adam", "adamw"),
+        choices=tuple(registry.OPTIMIZERS),
     ),
     Option("learning_rate", 2e-3, number_option(above=0), "of the optimizer", "LR"),
     Option("clip_norm", 5.0, bound_option, "bound of the gradient's norm; inf: none", "X"),

@@ -8,10 +8,9 @@ from typing import Any
 
 from .._checks import brief
 from ..language.model import CharLM
+from ..registry import DROPOUT_RATES
 from ..text.vocabulary import Vocabulary
 from ..training.schedules import from_config
-
-_RATES = ("dropout", "input_dropout", "output_dropout", "recurrent_dropout", "weight_drop")
 
 
 def model_line(model: CharLM) -> str:
@@ -22,7 +21,9 @@ def model_line(model: CharLM) -> str:
         shape += f" projected to {config['proj_size']}"
     if config["layer_norm"]:
         shape += ", normalised"
-    left_out = [f"{name.replace('_', ' ')} {config[name]:g}" for name in _RATES if config[name]]
+    left_out = [
+        f"{name.replace('_', ' ')} {config[name]:g}" for name in DROPOUT_RATES if config[name]
+    ]
     if any(config["zoneout"]):
         left_out.append("zoneout " + ", ".join(f"{rate:g}" for rate in config["zoneout"]))
     if left_out and config["variational"]:

@@ -68,7 +68,7 @@ def origin_of(arguments: argparse.Namespace, given: options.Values) -> Origin | 
     for option in fixed:
         asked, stored = given.get(option.name), model.settings()[option.name]
         if option.name == "zoneout" and isinstance(asked, float):
-            asked = list(zoneout_rates(asked, model.rnn.cell, model.rnn.proj_size))
+            asked = list(zoneout_rates(asked, model.rnn.kind, model.rnn.proj_size))
         if asked not in (None, stored):
             raise ValueError(f"{option.flag} is {asked}, but {path} was trained with {stored}")
     min_count = values.get("min_count", 1)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .._checks import LARGEST_SEED, StrPath, called, calling, instance, integer, telling
 from .._names import suggesting
 from .._objects import Settled
+from ..registry import DROPOUT_RATES
 from ..rnn import RNN
 from ..storage import checkpoint, configuration
 from ..storage.file_array import Ids
@@ -144,12 +145,8 @@ class CharLM(Settled):
             "forget_bias": None if forget_bias is None else float(forget_bias),
             "proj_size": self.rnn.proj_size,
             "layer_norm": self.rnn.layer_norm,
-            "dropout": self.rnn.dropout,
-            "input_dropout": self.rnn.input_dropout,
-            "output_dropout": self.rnn.output_dropout,
-            "recurrent_dropout": self.rnn.recurrent_dropout,
+            **{name: getattr(self.rnn, name) for name in DROPOUT_RATES},
             "variational": self.rnn.variational,
-            "weight_drop": self.rnn.weight_drop,
             "zoneout": list(self.rnn.zoneout),
         }
         self._last_seed: int | None = None

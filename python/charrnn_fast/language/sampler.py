@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._checks import called, integer, real
+from ..registry import CELLS
 from ..rnn import RNN
 from ..text.vocabulary import StreamDecoder, Vocabulary
 
@@ -18,6 +19,7 @@ _STOP_BLOCK = 64  # where a stop string may end the text: what is drawn beyond i
 _STREAMS = 64  # texts drawn together: more are hardly faster
 _TOGETHER = 2**24  # characters of these texts, which stand in memory until all are drawn
 _PRIME_BLOCK = 1024  # steps of a prime fed at once, which lets an interrupt through
+_UNIT_WEIGHTS = tuple(f"weight_{c.unit_weights}_l" for c in CELLS.values() if c.unit_weights)
 
 Stop = str | Sequence[str] | None
 
@@ -60,9 +62,9 @@ def read_as_bfloat16(name: str, parameter: NDArray[Any]) -> NDArray[Any]:
     """The values of a parameter that sampling with bfloat16 weights computes with.
 
     Matrices are rounded, but for layer 0's input weights, of which a token reads one row, and for
-    peepholes, which are vectors side by side.
+    the weights of a unit's own (peepholes), which are vectors side by side.
     """
-    whole = name == "weight_ih_l0" or name.startswith("weight_peephole")
+    whole = name == "weight_ih_l0" or name.startswith(_UNIT_WEIGHTS)
     matrix = parameter.ndim == 2 and not whole
     return rounded_to_bfloat16(parameter) if matrix else parameter
 

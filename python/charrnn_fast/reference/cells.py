@@ -1,9 +1,9 @@
 """The cells: the math of one step of one layer, each backward right under its forward.
 
 gx, gh [B, G*H] are the input's and the recurrent part of the gates, states are [B, H]. prev are the
-states before the step and, behind them, the peepholes where the cell has them. The cell's h is the
-one before a projection; prev[0] is then a projected one, [B, P]. The kernels' cells stand in
-``cpp/include/charrnn_fast/cells.hpp``.
+states before the step and, behind them, the weights of the units' own, where the cell has such. The
+cell's h is the one before a projection; prev[0] is then a projected one, [B, P]. The kernels' cells
+stand in ``cpp/include/charrnn_fast/cells.hpp``.
 """
 
 from __future__ import annotations
@@ -135,6 +135,7 @@ class Cell(NamedTuple):
     # gives only the pointwise part of dprev: the recurrence adds dgh @ W_hh to dh
     backward: Callable[[States, States, States], tuple[Array, Array, States]]
     blocks: tuple[int, ...] = (1,)  # the shares of the gates that layer norm takes together
+    weights: tuple[str, int] | None = None  # of the units' own: what follows "weight_", rows [., H]
 
 
 CELLS = {
@@ -142,7 +143,9 @@ CELLS = {
     ("rnn", "relu"): Cell(1, 1, _rnn_relu, _rnn_relu_backward),
     ("gru", "tanh"): Cell(3, 1, _gru, _gru_backward, blocks=(2, 1)),  # r and z; n by itself
     ("lstm", "tanh"): Cell(4, 2, _lstm, _lstm_backward),
-    ("peephole_lstm", "tanh"): Cell(4, 2, _peephole_lstm, _peephole_lstm_backward),
+    ("peephole_lstm", "tanh"): Cell(
+        4, 2, _peephole_lstm, _peephole_lstm_backward, weights=("peephole", 3)
+    ),
     ("coupled_lstm", "tanh"): Cell(3, 2, _coupled_lstm, _coupled_lstm_backward),
 }
 
@@ -154,6 +157,5 @@ def find_cell(cell: str, nonlinearity: str) -> Cell:
     except KeyError:
         raise ValueError(
             f"cell={cell!r} with nonlinearity={nonlinearity!r} does not exist; "
-            "cell takes 'rnn', 'gru', 'lstm', 'peephole_lstm' or 'coupled_lstm', "
-            "nonlinearity 'tanh' or (rnn only) 'relu'"
+            f"there are {', '.join(f'{name!r} with {its!r}' for name, its in CELLS)}"
         ) from None

@@ -138,7 +138,7 @@ def direction(
 
     `own` are its parameters, without the suffix; x and `call` have time as it walks.
     """
-    W_xh, W_hh, peephole = own["weight_ih"], own["weight_hh"], _peephole(own)
+    W_xh, W_hh, unit_weights = own["weight_ih"], own["weight_hh"], _unit_weights(cell, own)
     rates, sites = call.regularization, [site(kind, layer, direction) for kind in range(OUTPUT)]
     columns = x[..., None] if are_tokens(x) else np.arange(W_xh.shape[1])
     noise = Noise(
@@ -163,7 +163,7 @@ def direction(
     for t in range(len(x)):
         prev = trace.states[t]
         gh, h_norm = _gates(times(prev[0], noise.h, t) @ W_hh.T, own, "hh", cell)
-        (h_cell, *c), saved = cell.forward(gx[t], gh, prev + peephole)
+        (h_cell, *c), saved = cell.forward(gx[t], gh, prev + unit_weights)
         new = (h_cell @ own["weight_hr"].T if "weight_hr" in own else h_cell, *c)
         following = tuple(
             n if m is None else m[t] * s + (1 - m[t]) * n
@@ -184,7 +184,7 @@ def direction_backward(
 
     From dh [T, B, R], the gradient of the hidden vectors, and that of the final states.
     """
-    W_xh, noise, peephole = own["weight_ih"], trace.noise, _peephole(own)
+    W_xh, noise, unit_weights = own["weight_ih"], trace.noise, _unit_weights(cell, own)
     grads = {name: np.zeros_like(value) for name, value in own.items()}
     dgx = np.empty((*dh.shape[:2], len(W_xh)), dh.dtype)
     dproduct, h_prev = np.empty_like(dgx), np.empty_like(dh)
@@ -195,9 +195,9 @@ def direction_backward(
         if "weight_hr" in own:
             grads["weight_hr"] += dh_cell.T @ trace.h_cell[t]
             dh_cell = dh_cell @ own["weight_hr"]
-        dgx[t], dgh, dprev = cell.backward(trace.saved[t], prev + peephole, (dh_cell, *dc))
-        if peephole:
-            grads["weight_peephole"] += dprev[-1]
+        dgx[t], dgh, dprev = cell.backward(trace.saved[t], prev + unit_weights, (dh_cell, *dc))
+        if cell.weights is not None:
+            grads[f"weight_{cell.weights[0]}"] += dprev[-1]
         dproduct[t] = _gates_backward(dgh, own, "hh", cell, trace.h_norm[t], grads)
         h_prev[t] = times(prev[0], noise.h, t)
         dstates = (dprev[0] + times(dproduct[t] @ trace.W_hh, noise.h, t), *dprev[1:])
@@ -212,8 +212,8 @@ def direction_backward(
     return times(dproduct @ W_xh, noise.x), dnext, grads
 
 
-def _peephole(own: Parameters) -> States:
-    return (own["weight_peephole"],) if "weight_peephole" in own else ()
+def _unit_weights(cell: Cell, own: Parameters) -> States:
+    return () if cell.weights is None else (own[f"weight_{cell.weights[0]}"],)
 
 
 def times(a: Array, m: Array | None, t: Any = ...) -> Array:

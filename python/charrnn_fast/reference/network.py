@@ -75,8 +75,9 @@ def init_parameters(
                 shapes["bias_ih" + suffix] = (rows,)
             if bias is True:
                 shapes["bias_hh" + suffix] = (rows,)
-            if cell == "peephole_lstm":
-                shapes["weight_peephole" + suffix] = (3, H)
+            if unit.weights is not None:
+                name, count = unit.weights
+                shapes[f"weight_{name}{suffix}"] = (count, H)
             if layer_norm:
                 shapes["gain_ih" + suffix] = shapes["gain_hh" + suffix] = (rows,)
             if proj_size:

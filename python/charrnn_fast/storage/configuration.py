@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from .. import registry
 from .._checks import LARGEST_SEED, MOST_STEPS, StrPath
+from ..initial import INITS
 from . import checkpoint
 from .schema import (
     anything,
@@ -36,21 +38,17 @@ _MODEL = table(
     {
         "hidden_size": integer(1),
         "num_layers": integer(1, 10_000),
-        "cell": one_of("rnn", "gru", "lstm", "peephole_lstm", "coupled_lstm"),
+        "cell": one_of(*registry.CELL_NAMES),
         "seed": integer(0, LARGEST_SEED),
         "dtype": one_of("float32", "float64"),
-        "nonlinearity": one_of("tanh", "relu"),
+        "nonlinearity": one_of(*registry.NONLINEARITIES),
         "bias": one_of(True, "double", "single", False, "none"),
-        "init": one_of("uniform", "lecun", "lecun_tokens"),
+        "init": one_of(*INITS),
         "forget_bias": optional(number()),
         "proj_size": integer(0),
         "layer_norm": flag,
-        "dropout": _RATE,
-        "input_dropout": _RATE,
-        "output_dropout": _RATE,
-        "recurrent_dropout": _RATE,
+        **dict.fromkeys(registry.DROPOUT_RATES, _RATE),
         "variational": flag,
-        "weight_drop": _RATE,
         "zoneout": row(h=_RATE, c=_RATE),
     }
 )
@@ -73,7 +71,7 @@ _SETTINGS = table(
     {
         "batch_size": integer(1),
         "seq_len": integer(1),
-        "optimizer": optional(one_of("sgd", "rmsprop", "adagrad", "adam", "adamw")),
+        "optimizer": optional(one_of(*registry.OPTIMIZERS)),
         "learning_rate": number(least=0),
         "clip_norm": optional(number(above=0)),
         "clip_value": optional(number(above=0)),

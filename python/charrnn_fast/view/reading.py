@@ -29,12 +29,12 @@ class Reading(NamedTuple):
 
 def quantity(rnn: RNN) -> str:
     """What `Reading.activations` are."""
-    return "tanh(c)" if rnn.cell.endswith("lstm") else "h"
+    return "tanh(c)" if rnn.kind.num_states > 1 else "h"
 
 
 def is_bounded(rnn: RNN) -> bool:
     """Whether the activations lie in -1 to 1."""
-    return not (rnn.cell == "rnn" and rnn.nonlinearity == "relu")
+    return rnn.kind.num_states > 1 or rnn.kind.bounded
 
 
 def read(model: CharLM, ids: NDArray[np.int32], layers: list[int]) -> Reading:

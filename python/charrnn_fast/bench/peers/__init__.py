@@ -42,6 +42,8 @@ class Peer(Protocol):
     """A side. Made once in a process that has a number of threads; raises UnavailableError."""
 
     version: str
+    cells: tuple[str, ...]
+    """The cells that it has; problems of others are not given to it."""
 
     def __init__(self, threads: int) -> None: ...
 

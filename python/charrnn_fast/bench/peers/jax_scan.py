@@ -18,6 +18,8 @@ NAME = "jax"
 
 
 class Jax:
+    cells: tuple[str, ...] = ("rnn", "gru", "lstm")
+
     def __init__(self, threads: int) -> None:
         # XLA takes its threads when it starts; the worker's environment says how many.
         self.jax = require("jax")

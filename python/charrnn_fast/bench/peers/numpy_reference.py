@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ... import reference
+from ...registry import CELL_NAMES
 from ..problem import CHECKED_STEPS, CLIP_NORM, LEARNING_RATE, Array, Outputs, Problem, batches
 from . import Peer, Task
 
@@ -15,6 +16,8 @@ NAME = "numpy"
 
 
 class NumPy:
+    cells = CELL_NAMES
+
     def __init__(self, threads: int) -> None:
         self.version = np.__version__
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cases import GATES
+from ...registry import gates
 from ..problem import Array, Outputs, Problem
 from . import Peer, Task, require
 
@@ -25,6 +25,8 @@ _OPSET, _IR = 17, 8  # read by every ONNX Runtime since 1.12
 
 
 class OnnxRuntime:
+    cells = tuple(_ORDER)
+
     def __init__(self, threads: int) -> None:
         self.onnx = require("onnx")
         self.runtime = require("onnxruntime")
@@ -61,7 +63,7 @@ class OnnxRuntime:
         for k in range(case.num_layers):
 
             def reordered(name: str, k: int = k) -> Array:
-                blocks = np.split(p[f"{name}_l{k}"], GATES[case.cell])
+                blocks = np.split(p[f"{name}_l{k}"], gates(case.cell))
                 return np.concatenate([blocks[gate] for gate in _ORDER[case.cell]])
 
             W = constant(f"W{k}", reordered("weight_ih")[None])

@@ -23,6 +23,8 @@ NAME = "torch"
 
 
 class Torch:
+    cells: tuple[str, ...] = ("rnn", "gru", "lstm")
+
     def __init__(self, threads: int) -> None:
         self.torch = require("torch")
         self.torch.set_num_threads(threads)

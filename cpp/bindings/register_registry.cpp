@@ -1,0 +1,47 @@
+#include "charrnn_fast/registry.hpp"
+
+#include "arrays.hpp"
+
+// As _core.pyi has it: tuples of dicts, which Python's registry makes its own objects of.
+namespace charrnn_fast::bindings {
+namespace {
+
+py::dict describe(const CellInfo& cell) {
+  py::dict d;
+  d["name"] = cell.name;
+  d["nonlinearity"] = cell.nonlinearity;
+  d["gates"] = cell.gates;
+  d["unit_weights"] = cell.params_name;
+  d["num_states"] = cell.num_states;
+  d["num_split"] = cell.num_split;
+  d["num_saved"] = cell.num_saved;
+  d["forget_gate"] = cell.forget_gate < 0 ? py::object(py::none()) : py::int_(cell.forget_gate);
+  d["takes_projection"] = cell.takes_projection();
+  d["bounded"] = cell.bounded;
+  return d;
+}
+
+py::dict describe(const OptimizerInfo& optimizer) {
+  py::dict options;
+  for (const OptimizerOption& option : optimizer.options)
+    options[py::str(option.name)] =
+        option.is_flag ? py::object(py::bool_(option.initial != 0)) : py::float_(option.initial);
+  py::dict d;
+  d["name"] = optimizer.name;
+  d["options"] = options;
+  return d;
+}
+
+}  // namespace
+
+void register_registry(py::module_& m) {
+  py::list all_cells, all_optimizers, rates;
+  for (const CellInfo& cell : cells()) all_cells.append(describe(cell));
+  for (const OptimizerInfo& optimizer : optimizers()) all_optimizers.append(describe(optimizer));
+  for (const DropoutRate& rate : dropout_rates) rates.append(rate.name);
+  m.attr("cells") = py::tuple(all_cells);
+  m.attr("optimizers") = py::tuple(all_optimizers);
+  m.attr("dropout_rates") = py::tuple(rates);
+}
+
+}  // namespace charrnn_fast::bindings
