@@ -628,8 +628,8 @@ def base_of(text: str) -> Point:
     cell, *sizes = text.split(",")
     if cell not in CELL_NAMES or len(sizes) != len(AXES) or not all(map(is_size, sizes)):
         raise BenchError(
-            f"--base: {text!r} is no case: it takes a cell of {', '.join(CELL_NAMES)} with T, B, "
-            f"H, L and V, as lstm,50,50,128,1,64"
+            f"--base must be a cell of {', '.join(CELL_NAMES)} with T, B, "
+            f"H, L and V, as lstm,50,50,128,1,64, got {text!r}"
         )
     return Point(cell, *map(int, sizes))
 
@@ -641,17 +641,17 @@ def is_size(text: str) -> bool:
 def values_of(options: argparse.Namespace) -> dict[str, tuple[int, ...]]:
     for name in options.axes:
         if name not in AXES:
-            raise BenchError(f"unknown axis {name!r}: it takes {', '.join(AXES)}")
+            raise BenchError(f"axis must be one of {', '.join(AXES)}, got {name!r}")
     chosen = [name for name in AXES if not options.axes or name in options.axes]
     if options.values is None:
         return {name: (QUICK if options.quick else VALUES)[name] for name in chosen}
     if len(chosen) != 1:
-        raise BenchError(f"--values takes one axis, got {', '.join(chosen)}")
+        raise BenchError(f"--values must come with one axis, got {', '.join(chosen)}")
     parts = options.values.split(",")
     numbers = [int(part) for part in parts if is_size(part)]
     if len(numbers) != len(parts) or len(parts) < 2 or sorted(set(numbers)) != numbers:
         raise BenchError(
-            f"--values: {options.values!r}: it takes two or more numbers, ascending, as 25,50,100"
+            f"--values must be two or more numbers, ascending, as 25,50,100, got {options.values!r}"
         )
     return {chosen[0]: tuple(numbers)}
 
@@ -676,7 +676,7 @@ def run(options: argparse.Namespace) -> None:
             check_output(f"--{option}", Path(getattr(options, option)))
     if options.plot is not None:
         if Path(options.plot).suffix not in (".svg", ".png", ".pdf"):
-            raise BenchError(f"--plot: {options.plot}: it takes a name in .svg, .png or .pdf")
+            raise BenchError(f"--plot must be a name in .svg, .png or .pdf, got {options.plot}")
         if find_spec("matplotlib") is None:
             raise BenchError(
                 "--plot needs matplotlib, which is not installed: pip install 'charrnn_fast[plot]'"

@@ -92,7 +92,7 @@ def results() -> list[Any]:
 
 def on_device(device: object) -> None:
     """Every network from now on."""
-    for name in ("NetworkFloat32", "NetworkFloat64"):
+    for name in ("ModelFloat32", "ModelFloat64"):
         setattr(_core, name, functools.partial(getattr(_core, name), device=device))
 
 
@@ -101,7 +101,7 @@ def main(folder: str) -> None:
     sys.path.insert(0, folder)
     guarded_device = importlib.import_module("guarded_device")
     on_device(guarded_device.device)
-    network = _core.NetworkFloat32("gru", 2, 3, 0, 1, "none")
+    network = _core.ModelFloat32("gru", 2, 3, 0, 1, "none")
     first, second = network.parameter("weight_hh_l0"), network.parameter("weight_hh_l0")
     assert not np.shares_memory(first, second), "the CPU's memory"
     found = results()

@@ -74,13 +74,13 @@ def test_train_tells_what_it_does_and_saves(
     loss = trainer.history[-1].validation_loss
     assert error == ""
     for line in (
-        "text        880 characters: 792 to train on, the last 88 held out",
+        "text        880 characters: 792 to train on, the last 88 for validation",
         "vocabulary  28 characters: '\\n abcdefghijklmnopqrstuvwxyz'",
         f"model       lstm, 1 layer of 8, float32: {trainer.model.num_parameters:,} parameters",
         "training    adam, learning rate 0.002 (x0.97 per epoch from epoch 10), gradient norm "
         "clipped to 5; batch size 6, sequence length 20",
         f"length      12 steps, 2 epochs, on {cf.get_num_threads()} threads",
-        f"held-out loss: {loss:.4f} nats per character ({loss / np.log(2):.4f} bits)",
+        f"validation loss: {loss:.4f} nats per character ({loss / np.log(2):.4f} bits)",
         f"next: charrnn-fast sample '{path}'",
     ):
         assert f"{line}\n" in output
@@ -119,7 +119,7 @@ def test_what_is_left_out_reaches_the_model(
     ("option", "message"),
     [
         (["--dropout", "1"], "--dropout: must be finite, at least 0, below 1, got 1.0"),
-        (["--zoneout", "0.1,0.2,0.3"], "--zoneout: takes one rate or two"),
+        (["--zoneout", "0.1,0.2,0.3"], "--zoneout: must be one rate or two"),
         (["--proj-size", "8", "--cell", "gru"], "--proj-size=8 is for LSTMs, got --cell='gru'"),
     ],
 )
@@ -181,7 +181,7 @@ def test_worse_than_guessing_is_told(
     train = ["train", str(text), "-o", str(tmp_path / "model"), "--steps", "6", *SMALL]
     assert main([*train, "--optimizer", "sgd", "--learning-rate", "50"]) == 0
     assert capsys.readouterr().err.endswith(
-        "charrnn-fast: warning: the held-out loss is above ln 28 = 3.3322, that of uniform "
+        "charrnn-fast: warning: the validation loss is above ln 28 = 3.3322, that of uniform "
         "guessing; try more --epochs or a smaller --learning-rate\n"
     )
 
@@ -714,7 +714,7 @@ def test_resume_tells_of_a_damaged_checkpoint_as_info_does(
         ),
         (
             ["train", "{text}", "-o", "{out}", "--document-mark", r"\q"],
-            r"--document-mark: takes the escapes \n \r \t \f \\ \xNN \uNNNN, got \q",
+            r"--document-mark: must have no escapes but \n \r \t \f \\ \xNN \uNNNN, got \q",
         ),
         (
             ["train", "--demo", "--encoding", "ascii"],
@@ -868,7 +868,7 @@ def test_info_tells_what_a_checkpoint_holds(
     assert "28 characters" in output
     assert "training    adam, learning rate 0.002 (x0.97 per epoch from epoch 10), " in output
     assert "12 steps" in output
-    assert f"held out {trainer.history[-1].validation_loss:.4f} nats per character" in output
+    assert f"validation {trainer.history[-1].validation_loss:.4f} nats per character" in output
     trainer.model.save(model)
     assert main(["info", str(model)]) == 0
     assert "none stored: the model alone" in capsys.readouterr().out
@@ -901,7 +901,7 @@ def test_the_demonstration_leaves_nothing_behind(
     monkeypatch.setattr(demo, "SIZE", 20_000)
     assert main(["train", "--demo", "--steps", "3", "--hidden-size", "4"]) == 0
     output = capsys.readouterr().out
-    assert "held-out loss: " in output
+    assert "validation loss: " in output
     assert "bound" not in output  # it is that of the plain demonstration
     assert os.listdir(tmp_path) == []
 
@@ -933,8 +933,11 @@ def test_help_is_there(command: list[str], capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("variable", "message"),
     [
-        ("CHARRNN_NUM_THREADS", "CHARRNN_NUM_THREADS is 'foo', it takes a whole number"),
-        ("CHARRNN_ISA", "CHARRNN_ISA is 'foo', this machine runs: "),
+        (
+            "CHARRNN_NUM_THREADS",
+            "CHARRNN_NUM_THREADS must be a whole number in 1 to 4096, got 'foo'",
+        ),
+        ("CHARRNN_ISA", "CHARRNN_ISA must be one of "),
     ],
 )
 def test_a_bad_environment_is_one_clear_line(model: Path, variable: str, message: str) -> None:

@@ -313,15 +313,18 @@ def test_a_prime_of_a_byte_model_may_hold_anything(
         ),
         (
             ["--prime", "a\\q"],
-            r"--prime: takes the escapes \n \r \t \f \\ \xNN \uNNNN, got \q; write \\",
+            r"--prime: must have no escapes but \n \r \t \f \\ \xNN \uNNNN, got \q; write \\",
         ),
-        (["--stop", "a\\"], r"--stop: takes the escapes \n \r \t \f \\ \xNN \uNNNN, got \;"),
+        (["--stop", "a\\"], r"--stop: must have no escapes but \n \r \t \f \\ \xNN \uNNNN, got \;"),
         (["--stop", r"\uD800"], r"--stop: \uD800 stands for half a character; type the character"),
         (["--stream", "--json"], "--stream writes characters, --json whole texts"),
         (["--stream", "--temperatures", "1"], "--stream writes characters, --temperatures whole"),
         (["--stop", ""], "--stop: must be one character or more, got ''"),
         (["--stop", "a", "--stop", "Q"], "--stop has the character 'Q' (U+0051) at position 0"),
-        (["--weight-dtype", "float64"], "--weight-dtype is 'float64', a float32 model takes"),
+        (
+            ["--weight-dtype", "float64"],
+            "--weight-dtype of a float32 model must be 'float32' or 'bfloat16'",
+        ),
     ],
 )
 def test_sample_refuses(

@@ -69,8 +69,8 @@ def test_python_on_a_device(build: Path) -> None:
 
 
 def test_a_device_is_a_capsule() -> None:
-    with pytest.raises(TypeError, match="device is int, it takes None or a capsule called"):
-        _core.NetworkFloat32("gru", 2, 3, 0, 1, "none", device=3)
+    with pytest.raises(TypeError, match=r"device must be None or a capsule called .*, got int"):
+        _core.ModelFloat32("gru", 2, 3, 0, 1, "none", device=3)
 
 
 @pytest.mark.slow

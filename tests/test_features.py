@@ -485,12 +485,12 @@ def test_refuses_what_numpy_would_take() -> None:
     case = FeatureCase("lstm", proj_size=2)
     parameters, x = case.parameters(), case.x()
     for bad in ([1, 2, 3, 4, 5], [-1, 1, 2, 3, 4]):
-        message = rf"lengths takes integers in \[0, 5\), got {min(bad)} to {max(bad)}"
+        message = rf"lengths must be integers in \[0, 5\), got {min(bad)} to {max(bad)}"
         with pytest.raises(ValueError, match=message):
             reference.forward(parameters, x, cell="lstm", lengths=bad)
     rates = Regularization(zoneout=(0.1, 0.0))
     with pytest.raises(ValueError, match=r"zoneout of h is not for projected h, got 0\.1"):
         reference.forward(parameters, x, cell="lstm", regularization=rates)
     for rate in (1.0, -0.5, float("nan")):
-        with pytest.raises(ValueError, match=r"a mask takes rates in \[0, 1\), got"):
+        with pytest.raises(ValueError, match=r"the rate of a mask must be in \[0, 1\), got"):
             mask(0, 0, rate, 0, 0, 0)

@@ -89,15 +89,15 @@ def test_rate_and_independence() -> None:
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
 def test_rates_out_of_range(rate: float) -> None:
-    with pytest.raises(ValueError, match=r"rate is .*, it takes 0 or more and less than 1"):
+    with pytest.raises(ValueError, match=r"rate must be at least 0, below 1, got"):
         _core.mask(0, 0, rate, 0, np.arange(3), 4, "float32")
 
 
 def test_wrong_arguments() -> None:
     streams = np.arange(3)
-    with pytest.raises(ValueError, match="cols is -1"):
+    with pytest.raises(ValueError, match="cols must be >= 0, got -1"):
         _core.mask(0, 0, 0.5, 0, streams, -1, "float32")
-    with pytest.raises(ValueError, match=r"streams has shape \[1, 3\], it takes \[N\]"):
+    with pytest.raises(ValueError, match=r"streams must have shape \[N\], got \[1, 3\]"):
         _core.mask(0, 0, 0.5, 0, streams[None], 4, "float32")
     with pytest.raises(TypeError, match="streams has dtype int32"):
         _core.mask(0, 0, 0.5, 0, streams.astype("int32"), 4, "float32")

@@ -266,7 +266,10 @@ def test_a_name_that_is_no_files_is_told(
         ("train text -o text/new", "text/new: its folder is a file"),
         ("train text -o no/new", "no/new: its folder does not exist"),
         ("train text -o new --log text/log", "text/log: its folder is a file"),
-        ("train text -o new --tensorboard model", "--tensorboard takes a folder, and model is a"),
+        (
+            "train text -o new --tensorboard model",
+            "--tensorboard must be a folder, got the file model",
+        ),
         ("train text -o new --init-from there", "there: this is a folder, not a file; name a file"),
         ("train text -o new --config there", "there: this is a folder, not a file; name a file in"),
         ("train text/new -o new", "text/new: a part of this path is a file, not a folder"),

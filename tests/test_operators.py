@@ -102,7 +102,7 @@ def test_what_exceeds_the_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("charrnn_fast._core.NetworkFloat32", fail)
+    monkeypatch.setattr("charrnn_fast._core.ModelFloat32", fail)
     with pytest.raises(
         MemoryError,
         match=r"RNN\(4, 3, output_size=5, .* has 36 weights and takes 1.44e-07 GB, .*try",
@@ -398,8 +398,8 @@ def test_step_refuses_and_keeps_its_state() -> None:
     before = np.array(net.state)
     wrong: list[tuple[Any, type[Exception], str]] = [
         (np.array([1, 2, 3]), ValueError, r"x .*batch of 3.*2.*reset"),
-        (np.array([1, 4]), ValueError, r"x\[1\] is 4, it takes 0 to 3"),
-        (np.array([-1, 2]), ValueError, r"x\[0\] is -1, it takes 0 to 3"),
+        (np.array([1, 4]), ValueError, r"x\[1\] must be in 0 to 3, got 4"),
+        (np.array([-1, 2]), ValueError, r"x\[0\] must be in 0 to 3, got -1"),
         (np.zeros((2, 5), "float32"), ValueError, r"x must have shape \[B, 4\], got \(2, 5\)"),
         (np.zeros((2, 4), "float64"), TypeError, "x .*float32.*float64"),
         (np.zeros((2, 4), "complex64"), TypeError, "x .*float32.*complex64"),
@@ -408,8 +408,8 @@ def test_step_refuses_and_keeps_its_state() -> None:
         ([1, 2], TypeError, "x must be .*array.*list"),
         (None, TypeError, "x must be .*array.*NoneType"),
         (True, TypeError, "x must be .*array.*bool"),
-        (2**70, ValueError, "x is 1180591620717411303424, it takes 0 to 3"),
-        (-(2**70), ValueError, "x is -1180591620717411303424, it takes 0 to 3"),
+        (2**70, ValueError, "x must be in 0 to 3, got 1180591620717411303424"),
+        (-(2**70), ValueError, "x must be in 0 to 3, got -1180591620717411303424"),
         (np.zeros((0, 4), "float32"), ValueError, "batch of 1 or more, got 0"),
     ]
     for x, error, message in wrong:
@@ -487,10 +487,10 @@ def test_forward_refuses() -> None:
         (x[:, ::2], None, ValueError, "x must be C-contiguous.*ascontiguousarray"),
         (x.transpose(1, 0, 2), None, ValueError, "x must be C-contiguous"),
         (x[:, :0].copy(), None, ValueError, "x .*batch of 1 or more, got 0"),
-        (np.array([[0, 1], [2, 4]]), None, ValueError, r"x\[1, 1\] is 4, it takes 0 to 3"),
-        (np.array([[0, -1]]), None, ValueError, r"x\[0, 1\] is -1, it takes 0 to 3"),
-        (np.array([[2**32]]), None, ValueError, r"x\[0, 0\] is 4294967296, it takes 0 to 3"),
-        (np.array([[2**64 - 1]], "uint64"), None, ValueError, "is 18446744073709551615"),
+        (np.array([[0, 1], [2, 4]]), None, ValueError, r"x\[1, 1\] must be in 0 to 3, got 4"),
+        (np.array([[0, -1]]), None, ValueError, r"x\[0, 1\] must be in 0 to 3, got -1"),
+        (np.array([[2**32]]), None, ValueError, r"x\[0, 0\] must be in 0 to 3, got 4294967296"),
+        (np.array([[2**64 - 1]], "uint64"), None, ValueError, "got 18446744073709551615"),
         (np.array([0, 1]), None, ValueError, r"x of tokens must have shape \[T, B\], got \(2,\)"),
         (np.array([["a"]]), None, TypeError, "x .*float32"),
         (np.array([[None]]), None, TypeError, "x .*float32.*object"),
@@ -505,8 +505,8 @@ def test_forward_refuses() -> None:
             net.forward(given, state)
     options: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"lengths": [5, 4]}, ValueError, r"lengths must have shape \[B\] = \(3,\), got \(2,\)"),
-        ({"lengths": [5, 4, 6]}, ValueError, r"lengths\[2\] is 6, it takes 0 to 5"),
-        ({"lengths": [5, -1, 0]}, ValueError, r"lengths\[1\] is -1, it takes 0 to 5"),
+        ({"lengths": [5, 4, 6]}, ValueError, r"lengths\[2\] must be in 0 to 5, got 6"),
+        ({"lengths": [5, -1, 0]}, ValueError, r"lengths\[1\] must be in 0 to 5, got -1"),
         ({"lengths": [5.0, 4.0, 3.0]}, TypeError, "lengths must be integers, got float64"),
         ({"mask_seed": -1}, ValueError, "mask_seed must be in 0 to .*got -1"),
         ({"mask_seed": 0.5}, TypeError, "mask_seed must be an integer.*got 0.5"),
@@ -549,7 +549,7 @@ def test_backward_belongs_to_the_last_forward(unit: str) -> None:
     net.forward(case.x(), case.state())
     net.step(tokens[0])
     net._core.sample(9, tokens[0], zero, np.zeros(3, "uint64"), 0, 1.0, 0, 1.0)
-    with pytest.raises(ValueError, match="is 9, it takes"):
+    with pytest.raises(ValueError, match="got 9"):
         net.forward(np.full((5, 3), 9))
     _, _, grads = net.backward(case.dy(), case.dstate())
     for name, grad in grads.items():
@@ -712,8 +712,8 @@ def test_cross_entropy_refuses() -> None:
         (logits[..., :0].copy(), targets, "mean", ValueError, r"\[\.\.\., V\]"),
         (logits[:, ::-1], targets, "mean", ValueError, "logits must be C-contiguous"),
         (logits, targets[:, ::-1], "mean", ValueError, "targets must be C-contiguous"),
-        (logits, targets + 7, "mean", ValueError, r"targets\[0, 0\] is 7, it takes -1 to 6"),
-        (logits, targets - 2, "mean", ValueError, r"targets\[0, 0\] is -2, it takes -1 to 6"),
+        (logits, targets + 7, "mean", ValueError, r"targets\[0, 0\] must be in -1 to 6, got 7"),
+        (logits, targets - 2, "mean", ValueError, r"targets\[0, 0\] must be in -1 to 6, got -2"),
     ]
     for x, y, reduction, error, message in wrong:
         with pytest.raises(error, match=message):

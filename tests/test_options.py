@@ -95,13 +95,13 @@ def test_what_toml_cannot_hold_is_told() -> None:
         ("sequence_len = 3", "there is no setting 'sequence_len'; did you mean 'seq_len'?"),
         ("xyz = 3", "there is no setting 'xyz'; see charrnn-fast train --help"),
         ("seq_len = 0", "seq_len: .*must be >= 1, got 0"),
-        ("seq_len = 1.5", "seq_len: takes a valid integer, got 1.5"),
-        ("seq_len = true", "seq_len: takes a valid integer, got True"),
-        ("zoneout = [0.1, 0.2, 0.3]", "zoneout: takes one rate or two"),
-        ("text = 3", "text: takes paths, got 3"),
-        ("text = []", r"text: takes paths, got \[\]"),
-        ("layer_norm = 1.5", "layer_norm: takes true or false, got 1.5"),
-        ('cell = "tcn"', "cell: takes rnn, gru, lstm, .*, got 'tcn'"),
+        ("seq_len = 1.5", "seq_len: must be a valid integer, got 1.5"),
+        ("seq_len = true", "seq_len: must be a valid integer, got True"),
+        ("zoneout = [0.1, 0.2, 0.3]", "zoneout: must be one rate or two"),
+        ("text = 3", "text: must be paths, got 3"),
+        ("text = []", r"text: must be paths, got \[\]"),
+        ("layer_norm = 1.5", "layer_norm: must be true or false, got 1.5"),
+        ('cell = "tcn"', "cell: must be one of rnn, gru, lstm, .*, got 'tcn'"),
         ("dropout = 1", "dropout: .*below 1, got 1"),
         ("epochs = 2\nsteps = 3", "gives both epochs and steps"),
         ("seq_len = ", "run.toml is no TOML file: "),
@@ -116,7 +116,7 @@ def test_wrong_settings_are_told(tmp_path: Path, text: str, message: str) -> Non
 
 
 def test_a_pair_without_a_value_is_told() -> None:
-    with pytest.raises(ValueError, match="--set takes key=value, got 'seq_len'"):
+    with pytest.raises(ValueError, match="--set must be key=value, got 'seq_len'"):
         given("--set", "seq_len")
 
 

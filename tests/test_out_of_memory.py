@@ -71,7 +71,7 @@ def test_what_is_made_with_too_little_memory(monkeypatch: pytest.MonkeyPatch) ->
     """Refused before anything is allocated: the system promises more memory than there is."""
     net = cf.RNN(4, 3000)
     monkeypatch.setattr("charrnn_fast._checks.available_memory", lambda: 10**7)
-    monkeypatch.setattr("charrnn_fast._core.NetworkFloat32", None)
+    monkeypatch.setattr("charrnn_fast._core.ModelFloat32", None)
     message = r"RNN\(4, 5000, .* has 25,020,000 weights and takes 0.1 GB, and 0.01 GB are free; try"
     with pytest.raises(MemoryError, match=message):
         cf.RNN(4, 5000)

@@ -153,11 +153,13 @@ def test_refuses_what_numpy_would_take() -> None:
     case = Case(tokens=True, output_size=3)
     parameters = case.parameters()
     for bad in (-1, case.input_size):
-        with pytest.raises(ValueError, match=rf"x takes integers in \[0, 4\), got {bad} to {bad}"):
+        with pytest.raises(
+            ValueError, match=rf"x must be integers in \[0, 4\), got {bad} to {bad}"
+        ):
             reference.forward(parameters, np.full((1, 1), bad))
-    with pytest.raises(ValueError, match=r"targets takes integers in \[-1, 3\), got -2 to -2"):
+    with pytest.raises(ValueError, match=r"targets must be integers in \[-1, 3\), got -2 to -2"):
         reference.cross_entropy(np.zeros((1, 3)), np.array([-2]))
-    with pytest.raises(ValueError, match="reduction takes 'mean' or 'sum', got 'none'"):
+    with pytest.raises(ValueError, match="reduction must be 'mean' or 'sum', got 'none'"):
         reference.cross_entropy(np.zeros((1, 3)), np.array([0]), "none")
     with pytest.raises(
         ValueError, match=r"cell='mgu' .* there are 'rnn' with 'tanh', 'rnn' with 'relu'"
@@ -165,7 +167,7 @@ def test_refuses_what_numpy_would_take() -> None:
         reference.forward(parameters, case.x(), cell="mgu")
     with pytest.raises(ValueError, match="nonlinearity='relu'"):
         reference.forward(parameters, case.x(), cell="lstm", nonlinearity="relu")
-    with pytest.raises(ValueError, match="bias takes True, 'single' or False, got 'both'"):
+    with pytest.raises(ValueError, match="bias must be True, 'single' or False, got 'both'"):
         reference.init_parameters(2, 3, bias="both")
 
 
@@ -262,7 +264,7 @@ def test_binary_cross_entropy_of_extremes() -> None:
     assert (loss, gradient.tolist()) == (2.5, [1, 2])
     for empty in (reference.binary_cross_entropy, reference.mean_square):
         assert empty(x[:0], z[:0])[0] == 0
-        with pytest.raises(ValueError, match="reduction takes 'mean' or 'sum', got 'max'"):
+        with pytest.raises(ValueError, match="reduction must be 'mean' or 'sum', got 'max'"):
             empty(x, z, "max")
 
 

@@ -89,28 +89,31 @@ def test_a_small_run(tmp_path: Path) -> None:
     axis = json.loads(files["json"].read_text())["axes"]["B"]
     assert [point["value"] for point in axis["points"]] == [1, 3]
     assert all(point["seconds"]["median"] > 0 for point in axis["points"])
-    network = _core.NetworkFloat32("gru", 9, 8, 9, 2, "double")
+    network = _core.ModelFloat32("gru", 9, 8, 9, 2, "double")
     assert axis["points"][0]["parameters"] == network.num_parameters
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["Q"], "unknown axis 'Q': it takes T, B, H, L, V"),
-        (["--base", "lstm,1,2"], "--base: 'lstm,1,2' is no case: it takes a cell of rnn, gru"),
-        (["--base", "lstm,1,2,0,4,5"], "is no case"),
-        (["--base", "tcn,1,2,3,4,5"], "is no case"),
-        (["--values", "1,2"], "--values takes one axis, got T, B, H, L, V"),
-        (["T", "--values", "2,1"], "--values: '2,1': it takes two or more numbers, ascending"),
-        (["T", "--values", "2"], "it takes two or more numbers"),
-        (["T", "--values", "2,x"], "it takes two or more numbers"),
+        (["Q"], "axis must be one of T, B, H, L, V, got 'Q'"),
+        (["--base", "lstm,1,2"], "--base must be a cell of rnn, gru"),
+        (["--base", "lstm,1,2,0,4,5"], "--base must be a cell"),
+        (["--base", "tcn,1,2,3,4,5"], "--base must be a cell"),
+        (["--values", "1,2"], "--values must come with one axis, got T, B, H, L, V"),
+        (
+            ["T", "--values", "2,1"],
+            "--values must be two or more numbers, ascending, as 25,50,100, got '2,1'",
+        ),
+        (["T", "--values", "2"], "must be two or more numbers"),
+        (["T", "--values", "2,x"], "must be two or more numbers"),
         (["--threads", "0"], "--threads: must be >= 1, got 0"),
         (["--threads", "100000"], "--threads: 100000, this process has "),
         (["--threads", "x"], "argument --threads: invalid int value: 'x'"),
         (["--rounds", "0"], "--rounds: must be >= 1, got 0"),
         (["--json", "{folder}"], "is a folder, not a file"),
         (["--markdown", "{folder}/no/a.md"], "its folder does not exist"),
-        (["--plot", "{folder}/a.txt"], "it takes a name in .svg, .png or .pdf"),
+        (["--plot", "{folder}/a.txt"], "--plot must be a name in .svg, .png or .pdf"),
     ],
 )
 def test_wrong_arguments(

@@ -128,7 +128,7 @@ def test_a_stream_that_is_closed_is_silent(tmp_path: Path, text: Path, model: Pa
     expected = [status for _, status in commands]
     statuses, out, error, files = run("")
     assert statuses == expected
-    assert "held-out loss" in out and "missing: No such file" in error
+    assert "validation loss" in out and "missing: No such file" in error
     fixed = {"a", "a.best", "page.html"}  # the others have times in them
     assert fixed | {"a.jsonl", "curves.svg", "bench.json"} == set(files)
     for closed in (">&-", "2>&-", "<&-", "<&- >&- 2>&-"):
@@ -142,7 +142,7 @@ def test_a_stream_that_is_closed_is_silent(tmp_path: Path, text: Path, model: Pa
         assert {n: its_files[n] for n in fixed} == {n: files[n] for n in fixed}
         assert set(its_files) == set(files)
         for name in ("a.jsonl", "bench.json", "curves.svg"):
-            assert b"error" not in its_files[name] and b"held-out" not in its_files[name]
+            assert b"error" not in its_files[name] and b"validation loss" not in its_files[name]
         for line in its_files["a.jsonl"].splitlines():
             json.loads(line)
 

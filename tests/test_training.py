@@ -420,7 +420,7 @@ def test_parts_that_are_not_finite_change_nothing(what: str) -> None:
     assert not (math.isfinite(loss) and math.isfinite(norm))
     _assert_same(net.parameters(), before)
     assert optimizer._core.num_steps == 0
-    with pytest.raises(ValueError, match="update takes what accumulate has added up"):
+    with pytest.raises(ValueError, match="update must follow accumulate"):
         net._core.update(optimizer._core, 1e-3, *NO_CLIPS, "mean")
 
 
@@ -443,7 +443,7 @@ def test_other_calls_between_parts_change_nothing() -> None:
                 net.step(batch.inputs[0])
                 seeds = np.zeros(5, "uint64")
                 net._core.sample(4, batch.inputs[0], state.copy(), seeds, 0, 1.0, 0, 1.0)
-                with pytest.raises(ValueError, match=r"targets\[0, 0\] is 99, it takes"):
+                with pytest.raises(ValueError, match=r"targets\[0, 0\] must be in .*, got 99"):
                     _accumulate(net, Batch(batch.inputs, batch.targets * 0 + 99, None), state)
         result = net._core.update(optimizer._core, 0.1, *NO_CLIPS, "mean")
         found.append((result, _copies(net)))
@@ -467,7 +467,7 @@ def test_what_drops_the_accumulated_gradients() -> None:
         _accumulate(net, batch, state)
         call()
         before = _copies(net)
-        with pytest.raises(ValueError, match="update takes what accumulate has added up"):
+        with pytest.raises(ValueError, match="update must follow accumulate"):
             net._core.update(optimizer._core, 0.1, *NO_CLIPS, "mean")
         _assert_same(net.parameters(), before)
 
@@ -493,11 +493,11 @@ def test_what_the_training_calls_refuse() -> None:
     good = (batch.inputs, batch.targets, state)
     fits = np.array([4, 0, 1, 2, 3])
     wrong: list[tuple[Any, type[Exception], str]] = [
-        (fits[:4], ValueError, r"lengths has shape \[4\], it takes \[5\]"),
-        (fits.astype("int32"), TypeError, "lengths has dtype int32, it takes int64"),
-        (fits.tolist(), TypeError, "lengths is list, it takes a NumPy array of int64"),
-        (fits + 1, ValueError, r"lengths\[0\] is 5, it takes 0 to 4"),
-        (fits - 1, ValueError, r"lengths\[1\] is -1, it takes 0 to 4"),
+        (fits[:4], ValueError, r"lengths must have shape \[5\], got \[4\]"),
+        (fits.astype("int32"), TypeError, "lengths must have dtype int64, got int32"),
+        (fits.tolist(), TypeError, "lengths must be a NumPy array of int64, got list"),
+        (fits + 1, ValueError, r"lengths\[0\] must be in 0 to 4, got 5"),
+        (fits - 1, ValueError, r"lengths\[1\] must be in 0 to 4, got -1"),
     ]
     _accumulate(net, batch, state, 3)
     for lengths, error, message in wrong:
@@ -512,13 +512,17 @@ def test_what_the_training_calls_refuse() -> None:
         for call in calls:
             with pytest.raises(error, match=message):
                 call(lengths)
-    with pytest.raises(ValueError, match="mask_seed is 4, it takes that of the parts before, 3"):
+    with pytest.raises(
+        ValueError, match="mask_seed must be that of the other micro-batches, 3, got 4"
+    ):
         _accumulate(net, batch, state, 4)
-    with pytest.raises(ValueError, match="mask_seed is none, it takes that of the parts before, 3"):
+    with pytest.raises(
+        ValueError, match="mask_seed must be that of the other micro-batches, 3, got none"
+    ):
         _accumulate(net, batch, state)
-    with pytest.raises(ValueError, match="optimizer was made for another network"):
+    with pytest.raises(ValueError, match="optimizer must be made for this network"):
         net._core.update(other, 0.1, *NO_CLIPS, "mean")
-    with pytest.raises(ValueError, match="reduction is 'max', it takes 'mean' or 'sum'"):
+    with pytest.raises(ValueError, match="reduction must be 'mean' or 'sum', got 'max'"):
         net._core.update(optimizer._core, 0.1, *NO_CLIPS, "max")
     state.flags.writeable = False
     with pytest.raises(ValueError, match="state is read-only"):
@@ -576,13 +580,13 @@ def test_memory_of_batches_beyond_all_bounds() -> None:
     rows = 10**6 * 10**6
     assert net._core.memory(10**6, 10**6) == pytest.approx(tape * rows, rel=0.2)
     for size in ((2**62, 2**62), (2**40, 2**22)):
-        with pytest.raises(ValueError, match=r"seq_len \d+ and batch \d+ make an impossibly large"):
+        with pytest.raises(ValueError, match=r"the batch must fit into memory, got seq_len \d+, batch \d+"):
             net._core.memory(*size)
-    with pytest.raises(ValueError, match="batch is 0, it takes 1 or more"):
+    with pytest.raises(ValueError, match="batch must be >= 1, got 0"):
         net._core.memory(5, 0)
-    with pytest.raises(ValueError, match="seq_len is -1, it takes 0 or more"):
+    with pytest.raises(ValueError, match="seq_len must be >= 0, got -1"):
         net._core.memory(-1, 5)
-    with pytest.raises(ValueError, match="a loss takes a network with output_size"):
+    with pytest.raises(ValueError, match="output_size of a network with a loss must be >= 1"):
         cf.RNN(5, 30)._core.memory(5, 5)
 
 

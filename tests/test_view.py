@@ -369,7 +369,7 @@ def test_wrong_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             page(model, text)
     with pytest.raises(ValueError, match=r"layers\[1\] must be in 0 to 1, got 2"):
         page(model, TEXT, layers=[0, 2])
-    with pytest.raises(ValueError, match="layers is empty; it takes one or more of 0 to 1"):
+    with pytest.raises(ValueError, match="layers must have one or more of 0 to 1, got none"):
         page(model, TEXT, layers=[])
     with pytest.raises(TypeError, match="title must be a str, got int"):
         page(model, TEXT, title=3)  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ inline Shape shape_of(const py::array& a) { return Shape(a.shape(), a.shape() + 
 // Compiled loops may take it that a number stands at a multiple of its size.
 inline void check_aligned(const py::array& array, const char* name) {
   if (!(array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_))
-    throw py::value_error(std::string(name) + " is not aligned, pass " + name + ".copy()");
+    throw py::value_error(std::string(name) + " must be aligned; pass " + name + ".copy()");
 }
 
 // Throws TypeError where `object` is no array of T, ValueError where it is not contiguous, not
@@ -38,19 +38,20 @@ template <class T>
 py::array checked_array(const py::object& object, const char* name, bool writable = false) {
   const auto wanted = py::dtype::of<T>();
   if (!py::isinstance<py::array>(object))
-    throw py::type_error(std::string(name) + " is " +
-                         py::str(py::type::of(object).attr("__name__")).cast<std::string>() +
-                         ", it takes a NumPy array of " + py::str(wanted).cast<std::string>());
+    throw py::type_error(std::string(name) + " must be a NumPy array of " +
+                         py::str(wanted).cast<std::string>() + ", got " +
+                         py::str(py::type::of(object).attr("__name__")).cast<std::string>());
   auto array = py::reinterpret_borrow<py::array>(object);
   if (!py::isinstance<py::array_t<T>>(array))
-    throw py::type_error(std::string(name) + " has dtype " +
-                         py::str(array.dtype()).cast<std::string>() + ", it takes " +
-                         py::str(wanted).cast<std::string>());
+    throw py::type_error(std::string(name) + " must have dtype " +
+                         py::str(wanted).cast<std::string>() + ", got " +
+                         py::str(array.dtype()).cast<std::string>());
   if (!(array.flags() & py::array::c_style))
     throw py::value_error(std::string(name) +
-                          " is not C-contiguous, pass numpy.ascontiguousarray(" + name + ")");
+                          " must be C-contiguous; pass numpy.ascontiguousarray(" + name + ")");
   check_aligned(array, name);
-  if (writable && !array.writeable()) throw py::value_error(std::string(name) + " is read-only");
+  if (writable && !array.writeable())
+    throw py::value_error(std::string(name) + " must be writable, got a read-only array");
   return array;
 }
 
@@ -58,8 +59,8 @@ template <class T>
 const T* input(const py::object& object, const char* name, const Shape& shape) {
   const py::array array = checked_array<T>(object, name);
   if (shape_of(array) != shape)
-    throw py::value_error(std::string(name) + " has shape " + text(shape_of(array)) +
-                          ", it takes " + text(shape));
+    throw py::value_error(std::string(name) + " must have shape " + text(shape) + ", got " +
+                          text(shape_of(array)));
   return static_cast<const T*>(array.data());
 }
 
@@ -67,8 +68,8 @@ template <class T>
 T* output(const py::object& object, const char* name, const Shape& shape) {
   py::array array = checked_array<T>(object, name, true);
   if (shape_of(array) != shape)
-    throw py::value_error(std::string(name) + " has shape " + text(shape_of(array)) +
-                          ", it takes " + text(shape));
+    throw py::value_error(std::string(name) + " must have shape " + text(shape) + ", got " +
+                          text(shape_of(array)));
   return static_cast<T*>(array.mutable_data());
 }
 
@@ -105,8 +106,8 @@ class LossBatch {
       : seed_(mask_seed) {
     const py::array tokens = checked_array<Token>(inputs, "inputs");
     if (tokens.ndim() != 2 || tokens.shape(1) < 1)
-      throw py::value_error("inputs has shape " + text(shape_of(tokens)) +
-                            ", it takes tokens [T, B]");
+      throw py::value_error("inputs must have shape [T, B] of tokens, got " +
+                            text(shape_of(tokens)));
     batch = {tokens.shape(0), tokens.shape(1), static_cast<const Token*>(tokens.data()), nullptr};
     batch.mask_seed = seed_.get();
     targets = input<Token>(target_ids, "targets", {batch.seq_len, batch.batch});
@@ -164,7 +165,7 @@ void check_parameter(const Parameter& p, const py::object& object) {
   const Shape shape = shape_of(py::reinterpret_borrow<py::array>(object));
   const Shape wanted = p.cols > 0 ? Shape{p.rows, p.cols} : Shape{p.rows};
   if (shape != wanted)
-    throw py::value_error(p.name + " has shape " + text(shape) + ", it takes " + text(wanted));
+    throw py::value_error(p.name + " must have shape " + text(wanted) + ", got " + text(shape));
 }
 
 template <class T>
@@ -190,7 +191,7 @@ const Parameter& find_parameter(const Network<T>& network, const std::string& na
     if (p.name == name) return p;
   std::string known;
   for (const Parameter& p : network.parameters()) known += (known.empty() ? "" : ", ") + p.name;
-  throw py::value_error("no parameter is called '" + name + "', there are " + known);
+  throw py::value_error("name must be one of " + known + ", got '" + name + "'");
 }
 
 void register_threads(py::module_& m);

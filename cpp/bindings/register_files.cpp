@@ -36,8 +36,8 @@ bool read_rows(int file, Index begin, Index end, const py::object& starts, const
   const std::vector<Index> at(given, given + batch);
   for (const Index start : at)
     if (start < 0 || start >= end - begin)
-      throw py::value_error("starts has " + std::to_string(start) + ", it takes 0 to " +
-                            std::to_string(end - begin - 1));
+      throw py::value_error("starts must be in 0 to " + std::to_string(end - begin - 1) + ", got " +
+                            std::to_string(start));
   auto* to = static_cast<char*>(into.mutable_data());
   Read result = Read::done;
   int error = 0;

@@ -19,12 +19,12 @@ auto with_floats(const py::object& x, const char* name, F&& f) -> decltype(f(flo
       py::isinstance<py::array>(x)
           ? "dtype " + py::str(x.attr("dtype")).cast<std::string>()
           : "type " + py::str(py::type::of(x).attr("__name__")).cast<std::string>();
-  throw py::type_error(std::string(name) + " has " + got + ", it takes float32 or float64");
+  throw py::type_error(std::string(name) + " must be float32 or float64, got " + got);
 }
 
 bool is_mean(const std::string& reduction) {
   if (reduction != "mean" && reduction != "sum")
-    throw py::value_error("reduction is '" + reduction + "', it takes 'mean' or 'sum'");
+    throw py::value_error("reduction must be 'mean' or 'sum', got '" + reduction + "'");
   return reduction == "mean";
 }
 
@@ -47,13 +47,13 @@ py::tuple cross_entropy_of(const py::object& logits, const py::object& targets,
     using T = decltype(scalar);
     const py::array array = checked_array<T>(logits, "logits");
     if (array.ndim() != 2 || array.shape(1) < 1)
-      throw py::value_error("logits has shape " + text(shape_of(array)) + ", it takes [N, V]");
+      throw py::value_error("logits must have shape [N, V], got " + text(shape_of(array)));
     const Index rows = array.shape(0), classes = array.shape(1);
     const bool mean = is_mean(reduction);
     const py::array target_array = checked_array<Token>(targets, "targets");
     if (target_array.size() != rows)
-      throw py::value_error("targets has shape " + text(shape_of(target_array)) + ", it takes [" +
-                            std::to_string(rows) + "]");
+      throw py::value_error("targets must have shape [" + std::to_string(rows) + "], got " +
+                            text(shape_of(target_array)));
     const auto* target_data = static_cast<const Token*>(target_array.data());
     const T* const w = weights_of<T>(weights, {rows});
     auto dlogits = new_array<T>({rows, classes});
@@ -99,14 +99,14 @@ template <class T>
 T* whole(const py::object& x, const char* name) {
   auto array = py::reinterpret_borrow<py::array>(x);
   if (!(array.flags() & (py::array::c_style | py::array::f_style)))
-    throw py::value_error(std::string(name) + " is not contiguous");
+    throw py::value_error(std::string(name) + " must be contiguous");
   check_aligned(array, name);
   return static_cast<T*>(const_cast<void*>(array.data()));
 }
 template <class T>
 T* whole_writable(const py::object& x, const char* name) {
   if (!py::reinterpret_borrow<py::array>(x).writeable())
-    throw py::value_error(std::string(name) + " is read-only");
+    throw py::value_error(std::string(name) + " must be writable, got a read-only array");
   return whole<T>(x, name);
 }
 Index size_of(const py::object& x) { return py::reinterpret_borrow<py::array>(x).size(); }
@@ -117,7 +117,7 @@ py::array_t<Token> draw(const py::object& logits, const py::object& seeds, std::
     using T = decltype(scalar);
     const py::array array = checked_array<T>(logits, "logits");
     if (array.ndim() != 2 || array.shape(1) < 1)
-      throw py::value_error("logits has shape " + text(shape_of(array)) + ", it takes [B, V]");
+      throw py::value_error("logits must have shape [B, V], got " + text(shape_of(array)));
     const SamplingOptions options{temperature, top_k, top_p};
     check(options);
     const Index batch = array.shape(0), classes = array.shape(1);
@@ -136,8 +136,8 @@ py::array mask(std::uint64_t seed, std::uint32_t site, double rate, std::uint32_
                const py::object& streams, Index cols) {
   const py::array array = checked_array<Index>(streams, "streams");
   if (array.ndim() != 1)
-    throw py::value_error("streams has shape " + text(shape_of(array)) + ", it takes [N]");
-  if (cols < 0) throw py::value_error("cols is " + std::to_string(cols) + ", it takes 0 or more");
+    throw py::value_error("streams must have shape [N], got " + text(shape_of(array)));
+  if (cols < 0) throw py::value_error("cols must be >= 0, got " + std::to_string(cols));
   MaskArgs<T> p = mask_args<T>(MaskKind::dropout, rate, seed, site);
   auto out = new_array<T>({array.shape(0), cols});
   p.time = time;
@@ -203,7 +203,7 @@ void register_functions(py::module_& m) {
       [](std::uint64_t seed, std::uint32_t site, double rate, std::uint32_t time,
          const py::object& streams, Index cols, const std::string& dtype) {
         if (dtype != "float32" && dtype != "float64")
-          throw py::value_error("dtype is '" + dtype + "', it takes 'float32' or 'float64'");
+          throw py::value_error("dtype must be 'float32' or 'float64', got '" + dtype + "'");
         return (dtype == "float32" ? mask<float> : mask<double>)(seed, site, rate, time, streams,
                                                                  cols);
       },

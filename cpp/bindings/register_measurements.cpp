@@ -18,8 +18,8 @@ template <class T>
 py::array gemm(const py::object& a, const py::object& b) {
   const py::array left = checked_array<T>(a, "a"), right = checked_array<T>(b, "b");
   if (left.ndim() != 2 || right.ndim() != 2 || left.shape(1) != right.shape(0))
-    throw py::value_error("a has shape " + text(shape_of(left)) + " and b " +
-                          text(shape_of(right)) + ", they take [M, K] and [K, N]");
+    throw py::value_error("a and b must have shapes [M, K] and [K, N], got " +
+                          text(shape_of(left)) + " and " + text(shape_of(right)));
   auto c = new_array<T>({left.shape(0), right.shape(1)});
   const auto *pa = static_cast<const T*>(left.data()), *pb = static_cast<const T*>(right.data());
   const Index rows = left.shape(0), cols = right.shape(1), depth = left.shape(1);
@@ -36,8 +36,8 @@ double time_steps_of(Model<T>& model, const py::object& x, const py::object& sta
   const py::array input_array = checked_array<T>(x, "x");
   const NetworkShape& s = model.network().shape();
   if (input_array.ndim() != 2 || input_array.shape(0) < 1 || input_array.shape(1) != s.input_size)
-    throw py::value_error("x has shape " + text(shape_of(input_array)) + ", it takes [B, " +
-                          std::to_string(s.input_size) + "]");
+    throw py::value_error("x must have shape [B, " + std::to_string(s.input_size) + "], got " +
+                          text(shape_of(input_array)));
   const Index batch = input_array.shape(0);
   const Shape states{model.network().num_states(), s.num_layers, batch, s.hidden_size};
   T* const state_data = output<T>(state, "state", states);
@@ -74,9 +74,9 @@ void register_measurements(py::module_& m) {
       py::arg("dtype"), py::arg("seconds"), py::call_guard<py::gil_scoped_release>());
   m.def("read_bandwidth", &read_bandwidth, py::arg("bytes"), py::arg("seconds"),
         py::call_guard<py::gil_scoped_release>());
-  m.def("time_steps", &time_steps_of<float>, py::arg("network"), py::arg("x"), py::arg("state"),
+  m.def("time_steps", &time_steps_of<float>, py::arg("model"), py::arg("x"), py::arg("state"),
         py::arg("count"));
-  m.def("time_steps", &time_steps_of<double>, py::arg("network"), py::arg("x"), py::arg("state"),
+  m.def("time_steps", &time_steps_of<double>, py::arg("model"), py::arg("x"), py::arg("state"),
         py::arg("count"));
 }
 

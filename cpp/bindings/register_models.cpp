@@ -12,13 +12,15 @@ Bias bias_named(const std::string& name) {
   if (name == "double") return Bias::both;
   if (name == "single") return Bias::single;
   if (name == "none") return Bias::none;
-  throw py::value_error("bias is '" + name + "', it takes 'double', 'single' or 'none'");
+  throw py::value_error("bias must be 'double', 'single' or 'none', got '" + name + "'");
 }
 
 template <class T>
 void check_step(const Model<T>& model) {
   if (model.network().directions() > 1)
-    throw py::value_error("a bidirectional network reads whole sequences: it has no step");
+    throw py::value_error(
+        "bidirectional must be False for step, got True: such a network reads whole "
+        "sequences");
 }
 
 // x [T, B, I] or tokens [T, B]; of one step: x [B, I] or tokens [B].
@@ -31,10 +33,10 @@ SequenceInput<T> sequence(const Model<T>& model, const py::object& x, bool one_s
   if (one_step) shape.insert(shape.begin(), 1);
   const Shape wanted = dense ? Shape{-1, -1, features} : Shape{-1, -1};
   if (shape.size() != wanted.size() || (dense && shape[2] != features))
-    throw py::value_error("x has shape " + text(shape_of(array)) + ", it takes [" +
-                          (one_step ? "" : "T, ") + "B" +
-                          (dense ? ", " + std::to_string(features) + "]" : "] of tokens"));
-  if (shape[1] < 1) throw py::value_error("x has a batch of 0, it takes 1 or more");
+    throw py::value_error(std::string("x must have shape [") + (one_step ? "" : "T, ") + "B" +
+                          (dense ? ", " + std::to_string(features) + "]" : "] of tokens") +
+                          ", got " + text(shape_of(array)));
+  if (shape[1] < 1) throw py::value_error("the batch of x must be >= 1, got 0");
   // An empty array's pointer may be anything; the network only asks which of the two is there.
   return {shape[0], shape[1], dense ? nullptr : static_cast<const Token*>(array.data()),
           dense ? static_cast<const T*>(array.data()) : nullptr};
@@ -79,10 +81,8 @@ py::tuple backward(Model<T>& model, const py::object& dy, const py::object& dsta
   const auto kept = kept_now(model);
   if (id != 0 && kept.id != id)
     throw std::runtime_error(
-        "backward belongs to the last forward, which another thread has replaced");
-  if (kept.id == 0)
-    throw py::value_error(
-        "backward belongs to the last forward, and there is none to go back from");
+        "backward must follow its own forward, got a later one from another thread");
+  if (kept.id == 0) throw py::value_error("backward must follow a forward with keep, got none");
   const Network<T>& network = model.network();
   const Index steps = kept.seq_len, batch = kept.batch;
   const T* dy_data =
@@ -227,9 +227,8 @@ py::array_t<Token> sample(Model<T>& model, Index length, const py::object& token
                           double temperature, Index top_k, double top_p, bool bfloat16) {
   const py::array first = checked_array<Token>(tokens, "tokens");
   if (first.ndim() != 1 || first.shape(0) < 1)
-    throw py::value_error("tokens has shape " + text(shape_of(first)) + ", it takes [B]");
-  if (length < 0)
-    throw py::value_error("length is " + std::to_string(length) + ", it takes 0 or more");
+    throw py::value_error("tokens must have shape [B], got " + text(shape_of(first)));
+  if (length < 0) throw py::value_error("length must be >= 0, got " + std::to_string(length));
   const Index batch = first.shape(0);
   const auto* seed_data = input<std::uint64_t>(seeds, "seeds", {batch});
   T* const state_data = output<T>(state, "state", state_shape(model, batch));
@@ -258,9 +257,9 @@ Regularization regularization(const py::dict& rates) {
 Device& device_of(const py::object& capsule) {
   if (capsule.is_none()) return cpu_device();
   if (!PyCapsule_IsValid(capsule.ptr(), device_capsule))
-    throw py::type_error("device is " +
-                         py::str(py::type::of(capsule).attr("__name__")).cast<std::string>() +
-                         ", it takes None or a capsule called " + device_capsule);
+    throw py::type_error(std::string("device must be None or a capsule called ") + device_capsule +
+                         ", got " +
+                         py::str(py::type::of(capsule).attr("__name__")).cast<std::string>());
   return *static_cast<Device*>(PyCapsule_GetPointer(capsule.ptr(), device_capsule));
 }
 
@@ -359,8 +358,8 @@ void register_model(py::module_& m, const char* name) {
 }  // namespace
 
 void register_models(py::module_& m) {
-  register_model<float>(m, "NetworkFloat32");
-  register_model<double>(m, "NetworkFloat64");
+  register_model<float>(m, "ModelFloat32");
+  register_model<double>(m, "ModelFloat64");
 }
 
 }  // namespace charrnn_fast::bindings

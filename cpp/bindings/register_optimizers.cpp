@@ -19,7 +19,7 @@ struct BoundOptimizer {
     const auto& names = optimizer.slot_names();
     for (std::size_t i = 0; i < names.size(); ++i)
       if (names[i] == name) return static_cast<Index>(i);
-    throw py::value_error("no slot is called '" + name + "'");
+    throw py::value_error("slot must be one of slot_names, got '" + name + "'");
   }
 };
 
@@ -27,11 +27,12 @@ template <class T>
 void step(BoundOptimizer<T>& self, const py::dict& gradients, double learning_rate) {
   const Network<T>& network = self.model->network();
   if (gradients.size() != network.parameters().size())
-    throw py::value_error("gradients has " + std::to_string(gradients.size()) +
-                          " arrays, it takes " + std::to_string(network.parameters().size()));
+    throw py::value_error("gradients must have " + std::to_string(network.parameters().size()) +
+                          " arrays, got " + std::to_string(gradients.size()));
   std::vector<StridedView<T>> views;
   for (const Parameter& p : network.parameters()) {
-    if (!gradients.contains(p.name)) throw py::value_error("gradients has no '" + p.name + "'");
+    if (!gradients.contains(p.name))
+      throw py::value_error("gradients must have '" + p.name + "', got none");
     const auto gradient = py::reinterpret_borrow<py::object>(gradients[py::str(p.name)]);
     check_parameter<T>(p, gradient);
     views.push_back(view_of<T>(gradient));
@@ -55,13 +56,13 @@ Index held_memory(BoundOptimizer<T>& self) {
 template <class T>
 void check_optimizer(const Model<T>& model, const BoundOptimizer<T>& optimizer) {
   if (optimizer.model.get() != &model)
-    throw py::value_error("optimizer was made for another network");
+    throw py::value_error("optimizer must be made for this network, got one of another");
 }
 
 TrainOptions train_options(double learning_rate, double clip_norm, double clip_value,
                            const std::string& reduction) {
   if (reduction != "mean" && reduction != "sum")
-    throw py::value_error("reduction is '" + reduction + "', it takes 'mean' or 'sum'");
+    throw py::value_error("reduction must be 'mean' or 'sum', got '" + reduction + "'");
   return {learning_rate, clip_norm, clip_value, reduction == "mean"};
 }
 
@@ -104,12 +105,11 @@ void register_optimizer(py::module_& m, const char* name, const char* model_name
                                     network->network().device());
              return std::make_unique<O>(O{std::move(network), std::move(optimizer)});
            }),
-           py::arg("rule"), py::arg("network"), py::arg("hyper"))
+           py::arg("rule"), py::arg("model"), py::arg("hyper"))
       .def_property(
           "num_steps", [](const O& self) { return self.optimizer.num_steps(); },
           [](O& self, Index n) {
-            if (n < 0)
-              throw py::value_error("num_steps is " + std::to_string(n) + ", it takes 0 or more");
+            if (n < 0) throw py::value_error("num_steps must be >= 0, got " + std::to_string(n));
             self.optimizer.set_num_steps(n);
           })
       .def_property_readonly("slot_names",
@@ -152,7 +152,7 @@ void register_optimizer(py::module_& m, const char* name, const char* model_name
             return Optimizer<T>::memory(rule, optimizer_options(rule, hyper),
                                         network.network().parameter_elements());
           },
-          py::arg("rule"), py::arg("network"), py::arg("hyper"));
+          py::arg("rule"), py::arg("model"), py::arg("hyper"));
 
   // Methods of the model that need the optimizer's type.
   py::object model = m.attr(model_name);
@@ -169,8 +169,8 @@ void register_optimizer(py::module_& m, const char* name, const char* model_name
 }  // namespace
 
 void register_optimizers(py::module_& m) {
-  register_optimizer<float>(m, "OptimizerFloat32", "NetworkFloat32");
-  register_optimizer<double>(m, "OptimizerFloat64", "NetworkFloat64");
+  register_optimizer<float>(m, "OptimizerFloat32", "ModelFloat32");
+  register_optimizer<double>(m, "OptimizerFloat64", "ModelFloat64");
 }
 
 }  // namespace charrnn_fast::bindings

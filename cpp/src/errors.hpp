@@ -21,7 +21,7 @@ class BadElement : public std::invalid_argument {
 
   const std::string name;
   const Index place;
-  const std::string problem;  // " is 7, it takes 0 to 6"
+  const std::string problem;  // " must be in 0 to 6, got 7"
 };
 
 inline std::string quoted(const std::string& text) { return "'" + text + "'"; }

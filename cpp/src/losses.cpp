@@ -25,7 +25,7 @@ void check_range(const char* name, const T* x, Index n, T most, const char* take
   for (Index i = 0; i < n; ++i) good &= (x[i] >= T(0)) & (x[i] <= most);
   if (good) return;
   for (Index i = 0; i < n; ++i)
-    require(x[i] >= T(0) && x[i] <= most, name, "[", i, "] is ", x[i], ", it takes ", takes);
+    require(x[i] >= T(0) && x[i] <= most, name, "[", i, "] must be ", takes, ", got ", x[i]);
 }
 
 // How often each of n losses counts: its weight, for the mean divided by the sum of the weights
@@ -45,7 +45,7 @@ std::vector<T> checked_shares(const T* weights, Index n, bool mean, F&& counts) 
   double total = 0;
   for (const double sum : sums) total += sum;
   require(total <= std::numeric_limits<double>::max(),
-          "weights add up to more than float64 holds, divide them by their largest");
+          "the sum of weights must be finite in float64; divide them by their largest");
   for (Index i = 0; i < n; ++i)
     shares[static_cast<std::size_t>(i)] =
         counts(i) && total > 0 ? static_cast<T>(static_cast<double>(weights[i]) / total) : T(0);
@@ -80,9 +80,9 @@ double cross_entropy(const T* logits, const Token* targets, Index rows, Index cl
   Index count = 0;
   for (Index i = 0; i < rows; ++i) {
     if (targets[i] < -1 || targets[i] >= classes)
-      throw BadElement(
-          "targets", i,
-          " is " + std::to_string(targets[i]) + ", it takes -1 to " + std::to_string(classes - 1));
+      throw BadElement("targets", i,
+                       " must be in -1 to " + std::to_string(classes - 1) + ", got " +
+                           std::to_string(targets[i]));
     count += targets[i] >= 0;
   }
   std::vector<T> shares;
@@ -111,7 +111,7 @@ double cross_entropy(const T* logits, const Token* targets, Index rows, Index cl
 template <class T>
 double binary_cross_entropy(const T* logits, const T* targets, Index n, bool mean, T* dlogits,
                             const T* weights) {
-  check_range("targets", targets, n, T(1), "0 to 1");
+  check_range("targets", targets, n, T(1), "in 0 to 1");
   return element_loss(kernels<T>().binary_cross_entropy, logits, targets, n, mean, dlogits,
                       weights);
 }

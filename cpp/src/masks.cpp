@@ -6,7 +6,7 @@ namespace charrnn_fast {
 
 template <class T>
 MaskArgs<T> mask_args(MaskKind kind, double rate, std::uint64_t seed, std::uint32_t site) {
-  require(rate >= 0 && rate < 1, "rate is ", rate, ", it takes 0 or more and less than 1");
+  require(rate >= 0 && rate < 1, "rate must be at least 0, below 1, got ", rate);
   MaskArgs<T> p{};
   p.key = seed;
   p.site = site;

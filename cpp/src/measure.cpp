@@ -54,7 +54,7 @@ const Function functions[] = {
 const Function& find(const std::string& name) {
   for (const Function& f : functions)
     if (f.name == name) return f;
-  fail("function is '", name, "', it takes 'exp', 'sigmoid', 'tanh' or 'softplus'");
+  fail("function must be 'exp', 'sigmoid', 'tanh' or 'softplus', got ", quoted(name));
 }
 
 // |got - expected| in units in the last place of expected, among the subnormals of their step.
@@ -144,7 +144,7 @@ double fma_peak(double seconds) {
 }
 
 double read_bandwidth(Index bytes, double seconds) {
-  if (bytes < 64) fail("bytes is ", bytes, ", it takes 64 or more");
+  if (bytes < 64) fail("bytes must be >= 64, got ", bytes);
   const Kernels<float>& k = kernels<float>();
   const Index n = bytes / Index(sizeof(float));
   AlignedBuffer<float> buffer;
@@ -162,7 +162,7 @@ double read_bandwidth(Index bytes, double seconds) {
 
 template <class T>
 double time_steps(Model<T>& model, const T* x, Index batch, T* state, Index count) {
-  if (count < 1) fail("count is ", count, ", it takes 1 or more");
+  if (count < 1) fail("count must be >= 1, got ", count);
   AlignedBuffer<T> y;
   y.reserve(batch * model.output_size());
   const SequenceInput<T> in{1, batch, nullptr, x};

@@ -1,4 +1,4 @@
-// The kernels' parts by themselves, for tests of accuracy and for benchmarks.
+// The kernels by themselves, for tests of accuracy and for benchmarks.
 #pragma once
 
 #include <cstdint>

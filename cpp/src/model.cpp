@@ -6,7 +6,7 @@
 
 #include "draws.hpp"
 #include "errors.hpp"
-#include "model_parts.hpp"
+#include "model_common.hpp"
 #include "squares.hpp"
 
 namespace charrnn_fast {
@@ -148,7 +148,7 @@ template <class T>
 void Model<T>::backward(const Kept& expected, const T* dy, T* dstate, T* dx, T* gradients) {
   std::lock_guard<ForkSafeMutex> lock(mutex_);
   require(expected.id != 0 && expected.id == kept_now().id,
-          "backward belongs to the last forward, which another call has replaced");
+          "backward must follow its own forward, got a later one from another call");
   const SequenceInput<T>& in = kept_input_;
   const int threads = device_->most_parts();
   const Index rows = in.rows(), H = network_.hidden_width(), I = network_.shape().input_size;
@@ -282,7 +282,7 @@ double Model<T>::add_gradients(const SequenceInput<T>& in, const Token* targets,
 template <class T>
 void Model<T>::check_optimizer(const Optimizer<T>& optimizer) const {
   require(optimizer.elements() == network_.parameter_elements() && &optimizer.device() == device_,
-          "optimizer was made for another network");
+          "optimizer must be made for this network, got one of another");
 }
 
 // Updates the parameters by gradients_ * scale, unless that or the loss is not finite.
@@ -337,24 +337,26 @@ template <class T>
 typename Model<T>::Losses Model<T>::accumulate(const Batch& given, const Token* targets,
                                                const T* state_0, T* state_n) {
   std::lock_guard<ForkSafeMutex> lock(mutex_);
-  const Batch part = own("inputs", given);
+  const Batch micro_batch = own("inputs", given);
   Index count;
-  targets = own_targets(part, targets, &count);
-  const auto mask_seed = part.mask_seed ? std::optional(*part.mask_seed) : std::nullopt;
+  targets = own_targets(micro_batch, targets, &count);
+  const auto mask_seed =
+      micro_batch.mask_seed ? std::optional(*micro_batch.mask_seed) : std::nullopt;
   const bool first = sum_.version != version_;
-  require(first || mask_seed == sum_.mask_seed, "mask_seed is ", text(mask_seed),
-          ", it takes that of the parts before, ", text(sum_.mask_seed));
-  // Where memory runs out there is no half a part in the sum.
+  require(first || mask_seed == sum_.mask_seed,
+          "mask_seed must be that of the other micro-batches, ", text(sum_.mask_seed), ", got ",
+          text(mask_seed));
+  // Where memory runs out there is no half a micro-batch in the sum.
   Sum sum = std::exchange(sum_, Sum{});
   if (first) sum = {version_, 0, 0, 0, mask_seed};
   const int threads = device_->most_parts();
-  const SequenceInput<T> in = prepare(part, true, threads, sum.streams);
+  const SequenceInput<T> in = prepare(micro_batch, true, threads, sum.streams);
   if (first) device_->zero(gradients_.get(), network_.parameter_elements());
   const double loss = add_gradients(in, targets, state_0, 1, threads);
   states_out(in, state_.get(), state_n);
   sum.loss += loss;
   sum.count += count;
-  sum.streams += part.batch;
+  sum.streams += micro_batch.batch;
   sum_ = sum;
   return {loss, count};
 }
@@ -365,8 +367,7 @@ typename Model<T>::TrainResult Model<T>::update(Optimizer<T>& optimizer,
   check_optimizer(optimizer);
   std::lock_guard<ForkSafeMutex> lock(mutex_);
   require(sum_.version == version_,
-          "update takes what accumulate has added up since the parameters last changed, and that "
-          "is nothing");
+          "update must follow accumulate, got no gradients since the parameters last changed");
   const Sum sum = std::exchange(sum_, Sum{});
   const double scale = reduction_scale(options, sum.count);
   return apply(sum.mask_seed ? &*sum.mask_seed : nullptr, sum.loss * scale, scale, optimizer,
@@ -404,9 +405,11 @@ void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
                       const std::uint64_t* seeds, std::uint64_t position,
                       const SamplingOptions& options, Token* drawn, Storage storage) {
   const NetworkShape& shape = network_.shape();
-  require(shape.output_size > 0, "sampling takes a network with output_size");
-  require(shape.output_size == shape.input_size, "sampling feeds each output back: output_size is ",
-          shape.output_size, " and input_size is ", shape.input_size, ", they must be equal");
+  require(shape.output_size > 0, "output_size of a network that samples must be >= 1, got 0");
+  require(shape.output_size == shape.input_size,
+          "output_size of a network that samples must be its "
+          "input_size, ",
+          shape.input_size, ", got ", shape.output_size);
   check(options);
   std::lock_guard<ForkSafeMutex> lock(mutex_);
   const Index V = shape.output_size;

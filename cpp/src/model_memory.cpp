@@ -89,9 +89,10 @@ SequenceInput<T> Model<T>::prepare(const Batch& batch, bool training, int thread
 template <class T>
 Index Model<T>::memory(const Batch& given, bool training) const {
   Batch batch = given;
-  require(network_.shape().output_size > 0, "a loss takes a network with output_size");
-  require(batch.seq_len >= 0, "seq_len is ", batch.seq_len, ", it takes 0 or more");
-  require(batch.batch >= 1, "batch is ", batch.batch, ", it takes 1 or more");
+  require(network_.shape().output_size > 0,
+          "output_size of a network with a loss must be >= 1, got 0");
+  require(batch.seq_len >= 0, "seq_len must be >= 0, got ", batch.seq_len);
+  require(batch.batch >= 1, "batch must be >= 1, got ", batch.batch);
   std::vector<Index> lengths;
   if (given.lengths) {
     lengths.assign(given.lengths, given.lengths + given.batch);
@@ -104,8 +105,8 @@ Index Model<T>::memory(const Batch& given, bool training) const {
   if (rows > 1) {  // many take no more than as often what one takes
     Batch one = batch;
     one.seq_len = one.batch = 1, one.lengths = nullptr;
-    require(rows * double(memory(one, training)) < 0x1p62, "seq_len ", batch.seq_len, " and batch ",
-            batch.batch, " make an impossibly large batch");
+    require(rows * double(memory(one, training)) < 0x1p62,
+            "the batch must fit into memory, got seq_len ", batch.seq_len, ", batch ", batch.batch);
   }
   std::vector<Index> offsets;  // only the last is looked at
   if (batch.lengths) {

@@ -5,7 +5,7 @@
 
 #include "charrnn_fast/model.hpp"
 #include "errors.hpp"
-#include "model_parts.hpp"
+#include "model_common.hpp"
 
 namespace charrnn_fast {
 
@@ -40,15 +40,15 @@ template <class T>
 void Model<T>::check_lengths(const Batch& in) const {
   if (!in.lengths) return;
   for (Index b = 0; b < in.batch; ++b)
-    require(in.lengths[b] >= 0 && in.lengths[b] <= in.seq_len, "lengths[", b, "] is ",
-            in.lengths[b], ", it takes 0 to ", in.seq_len);
+    require(in.lengths[b] >= 0 && in.lengths[b] <= in.seq_len, "lengths[", b, "] must be in 0 to ",
+            in.seq_len, ", got ", in.lengths[b]);
 }
 
 // in: own. count: of the targets that are not ignored.
 template <class T>
 const Token* Model<T>::own_targets(const Batch& in, const Token* targets, Index* count) {
   const Index classes = network_.shape().output_size;
-  require(classes > 0, "a loss takes a network with output_size");
+  require(classes > 0, "output_size of a network with a loss must be >= 1, got 0");
   given_targets_.reserve(std::max<Index>(1, in.seq_len * in.batch));
   std::copy_n(targets, in.seq_len * in.batch, given_targets_.get());
   targets = given_targets_.get();
@@ -69,8 +69,8 @@ const Token* Model<T>::own_targets(const Batch& in, const Token* targets, Index*
   for (Index t = 0; t < in.seq_len; ++t)
     for (Index b = 0; b < in.batch; ++b) {
       const Token target = targets[t * in.batch + b];
-      require(!counts(t, b) || is_good(target), "targets[", t, ", ", b, "] is ", target,
-              ", it takes -1 to ", classes - 1);
+      require(!counts(t, b) || is_good(target), "targets[", t, ", ", b, "] must be in -1 to ",
+              classes - 1, ", got ", target);
     }
   return targets;
 }
@@ -162,15 +162,15 @@ void Model<T>::rows_out(const SequenceInput<T>& in, const T* rows, Index cols, T
 template <class T>
 void Model<T>::sort_states(const T* from, Index batch, bool back, T* to) const {
   const Kernels<T>& k = kernels_of<T>(*device_);
-  const Index parts = network_.shape().num_layers * network_.directions();
+  const Index directions = network_.shape().num_layers * network_.directions();
   for (Index s = 0; s < network_.num_states(); ++s) {
     const Index offset = network_.state_offset(s, batch);
-    (back ? k.unsort_rows : k.sort_rows)(SortArgs<T>{{parts, batch, nullptr, false},
+    (back ? k.unsort_rows : k.sort_rows)(SortArgs<T>{{directions, batch, nullptr, false},
                                                      order_.there(),
                                                      network_.state_width(s),
                                                      from + offset,
                                                      to + offset},
-                                         {0, parts});
+                                         {0, directions});
   }
 }
 

@@ -3,7 +3,7 @@
 
 #include "errors.hpp"
 #include "internal/network_of_cell.hpp"
-#include "network_parts.hpp"
+#include "network_common.hpp"
 
 namespace charrnn_fast {
 namespace {
@@ -35,34 +35,36 @@ Network<T>::Network(const NetworkShape& shape, Device& device)
 template <class T>
 Network<T>::Network(const NetworkShape& shape, const CellKernels<T>& cell, Device& device)
     : shape_(shape), device_(&device), kernels_(&kernels_of<T>(device)), cell_(&cell) {
-  require(shape.input_size >= 1, "input_size is ", shape.input_size, ", it takes 1 or more");
-  require(shape.hidden_size >= 1, "hidden_size is ", shape.hidden_size, ", it takes 1 or more");
-  require(shape.num_layers >= 1, "num_layers is ", shape.num_layers, ", it takes 1 or more");
-  require(cell.num_states <= max_states, "cell ", cell.name, " has ", cell.num_states,
-          " states, a network takes up to ", max_states);
+  require(shape.input_size >= 1, "input_size must be >= 1, got ", shape.input_size);
+  require(shape.hidden_size >= 1, "hidden_size must be >= 1, got ", shape.hidden_size);
+  require(shape.num_layers >= 1, "num_layers must be >= 1, got ", shape.num_layers);
+  require(cell.num_states <= max_states, "the states of cell ", quoted(cell.name),
+          " must be at most ", max_states, ", got ", cell.num_states);
   // Far beyond any memory, and products of sizes stay far from overflow.
   constexpr double most_elements = 1e13;
   const double H = static_cast<double>(shape.hidden_size);
   const double gates = cell.num_gates + cell.num_split + cell.num_params;
   const double widest = H + static_cast<double>(std::max(shape.input_size, shape.output_size));
-  require(gates * H * widest * static_cast<double>(shape.num_layers) < most_elements, "input_size ",
-          shape.input_size, ", hidden_size ", shape.hidden_size, ", output_size ",
-          shape.output_size, " and num_layers ", shape.num_layers,
-          " make an impossibly large network");
-  require(shape.output_size >= 0, "output_size is ", shape.output_size, ", it takes 0 or more");
+  require(gates * H * widest * static_cast<double>(shape.num_layers) < most_elements,
+          "the network must fit into memory, got input_size ", shape.input_size, ", hidden_size ",
+          shape.hidden_size, ", output_size ", shape.output_size, ", num_layers ",
+          shape.num_layers);
+  require(shape.output_size >= 0, "output_size must be >= 0, got ", shape.output_size);
   require(shape.proj_size == 0 || (shape.proj_size > 0 && shape.proj_size < shape.hidden_size),
-          "proj_size is ", shape.proj_size, ", it takes 0 (none) to less than hidden_size, ",
-          shape.hidden_size);
+          "proj_size must be 0 (none) or less than hidden_size, ", shape.hidden_size, ", got ",
+          shape.proj_size);
   require(shape.proj_size == 0 || cell.takes_projection(), "proj_size of cell ", quoted(cell.name),
           ", which has no projection, must be 0, got ", shape.proj_size);
   const Regularization& r = shape.regularization;
   const auto check_rate = [](const char* name, double rate) {
-    require(rate >= 0 && rate < 1, name, " is ", rate, ", it takes 0 to less than 1");
+    require(rate >= 0 && rate < 1, name, " must be at least 0, below 1, got ", rate);
   };
   for (const DropoutRate& rate : dropout_rates) check_rate(rate.name, r.*rate.value);
   for (int s = 0; s < 2; ++s) check_rate(zoneout_rates[s], r.zoneout[s]);
-  require(r.zoneout[1] == 0 || cell.num_states > 1, "cell ", cell.name, " has no c to zone out");
-  require(r.zoneout[0] == 0 || shape.proj_size == 0, "h is not zoned out behind a projection");
+  require(r.zoneout[1] == 0 || cell.num_states > 1, "zoneout_c of cell ", quoted(cell.name),
+          ", which has no c, must be 0, got ", r.zoneout[1]);
+  require(r.zoneout[0] == 0 || shape.proj_size == 0, "zoneout_h must be 0 with a projection, got ",
+          r.zoneout[0]);
   lay_out();
 }
 
@@ -111,7 +113,7 @@ void Network<T>::lay_out() {
     return offset;
   };
   const Index R = width();
-  // With normalisation all gates' input parts have gradients of their own.
+  // With normalisation all gates' input terms have gradients of their own.
   const Index input_split = shape_.layer_norm ? G : split;
   for (Index l = 0; l < shape_.num_layers; ++l)
     for (Index d = 0; d < directions(); ++d) {
@@ -164,9 +166,9 @@ template <class T>
 void Network<T>::pack(Packing packing, const T* parameters, T* packed, Storage storage) const {
   const Kernels<T>& k = *kernels_;
   const Index H = shape_.hidden_size, R = width(), G = cell_->num_gates, split = cell_->num_split;
-  const Index summed = shape_.layer_norm ? 0 : G - split;  // gates whose parts have one gradient
+  const Index summed = shape_.layer_norm ? 0 : G - split;  // gates whose terms have one gradient
   const bool half = storage == Storage::bfloat16;
-  require(!half || sizeof(T) == 4, "weights of float64 networks are not stored as bfloat16");
+  require(!half || sizeof(T) == 4, "weights stored as bfloat16 must be float32, got float64");
   const PackedLayout& layout = packed_[static_cast<int>(packing)];
   T* const weights = packed + layout.biases;
   const double work = 4.0 * static_cast<double>(layout.weights);
@@ -199,7 +201,7 @@ void Network<T>::pack(Packing packing, const T* parameters, T* packed, Storage s
             run(ih + summed * H * ih_row, ih_col, ih_row, 1, I, (G - summed) * H, p.ih_t_split);
         }
         if (packing != Packing::forward || team.part > 0 || p.bias_ih < 0) continue;
-        // A sum begins with b_ih + b_hh; the two parts of a split gate keep their own.
+        // A sum begins with b_ih + b_hh; the two terms of a split gate keep their own.
         device_->copy(parameters + p.bias_ih, G * H, packed + p.input_bias);
         if (p.bias_hh >= 0) {
           const T* b_hh = parameters + p.bias_hh;
@@ -222,7 +224,7 @@ void Network<T>::check_tokens(const char* name, const Token* tokens, Index rows,
     if (tokens[i] >= 0 && tokens[i] < shape_.input_size) continue;
     const std::string place =
         cols > 0 ? std::to_string(i / cols) + ", " + std::to_string(i % cols) : std::to_string(i);
-    fail(name, "[", place, "] is ", tokens[i], ", it takes 0 to ", shape_.input_size - 1);
+    fail(name, "[", place, "] must be in 0 to ", shape_.input_size - 1, ", got ", tokens[i]);
   }
 }
 

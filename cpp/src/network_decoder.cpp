@@ -1,7 +1,7 @@
 // The linear decoder on the top layer, with or without the loss behind it.
 #include "charrnn_fast/network.hpp"
 
-#include "network_parts.hpp"
+#include "network_common.hpp"
 
 namespace charrnn_fast {
 

@@ -170,12 +170,12 @@ class SequencePass {
 
   // The masks of a layer's recurrence; rows of the sequence and of the batch.
   void draw_recurrence_masks(Index l, Index d, Range rows, Range batch_rows) const {
-    T* const part = direction(l, d);
+    T* const tape = direction(l, d);
     if (masks(rates_.recurrent_dropout))
-      masks_.recurrent(l, d, rows, batch_rows, part + layout_.recurrent_mask, R_);
+      masks_.recurrent(l, d, rows, batch_rows, tape + layout_.recurrent_mask, R_);
     for (int s = 0; s < 2; ++s) {
       if (rates_.zoneout[s] == 0) continue;
-      T* const mask = part + layout_.zoneout_mask[s];
+      T* const mask = tape + layout_.zoneout_mask[s];
       if (in_.mask_seed)
         masks_.zoneout(l, d, s, rows, mask, H_);
       else if (batch_rows.begin == 0)
@@ -211,13 +211,13 @@ class SequencePass {
               {0, ceil_div(G_ * H_, k_.gemm_units)});
     }
     if (shape_.layer_norm) {
-      T* const part = direction(l, d);
+      T* const tape = direction(l, d);
       k_.layer_norm(LayerNormArgs<T>{{(G_ - cell_.num_split) * H_, cell_.num_split * H_},
                                      parameters_ + p.gain_ih,
                                      bias,
                                      gx,
-                                     keep_ ? part + layout_.normalised_ih : nullptr,
-                                     keep_ ? part + layout_.inverse_ih : nullptr},
+                                     keep_ ? tape + layout_.normalised_ih : nullptr,
+                                     keep_ ? tape + layout_.inverse_ih : nullptr},
                     rows);
     }
   }
@@ -232,7 +232,7 @@ class SequencePass {
     const Steps all = steps(d);
     const States<T> where = states(l, d);
     const Range rows = team.share(N_), batch_rows = my_rows(team);
-    T* const part = direction(l, d);
+    T* const tape = direction(l, d);
     begin_states(where, l, d, state_0, batch_rows);
     draw_recurrence_masks(l, d, rows, batch_rows);
     run_input(p, l, d, rows);
@@ -250,16 +250,16 @@ class SequencePass {
         .split_bias = p.split_bias >= 0 ? packed_.layers + p.split_bias : nullptr,
         .params = parameters_ + p.params,
         .states = where,
-        .saved = keep_ ? part + layout_.saved : nullptr,
-        .recurrent = has_recurrent() ? part + layout_.recurrent : nullptr,
+        .saved = keep_ ? tape + layout_.saved : nullptr,
+        .recurrent = has_recurrent() ? tape + layout_.recurrent : nullptr,
         .recurrent_mask = recurrent_mask(l, d),
         .zoneout = zoneouts(l, d),
         .norm = norm(p, l, d),
         .projection = shape_.proj_size > 0
                           ? Projection<T>{packed(Packing::forward, p.hr, k_.gemm_units, H_),
-                                          part + layout_.hidden}
+                                          tape + layout_.hidden}
                           : Projection<T>{},
-        .staged = shape_.layer_norm ? part + layout_.normalised_hh : nullptr,
+        .staged = shape_.layer_norm ? tape + layout_.normalised_hh : nullptr,
         .staged_in_place = !keep_,
     };
     cell_.begin(args, batch_rows);
@@ -284,7 +284,7 @@ class SequencePass {
     const Layer& p = network_.layer(l, d);
     const Steps all = steps(d);
     const Index width = network_.num_slots() * H_;
-    T* const part = direction(l, d);
+    T* const tape = direction(l, d);
     T* const dgates = tape_ + layout_.gates;
     StateGradients<T> dstates{};
     for (Index s = 0; s < S_; ++s) dstates.of[s] = state_part(dstate, s, l, d);
@@ -298,7 +298,7 @@ class SequencePass {
         .hh = hh,
         .params = parameters_ + p.params,
         .states = states(l, d),
-        .saved = part + layout_.saved,
+        .saved = tape + layout_.saved,
         .dy = dh + d * R_,
         .dy_stride = D_ * R_,
         .dstates = dstates,
@@ -306,10 +306,10 @@ class SequencePass {
         .recurrent_mask = recurrent_mask(l, d),
         .zoneout = zoneouts(l, d),
         .norm = norm(p, l, d),
-        .normalised = part + layout_.normalised_hh,
+        .normalised = tape + layout_.normalised_hh,
         .projection = shape_.proj_size > 0
                           ? Projection<T>{{parameters_ + p.weight_hr, H_, k_.gemm_units},
-                                          part + layout_.hidden}
+                                          tape + layout_.hidden}
                           : Projection<T>{},
         .dprojected = tape_ + layout_.dprojected,
     };
@@ -337,20 +337,20 @@ class SequencePass {
     team.wait();
   }
 
-  // Of the gates: those whose input and recurrent part have one gradient come first.
+  // Of the gates: those whose input and recurrent term have one gradient come first.
   Index split_gates() const { return shape_.layer_norm ? G_ : cell_.num_split; }
 
-  // Gradients of all biases, gains and parameters of the cell; then those of the input part's
-  // normalisation take the place of the input part's.
+  // Gradients of all biases, gains and parameters of the cell; then those of the input term's
+  // normalisation take the place of the input term's.
   void norm_backward(const Team& team, const Layer& p, Index l, Index d, T* gradients) const {
     const Index split = cell_.num_split * H_, GH = G_ * H_, summed = GH - split;
     const Index width = network_.num_slots() * H_;
-    T* const part = direction(l, d);
-    T* const dgx = tape_ + layout_.gates + GH;  // of the input part
-    const T* const dsplit = dgx + GH;           // of the recurrent part of split gates
+    T* const tape = direction(l, d);
+    T* const dgx = tape_ + layout_.gates + GH;  // of the input term
+    const T* const dsplit = dgx + GH;           // of the recurrent term of split gates
     const T* const dparams = dsplit + split;
-    const T *const hat_ih = part + layout_.normalised_ih, *const hat_hh =
-                                                              part + layout_.normalised_hh;
+    const T *const hat_ih = tape + layout_.normalised_ih, *const hat_hh =
+                                                              tape + layout_.normalised_hh;
     const Range mine = team.share(GH, alignment_elements);
     const Range first = intersect(mine, {0, summed});
     const Range second{std::max(mine.begin, summed) - summed, std::max(mine.end, summed) - summed};
@@ -370,7 +370,7 @@ class SequencePass {
     k_.layer_norm_backward(LayerNormBackwardArgs<T>{{summed, split},
                                                     parameters_ + p.gain_ih,
                                                     hat_ih,
-                                                    part + layout_.inverse_ih,
+                                                    tape + layout_.inverse_ih,
                                                     dgx,
                                                     width},
                            team.share(N_));

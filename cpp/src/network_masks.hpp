@@ -2,7 +2,7 @@
 #pragma once
 
 #include "masks.hpp"
-#include "network_parts.hpp"
+#include "network_common.hpp"
 
 namespace charrnn_fast {
 

@@ -1,12 +1,12 @@
 // Where the arrays that the layers compute lie on the tape.
 #pragma once
 
-#include "network_parts.hpp"
+#include "network_common.hpp"
 
 namespace charrnn_fast {
 
-// Places on the tape, of a layer's arrays in its part. Those that a call does not need have no
-// elements.
+// Places on the tape; those of a layer's arrays count from the layer's own. Those that a call does
+// not need have no elements.
 template <class T>
 struct Network<T>::TapeLayout {
   Index h;      // [B + N (+ B), D*R]: initial rows, steps, initial rows of reverse
@@ -25,7 +25,7 @@ struct Network<T>::TapeLayout {
   // Behind the layers:
   Index first_input;  // [N, I] masked x, or [N] what tokens' weights are multiplied by
   Index output;       // [N, D*R] masked
-  // One layer's gates at a time: their input part in forward, their gradients in backward. The
+  // One layer's gates at a time: their input term in forward, their gradients in backward. The
   // same memory for both keeps the whole step closer to the caches.
   Index gates;
   Index dprojected;  // [N, R]

@@ -103,7 +103,7 @@ OptimizerOptions optimizer_options(const std::string& rule,
   for (const auto& [name, value] : given)
     require(std::any_of(chosen.options.begin(), chosen.options.end(),
                         [&](const RuleOption& option) { return option.name == name; }),
-            quoted(rule), " has no option ", quoted(name));
+            "options of ", quoted(rule), " must be those in its list, got ", quoted(name));
   return options;
 }
 

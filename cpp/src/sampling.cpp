@@ -27,11 +27,10 @@ std::array<std::uint32_t, 4> philox(std::uint64_t seed, std::uint64_t position,
 }
 
 void check(const SamplingOptions& o) {
-  require(std::isfinite(o.temperature) && o.temperature >= 0, "temperature is ", o.temperature,
-          ", it takes a finite number, 0 or more");
-  require(o.top_k >= 0, "top_k is ", o.top_k, ", it takes 1 or more");
-  require(o.top_p > 0 && o.top_p <= 1, "top_p is ", o.top_p,
-          ", it takes more than 0 and at most 1");
+  require(std::isfinite(o.temperature) && o.temperature >= 0,
+          "temperature must be finite, at least 0, got ", o.temperature);
+  require(o.top_k >= 0, "top_k must be >= 1, or 0 for all, got ", o.top_k);
+  require(o.top_p > 0 && o.top_p <= 1, "top_p must be above 0, at most 1, got ", o.top_p);
 }
 
 template <class T>
@@ -49,9 +48,9 @@ DrawArgs<T> draw_args(const T* logits, Index vocab_size, const SamplingOptions& 
 template <class T>
 void check_draw(const double* failure) {
   if (failure[0] < 0) return;
-  require(failure[1] >= 0, "logits hold no finite number: the weights are damaged");
-  fail("logits hold ", static_cast<T>(failure[2]), " for token ", static_cast<Index>(failure[1]),
-       ", they take finite numbers: the weights are damaged");
+  require(failure[1] >= 0, "logits must be finite, got none that is: the weights are damaged");
+  fail("logits must be finite, got ", static_cast<T>(failure[2]), " for token ",
+       static_cast<Index>(failure[1]), ": the weights are damaged");
 }
 
 template <class T>

@@ -18,7 +18,7 @@ const Kernels<T>& kernels_of(const Device& device) {
   if constexpr (sizeof(T) == sizeof(float)) {
     return *device.f32;
   } else {
-    require(device.f64, "device '", device.name, "' takes float32, got float64");
+    require(device.f64, "dtype on device '", device.name, "' must be float32, got float64");
     return *device.f64;
   }
 }

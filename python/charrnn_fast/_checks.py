@@ -157,7 +157,7 @@ def in_range(name: str, ids: NDArray[Any], lowest: int, end: int) -> None:
     where = tuple(int(i[0]) for i in np.nonzero(np.atleast_1d(bad)))
     value = int(np.atleast_1d(ids)[where])
     index = f"[{', '.join(map(str, where))}]" if ids.ndim else ""
-    raise ValueError(f"{name}{index} is {value}, it takes {lowest} to {end - 1}")
+    raise ValueError(f"{name}{index} must be in {lowest} to {end - 1}, got {value}")
 
 
 def integer(name: str, value: object, minimum: int, maximum: int = LARGEST) -> int:

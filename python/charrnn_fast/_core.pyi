@@ -37,7 +37,7 @@ def set_sharing_limits(operations_per_thread: float, operations_per_barrier: flo
 def cgroup_quota(root: str = "") -> float:
     """Processors' worth of time that the control groups grant, inf where they set no limit."""
 
-class _Network(Generic[_F]):
+class _Model(Generic[_F]):
     """A stack of recurrent layers and, if output_size > 0, a linear decoder."""
 
     def __init__(
@@ -211,11 +211,11 @@ class _Network(Generic[_F]):
     ) -> Tokens:
         """-> drawn tokens [length, B]."""
 
-class NetworkFloat32(_Network[np.float32]): ...
-class NetworkFloat64(_Network[np.float64]): ...
+class ModelFloat32(_Model[np.float32]): ...
+class ModelFloat64(_Model[np.float64]): ...
 
 class _Optimizer(Generic[_F]):
-    def __init__(self, rule: str, network: _Network[_F], hyper: dict[str, float]) -> None:
+    def __init__(self, rule: str, model: _Model[_F], hyper: dict[str, float]) -> None:
         """hyper: sgd momentum, dampening, nesterov, weight_decay; rmsprop alpha, eps, momentum,
         centered, weight_decay; adagrad lr_decay, eps, initial_accumulator_value, weight_decay;
         adam, adamw beta1, beta2, eps, weight_decay."""
@@ -230,7 +230,7 @@ class _Optimizer(Generic[_F]):
     def set_slot(self, slot: str, name: str, value: Floats) -> None: ...
     def step(self, gradients: dict[str, Floats], learning_rate: float) -> None: ...
     @staticmethod
-    def memory(rule: str, network: Any, hyper: dict[str, float]) -> int:
+    def memory(rule: str, model: Any, hyper: dict[str, float]) -> int:
         """Bytes that an optimizer made with these arguments holds."""
 
     @property
@@ -320,5 +320,5 @@ def fma_peak(dtype: str, seconds: float) -> float:
 def read_bandwidth(bytes: int, seconds: float) -> float:
     """Bytes per second of one thread that reads a buffer of so many bytes over and over."""
 
-def time_steps(network: _Network[_F], x: Floats, state: Floats, count: int) -> float:
+def time_steps(model: _Model[_F], x: Floats, state: Floats, count: int) -> float:
     """Seconds per step: `step` on x [B, I] called `count` times from C++; state is carried."""

@@ -118,7 +118,7 @@ _OTHERWISE = {
         "wordvec_size emsize embedding_size embedding_dim embed_size emb_size embed_dim emb_dim "
         "input_encoding_size char_size tied tie_weights dropoute"
     ),
-    "the last 10 % of the text are held out to validate with": (
+    "the last 10 % of the text are for validation": (
         "train_frac val_frac test_frac validation_split val_split valid_size val_size val_data "
         "valid validation"
     ),

@@ -70,7 +70,7 @@ def binary_cross_entropy(
     """
     _check_reduction(reduction)
     logits, targets = _pair("logits", logits, targets)
-    _check_range("targets", targets, 0, 1, "0 to 1")
+    _check_range("targets", targets, 0, 1, "in 0 to 1")
     weights = _weights(weights, logits.dtype, logits.shape)
     return _core.binary_cross_entropy(logits, targets, reduction, weights)
 
@@ -182,4 +182,4 @@ def _check_range(name: str, values: Array, least: float, most: float, takes: str
         for first in np.flatnonzero(~((flat >= least) & (flat <= most)))[:1]:
             where = ", ".join(str(int(i)) for i in np.unravel_index(first, values.shape))
             index = f"[{where}]" if values.ndim else ""
-            raise ValueError(f"{name}{index} is {flat[first]}, it takes {takes}")
+            raise ValueError(f"{name}{index} must be {takes}, got {flat[first]}")

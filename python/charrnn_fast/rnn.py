@@ -262,7 +262,9 @@ class RNN(Settled):
                 f"{called('proj_size')} must be less than {called('hidden_size')}={hidden_size}, "
                 f"got {proj_size}"
             )
-        rates = {name: _rate(name, rates[name]) for name in registry.DROPOUT_RATES}
+        if rates.keys() != set(registry.DROPOUT_RATES):
+            raise TypeError(f"rates must be {list(registry.DROPOUT_RATES)}, got {list(rates)}")
+        rates = {name: _rate(name, rate) for name, rate in rates.items()}
         zoneout_h, zoneout_c = zoneout_rates(zoneout, kind, proj_size)
         try:
             numbers = np.dtype(dtype)
@@ -287,7 +289,7 @@ class RNN(Settled):
             setattr(self, name, rate)
         self.variational = bool(variational)
         self.zoneout = (zoneout_h, zoneout_c)
-        make: Any = _core.NetworkFloat32 if self.dtype == np.float32 else _core.NetworkFloat64
+        make: Any = _core.ModelFloat32 if self.dtype == np.float32 else _core.ModelFloat64
         self._carried: Array | None = None  # the state of `step`, in the kernels' layout
         # Of each thread its last forward, and of all of them by their numbers: what a thread gets
         # is the gradient of its own forward, but one thread may hand a forward on to another.
@@ -435,7 +437,7 @@ class RNN(Settled):
         unknown = [name for name in parameters if name not in shapes]
         if missing or unknown:
             raise ValueError(
-                f"parameters lacks {missing} and has unknown {unknown}; it takes {list(shapes)}"
+                f"parameters must have {list(shapes)}; missing: {missing}, unknown: {unknown}"
             )
         for name, shape in shapes.items():
             self.check_parameter(f"parameters[{name!r}]", parameters[name], shape)
@@ -589,7 +591,7 @@ class RNN(Settled):
             x = array("x", x)[()]
         if isinstance(x, (int, np.integer)) and not isinstance(x, bool):
             if not 0 <= x < self.input_size:  # NumPy has no integers for some
-                raise ValueError(f"x is {shown(int(x))}, it takes 0 to {self.input_size - 1}")
+                raise ValueError(f"x must be in 0 to {self.input_size - 1}, got {shown(int(x))}")
             x = np.asarray(x)
         single = isinstance(x, np.ndarray) and x.ndim == (x.dtype.kind == "f")
         if single:

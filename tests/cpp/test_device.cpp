@@ -245,7 +245,7 @@ void check_damaged() {
       message = error.what();
     }
     CHECK(
-        message == "logits hold nan for token 2, they take finite numbers: the weights are damaged",
+        message == "logits must be finite, got nan for token 2: the weights are damaged",
         "%s: %s", device->name, message.c_str());
     Optimizer<float> other("adam", {}, model.network().parameter_elements(),
                            device->is_host ? GuardedDevice::instance() : cpu_device());

@@ -331,8 +331,8 @@ Result<T> by_hand(const Problem<T>& p) {
     const bool gather = l == 0 && p.c.tokens;
     const T* const w_hh = values(find("weight_hh" + suffix));
     const Parameter* const own = find(std::string("weight_") + Cell::params_name + suffix);
-    std::vector<T> dgates(static_cast<std::size_t>(rows * GH));  // of the recurrent part
-    std::vector<T> dgx(dgates.size());                           // of the input part
+    std::vector<T> dgates(static_cast<std::size_t>(rows * GH));  // of the recurrent term
+    std::vector<T> dgx(dgates.size());                           // of the input term
     std::vector<T> dparams_of(static_cast<std::size_t>(rows * P * H + 1));
     T* dstate[S];
     for (int s = 0; s < S; ++s) dstate[s] = r.dstate_0.data() + (s * L + l) * BH;

@@ -10,8 +10,8 @@
 //   gates         a letter for each gate
 //   num_gates     G, gates of a unit; weight_ih and weight_hh have G*H rows, in gate order
 //   forget_gate   the place of the gate that forgets, whose bias training may begin at 1
-//   num_split     the last num_split gates receive their two parts apart: `gates` holds the
-//                 recurrent part gh = W_hh h + b_hh alone and `gx` the input part
+//   num_split     the last num_split gates receive their two terms apart: `gates` holds the
+//                 recurrent term gh = W_hh h + b_hh alone and `gx` the input term
 //                 W_ih x + b_ih; of all other gates `gates` holds the sum
 //   num_states    S, values carried from step to step; states[0] is h, the unit's output
 //   num_saved     values that forward keeps for backward beside the states
@@ -23,7 +23,7 @@
 //   reads_next    bit s: backward reads next[s], the state as forward gave it
 //
 // `backward` turns dnext (gradients of the S new states) into the gradients of the gates, of
-// their split input parts, of the parameters and of the S previous states. Of dprev[0] it gives
+// their split input terms, of the parameters and of the S previous states. Of dprev[0] it gives
 // only the part past the gates; the recurrence adds dgates @ W_hh.
 #pragma once
 

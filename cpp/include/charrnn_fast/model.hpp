@@ -106,12 +106,13 @@ class Model {
     double loss_sum;
     Index count;  // of the targets that are not ignored
   };
-  // An update by a batch that comes in parts: accumulate each, then update. Up to the order of its
-  // sums that is one train_step of all their streams, masks included: streams are numbered on from
-  // part to part, and all parts take the same mask_seed. The gradient belongs to the parameters as
-  // they are, any change of them drops it; so do train_step and clear_gradients. state_n: behind
-  // the part's last step, for the caller to keep where the update is finite; may be state_0.
-  Losses accumulate(const Batch& part, const Token* targets, const T* state_0, T* state_n);
+  // An update by a batch in micro-batches: accumulate each, then update. Up to the order of the
+  // sums that is one train_step of all their streams. So are the masks: streams are numbered on
+  // from one micro-batch to the next, and all take the same mask_seed. The gradient belongs to the
+  // parameters as they are; any change of them drops it, as do train_step and clear_gradients.
+  // state_n: after the micro-batch's last step, for the caller to keep where the update is finite;
+  // may be state_0.
+  Losses accumulate(const Batch& micro_batch, const Token* targets, const T* state_0, T* state_n);
   // As train_step, whose results it gives. Throws std::invalid_argument where nothing has been
   // accumulated.
   TrainResult update(Optimizer<T>& optimizer, const TrainOptions& options);

@@ -39,7 +39,7 @@ class SequencePass;
 template <class T>
 class DecoderPass;
 
-// PyTorch's two bias vectors per layer, one (added to the input part), or none.
+// PyTorch's two bias vectors per layer, one (added to the input term), or none.
 enum class Bias { both, single, none };
 
 // Rates, in [0, 1), of what training leaves out at random; what is kept is divided by 1 - rate
@@ -79,7 +79,7 @@ struct NetworkShape {
   Bias bias = Bias::both;
   bool bidirectional = false;
   Index proj_size = 0;      // P of h = W_hr (the cell's h), of LSTMs (Sak et al. 2014); 0: none
-  bool layer_norm = false;  // of the gates' input and recurrent parts (Ba et al. 2016)
+  bool layer_norm = false;  // of the gates' input and recurrent terms (Ba et al. 2016)
   Regularization regularization = {};
   std::string nonlinearity = "tanh";  // or "relu", of the cell "rnn"
 };

@@ -79,8 +79,8 @@ const Isa& choose() {
   const char* wanted = std::getenv("CHARRNN_ISA");
   for (const Isa& isa : isas())
     if (isa.runs && (!wanted || !*wanted || isa.name == std::string(wanted))) return isa;
-  fail("CHARRNN_ISA is '", wanted ? wanted : "",
-       "', this machine runs: ", names_of(runnable_isas()));
+  fail("CHARRNN_ISA must be one of ", names_of(runnable_isas()), " on this machine, got '",
+       wanted ? wanted : "", "'");
 }
 
 const Isa& chosen() {

@@ -37,7 +37,7 @@ int default_num_threads() {
     char* end = nullptr;
     const long n = std::strtol(text, &end, 10);
     if (*end == 0 && n >= 1 && n <= 4096) return static_cast<int>(n);
-    fail("CHARRNN_NUM_THREADS is '", text, "', it takes a whole number from 1 to 4096");
+    fail("CHARRNN_NUM_THREADS must be a whole number in 1 to 4096, got '", text, "'");
   }
   double n = std::max(1u, std::thread::hardware_concurrency());
 #if defined(__linux__)
@@ -164,9 +164,9 @@ void ThreadPool::stop_workers() {
 }
 
 void ThreadPool::resize(int n) {
-  require(n >= 1 && n <= 4096, "num_threads is ", n, ", it takes a number from 1 to 4096");
+  require(n >= 1 && n <= 4096, "num_threads must be in 1 to 4096, got ", n);
   if (busy_.exchange(true, std::memory_order_acquire))
-    fail("set_num_threads was called while another thread is computing");
+    fail("set_num_threads must not be called while another thread computes");
   stop_workers();
   size_.store(n);
   crowding_ = Crowding(n);

@@ -207,10 +207,10 @@ CHARRNN_INLINE double square(double x) { return x * x; }
 template <class T>
 void sums_of_squares(const T* x, Index n, Range chunks, double* sums) {
   for (Index i = chunks.begin; i < chunks.end; ++i) {
-    const T* const part = x + i * square_chunk;
+    const T* const chunk = x + i * square_chunk;
     sums[i] = interleaved_sum(min_of(square_chunk, n - i * square_chunk),
                               [&](Index j) __attribute__((always_inline)) {
-                                return square(static_cast<double>(part[j]));
+                                return square(static_cast<double>(chunk[j]));
                               });
   }
 }

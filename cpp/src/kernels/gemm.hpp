@@ -298,10 +298,10 @@ constexpr Tiles<A, T, G> tiles{};
 // part of one row would run at a fraction of the speed.
 template <class F>
 CHARRNN_INLINE void for_parts(Range range, Index most, F&& f) {
-  const Index size = range.end - range.begin, parts = ceil_div(size, most);
+  const Index size = range.end - range.begin, pieces = ceil_div(size, most);
   Index begin = range.begin;
-  for (Index p = 0; p < parts; ++p) {
-    const Index n = (range.end - begin) / (parts - p);
+  for (Index p = 0; p < pieces; ++p) {
+    const Index n = (range.end - begin) / (pieces - p);
     f(begin, n);
     begin += n;
   }

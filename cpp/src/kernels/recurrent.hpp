@@ -1,6 +1,6 @@
 // One recurrent layer over time, for any cell of cells.hpp: forward and, under it, backward.
 //
-// A tile's life in one step: a prologue writes where the sums begin (input part of the gates;
+// A tile's life in one step: a prologue writes where the sums begin (input term of the gates;
 // gradient from above), the tile adds the recurrent product, an epilogue runs the cell. With the
 // fused epilogue tile and cell meet in a buffer of one tile's size, in the first-level cache;
 // with the staged one whole rows of gates are laid out first, so that something may look at the

@@ -201,7 +201,7 @@ struct Zoneouts {
   CHARRNN_INLINE Zoneout<T> operator[](Index s) const { return s < 2 ? of[s] : Zoneout<T>{}; }
 };
 
-// Layer normalisation of the recurrent part of the gates (Ba, Kiros and Hinton 2016), where it
+// Layer normalisation of the recurrent term of the gates (Ba, Kiros and Hinton 2016), where it
 // begins with 0: gh = gain * normalised(W_hh h), those of split gates by themselves.
 template <class T>
 struct RecurrentNorm {
@@ -222,11 +222,11 @@ struct RecurrentForwardArgs {
   Steps steps;
   Index hidden_size, width;  // H, R
   Weights<T> hh;             // packed: G groups, H units, depth R
-  const T* gx;               // [N, G*H] input part with its bias; or null, then:
+  const T* gx;               // [N, G*H] input term with its bias; or null, then:
   const Token* tokens;       // [N] rows of
   const T* table;            // [V, G*H] (weight_ih transposed), and
   const T* input_bias;       // [G*H] or null
-  const T* split_bias;       // [num_split*H] bias of the recurrent part of split gates, or null
+  const T* split_bias;       // [num_split*H] bias of the recurrent term of split gates, or null
   const T* params;           // [P, H]
   States<T> states;
   T* saved;  // [N, num_saved*H] or null: keep nothing
@@ -242,10 +242,10 @@ struct RecurrentForwardArgs {
   bool staged_in_place = false;
 };
 
-// dgates rows hold G*H gradients of the gates' recurrent parts, then num_split*H of the input parts
+// dgates rows hold G*H gradients of the gates' recurrent terms, then num_split*H of the input terms
 // of split gates, then P*H contributions to the gradients of the cell's own parameters. With
-// normalisation all gates are split: G*H gradients of W_hh h, G*H of the input parts, then
-// num_split*H of the recurrent parts of the cell's split gates, P*H as before.
+// normalisation all gates are split: G*H gradients of W_hh h, G*H of the input terms, then
+// num_split*H of the recurrent terms of the cell's split gates, P*H as before.
 template <class T>
 struct RecurrentBackwardArgs {
   Steps steps;

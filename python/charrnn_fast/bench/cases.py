@@ -218,8 +218,8 @@ def parse(text: str) -> Shape:
         B, T, H, L = numbers
         return parts[0], B, T, H, L
     raise BenchError(
-        f"unknown case {text!r}: it takes a cell of {', '.join(CELL_NAMES)} with B, T, H and L, as "
-        f"lstm,50,50,128,2, or M, K and N of a product, as 64,512,2048"
+        f"case must be a cell of {', '.join(CELL_NAMES)} with B, T, H and L, as "
+        f"lstm,50,50,128,2, or M, K and N of a product, as 64,512,2048, got {text!r}"
     )
 
 

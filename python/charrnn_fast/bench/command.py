@@ -82,7 +82,7 @@ def _settings(options: Options) -> Settings:
 def _chosen(what: str, names: list[str], known: tuple[str, ...]) -> list[str]:
     for name in names:
         if name not in known:
-            raise BenchError(f"unknown {what} {name!r}: it takes {', '.join(known)}")
+            raise BenchError(f"{what} must be one of {', '.join(known)}, got {name!r}")
     return [name for name in known if name in names]
 
 

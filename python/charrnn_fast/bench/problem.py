@@ -23,7 +23,7 @@ CHECKED_STEPS = 3  # training steps, or characters of a text, that are compared
 
 @dataclass(frozen=True)
 class Text:
-    """A text as ids; the last tenth is held out."""
+    """A text as ids; the last tenth is for validation."""
 
     name: str
     ids: Array  # [N], the smallest integer type
@@ -123,6 +123,6 @@ def batches(ids: Array, batch: int, seq_len: int) -> Iterator[tuple[Array, Array
 
 
 def validation_batch(ids: Array, streams: int = 50) -> tuple[Array, Array]:
-    """The held-out text as one batch, inputs and targets [T, streams]."""
+    """The validation text as one batch, inputs and targets [T, streams]."""
     length = (len(ids) - 1) // streams
     return next(batches(ids, streams, length))

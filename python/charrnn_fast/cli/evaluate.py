@@ -30,10 +30,10 @@ def add(commands: Commands) -> None:
         "--document-mark",
         type=mark_option,
         metavar="TEXT",
-        help="what ends a document, as for train: the next one is read without memory of it",
+        help="end of a document, as for train: each begins with an empty memory",
     )
     evaluate.add_argument(
-        "--json", action="store_true", help="a line of JSON for each file, and one for all"
+        "--json", action="store_true", help="print JSON: a line for each file, one for all"
     )
     add_weight_dtype(evaluate)
     add_threads(evaluate)

@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
     info.add_argument(
         "--config",
         action="store_true",
-        help="write the settings it was trained with as TOML, for train --config",
+        help="print the training settings as TOML, for train --config",
     )
     add_threads(info)
 
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         last = Evaluation(*training["history"][-1])
         print(
             f"losses      at step {last.step:,} (epoch {last.epoch:.2f}): training "
-            f"{brief(last.train_loss, 4)}, held out "
+            f"{brief(last.train_loss, 4)}, validation "
             f"{show.losses(last.validation_loss, model.vocabulary)}"
         )
     return 0

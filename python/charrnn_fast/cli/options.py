@@ -65,15 +65,17 @@ class Option:
         if self is PATHS:
             paths = value if isinstance(value, list) else [value]
             if not paths or not all(path and isinstance(path, str) for path in paths):
-                raise argparse.ArgumentTypeError(f"takes paths, got {schema.shown(value)}")
+                raise argparse.ArgumentTypeError(f"must be paths, got {schema.shown(value)}")
             return paths
         if self.parse is None:
             if type(value) not in (bool, str) or value not in (True, False, "true", "false"):
-                raise argparse.ArgumentTypeError(f"takes true or false, got {schema.shown(value)}")
+                raise argparse.ArgumentTypeError(
+                    f"must be true or false, got {schema.shown(value)}"
+                )
             return value in (True, "true")
         if self.choices and value not in self.choices:
             raise argparse.ArgumentTypeError(
-                f"takes {', '.join(self.choices)}, got {schema.shown(value)}"
+                f"must be one of {', '.join(self.choices)}, got {schema.shown(value)}"
             )
         with suppress(ValueError):
             if type(value) in (str, int, float):
@@ -81,7 +83,7 @@ class Option:
             if type(value) is list and all(type(element) in (int, float) for element in value):
                 return self.parse(",".join(map(str, value)))
         kind = "text" if self.parse is str else f"a valid {self.parse.__name__}"
-        raise argparse.ArgumentTypeError(f"takes {kind}, got {schema.shown(value)}")
+        raise argparse.ArgumentTypeError(f"must be {kind}, got {schema.shown(value)}")
 
 
 _count, _share = integer_option(1), number_option(least=0, below=1)
@@ -96,9 +98,9 @@ TEXT = (
         "train on the source of Python's standard library for about a minute",
     ),
     Option("bytes", False, None, "model the 256 bytes instead of the characters"),
-    Option("encoding", "utf-8", encoding_option, "of the files: a name that Python knows", "NAME"),
-    Option("min_count", 1, _count, "characters that occur less often become one, U+FFFD", "N"),
-    Option("document_mark", None, mark_option, "what ends a document: '<|end|>', '\\n\\n'", "TEXT"),
+    Option("encoding", "utf-8", encoding_option, "of the files, as Python names it", "NAME"),
+    Option("min_count", 1, _count, "replace characters that occur less often by U+FFFD", "N"),
+    Option("document_mark", None, mark_option, "end of a document: '<|end|>', '\\n\\n'", "TEXT"),
 )
 
 SHAPE = (
@@ -106,53 +108,53 @@ SHAPE = (
         "cell",
         "lstm",
         str,
-        "the recurrent unit",
+        "recurrent cell",
         choices=registry.CELL_NAMES,
     ),
     Option("hidden_size", 128, _count, "units in each layer", "H"),
-    Option("num_layers", 2, _count, "layers", "L"),
-    Option("proj_size", 0, integer_option(0), "features that an LSTM's h is projected to", "P"),
-    Option("layer_norm", False, None, "normalise the gates' sums"),
+    Option("num_layers", 2, _count, "recurrent layers", "L"),
+    Option("proj_size", 0, integer_option(0), "projection size of an LSTM's h; 0: none", "P"),
+    Option("layer_norm", False, None, "layer normalization of the gates"),
 )
 
 MODEL = (
     *SHAPE,
-    Option("seed", 0, integer_option(0, LARGEST_SEED), "of the initial weights", "N"),
+    Option("seed", 0, integer_option(0, LARGEST_SEED), "seed of the initial weights", "N"),
     Option(
         "init",
         "lecun_tokens",
         str,
-        "how they are drawn; uniform: as PyTorch does",
+        "initialization; uniform: as PyTorch does",
         choices=("lecun_tokens", "uniform"),
     ),
-    Option("dropout", 0.0, _share, "left out of what the layers above the first read", "P"),
-    Option("input_dropout", 0.0, _share, "left out of what the first layer reads: characters", "P"),
-    Option("output_dropout", 0.0, _share, "left out of what the top layer gives", "P"),
-    Option("recurrent_dropout", 0.0, _share, "left out of a layer's h of the step before", "P"),
-    Option("variational", False, None, "leave out the same at all steps between two updates"),
-    Option("weight_drop", 0.0, _share, "left out of the recurrent weights", "P"),
-    Option("zoneout", 0.0, zoneout_option, "units that keep their h (and an LSTM's c)", "P[,P]"),
+    Option("dropout", 0.0, _share, "dropout rate between layers", "P"),
+    Option("input_dropout", 0.0, _share, "dropout rate of the input: whole characters", "P"),
+    Option("output_dropout", 0.0, _share, "dropout rate of the top layer's output", "P"),
+    Option("recurrent_dropout", 0.0, _share, "dropout rate of h on its way to the next step", "P"),
+    Option("variational", False, None, "one dropout mask for all steps of an update"),
+    Option("weight_drop", 0.0, _share, "dropout rate of the recurrent weights", "P"),
+    Option("zoneout", 0.0, zoneout_option, "zoneout rate of h (and of an LSTM's c)", "P[,P]"),
 )
 
 TRAINING = (
-    Option("batch_size", 50, _count, "pieces of the text that are read side by side", "B"),
-    Option("seq_len", 50, _count, "characters between two updates", "T"),
+    Option("batch_size", 50, _count, "sequences read in parallel", "B"),
+    Option("seq_len", 50, _count, "characters per update (truncated BPTT)", "T"),
     Option(
         "optimizer",
         "adam",
         str,
-        "the rule of the updates",
+        "optimizer",
         choices=tuple(registry.OPTIMIZERS),
     ),
-    Option("learning_rate", 2e-3, number_option(above=0), "of the optimizer", "LR"),
-    Option("clip_norm", 5.0, bound_option, "bound of the gradient's norm; inf: none", "X"),
-    Option("micro_batches", 1, _count, "parts of the batch that are computed in turn", "N"),
-    Option("random_offset", False, None, "begin each epoch at another place of the text"),
+    Option("learning_rate", 2e-3, number_option(above=0), "learning rate", "LR"),
+    Option("clip_norm", 5.0, bound_option, "clip the gradient's norm; inf: never", "X"),
+    Option("micro_batches", 1, _count, "micro-batches of a batch, to save memory", "N"),
+    Option("random_offset", False, None, "begin each epoch at a random offset"),
     Option(
         "mask_seed",
         0,
         integer_option(0, LARGEST_SEED),
-        "of what is left out, and of the random offsets",
+        "seed of the dropout masks and random offsets",
         "N",
     ),
 )
@@ -162,25 +164,37 @@ SCHEDULE = (
         "schedule",
         "decay",
         str,
-        "how the learning rate changes",
+        "learning-rate schedule",
         choices=("constant", "decay", "cosine", "linear", "plateau"),
     ),
-    Option("warmup", 0.0, number_option(least=0), "epochs over which it rises at first", "EPOCHS"),
-    Option("lr_decay", None, number_option(above=0), "decay, plateau: its factor", "X"),
-    Option("lr_decay_after", 10, _count, "decay: epochs before the first", "N"),
-    Option("lr_patience", 3, _count, "plateau: evaluations without a new best before it", "N"),
-    Option("final_lr", 0.0, number_option(least=0, most=1), "cosine, linear: its last share", "X"),
+    Option("warmup", 0.0, number_option(least=0), "epochs of linear warmup", "EPOCHS"),
+    Option("lr_decay", None, number_option(above=0), "decay, plateau: factor", "X"),
+    Option("lr_decay_after", 10, _count, "decay: epochs before the first decay", "N"),
+    Option("lr_patience", 3, _count, "plateau: evaluations without improvement", "N"),
+    Option(
+        "final_lr",
+        0.0,
+        number_option(least=0, most=1),
+        "cosine, linear: final share of the learning rate",
+        "X",
+    ),
 )
 
 RUN = (
-    Option("epochs", None, _count, "passes in all (default: 20)", "N"),
-    Option("steps", None, _count, "updates in all, instead of --epochs", "N"),
-    Option("evaluate_every", None, _count, "default: at each epoch's end", "STEPS"),
-    Option("evaluate_length", None, integer_option(2), "held-out characters looked at", "N"),
-    Option("patience", None, _count, "end after so many evaluations without a new best", "N"),
-    Option("sample_length", 200, integer_option(0), "of the text at each evaluation", "N"),
-    Option("checkpoint_every", None, _count, "save this often, too", "STEPS"),
-    Option("log_every", 100, _count, "updates that a line of the log sums up", "STEPS"),
+    Option("epochs", None, _count, "passes over the text (default: 20)", "N"),
+    Option("steps", None, _count, "updates, instead of --epochs", "N"),
+    Option("evaluate_every", None, _count, "updates (default: an epoch)", "STEPS"),
+    Option(
+        "evaluate_length",
+        None,
+        integer_option(2),
+        "validation characters (default: all)",
+        "N",
+    ),
+    Option("patience", None, _count, "early stopping: evaluations without improvement", "N"),
+    Option("sample_length", 200, integer_option(0), "characters sampled at each evaluation", "N"),
+    Option("checkpoint_every", None, _count, "save between evaluations, too", "STEPS"),
+    Option("log_every", 100, _count, "updates per line of the log", "STEPS"),
 )
 
 LOGS = (
@@ -188,11 +202,11 @@ LOGS = (
         "log",
         None,
         output_option(".jsonl"),
-        "of JSON lines, for charrnn-fast plot (default: MODEL.jsonl beside the model); may be "
+        "write a log of JSON lines, for charrnn-fast plot (default: MODEL.jsonl); may be "
         "/dev/stderr",
         "FILE",
     ),
-    Option("tensorboard", None, folder_option, "one for TensorBoard, too", "FOLDER"),
+    Option("tensorboard", None, folder_option, "write a TensorBoard log, too", "FOLDER"),
 )
 
 ALL = (PATHS, *TEXT, *MODEL, *TRAINING, *SCHEDULE, *RUN, *LOGS)
@@ -206,7 +220,7 @@ def add(parser: Parser) -> None:
         ("model", MODEL),
         ("training", TRAINING),
         ("learning rate", SCHEDULE),
-        ("length", RUN),
+        ("length and evaluation", RUN),
         ("logs", LOGS),
     ):
         group = parser.add_argument_group(title)
@@ -250,7 +264,7 @@ def given(arguments: argparse.Namespace) -> Values:
     for text in arguments.settings:
         name, equals, value = text.partition("=")
         if not equals:
-            raise ValueError(f"--set takes key=value, got {text!r}")
+            raise ValueError(f"--set must be key=value, got {text!r}")
         pairs[name.strip()] = value.strip()
     values = override(values, _converted(pairs, "--set"), "--set")
     flags = {name: getattr(arguments, name) for name in NAMES}

@@ -215,7 +215,7 @@ def zoneout_option(text: str) -> float | list[float]:
     parts = text.strip("[]").split(",")  # as TOML writes them, too
     rates = [number_option(least=0, below=1)(part) for part in parts]
     if len(rates) > 2:
-        raise argparse.ArgumentTypeError(f"takes one rate or two, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be one rate or two, got {text!r}")
     return rates[0] if len(rates) == 1 else rates
 
 
@@ -314,7 +314,7 @@ def _character(escape: re.Match[str]) -> str:
         return character
     if name not in _ESCAPED:
         raise ValueError(
-            rf"takes the escapes \n \r \t \f \\ \xNN \uNNNN, got {escape[0]}; "
+            rf"must have no escapes but \n \r \t \f \\ \xNN \uNNNN, got {escape[0]}; "
             r"write \\ for a backslash"
         )
     return _ESCAPED[name]

@@ -12,7 +12,7 @@ from .parsing import Commands, file_option, output_option
 def add(commands: Commands) -> None:
     command = commands.add("plot", run, "Draw the curves of trainings from their logs.")
     command.add_argument(
-        "logs", type=file_option, nargs="+", metavar="RUN.jsonl", help="what train --log wrote"
+        "logs", type=file_option, nargs="+", metavar="RUN.jsonl", help="log written by train"
     )
     command.add_argument(
         "-o",
@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
         type=output_option(".png", ".svg", ".pdf"),
         required=True,
         metavar="FILE",
-        help="a picture: .png, .svg or .pdf",
+        help="picture to write: .png, .svg or .pdf",
     )
 
 

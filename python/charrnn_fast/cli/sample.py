@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
         type=integer_option(0),
         default=500,
         metavar="N",
-        help="characters (default: 500)",
+        help="characters to write (default: 500)",
     )
     prime = sample.add_mutually_exclusive_group()
     prime.add_argument(
@@ -48,13 +48,13 @@ def add(commands: Commands) -> None:
         type=_prime_option,
         default="",
         metavar="TEXT",
-        help=r"how the text begins; \n, \t, \xNN, \uNNNN stand for characters, \\ for a backslash",
+        help=r"beginning of the text; escapes: \n, \t, \xNN, \uNNNN, \\ for a backslash",
     )
     prime.add_argument(
         "--prime-file",
         type=file_option,
         metavar="FILE",
-        help="a UTF-8 file with it; - for standard input",
+        help="UTF-8 file with the prime; - for standard input",
     )
     _add_drawing(sample)
     sample.add_argument(
@@ -62,25 +62,25 @@ def add(commands: Commands) -> None:
         type=stop_option,
         action="append",
         metavar="TEXT",
-        help=r"end before TEXT, which may have these escapes; may be given several times",
+        help=r"stop before TEXT (escapes as in --prime); may be repeated",
     )
     sample.add_argument(
         "--seed",
         type=integer_option(0, LARGEST_SEED),
         metavar="N",
-        help="default: a fresh one, told on stderr",
+        help="seed (default: a random one, shown on stderr)",
     )
     sample.add_argument(
         "--num-samples",
         type=integer_option(1),
         default=1,
         metavar="COUNT",
-        help="so many texts, with the seeds N, N + 1, ... of --seed N (default: 1)",
+        help="number of texts, with seeds N, N + 1, ... from --seed N (default: 1)",
     )
     sample.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
-        help="write each character as it is drawn (default: on a terminal, where it is one text)",
+        help="write each character as it is drawn (default: for one text on a terminal)",
     )
     sample.add_argument(
         "--json", action="store_true", help='a line {"seed": ..., "text": ...} for each text'
@@ -103,16 +103,19 @@ def _add_drawing(parser: Parser) -> None:
         "--temperatures",
         type=numbers_option(least=0),
         metavar="T,T,...",
-        help="the text at each of them, side by side",
+        help="one text for each temperature, side by side",
     )
     parser.add_argument(
-        "--top-k", type=integer_option(1), metavar="K", help="draw from the K most probable only"
+        "--top-k",
+        type=integer_option(1),
+        metavar="K",
+        help="sample from the K most probable characters",
     )
     parser.add_argument(
         "--top-p",
         type=number_option(above=0, most=1),
         metavar="P",
-        help="draw from the most probable with P together",
+        help="nucleus sampling: from the most probable characters with P together",
     )
 
 
@@ -127,7 +130,7 @@ def add_weight_dtype(parser: Parser) -> None:
     parser.add_argument(
         "--weight-dtype",
         choices=["float32", "float64", "bfloat16"],
-        help="bfloat16: weights at half the memory (default: the model's own type)",
+        help="bfloat16: half the memory per weight (default: the model's dtype)",
     )
 
 

@@ -31,21 +31,20 @@ def add(commands: Commands) -> None:
         "score", run, "Write the log-probability of each line of the standard input, in nats."
     )
     score.add_argument("model", type=file_option, metavar="FILE")
-    score.add_argument("--mean", action="store_true", help="per character of the line")
-    score.add_argument("--bits", action="store_true", help="in bits")
+    score.add_argument("--mean", action="store_true", help="mean per character")
+    score.add_argument("--bits", action="store_true", help="in bits, not nats")
     score.add_argument(
-        "--json", action="store_true", help="all of these and the line as a line of JSON"
+        "--json", action="store_true", help="print JSON: the line and all its scores"
     )
     score.add_argument(
         "--no-newline",
         action="store_true",
-        help="that of the line's characters, however it goes on (default: that of the whole line, "
-        "with the newline that ends it)",
+        help="score the characters alone (default: with the newline that ends the line)",
     )
     score.add_argument(
         "--allow-unknown",
         action="store_true",
-        help="-inf for a line that the vocabulary cannot spell (default: an error)",
+        help="-inf for a line with unknown characters (default: an error)",
     )
     add_weight_dtype(score)
     add_threads(score)

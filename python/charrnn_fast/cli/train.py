@@ -28,22 +28,22 @@ def add(commands: Commands) -> None:
         "--output",
         type=output_option(".safetensors"),
         metavar="FILE",
-        help="where the model is saved",
+        help="save the model here",
     )
     train.add_argument(
         "--init-from",
         type=file_option,
         metavar="FILE",
-        help="begin with the weights and the vocabulary of a trained model, on another text",
+        help="fine-tune: begin with the weights and vocabulary of a trained model",
     )
     existing = train.add_mutually_exclusive_group()
     existing.add_argument(
-        "--resume", action="store_true", help="go on with the training that -o FILE holds"
+        "--resume", action="store_true", help="resume the training saved in -o FILE"
     )
     existing.add_argument(
         "--overwrite",
         action="store_true",
-        help="start anew where -o FILE holds a model; it is kept up to the first checkpoint",
+        help="replace the model in -o FILE, at the first checkpoint",
     )
     add_threads(train)
     options.add(train)

@@ -62,7 +62,7 @@ def check_logs(arguments: argparse.Namespace, values: options.Values, log_path: 
             raise ValueError(f"{log_path} would be the log and {name}; --log names another file")
     folder = values.get("tensorboard")
     if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
-        raise ValueError(f"--tensorboard takes a folder, and {folder} is a file")
+        raise ValueError(f"--tensorboard must be a folder, got the file {folder}")
     if folder is not None:
         log.check_folder(folder)
     if log_path:

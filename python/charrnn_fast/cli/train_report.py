@@ -48,7 +48,7 @@ def describe(trainer: Trainer, corpus: Corpus, num_files: int, steps: int) -> No
     in_files = f" in {num_files:,} files" if num_files > 1 else ""
     print(
         f"text        {len(corpus):,} {corpus.vocabulary.kind}{in_files}: {len(corpus.train):,} to "
-        f"train on, the last {len(corpus.validation):,} held out"
+        f"train on, the last {len(corpus.validation):,} for validation"
     )
     print(f"vocabulary  {show.vocabulary_line(corpus.vocabulary)}")
     print(f"model       {show.model_line(trainer.model)}")
@@ -72,7 +72,7 @@ def conclude(
     """
     model = trainer.model
     loss, best = trainer.history[-1].validation_loss, trainer.best
-    print(f"\nheld-out loss: {show.losses(loss, model.vocabulary)}")
+    print(f"\nvalidation loss: {show.losses(loss, model.vocabulary)}")
     if best is not None and best.validation_loss < loss and arguments.output:
         print(
             f"the best was {brief(best.validation_loss, 4)} after {best.step:,} steps: "
@@ -89,7 +89,7 @@ def conclude(
     uniform = math.log(len(model.vocabulary))
     if loss > uniform:
         show.warn(
-            f"the held-out loss is above ln {len(model.vocabulary)} = {uniform:.4f}, that of "
+            f"the validation loss is above ln {len(model.vocabulary)} = {uniform:.4f}, that of "
             f"uniform guessing; try more --epochs or a smaller --learning-rate"
         )
     if not plain:
@@ -98,7 +98,7 @@ def conclude(
         print(f"the demonstration worked: {loss:.3f} is below its bound of {demo.BOUND}")
         return 0
     return show.complain(
-        f"the demonstration failed: its held-out loss must be below {demo.BOUND} nats per "
+        f"the demonstration failed: its validation loss must be below {demo.BOUND} nats per "
         f"character, and is {brief(loss, 4)}",
         FAILED,
     )

@@ -26,27 +26,27 @@ def add(commands: Commands) -> None:
         type=output_option(".html"),
         default="view.html",
         metavar="PAGE",
-        help="where the page is saved; one from before is replaced (default: view.html)",
+        help="save the page here, replacing an older one (default: view.html)",
     )
     view.add_argument(
         "--start",
         type=integer_option(0),
         default=0,
         metavar="N",
-        help="leave out the first N characters of the text (default: 0)",
+        help="skip the first N characters (default: 0)",
     )
     view.add_argument(
         "--length",
         type=integer_option(2),
         default=5000,
         metavar="N",
-        help="show the N characters from there (default: 5000)",
+        help="show N characters (default: 5000)",
     )
     view.add_argument(
         "--layers",
         type=_layers,
         metavar="L[,L]",
-        help="show these alone, 0 the first (default: all)",
+        help="layers to show, from 0 (default: all)",
     )
     add_threads(view)
 

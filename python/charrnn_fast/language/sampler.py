@@ -53,8 +53,8 @@ def check_weight_dtype(weight_dtype: str | None, rnn: RNN) -> None:
     known = [own, "bfloat16"] if own == "float32" else [own]
     if weight_dtype is not None and weight_dtype not in known:
         raise ValueError(
-            f"{called('weight_dtype')} is {weight_dtype!r}, a {own} model takes "
-            + " or ".join(map(repr, known))
+            f"{called('weight_dtype')} of a {own} model must be "
+            f"{' or '.join(map(repr, known))}, got {weight_dtype!r}"
         )
 
 
@@ -101,7 +101,7 @@ def checked_stops(stop: Stop, vocabulary: Vocabulary) -> tuple[str, ...]:
         if not isinstance(text, str):
             raise TypeError(f"{called(name)} must be a str, got {type(text).__name__}")
         if not text:
-            raise ValueError(f"{called(name)} is empty; it takes one character or more")
+            raise ValueError(f"{called(name)} must have one character or more, got none")
         vocabulary.encode_part(text, called(name), 0)
     return tuple(named.values())
 

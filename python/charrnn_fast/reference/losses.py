@@ -68,7 +68,7 @@ def mean_square(
 def _weighting(weights: Array | None, counted: Array, reduction: str) -> tuple[Array, float]:
     """Each loss's weight, 0 where it does not count, and what their sum is divided by."""
     if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction takes 'mean' or 'sum', got {reduction!r}")
+        raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
     w = counted if weights is None else np.where(counted, weights, 0)
     total = float(w.sum(dtype="float64")) if reduction == "mean" else 1.0
     return (w, total) if total else (np.zeros_like(w), 1.0)  # the mean of nothing is 0

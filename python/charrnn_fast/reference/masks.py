@@ -54,7 +54,7 @@ def mask(seed: int, site: int, rate: float, time: Any, streams: Any, units: Any)
     rate outside [0, 1).
     """
     if not 0 <= rate < 1:
-        raise ValueError(f"a mask takes rates in [0, 1), got {rate}")
+        raise ValueError(f"the rate of a mask must be in [0, 1), got {rate}")
     # Each counter gives four words: those of units 16 apart, so that 16 counters give 64 units.
     block, place = np.divmod(np.asarray(units, "int64"), 64)
     c0, c1, c2 = (np.array(c, "uint64", ndmin=1) for c in (block * 16 + place % 16, streams, time))

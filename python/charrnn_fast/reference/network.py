@@ -62,7 +62,7 @@ def init_parameters(
     """
     unit, H = find_cell(cell, "tanh"), hidden_size
     if bias not in (True, False, "single"):
-        raise ValueError(f"bias takes True, 'single' or False, got {bias!r}")
+        raise ValueError(f"bias must be True, 'single' or False, got {bias!r}")
     if proj_size and unit.num_states == 1:
         raise ValueError(f"proj_size={proj_size} is for the LSTMs, got cell={cell!r}")
     rows, R, D = unit.num_gates * H, proj_size or H, 2 if bidirectional else 1

@@ -63,8 +63,8 @@ class FileArray:
         """A slice of step 1, as a read-only array in memory."""
         if not isinstance(index, slice) or index.step not in (None, 1):
             raise TypeError(
-                f"an array in a file takes slices of step 1, got {index!r}; numpy.asarray reads "
-                f"all of it into memory"
+                f"slices of an array in a file must have step 1, got {index!r}; numpy.asarray "
+                f"reads all of it into memory"
             )
         start, stop, _ = index.indices(len(self))
         size = self.dtype.itemsize

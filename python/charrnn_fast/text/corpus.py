@@ -130,7 +130,7 @@ class Corpus(Settled):
         occur in the text.
         """
         if not paths:
-            raise TypeError("from_files takes at least one path, got none")
+            raise TypeError("from_files must have at least one path, got none")
         _check_options(vocabulary, encoding, min_count, document_mark)
         files = find_files(paths)
         text_files.check(files)

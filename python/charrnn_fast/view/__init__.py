@@ -123,7 +123,7 @@ def _layers(layers: Iterable[int] | None, count: int) -> list[int]:
         return list(range(count))
     chosen = [integer(f"layers[{i}]", layer, 0, count - 1) for i, layer in enumerate(layers)]
     if not chosen:
-        raise ValueError(f"{called('layers')} is empty; it takes one or more of 0 to {count - 1}")
+        raise ValueError(f"{called('layers')} must have one or more of 0 to {count - 1}, got none")
     return sorted(set(chosen))
 
 

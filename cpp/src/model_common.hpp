@@ -1,4 +1,4 @@
-// What the parts of Model share.
+// What the sources of Model share.
 #pragma once
 
 #include "charrnn_fast/model.hpp"

@@ -1,4 +1,4 @@
-// What the parts of Network share: sizes, and how work is shared out.
+// What the sources of Network share: sizes, and how work is shared out.
 #pragma once
 
 #include <algorithm>
