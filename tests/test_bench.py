@@ -338,8 +338,8 @@ def test_plots_are_written(tmp_path: Path) -> None:
         (["fly"], "suite must be one of train, forward"),
         (["--peers", "theano"], "peer must be one of numpy, torch"),
         (["train", "--cases", "lstm,50"], "case must be a cell of"),
-        (["train", "--cases", "tcn,1,2,3,4"], "case must be a cell of .*got 'tcn,1,2,3,4'"),
-        (["train", "--cases", "lstm,1,0,3,4"], "case must be a cell of .*got 'lstm,1,0,3,4'"),
+        (["train", "--cases", "tcn,1,2,3,4"], "got 'tcn,1,2,3,4'"),
+        (["train", "--cases", "lstm,1,0,3,4"], "got 'lstm,1,0,3,4'"),
         (["train", "--cases", "1,2,3"], "case 1,2,3 fits none of the suites train"),
         (["--compare", "{folder}/no.json"], "no.json: No such file or directory"),
         (["--compare", "{text}"], "text is no result of a benchmark: Expecting value"),
@@ -435,7 +435,7 @@ def test_measurements_check_their_arguments() -> None:
         _core.time_steps(rnn._core, x[0], state, 1)
     with pytest.raises(TypeError, match="x must have dtype float32, got float64"):
         _core.time_steps(rnn._core, x.astype(np.float64), state, 1)
-    with pytest.raises(ValueError, match="state has shape"):
+    with pytest.raises(ValueError, match="state must have shape"):
         _core.time_steps(rnn._core, x, rnn.states.zeros(3), 1)
     with pytest.raises(ValueError, match="count must be >= 1, got 0"):
         _core.time_steps(rnn._core, x, state, 0)

@@ -157,7 +157,7 @@ def test_arrays_that_are_not_aligned_are_refused_by_name() -> None:
     rnn = cf.RNN(3, 5, 3)
     memory = np.zeros(6 * 4 + 1, np.uint8)
     x = memory[1:].view(np.float32).reshape(1, 2, 3)
-    with pytest.raises(ValueError, match=r"x is not aligned, pass x\.copy\(\)"):
+    with pytest.raises(ValueError, match=r"x must be aligned; pass x\.copy\(\)"):
         rnn.forward(x)
     rnn.forward(x.copy())
     targets = memory[1:9].view(np.int64)

@@ -99,7 +99,7 @@ def test_wrong_arguments() -> None:
         _core.mask(0, 0, 0.5, 0, streams, -1, "float32")
     with pytest.raises(ValueError, match=r"streams must have shape \[N\], got \[1, 3\]"):
         _core.mask(0, 0, 0.5, 0, streams[None], 4, "float32")
-    with pytest.raises(TypeError, match="streams has dtype int32"):
+    with pytest.raises(TypeError, match="streams must have dtype int64, got int32"):
         _core.mask(0, 0, 0.5, 0, streams.astype("int32"), 4, "float32")
     with pytest.raises(ValueError, match="dtype is 'int32'"):
         _core.mask(0, 0, 0.5, 0, streams, 4, "int32")

@@ -343,8 +343,8 @@ def test_loading_refuses_and_leaves_all_as_it_was() -> None:
     last = next(reversed(good))
     lacking = {name: value for name, value in good.items() if name != last}
     wrong: list[tuple[dict[str, Any], type[Exception], str]] = [
-        (lacking, ValueError, f"lacks .*{last}"),
-        ({**good, "weight_ih_l1": good["weight_hh_l0"]}, ValueError, "unknown .*weight_ih_l1"),
+        (lacking, ValueError, f"missing: .*{last}"),
+        ({**good, "weight_ih_l1": good["weight_hh_l0"]}, ValueError, "unknown: .*weight_ih_l1"),
         ({**good, last: good[last][:-1]}, ValueError, rf"{last}.*shape \(3,\), got \(2,\)"),
         ({**good, last: good[last].astype("float64")}, TypeError, f"{last}.*float32, got float64"),
         ({**good, last: good[last].tolist()}, TypeError, f"{last}.*array, got list"),
