@@ -143,9 +143,9 @@ def test_backward_takes_the_tokens_of_its_forward() -> None:
         if mine_too is not None:
             mine_too[...] = 1
         rnn.step(mine[0])
-        with pytest.raises(ValueError, match=r"x\[0, 0\] is 7"):
+        with pytest.raises(ValueError, match=r"x\[0, 0\] must be in 0 to 6, got 7"):
             rnn._core.forward(np.full((9, 8), 7, np.int32), None, True)
-        with pytest.raises(ValueError, match=r"lengths\[1\] is 10"):
+        with pytest.raises(ValueError, match=r"lengths\[1\] must be in 0 to 9, got 10"):
             rnn._core.forward(np.zeros((9, 2), np.int32), None, True, np.array([1, 10]))
         rnn.reset()
         _, _, found = rnn.backward(np.ones_like(y))

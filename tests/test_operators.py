@@ -528,13 +528,13 @@ def test_forward_refuses() -> None:
 def test_backward_without_forward() -> None:
     case = Case()
     net = case.network()
-    with pytest.raises(RuntimeError, match="backward belongs to the last forward"):
+    with pytest.raises(RuntimeError, match="backward must follow"):
         net.backward(case.dy())
     net.step(case.x()[0])
-    with pytest.raises(RuntimeError, match="backward belongs to the last forward"):
+    with pytest.raises(RuntimeError, match="backward must follow"):
         net.backward(case.dy())
     net.forward(case.x(), keep=False)
-    with pytest.raises(RuntimeError, match="backward belongs to the last forward"):
+    with pytest.raises(RuntimeError, match="backward must follow"):
         net.backward(case.dy())
 
 
@@ -563,7 +563,7 @@ def test_backward_belongs_to_the_last_forward(unit: str) -> None:
     for call in calls:
         net.forward(case.x(), case.state())
         call()
-        with pytest.raises(RuntimeError, match="backward belongs to the last forward"):
+        with pytest.raises(RuntimeError, match="backward must follow"):
             net.backward(case.dy())
 
 

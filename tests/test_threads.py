@@ -89,7 +89,7 @@ def test_the_number_of_threads_may_change_under_load() -> None:
                 refusals.append(str(error))
 
     _at_once(caller, changer)
-    assert all("computing" in refusal for refusal in refusals), refusals
+    assert all("another thread computes" in refusal for refusal in refusals), refusals
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_threads_that_share_a_network_get_an_error_or_their_own_gradients(
                     assert_same_bits(name, value, expected[index][name])
 
     _at_once(lambda: caller(0), lambda: caller(1), lambda: caller(2))
-    assert all("the last forward" in refusal for refusal in refusals), set(refusals)
+    assert all("backward must follow" in refusal for refusal in refusals), set(refusals)
 
 
 def test_a_forward_belongs_to_the_thread_that_called_it() -> None:
@@ -129,7 +129,7 @@ def test_a_forward_belongs_to_the_thread_that_called_it() -> None:
     with ThreadPoolExecutor(1) as other:
         network.forward(mine.x(), mine.state())
         other.submit(network.forward, theirs.x(), theirs.state()).result()
-        with pytest.raises(RuntimeError, match=r"another thread has called that.*copy\.deepcopy"):
+        with pytest.raises(RuntimeError, match=r"another thread has called.*copy\.deepcopy"):
             network.backward(mine.dy(), mine.dstate())
         grads = other.submit(network.backward, theirs.dy(), theirs.dstate()).result()[2]
         for name, grad in grads.items():

@@ -672,15 +672,15 @@ class RNN(Settled):
         number, steps, batch = self._core.kept
         if not number:
             raise RuntimeError(
-                "backward belongs to the last forward(..., keep=True), and there is none, or "
+                "backward must follow the last forward(..., keep=True), and there is none, or "
                 "training, evaluation, another forward or a change of the parameters has come "
                 "after it"
             )
         mine: _Forward | None = getattr(self._by_thread, "forward", None)
         if mine is not None and mine.is_open and mine.number != number:
             raise RuntimeError(
-                "backward belongs to the last forward, and another thread has called that: let "
-                "each thread have a network of its own, by copy.deepcopy"
+                "backward must follow its own forward, and another thread has called a later "
+                "one: let each thread have a network of its own, by copy.deepcopy"
             )
         if dy is not None:
             dy = floats("dy", dy, self.dtype)

@@ -244,9 +244,8 @@ void check_damaged() {
     } catch (const std::invalid_argument& error) {
       message = error.what();
     }
-    CHECK(
-        message == "logits must be finite, got nan for token 2: the weights are damaged",
-        "%s: %s", device->name, message.c_str());
+    CHECK(message == "logits must be finite, got nan for token 2: the weights are damaged",
+          "%s: %s", device->name, message.c_str());
     Optimizer<float> other("adam", {}, model.network().parameter_elements(),
                            device->is_host ? GuardedDevice::instance() : cpu_device());
     message.clear();
