@@ -6,7 +6,8 @@ Each run is ``charrnn-fast train TEXT --config benchmarks/quality.toml --seed S 
 process of its own. An interrupted run is resumed. The logs stay in --folder; curves and settings of
 all runs go to --json, the table to --markdown, the picture to --plot. The losses do not depend on
 the number of threads; the times do. A time is that of a run without interruption, from start to
-end, reading and evaluations included.
+end, reading and evaluations included. ``--keep`` keeps the runs of other seeds that --json holds,
+of the same text, so that seeds can be trained on different days and machines.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def _times(path: Path) -> Path:
     return path.with_suffix(".times.json")
 
 
-def summary(path: Path) -> dict[str, Any]:
-    """The settings and the curve of a run."""
+def summary(path: Path, machine: dict[str, Any]) -> dict[str, Any]:
+    """The settings, the machine and the curve of a run."""
     entries = list(log.read(path))
     evaluations = [entry for entry in entries if entry["type"] == "evaluation"]
     names = ("step", "epoch", "train_loss", "validation_loss", "learning_rate")
@@ -64,6 +65,7 @@ def summary(path: Path) -> dict[str, Any]:
     return {
         # without the configuration, which has the names of files; CONFIG has the rest of it
         "start": {name: value for name, value in entries[0].items() if name != "configuration"},
+        "machine": machine,
         "curve_columns": names,
         "curve": [[entry[name] for name in names] for entry in evaluations],
         "best": min(entry["validation_loss"] for entry in evaluations),
@@ -72,20 +74,46 @@ def summary(path: Path) -> dict[str, Any]:
     }
 
 
-def table(runs: dict[int, dict[str, Any]], machine: dict[str, Any]) -> str:
+def kept(path: Path, text: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """The runs in the JSON file of an earlier call, by seed; ValueError if of another text."""
+    content = json.loads(path.read_bytes())
+    if content["text"] != text:
+        raise ValueError(f"{path} must be of the text given, got one of {content['text']}")
+    return {int(seed): run for seed, run in content["runs"].items()}
+
+
+def draw(runs: dict[int, dict[str, Any]], picture: Path) -> None:
+    """Training and validation losses of each seed over the epochs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for number, (seed, run) in enumerate(runs.items()):
+        columns = dict(zip(run["curve_columns"], zip(*run["curve"], strict=True), strict=True))
+        for name, style in (("train_loss", "--"), ("validation_loss", "o-")):
+            label = f"seed {seed}, {name.removesuffix('_loss').replace('train', 'training')}"
+            axes.plot(columns["epoch"], columns[name], style, color=f"C{number}", label=label)
+    axes.set_xlabel("epochs")
+    axes.set_ylabel("nats per character")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    plot.save(figure, picture, dpi=120)
+
+
+def table(runs: dict[int, dict[str, Any]]) -> str:
     """Markdown: a line for each seed, then the losses over the epochs."""
     lines = [
-        f"{machine['processor']}, {machine['cores']} cores; losses in nats per character.",
+        "Losses in nats per character.",
         "",
-        "| seed | best | at the end | in bits | minutes |",
-        "| --- | --- | --- | --- | --- |",
+        "| seed | best | at the end | in bits | minutes | machine |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for seed, run in runs.items():
         times = run["times"]
         minutes = "" if times is None else f"{times['minutes']:.1f} on {times['threads']} threads"
         lines.append(
             f"| {seed} | {run['best']:.4f} | {run['last']:.4f} | {run['last'] / np.log(2):.4f} "
-            f"| {minutes} |"
+            f"| {minutes} | {run['machine']['processor']}, {run['machine']['isa']} |"
         )
     last = [run["last"] for run in runs.values()]
     lines += ["", f"Mean at the end {np.mean(last):.4f}, from {min(last):.4f} to {max(last):.4f}."]
@@ -104,28 +132,31 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=get_num_threads())
     parser.add_argument("--folder", type=Path, default=Path("build/quality"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--keep", action="store_true", help="keep --json's runs of other seeds")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
+    if options.keep and options.json is None:
+        parser.error("--keep must come with --json, got none")
     for path in filter(None, (options.json, options.markdown, options.plot)):
         atomic_file.check(path)
     options.folder.mkdir(parents=True, exist_ok=True)
     data = Path(options.text).read_bytes()
-    logs = [train(options.text, seed, options.threads, options.folder) for seed in options.seeds]
-    runs = {seed: summary(path) for seed, path in zip(options.seeds, logs, strict=True)}
+    about = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    runs = kept(options.json, about) if options.keep else {}
     machine = facts()
-    text = table(runs, machine)
+    for seed in options.seeds:
+        log_file = train(options.text, seed, options.threads, options.folder)
+        runs[seed] = summary(log_file, machine)
+    runs = dict(sorted(runs.items()))
+    text = table(runs)
     print(f"\n{text}")
     if options.markdown:
         atomic_file.replace(options.markdown, [text.encode()])
     if options.plot:
-        plot.curves(logs, options.plot)
+        draw(runs, options.plot)
     if options.json:
-        content = {
-            "machine": machine,
-            "text": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
-            "runs": {str(seed): run for seed, run in runs.items()},
-        }
+        content = {"text": about, "runs": {str(seed): run for seed, run in runs.items()}}
         lines = json.dumps(content, indent=1) + "\n"
         atomic_file.replace(options.json, [lines.encode()])
 
