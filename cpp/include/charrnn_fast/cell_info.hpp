@@ -1,4 +1,4 @@
-// What there is to know of a cell but its math; cells.hpp explains the members.
+// A cell's properties other than its math; cells.hpp explains the members.
 #pragma once
 
 namespace charrnn_fast {
@@ -8,12 +8,12 @@ struct CellInfo {
   const char* gates;
   const char* params_name;
   int num_gates, num_split, num_states, num_saved, num_params;
-  int forget_gate;  // -1: it has none
+  int forget_gate;  // -1: none
   bool h_bypass, bounded;
   unsigned reads_next;
 
-  // Whether h may be projected (proj_size): the step goes on with c, and past the gates h has no
-  // way, on which its width would have to stay.
+  // Whether h may be projected (proj_size). The cell needs a state c besides h, and h may enter the
+  // step only through the gates: elsewhere its width must be H.
   constexpr bool takes_projection() const { return num_states > 1 && !h_bypass; }
 };
 

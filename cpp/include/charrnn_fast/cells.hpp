@@ -1,30 +1,30 @@
-// The math of one recurrent unit: each cell once, for every device and number type.
+// The cells: the math of one recurrent unit, each once, for every device and number type.
 //
 // A cell is a stateless struct of two static functions over a value type V (see math.hpp):
-// `forward` takes one step of one unit, `backward` under it is its exact gradient. Loops,
-// memory, threads and matrix products belong to the kernels that call them; a new cell is one
-// struct like these and its entry in `Cells`.
+// `forward` computes one step of one unit; `backward`, under it, is the exact gradient. Loops,
+// memory, threads and matrix products belong to the kernels. To add a cell, write one struct like
+// these and its entry in `Cells`.
 //
-//   name          what callers choose it by
-//   nonlinearity  and this, where several cells have one name
+//   name          the cell's name
+//   nonlinearity  tells apart cells of one name
 //   gates         a letter for each gate
 //   num_gates     G, gates of a unit; weight_ih and weight_hh have G*H rows, in gate order
-//   forget_gate   the place of the gate that forgets, whose bias training may begin at 1
-//   num_split     the last num_split gates receive their two terms apart: `gates` holds the
-//                 recurrent term gh = W_hh h + b_hh alone and `gx` the input term
-//                 W_ih x + b_ih; of all other gates `gates` holds the sum
+//   forget_gate   index of the forget gate, whose bias training may start at 1
+//   num_split     the last num_split gates receive their two terms separately: `gates` holds the
+//                 recurrent term gh = W_hh h + b_hh, `gx` the input term W_ih x + b_ih. For all
+//                 other gates, `gates` holds the sum
 //   num_states    S, values carried from step to step; states[0] is h, the unit's output
-//   num_saved     values that forward keeps for backward beside the states
-//   num_params    P, parameters of a unit of its own (peepholes), a [P, H] array
-//   params_name   what follows "weight_" in the name of that array
+//   num_saved     values that forward saves for backward besides the states
+//   num_params    P, the unit's own parameters (peepholes), an array [P, H]
+//   params_name   that array's name after "weight_"
 //   bounded       whether h lies in [-1, 1]
-//   h_bypass      h of the step before has a way past the gates: forward reads prev[0], backward
-//                 gives dprev[0]
-//   reads_next    bit s: backward reads next[s], the state as forward gave it
+//   h_bypass      whether the previous h enters other than through the gates: forward reads
+//                 prev[0], backward writes dprev[0]
+//   reads_next    bit s: backward reads next[s], which forward wrote
 //
-// `backward` turns dnext (gradients of the S new states) into the gradients of the gates, of
-// their split input terms, of the parameters and of the S previous states. Of dprev[0] it gives
-// only the part past the gates; the recurrence adds dgates @ W_hh.
+// `backward` computes from dnext (gradients of the S new states) the gradients of the gates, of
+// their split input terms, of the parameters and of the S previous states. dprev[0] excludes what
+// comes through the gates: the recurrence adds dgates @ W_hh.
 #pragma once
 
 #include "charrnn_fast/cell_info.hpp"
@@ -56,7 +56,7 @@ struct CellBackward {
   V* dprev;         // [S]
 };
 
-// What a cell has unless it says otherwise.
+// Defaults of the cells.
 struct CellDefaults {
   static constexpr const char* nonlinearity = "tanh";
   static constexpr int num_split = 0, num_saved = 0, num_params = 0, forget_gate = -1;
@@ -84,7 +84,7 @@ struct RnnTanh : CellDefaults {
   }
 };
 
-// h' = max(0, a): the same with the rectifier.
+// h' = max(0, a): the same with ReLU.
 struct RnnRelu : CellDefaults {
   static constexpr const char *name = "rnn", *nonlinearity = "relu", *gates = "h";
   static constexpr int num_gates = 1, num_states = 1;
@@ -98,13 +98,13 @@ struct RnnRelu : CellDefaults {
 
   template <class V>
   CHARRNN_INLINE static void backward(const CellBackward<V>& c) {
-    // The slope at 0 is 0, as PyTorch has it.
+    // The slope at 0 is 0, as in PyTorch.
     c.dgates[0] = select_positive(c.next[0], c.dnext[0], V(0));
   }
 };
 
-// The gated recurrent unit (Cho et al. 2014), reset gate after the matrix product as in cuDNN
-// and PyTorch:
+// The gated recurrent unit (Cho et al. 2014), reset gate after the matrix product as in cuDNN and
+// PyTorch:
 //   r = σ(a_r)   z = σ(a_z)   n = tanh(gx_n + r gh_n)   h' = (1 - z) n + z h
 struct Gru : CellDefaults {
   static constexpr const char *name = "gru", *gates = "rzn";
@@ -167,8 +167,8 @@ struct Lstm : CellDefaults {
   }
 };
 
-// An LSTM whose gates see the cell's state through peepholes, p one weight a unit (Gers,
-// Schraudolph and Schmidhuber 2002; its backward is the "full gradient" of Greff et al. 2017):
+// An LSTM whose gates read c through peepholes p, one weight per unit (Gers, Schraudolph and
+// Schmidhuber 2002; backward is the "full gradient" of Greff et al. 2017):
 //   i = σ(a_i + p_i c)   f = σ(a_f + p_f c)   g, c' as above   o = σ(a_o + p_o c')
 struct PeepholeLstm : CellDefaults {
   static constexpr const char *name = "peephole_lstm", *gates = "ifgo";
@@ -210,7 +210,7 @@ struct PeepholeLstm : CellDefaults {
   }
 };
 
-// An LSTM that forgets what it replaces, the CIFG of Greff et al. (2017), gates f, g, o:
+// An LSTM with coupled input and forget gates, the CIFG of Greff et al. (2017); gates f, g, o:
 //   f = σ(a_f)   g = tanh(a_g)   o = σ(a_o)   c' = f c + (1 - f) g   h' = o tanh(c')
 struct CoupledLstm : CellDefaults {
   static constexpr const char *name = "coupled_lstm", *gates = "fgo";
@@ -252,7 +252,7 @@ struct CellList {
   static constexpr CellInfo info[] = {cell_info<C>()...};
 };
 
-// Every cell that the package is built with; its place here is its number.
+// Every cell of the package; its index here is its number.
 using Cells = CellList<RnnTanh, RnnRelu, Gru, Lstm, PeepholeLstm, CoupledLstm>;
 
 }  // namespace charrnn_fast

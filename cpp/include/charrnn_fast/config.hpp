@@ -1,10 +1,10 @@
-// What every header of charrnn_fast relies on: the index type and the host/device macro.
+// Used by every header of charrnn_fast: the index type and the host/device macro.
 #pragma once
 
 #include <cstdint>
 
-// One definition of each cell for every device: nvcc compiles these functions for host and
-// device, a C++ compiler inlines them into the loop that calls them.
+// One definition of each cell for every device: nvcc compiles these functions for host and device;
+// a C++ compiler inlines them into the calling loop.
 #if defined(__CUDACC__)
 #define CHARRNN_INLINE __host__ __device__ __forceinline__
 #elif defined(__GNUC__)

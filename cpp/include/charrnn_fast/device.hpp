@@ -1,9 +1,8 @@
-// Where a network computes: a device has memory, copies to it and from it, and a table of kernels
-// for each number type. Network, Optimizer and Model are written once, for every device.
+// A device: its memory, copies to and from it, and a table of kernels for each number type.
+// Network, Optimizer and Model are written once, for every device.
 //
-// What a device allocates is accessed by its kernels and copies alone. The program's own memory is
-// called the host's. On a device with is_host the two are one, and arrays of the caller are used as
-// they are.
+// Only a device's kernels and copies access the memory that it allocates. The program's own memory
+// is the host's. Where is_host holds, the two are one, and the caller's arrays are used in place.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +18,7 @@ struct Team;
 template <class T>
 struct Kernels;
 
-// Devices live as long as what is on them, and are not copied.
+// A device must outlive everything on it. It cannot be copied.
 class Device {
  public:
   using TeamFunction = void (*)(void* context, const Team& team);
@@ -27,28 +26,29 @@ class Device {
   const char* const name;
   const bool is_host;
   const Kernels<float>* const f32;
-  const Kernels<double>* const f64;  // or null: float32 alone
+  const Kernels<double>* const f64;  // null: float32 only
 
-  // Aligned to 64 bytes; null where there is no such memory left.
+  // Aligned to 64 bytes; null when out of memory.
   virtual void* allocate(std::size_t bytes) = 0;
   virtual void release(void* memory) = 0;
 
-  // All of these, and kernels, happen in the order of their calls. `to` of a download holds what
-  // was copied when the call returns; so `from` of an upload may change then.
+  // Copies and kernels run in the order of the calls. upload_bytes has read `from` when it returns;
+  // download_bytes has written `to`.
   virtual void upload_bytes(const void* from, std::size_t bytes, void* to) = 0;    // from the host
   virtual void download_bytes(const void* from, std::size_t bytes, void* to) = 0;  // to the host
   virtual void copy_bytes(const void* from, std::size_t bytes, void* to) = 0;
   virtual void zero_bytes(void* to, std::size_t bytes) = 0;
-  // Waits for all of them.
+  // Waits until all of them are done.
   virtual void synchronize() = 0;
 
-  // Parts to share out so many floating-point operations among: threads of a CPU, 1 on a GPU, whose
-  // threads are below its kernels. The second for work that ends with a wait for all parts.
+  // Number of parts to share so many floating-point operations among: threads of a CPU; 1 on a GPU,
+  // whose kernels have threads of their own. parts_before_wait: for work that ends with a wait for
+  // all parts.
   virtual int parts(double operations) const = 0;
   virtual int parts_before_wait(double operations) const = 0;
   int most_parts() const { return parts(std::numeric_limits<double>::infinity()); }
-  // f(context, team) for each of at most so many parts, at once; f launches kernels, and must not
-  // throw.
+  // Calls f(context, team) for each of at most `parts` parts, at once. f launches kernels and must
+  // not throw.
   virtual void run(int parts, TeamFunction f, void* context) = 0;
 
   template <class T>
@@ -77,16 +77,16 @@ class Device {
   ~Device() = default;
 };
 
-// The processor, with the kernels of its instruction set (CHARRNN_ISA) and the pool of threads of
-// threads.hpp. There is one, and it is never destroyed. Throws std::invalid_argument where
-// CHARRNN_ISA names no set that runs here.
+// The CPU, with the kernels of its instruction set (CHARRNN_ISA) and the threads of threads.hpp.
+// There is one; it is never destroyed. Throws std::invalid_argument if CHARRNN_ISA names no
+// instruction set that runs here.
 Device& cpu_device();
 
-// The name of a Python capsule of a Device*, of a device that is never destroyed: so a module of
-// its own gives the package a device. The number changes where Device or Kernels does.
+// Name of a Python capsule that holds a Device*: so a separate module gives the package a device,
+// which must never be destroyed. The number changes whenever Device or Kernels does.
 constexpr const char* device_capsule = "charrnn_fast.Device/2";
 
-// Says how much was asked for: "out of memory: 12.3 GB more were asked for".
+// Its message says how much was requested: "out of memory: 12.3 GB more were asked for".
 class OutOfMemory : public std::bad_alloc {
  public:
   explicit OutOfMemory(double bytes);
@@ -96,7 +96,7 @@ class OutOfMemory : public std::bad_alloc {
   char message_[64];  // a string would allocate
 };
 
-// Memory of a device, aligned for its kernels; growing loses the contents. Throws OutOfMemory.
+// Memory of a device, aligned for its kernels. Growing loses the contents. Throws OutOfMemory.
 template <class T>
 class AlignedBuffer {
  public:
@@ -127,7 +127,7 @@ class AlignedBuffer {
   Index size_ = 0;
 };
 
-// An array that the host writes and kernels read: where the device is the host, one and the same.
+// An array that the host writes and kernels read. Where the device is the host, both use one copy.
 template <class T>
 class MirroredBuffer {
  public:
@@ -139,7 +139,7 @@ class MirroredBuffer {
     if (!device_->is_host) there_.reserve(elements);
   }
   T* there() const { return device_->is_host ? here_.get() : there_.get(); }  // the device's
-  // Its first n elements become what the host's are.
+  // Copies the host's first n elements to the device; returns there().
   T* upload(Index n) const {
     if (!device_->is_host) device_->upload(here_.get(), n, there_.get());
     return there();

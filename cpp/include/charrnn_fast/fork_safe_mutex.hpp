@@ -1,4 +1,4 @@
-// A lock for objects that a forked child goes on using.
+// A mutex for objects that a forked child keeps using.
 #pragma once
 
 #include <atomic>
@@ -6,14 +6,13 @@
 
 namespace charrnn_fast {
 
-// A mutex that a forked child finds unlocked, whatever the parent's other threads were doing. One
-// word says who has it and in which process: what is left of the parent counts as free, so that of
-// several threads of the child that are the first ones there one gets it, as ever. The code that
-// holds it must not fork.
+// A mutex that is unlocked in a forked child, whatever the parent's threads were doing. One atomic
+// word holds the owner's process and whether it is locked. A lock of the parent counts as free, and
+// only one of the child's threads gets it. The code that holds the mutex must not fork.
 class ForkSafeMutex {
  public:
   ForkSafeMutex() = default;
-  // A copy of what holds one has a mutex of its own.
+  // Copying the owner gives the copy a mutex of its own.
   ForkSafeMutex(const ForkSafeMutex&) {}
   ForkSafeMutex& operator=(const ForkSafeMutex&) { return *this; }
   void lock();

@@ -1,16 +1,15 @@
-// exp, sigmoid, tanh and softplus for any value type V: float, double, a SIMD pack, a CUDA thread's
-// scalar.
+// exp, sigmoid, tanh and softplus for any value type V: float, double, a SIMD pack, a scalar of a
+// CUDA thread.
 //
-// A value type brings its operators and functions found by argument-dependent lookup:
-// fma, max, min, abs, copysign, select_negative(x, a, b) (a where x has its sign bit set, else b),
-// select_positive(x, a, b) (a where x > 0, else b)
-// and, for a V that holds small whole numbers, pow2 (2^n) and scale (x 2^n); `Scalar<V>` names the
-// type of one lane. The code has no branches, so every lane of a pack computes what the same code
-// computes for one number.
+// A value type needs its operators and these functions, found by argument-dependent lookup: fma,
+// max, min, abs, copysign, select_negative(x, a, b) (a if x has its sign bit set, else b),
+// select_positive(x, a, b) (a if x > 0, else b); and, for a V of small whole numbers, pow2 (2^n)
+// and scale (x 2^n). `Scalar<V>` is the type of one lane. The code has no branches: every lane of a
+// pack computes what the same code computes for one number.
 //
-// Largest error against the true value, in units in the last place of the result (found by
-// trying float32 one by one: for tanh all, for exp, sigmoid and softplus all with |x| in
-// [2^-10, 128]; the test suite repeats a sample, and tries all of them on request):
+// Largest error, in units in the last place of the result. Found by an exhaustive search of
+// float32: for tanh all values, for exp, sigmoid and softplus all with |x| in [2^-10, 128]. The
+// test suite repeats a sample, or on request the whole search:
 //             float32
 //   exp       1.02 ulp
 //   sigmoid   2.41 ulp
@@ -30,7 +29,7 @@
 
 namespace charrnn_fast {
 
-// The errors of the table above, for those who test or document them.
+// The errors of the table above, for tests and documents.
 struct MathUlpBounds {
   static constexpr double exp = 1.02, sigmoid = 2.41, tanh = 2.61, softplus = 2.87;
 };
@@ -87,8 +86,8 @@ CHARRNN_INLINE float copysign(float x, float s) { return __builtin_copysignf(x, 
 CHARRNN_INLINE double copysign(double x, double s) { return __builtin_copysign(x, s); }
 #endif
 
-// max(a, b) and min(a, b) give b where either is NaN, as x86's instructions do: with the
-// variable second, NaN passes through a clamp.
+// max(a, b) and min(a, b) give b if either is NaN, as on x86. With the variable second, a clamp
+// passes NaN through.
 CHARRNN_INLINE float max(float a, float b) { return a > b ? a : b; }
 CHARRNN_INLINE double max(double a, double b) { return a > b ? a : b; }
 CHARRNN_INLINE float min(float a, float b) { return a < b ? a : b; }
@@ -103,8 +102,8 @@ CHARRNN_INLINE double select_negative(double x, double a, double b) {
 CHARRNN_INLINE float select_positive(float x, float a, float b) { return x > 0.0f ? a : b; }
 CHARRNN_INLINE double select_positive(double x, double a, double b) { return x > 0.0 ? a : b; }
 
-// 2^n for a whole number n with |n| <= bias: n is added to a number whose last bits are the
-// exponent's bias, and shifted into the exponent's place.
+// 2^n for a whole number n with |n| <= bias. Adds n to a number whose last bits are the exponent's
+// bias, and shifts the sum into the exponent.
 template <class T>
 CHARRNN_INLINE T pow2_scalar(T n) {
   using F = FloatBits<T>;
@@ -119,7 +118,7 @@ CHARRNN_INLINE T pow2_scalar(T n) {
 CHARRNN_INLINE float pow2(float n) { return pow2_scalar(n); }
 CHARRNN_INLINE double pow2(double n) { return pow2_scalar(n); }
 
-// x 2^n by two factors, so that n may leave the exponent's range on either side.
+// x 2^n by two factors, so that n may exceed the exponent's range on either side.
 template <class V>
 CHARRNN_INLINE V scale_in_halves(V x, V n) {
   using T = Scalar<V>;
@@ -201,17 +200,17 @@ CHARRNN_INLINE V exp(V x) {
   return scale(V(T(1)) + e.exp_minus1, e.n);
 }
 
-// 1 / (1 + e^-x), by e^-|x| on both sides of zero: nothing overflows.
+// 1 / (1 + e^-x). Uses e^-|x| on both sides of zero: no overflow.
 template <class V>
 CHARRNN_INLINE V sigmoid(V x) {
   using T = Scalar<V>;
   const V e = exp(-abs(x));
-  // x >= 0: 1, else e. NaN passes through either factor.
+  // 1 if x >= 0, else e. NaN passes through either factor.
   const V numerator = select_negative(x, e, V(T(1)));
   return numerator / (V(T(1)) + e);
 }
 
-// (e^2a - 1) / (e^2a + 1) with a = |x|; e^2a - 1 is formed without cancellation.
+// (e^2a - 1) / (e^2a + 1) with a = |x|. e^2a - 1 is computed without cancellation.
 template <class V>
 CHARRNN_INLINE V tanh(V x) {
   using T = Scalar<V>;
@@ -245,8 +244,8 @@ CHARRNN_INLINE V log1p_tail(V u2, double) {
   return fma(q, u2, V(0.08333333333333288));
 }
 
-// log(1 + e) of 0 <= e <= 1, as 2 atanh(u / 2) with u = 2e / (2 + e), at most 2/3. A tiny e comes
-// out as it is.
+// log(1 + e) for 0 <= e <= 1, as 2 atanh(u / 2) with u = 2e / (2 + e), at most 2/3. A tiny e is
+// returned unchanged.
 template <class V>
 CHARRNN_INLINE V log1p_unit(V e) {
   using T = Scalar<V>;
@@ -255,7 +254,7 @@ CHARRNN_INLINE V log1p_unit(V e) {
   return fma(u * u2, log1p_tail(u2, T()), u);
 }
 
-// log(1 + e^x), by e^-|x| on both sides of zero: nothing overflows.
+// log(1 + e^x). Uses e^-|x| on both sides of zero: no overflow.
 template <class V>
 CHARRNN_INLINE V softplus_minus_abs(V x) {  // softplus(-|x|)
   return log1p_unit(exp(-abs(x)));

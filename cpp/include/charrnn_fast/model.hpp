@@ -1,13 +1,12 @@
-// A network together with its parameters and all memory that its use needs: forward, backward,
-// stepping, training and sampling as single calls. Memory grows at first use of a size and stays.
+// Model: a network, its parameters and all memory for its use. Forward, backward, single steps,
+// training and sampling are one call each. Memory grows at first use of a size and stays.
 //
-// A Model's calls exclude one another (a lock). Shapes and letters as in network.hpp. Arrays that a
-// call takes are the host's; on another device, where all of a Model's own memory is, they are
-// copied.
+// A lock serializes a Model's calls. Shapes and letters as in network.hpp. Arrays that a call takes
+// are the host's. On another device, which holds all of a Model's own memory, they are copied.
 //
-// Tokens, targets and lengths are copied, and the copies are checked and used: an array that
-// another thread changes during a call gives an error or some result, and no access outside an
-// array.
+// Tokens, targets and lengths are copied; the copies are checked and used. If another thread
+// changes an array during a call, the result is an error or arbitrary, but no access is out of
+// bounds.
 #pragma once
 
 #include <cmath>
@@ -27,7 +26,7 @@ struct TrainOptions {
   double learning_rate = 1e-3;
   double clip_norm = std::numeric_limits<double>::infinity();
   double clip_value = std::numeric_limits<double>::infinity();
-  bool mean = true;  // of the losses over the targets that are not -1; else their sum
+  bool mean = true;  // mean loss over the targets that are not -1; false: the sum
 };
 
 template <class T>
@@ -39,7 +38,7 @@ class Model {
   const Network<T>& network() const { return network_; }
   // Memory of the device.
   const T* parameters() const { return parameters_.get(); }
-  // Calls write(parameters), of the host, and counts it as a change of them.
+  // Calls write(parameters), with memory of the host, and raises version().
   template <class F>
   void change_parameters(F&& write) {
     std::lock_guard<ForkSafeMutex> lock(mutex_);
@@ -55,16 +54,15 @@ class Model {
     }
     ++version_;
   }
-  // Raised by every change.
+  // Raised by every change of the parameters.
   Index version() const { return version_; }
 
-  // Features of an output row: O, or D*R where there is no decoder.
+  // Features of an output row: O, or D*R without a decoder.
   Index output_size() const;
   Index state_elements(Index batch) const;
 
-  // Sequences of a batch, each of a length of its own (lengths [B], 0 to T) or, null, all of T
-  // steps: tokens [T, B] or x [T, B, I]. What is past a sequence's end takes no time and changes
-  // nothing, but tokens have to be tokens there too.
+  // A batch of sequences: tokens [T, B] or x [T, B, I]. lengths [B], each 0 to T, or null: all are
+  // T steps long. Padding is never computed, though padded tokens must be valid.
   struct Batch {
     Index seq_len, batch;
     const Token* tokens;
@@ -72,66 +70,66 @@ class Model {
     const Index* lengths = nullptr;
     const std::uint64_t* mask_seed = nullptr;  // see SequenceInput
   };
-  // y [T, B, O], 0 past a sequence's end; state_0 or null; state_n: behind each one's last step.
-  // keep: for a backward to follow; returns what is then Kept::id, else 0.
+  // y [T, B, O], 0 in the padding; state_0 or null: zeros; state_n: after each sequence's last
+  // step. keep: for a backward to follow; then returns Kept::id, else 0.
   Index forward(const Batch& in, const T* state_0, bool keep, T* y, T* state_n);
-  // What backward would go back from: the last forward with keep, if nothing has come after it that
-  // makes its gradients meaningless (another pass over a sequence, a change of the parameters).
+  // The pass that backward() differentiates: the last forward with keep, unless invalidated since
+  // by another pass over a sequence or a change of the parameters.
   struct Kept {
-    Index id;  // 0: there is none
+    Index id;  // 0: none
     Index seq_len, batch;
     bool tokens;
   };
   Kept kept();
-  // dy [T, B, O] or null: zeros; dstate as in Network::backward, dx [T, B, I] or null, gradients
-  // are overwritten. Throws std::invalid_argument where `expected` is not what kept() gives now.
+  // dy [T, B, O] or null: zeros; dstate as in Network::backward; dx [T, B, I] or null; gradients
+  // are overwritten. `expected` must be what kept() returns now, else std::invalid_argument is
+  // thrown.
   void backward(const Kept& expected, const T* dy, T* dstate, T* dx, T* gradients);
 
-  // forward for its state alone, which is carried: of the layers, without the decoder.
+  // Updates the state as forward does, without the decoder.
   void read(const Batch& in, T* state);
 
-  // One step: in.seq_len 1, y [B, O], state in place.
+  // One step: in.seq_len must be 1; y [B, O]; state is updated in place.
   void step(const SequenceInput<T>& in, T* state, T* y);
 
   struct TrainResult {
     double loss, gradient_norm;  // the norm before clipping
     bool finite() const { return std::isfinite(loss) && std::isfinite(gradient_norm); }
   };
-  // One update of the parameters; targets [T, B], -1 or past a sequence's end ignored; state is
-  // carried. Where the result is not finite neither changes.
+  // One update of the parameters. targets [T, B]: -1 and padding are ignored. state is updated in
+  // place. If the result is not finite, parameters and state stay unchanged.
   TrainResult train_step(const Batch& in, const Token* targets, T* state, Optimizer<T>& optimizer,
                          const TrainOptions& options);
 
   struct Losses {
     double loss_sum;
-    Index count;  // of the targets that are not ignored
+    Index count;  // targets that are not ignored
   };
-  // An update by a batch in micro-batches: accumulate each, then update. Up to the order of the
-  // sums that is one train_step of all their streams. So are the masks: streams are numbered on
-  // from one micro-batch to the next, and all take the same mask_seed. The gradient belongs to the
-  // parameters as they are; any change of them drops it, as do train_step and clear_gradients.
-  // state_n: after the micro-batch's last step, for the caller to keep where the update is finite;
-  // may be state_0.
+  // One update from a batch in micro-batches: accumulate() each, then update(). Equals one
+  // train_step of all their streams, up to the order of the sums. So do the dropout masks: streams
+  // are numbered across micro-batches, and all must have the same mask_seed. The accumulated
+  // gradient belongs to the current parameters: any change of them drops it, as do train_step and
+  // clear_gradients. state_n: after the micro-batch's last step; may be state_0. The caller keeps
+  // it if the update is finite.
   Losses accumulate(const Batch& micro_batch, const Token* targets, const T* state_0, T* state_n);
-  // As train_step, whose results it gives. Throws std::invalid_argument where nothing has been
-  // accumulated.
+  // Returns what train_step does. Throws std::invalid_argument if nothing is accumulated.
   TrainResult update(Optimizer<T>& optimizer, const TrainOptions& options);
   void clear_gradients();
 
-  // The losses alone; state is carried. stream_losses [B] or null: the sum of each sequence's
-  // losses, added up from its first step on.
+  // Losses without training; state is updated in place. stream_losses [B] or null: the sum of each
+  // sequence's losses, added in the order of its steps.
   Losses evaluate(const Batch& in, const Token* targets, T* state, double* stream_losses = nullptr);
 
-  // Bytes that a new model comes to hold by a train_step of such a batch (`training`), or by its
-  // evaluate, on the number of threads in use now; nothing of that is allocated. Of tokens, x and
-  // mask_seed counts only which are null. The optimizer's are its own, see there.
+  // Bytes that a new model holds after a train_step of such a batch (`training`), or after an
+  // evaluate, with the current number of threads. Allocates nothing. Of tokens, x and mask_seed
+  // only whether they are null matters. The optimizer's memory is Optimizer::memory.
   Index memory(const Batch& in, bool training) const;
-  // Bytes that this one holds now, by all that it has done.
+  // Bytes that this model holds now.
   Index held_memory();
 
-  // `length` times: feeds each stream its token (at first those given, [B]), draws the next one
-  // from the output. drawn [length, B]; a call that is given the last of them, the state and
-  // position + length goes on as one longer call would have.
+  // `length` times: feeds each stream its token (at first `first` [B]) and draws the next from the
+  // output. drawn [length, B]. To continue as one longer call would have, pass the last tokens
+  // drawn, the state and position + length.
   void sample(Index length, Index batch, const Token* first, T* state, const std::uint64_t* seeds,
               std::uint64_t position, const SamplingOptions& options, Token* drawn,
               Storage storage = Storage::full);
@@ -139,19 +137,19 @@ class Model {
   void update(Optimizer<T>& optimizer, const T* gradients, double learning_rate);
 
  private:
-  // The weights that a call computes with: the parameters, or what it leaves of them.
+  // The weights that a call computes with: the parameters, or a copy with dropped weights.
   struct Source {
     const T* parameters;
-    Index version;  // no two sources have the same
+    Index version;  // unique among sources
   };
-  // What accumulate has added up, in gradients_.
+  // What accumulate() has summed; the gradient is in gradients_.
   struct Sum {
-    Index version = 0;  // of the parameters; 0: there is nothing
+    Index version = 0;  // of the parameters; 0: nothing is accumulated
     double loss = 0;
     Index count = 0, streams = 0;
     std::optional<std::uint64_t> mask_seed;
   };
-  // Elements that one call takes of the buffers.
+  // Elements of each buffer that one call needs.
   struct Needs;
 
   Source source(const SequenceInput<T>& in);
@@ -198,7 +196,7 @@ class Model {
 
   Network<T> network_;
   Device* device_ = &network_.device();
-  // A packed copy, and the version of the parameters that it was made from.
+  // A packed copy, and the version of the parameters it was made from.
   struct PackedCopy {
     AlignedBuffer<T> weights;
     Index version = 0;
@@ -209,17 +207,17 @@ class Model {
       gradients_{*device_}, dh_{*device_}, state_{*device_}, losses_{*device_}, x_{*device_},
       dx_{*device_}, y_{*device_};
   AlignedBuffer<double> numbers_{*device_};  // sums that the host reads
-  // Where the device is not the host: the caller's arrays on their way, and its gradients.
+  // If the device is not the host: the caller's arrays in transit, and its gradients.
   AlignedBuffer<T> staged_{*device_}, given_gradients_{*device_};
   AlignedBuffer<std::uint64_t> seeds_{*device_};
   AlignedBuffer<Token> drawn_{*device_};
-  // Copies of the caller's, as they were checked; tokens_ and targets_: sorted, or kept for
-  // backward.
+  // Checked copies of the caller's arrays. tokens_ and targets_: sorted, or kept for backward.
   MirroredBuffer<Token> given_tokens_{*device_}, given_targets_{*device_};
   AlignedBuffer<Index> given_lengths_;
   MirroredBuffer<Token> tokens_{*device_}, targets_{*device_};
-  // Of the last call with lengths: order_[r], the place in the caller's batch of the network's row
-  // r; ranks_, the inverse; and offsets_, see SequenceInput. streams_: what masks go by instead.
+  // Of the last call with lengths: order_[r] is the index in the caller's batch of the network's
+  // row r; ranks_ is the inverse; offsets_ as in SequenceInput. streams_: stream numbers for the
+  // masks.
   MirroredBuffer<Index> order_{*device_}, ranks_{*device_}, offsets_{*device_}, streams_{*device_};
   Index version_ = 1, num_dropped_ = 0;
   Sum sum_;

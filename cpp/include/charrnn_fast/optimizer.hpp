@@ -1,4 +1,4 @@
-// An optimizer over flat parameters: the rules of optimizers.hpp, their state, their threads.
+// An optimizer of flat parameters: a rule of optimizers.hpp, its state and its threads.
 #pragma once
 
 #include <limits>
@@ -11,32 +11,31 @@
 
 namespace charrnn_fast {
 
-// Factor for clipping by norm: limit / (norm + 1e-6), at most 1 (PyTorch's clip_grad_norm_).
+// Factor that clips by norm: limit / (norm + 1e-6), at most 1 (PyTorch's clip_grad_norm_).
 double clip_factor(double norm, double limit);
 
-// Sum of squares in fixed chunks, whatever the number of threads.
+// Sum of squares in fixed chunks: it does not depend on the number of threads.
 template <class T>
 double sum_of_squares(const T* x, Index n);
 
-// The options of a rule from numbers by name (flags: 0 or 1); the others as optimizers() in
-// registry.hpp has them. Throws std::invalid_argument for unknown names; the numbers are looked at
-// when an Optimizer is made.
+// A rule's options from numbers by name (flags: 0 or 1); others have the defaults of optimizers()
+// in registry.hpp. Throws std::invalid_argument for unknown names. Optimizer's constructor checks
+// the numbers.
 OptimizerOptions optimizer_options(const std::string& rule,
                                    const std::map<std::string, double>& given);
 
 template <class T>
 class Optimizer {
  public:
-  // rule: a name of optimizers() in registry.hpp; elements of the flat parameters.
-  // Throws std::invalid_argument for an unknown rule or an option out of range. The device is that
-  // of the parameters.
+  // rule: a name of optimizers() in registry.hpp; elements: of the flat parameters; device: that of
+  // the parameters. Throws std::invalid_argument for an unknown rule or an option out of range.
   Optimizer(const std::string& rule, const OptimizerOptions& options, Index elements,
             Device& device = cpu_device());
-  // Bytes that one made with these holds; none are allocated. Throws as the constructor.
+  // Bytes that such an optimizer holds; allocates nothing. Throws as the constructor does.
   static Index memory(const std::string& rule, const OptimizerOptions& options, Index elements);
   Index held_memory() const;
 
-  // Updates so far; it enters the formulas of Adam and Adagrad.
+  // Updates so far; enters the formulas of Adam and Adagrad.
   Index num_steps() const { return num_steps_; }
   void set_num_steps(Index n) { num_steps_ = n; }
 
@@ -47,7 +46,7 @@ class Optimizer {
 
   Device& device() const { return *device_; }
 
-  // One update of parameters from gradients * gradient_scale, clipped to +-gradient_limit.
+  // One update of the parameters by gradients * gradient_scale, clipped to +-gradient_limit.
   void step(T* parameters, const T* gradients, double learning_rate, double gradient_scale = 1,
             double gradient_limit = std::numeric_limits<double>::infinity());
 

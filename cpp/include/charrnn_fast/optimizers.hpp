@@ -1,16 +1,16 @@
 // The optimizers' update rules: each once, for every device and number type, like the cells.
 //
-// A rule updates one parameter p from its gradient g and the rule's own state ("slots"). `hyper(i)`
-// gives the i-th of the numbers that `prepare` computes on the host, in double, before each update;
+// A rule updates one parameter p from its gradient g and the rule's own state ("slots"). hyper(i)
+// is the i-th of the numbers that `prepare` computes on the host, in double, before each update;
 // `step` counts from 1. The formulas, and the order of their operations up to rounding, are
 // PyTorch's (torch.optim).
 //
-//   name          what callers choose the rule by; several rules may serve one name
-//   options       those that it has, with what they are unless they are given; of one name the same
-//   chosen        whether the rule is the one for these options
-//   wrong         what is wrong with these options, each of which is in its range, or null
-//   num_slots     the numbers of its state for each parameter, under the names slot_names
-//   initial_slot  what they are at first
+//   name          the optimizer's name; several rules may share it
+//   options       its options with their defaults; the same for all rules of a name
+//   chosen        whether the rule serves these options
+//   wrong         an error in these options, each of which is in its range; null: none
+//   num_slots     numbers of state per parameter, named slot_names
+//   initial_slot  their initial value
 #pragma once
 
 #include <cmath>
@@ -34,9 +34,9 @@ struct OptimizerOptions {
   double beta1 = 0.9, beta2 = 0.999;     // Adam, AdamW
 };
 
-// The running average beta a + (1 - beta) g, as a step from the one of the larger weight towards
-// the other. A step from the other one, where that is far larger, would round away what is to
-// remain. brief: beta < 1/2, the larger weight is that of g.
+// The running average beta a + (1 - beta) g, computed as a step from the value of larger weight
+// towards the other. A step from a far larger value of smaller weight would round away the result.
+// brief: beta < 1/2, so g has the larger weight.
 template <bool brief>
 struct Average {
   static bool chosen(double beta) { return (beta < 0.5) == brief; }
@@ -48,7 +48,7 @@ struct Average {
   }
 };
 
-// An option of a rule: a number of at least `least` and below `below`, or a flag.
+// An option of a rule: a number in [least, below), or a flag.
 struct RuleOption {
   const char* name;
   double initial;
@@ -75,7 +75,7 @@ constexpr RuleOption flag(const char* name, bool OptimizerOptions::* flag) {
 }
 }  // namespace rule_options
 
-// What a rule has unless it says otherwise.
+// Defaults of the rules.
 struct RuleDefaults {
   static constexpr int num_slots = 0;
   static constexpr const char* slot_names[max_slots] = {};
@@ -114,7 +114,7 @@ struct Sgd : SgdOptions {
 };
 
 // b = momentum b + (1 - dampening) g, at the first step b = g; p -= lr b
-// (Nesterov: p -= lr (g + momentum b)); Sutskever et al. 2013, as PyTorch has it.
+// (Nesterov: p -= lr (g + momentum b)); Sutskever et al. 2013, as in PyTorch.
 struct SgdMomentum : SgdOptions {
   static constexpr int num_slots = 1;
   static constexpr const char* slot_names[max_slots] = {"momentum_buffer"};
@@ -145,8 +145,8 @@ struct RmspropOptions : RuleDefaults {
       rule_options::weight_decay()};
 };
 
-// s = alpha s + (1 - alpha) g^2; p -= lr g / (sqrt(s) + eps)  (Tieleman and Hinton 2012);
-// centered: s less the square of the mean gradient (Graves 2013); momentum on the quotient.
+// s = alpha s + (1 - alpha) g^2; p -= lr g / (sqrt(s) + eps)  (Tieleman and Hinton 2012).
+// centered: s minus the square of the mean gradient (Graves 2013). momentum: on the quotient.
 template <bool centered, bool momentum, bool brief = false>
 struct Rmsprop : RmspropOptions {
   static constexpr int num_slots = 1 + centered + momentum;
@@ -208,7 +208,7 @@ struct Adagrad : RuleDefaults {
 
 // m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
 // p -= lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps)  (Kingma and Ba 2015).
-// Weight decay joins the gradient (Adam) or shrinks p first (AdamW, Loshchilov and Hutter 2019).
+// Weight decay adds to the gradient (Adam) or shrinks p first (AdamW, Loshchilov and Hutter 2019).
 template <bool decoupled, bool brief = false>
 struct AdamRule : RuleDefaults {
   static constexpr const char* name = decoupled ? "adamw" : "adam";
@@ -222,8 +222,7 @@ struct AdamRule : RuleDefaults {
   static bool chosen(const OptimizerOptions& o) { return Average<brief>::chosen(o.beta1); }
   static void prepare(const OptimizerOptions& o, Index step, double* h) {
     const double t = static_cast<double>(step);
-    // The paper's sqrt(v / (1 - beta2^t)) + eps, times the root of its denominator: one division
-    // of vectors less.
+    // The paper's sqrt(v / (1 - beta2^t)) + eps, times sqrt(1 - beta2^t): saves a vector division.
     const double root = std::sqrt(1 - std::pow(o.beta2, t));
     h[0] = -o.learning_rate * root / (1 - std::pow(o.beta1, t));
     h[1] = decoupled ? 1 - o.learning_rate * o.weight_decay : o.weight_decay;
@@ -248,7 +247,7 @@ using AdamW = AdamRule<true>;
 template <class... R>
 struct RuleList {};
 
-// Every rule; the first of a name whose `chosen` holds serves the options given.
+// Every rule. Of those with the name, the first whose `chosen` holds is used.
 using UpdateRules =
     RuleList<Sgd, SgdMomentum, Rmsprop<false, false>, Rmsprop<false, true>, Rmsprop<true, false>,
              Rmsprop<true, false, true>, Rmsprop<true, true>, Rmsprop<true, true, true>, Adagrad,

@@ -1,7 +1,7 @@
-// What a build has to choose from: its cells, its optimizers and its dropout rates.
+// The cells, optimizers and dropout rates of a build.
 //
 // Each is declared where it is defined (cells.hpp, optimizers.hpp, Regularization in network.hpp).
-// Whatever offers a choice of them, or has to know what a cell has, reads it here, Python too.
+// All other code that lists them or asks for a cell's properties reads them here, Python too.
 #pragma once
 
 #include <string>
@@ -13,7 +13,7 @@ namespace charrnn_fast {
 
 struct OptimizerOption {
   std::string name;
-  double initial;  // what it is unless it is given
+  double initial;  // default
   bool is_flag;    // 0 or 1
 };
 struct OptimizerInfo {
