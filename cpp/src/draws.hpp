@@ -1,4 +1,4 @@
-// From the options of sampling to the arguments of the kernel, and from what it found to an error.
+// Sampling: from the options to the kernel's arguments, and from its result to an error.
 #pragma once
 
 #include "charrnn_fast/sampling.hpp"
@@ -6,11 +6,11 @@
 
 namespace charrnn_fast {
 
-// Seeds, position and where to draw to are left to the caller.
+// The caller sets seeds, position and outputs.
 template <class T>
 DrawArgs<T> draw_args(const T* logits, Index vocab_size, const SamplingOptions& options);
 
-// Throws std::invalid_argument where DrawArgs::failure (of the host, [3]) holds one.
+// Throws std::invalid_argument if DrawArgs::failure (of the host, [3]) holds one.
 template <class T>
 void check_draw(const double* failure);
 

@@ -1,4 +1,4 @@
-// The one place where C++ code of this library throws for bad arguments.
+// Errors for bad arguments: all of this library's C++ code throws them here.
 #pragma once
 
 #include <sstream>
@@ -10,7 +10,7 @@
 
 namespace charrnn_fast {
 
-// An element of an array that is taken as flat; whoever knows its shape can say the place by it.
+// A bad element of an array taken as flat. Code that knows the shape can name its place.
 class BadElement : public std::invalid_argument {
  public:
   BadElement(const std::string& array, Index at, std::string is_bad)
@@ -26,7 +26,7 @@ class BadElement : public std::invalid_argument {
 
 inline std::string quoted(const std::string& text) { return "'" + text + "'"; }
 
-// As in messages: 0.5, 1e-08.
+// A number as messages show it: 0.5, 1e-08.
 inline std::string text(double number) {
   std::ostringstream out;
   out << number;

@@ -1,4 +1,4 @@
-// From a rate to the arguments of the kernels' masks.
+// The mask kernels' arguments for a rate.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@ enum class MaskKind {
   zoneout   // 1 with probability `rate`, else 0
 };
 
-// A mask at time 0 whose key is `seed`; row r is stream r, and there is no x and no out yet. Throws
-// std::invalid_argument for a rate outside [0, 1).
+// A mask at time 0 with key `seed`; row r is stream r; x and out are not set. rate must be in [0,
+// 1), else std::invalid_argument is thrown.
 template <class T>
 MaskArgs<T> mask_args(MaskKind kind, double rate, std::uint64_t seed, std::uint32_t site);
 

@@ -1,4 +1,4 @@
-// What the sources of Model share.
+// Shared by the sources of Model.
 #pragma once
 
 #include "charrnn_fast/model.hpp"
@@ -6,7 +6,7 @@
 
 namespace charrnn_fast {
 
-// As kernels take them.
+// The steps as kernels take them.
 template <class T>
 Steps steps_of(const SequenceInput<T>& in) {
   return {in.seq_len, in.batch, in.device_offsets, false};

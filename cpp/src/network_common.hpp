@@ -1,4 +1,4 @@
-// What the sources of Network share: sizes, and how work is shared out.
+// Shared by the sources of Network: sizes and ranges of work.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace charrnn_fast {
 
-// Buffers are laid out in multiples of a cache line of doubles and floats alike.
+// Arrays in buffers are aligned to a cache line, of doubles and of floats.
 constexpr Index alignment_elements = 16;
 inline Index aligned(Index n) {
   return (n + alignment_elements - 1) / alignment_elements * alignment_elements;
@@ -19,7 +19,7 @@ inline Range intersect(Range a, Range b) {
   return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
 }
 
-// Packed weights, `offset` behind the first ones of their packing.
+// Packed weights, `offset` elements after the first of their packing.
 template <class T>
 Weights<T> weights_at(const T* packed, Storage storage, Index offset, Index panel_columns,
                       Index depth) {

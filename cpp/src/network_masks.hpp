@@ -6,13 +6,13 @@
 
 namespace charrnn_fast {
 
-// What masks are drawn for. A site is a layer, a direction and one of these.
+// What a mask applies to. A mask's site is a layer, a direction and one of these.
 enum class MaskSite { input, recurrent, zoneout_h, zoneout_c, weights, output };
 inline std::uint32_t mask_site(Index layer, Index direction, MaskSite site) {
   return static_cast<std::uint32_t>((layer * 2 + direction) * 8 + static_cast<int>(site));
 }
 
-// Rows are those of the sequence, of N; out has the mask itself, or x * mask.
+// Rows are of the sequence, N in all. out receives the mask, or x * mask.
 template <class T>
 class SequenceMasks {
  public:
@@ -27,13 +27,13 @@ class SequenceMasks {
                 Index cols) const {
     k_.mask(args(l, 0, site, rate, x, out, cols), rows);
   }
-  // out [N]: what the first layer's weights of a token are multiplied by
+  // out [N]: multipliers of the tokens' weights in the first layer
   void tokens(Range rows, T* out) const {
     const T* const nothing = nullptr;
     k_.mask_elements(args(0, 0, MaskSite::input, rates_.input_dropout, nothing, out, 1), in_.tokens,
                      rows);
   }
-  // out [N, cols], or [B, cols] where all steps have one mask; the rows of either.
+  // out [N, cols], `rows` of it; or [B, cols], `batch_rows` of it, if all steps share one mask
   void recurrent(Index l, Index d, Range rows, Range batch_rows, T* out, Index cols) const {
     MaskArgs<T> p = args(l, d, MaskSite::recurrent, rates_.recurrent_dropout, nullptr, out, cols);
     if (rates_.variational) p.steps = {};

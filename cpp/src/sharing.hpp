@@ -1,11 +1,11 @@
-// How the parts of a device share out a layer's recurrence.
+// How a device's parts share a layer's recurrence.
 #pragma once
 
 #include "team.hpp"
 
 namespace charrnn_fast {
 
-// Streams are shared out where each part gets a tile's worth of rows, else units are.
+// Parts share streams if each gets a tile's worth of rows, else units.
 constexpr Index rows_per_thread = 6;
 
 struct Sharing {
@@ -13,12 +13,12 @@ struct Sharing {
   bool by_rows;  // else by units, with a barrier per step
 };
 
-// operations: of the whole sequence. whole_layers: units cannot be shared out.
+// operations: of the whole sequence. whole_layers: units cannot be shared.
 Sharing share_recurrence(const Device& device, double operations, Index seq_len, Index batch,
                          Index panels, bool whole_layers);
 
-// One part's rows of the batch: about as many rows of the sequence for each. The steps' offsets are
-// memory of the host.
+// One part's rows of the batch: each part gets about as many rows of the sequence. The steps'
+// offsets must be memory of the host.
 Range share_rows(const Team& team, const Steps& steps);
 
 }  // namespace charrnn_fast

@@ -8,7 +8,7 @@ namespace charrnn_fast {
 
 inline Index square_chunks(Index n) { return (n + square_chunk - 1) / square_chunk; }
 
-// *sum = the sum of the squares of x's n elements; chunks: square_chunks(n) numbers to work with.
+// *sum = the sum of squares of x [n]; chunks: workspace of square_chunks(n) numbers.
 template <class T>
 void sum_of_squares(Device& device, const T* x, Index n, double* chunks, double* sum);
 

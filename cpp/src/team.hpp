@@ -1,5 +1,5 @@
-// How work runs on a device: its kernels, and the teams that share a piece of work out. Where a
-// device has a single part, a team is {0, 1} and nobody waits.
+// How work runs on a device: its kernels, and teams whose parts share work. If a device has a
+// single part, the team is {0, 1} and never waits.
 #pragma once
 
 #include <atomic>
@@ -12,7 +12,7 @@
 
 namespace charrnn_fast {
 
-// The device's kernels; throws std::invalid_argument where it has none for the number type.
+// The device's kernels. Throws std::invalid_argument if it has none for the number type.
 template <class T>
 const Kernels<T>& kernels_of(const Device& device) {
   if constexpr (sizeof(T) == sizeof(float)) {
@@ -25,7 +25,7 @@ const Kernels<T>& kernels_of(const Device& device) {
 
 class Barrier {
  public:
-  // timed: waits tell how long they slept with a reason, see Crowding.
+  // timed: waits also measure how long they slept until released, see Crowding.
   Barrier(int parties, bool timed) : parties_(parties), timed_(timed) {}
   void wait();
 
@@ -37,16 +37,16 @@ class Barrier {
   alignas(64) std::atomic<std::uint32_t> round_{0};
 };
 
-// One thread's place in a team.
+// One part of a team.
 struct Team {
   int part, parts;
   Barrier* barrier;
 
-  // All have arrived, and see what each wrote before.
+  // Returns when all parts have called it; each then sees what the others wrote before.
   void wait() const {
     if (parts > 1) barrier->wait();
   }
-  // This thread's share of n things, in whole multiples of `grain`.
+  // This part's share of n items, in multiples of `grain`.
   Range share(Index n, Index grain = 1) const {
     const Index units = (n + grain - 1) / grain;
     const Index begin = units * part / parts * grain, end = units * (part + 1) / parts * grain;
@@ -54,7 +54,7 @@ struct Team {
   }
 };
 
-// f(team) by up to `parts` threads of the device at once. f must not throw.
+// Calls f(team) on up to `parts` parts of the device at once. f must not throw.
 template <class F>
 void run_team(Device& device, int parts, F&& f) {
   using Function = std::remove_reference_t<F>;

@@ -106,11 +106,11 @@ class Model {
     Index count;  // targets that are not ignored
   };
   // One update from a batch in micro-batches: accumulate() each, then update(). Equals one
-  // train_step of all their streams, up to the order of the sums. So do the dropout masks: streams
-  // are numbered across micro-batches, and all must have the same mask_seed. The accumulated
-  // gradient belongs to the current parameters: any change of them drops it, as do train_step and
-  // clear_gradients. state_n: after the micro-batch's last step; may be state_0. The caller keeps
-  // it if the update is finite.
+  // train_step of all their streams, up to the order of the sums. The dropout masks are the same
+  // too: streams are numbered across micro-batches, and all must have the same mask_seed. The
+  // accumulated gradient belongs to the current parameters: any change of them drops it, as do
+  // train_step and clear_gradients. state_n: after the micro-batch's last step; may be state_0. The
+  // caller keeps it if the update is finite.
   Losses accumulate(const Batch& micro_batch, const Token* targets, const T* state_0, T* state_n);
   // Returns what train_step does. Throws std::invalid_argument if nothing is accumulated.
   TrainResult update(Optimizer<T>& optimizer, const TrainOptions& options);

@@ -1,4 +1,4 @@
-// Chooses the instruction set's table of kernels, once, at first use.
+// Chooses the instruction set's kernel table, once, at first use.
 #pragma once
 
 #include <string>
@@ -8,8 +8,8 @@
 
 namespace charrnn_fast {
 
-// The best set that this processor runs, or the one that CHARRNN_ISA names; throws
-// std::invalid_argument where that is unknown, not built or not runnable here.
+// The best set that this processor runs, or the one in CHARRNN_ISA. That must be known, built and
+// runnable here, else std::invalid_argument is thrown.
 template <class T>
 const Kernels<T>& kernels();
 

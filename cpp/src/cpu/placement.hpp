@@ -1,9 +1,9 @@
-// Keeps workers off the processor of their caller.
+// Placement: keeps workers off their caller's processor.
 //
-// A worker that wakes up often lands on the processor of the thread that woke it, and stays there
-// for many milliseconds while another processor is idle. So the caller's processor is taken out of
-// the affinity of its workers. A call looks where it runs (a few nanoseconds); only if that has
-// changed does it make system calls. Elsewhere than on Linux nothing is done.
+// A worker often wakes up on the processor of the thread that woke it. It stays there for many
+// milliseconds while another processor is idle. So workers' affinity excludes the caller's
+// processor. A call checks which processor it runs on (a few nanoseconds); only after a change does
+// it make system calls. Only on Linux.
 #pragma once
 
 #include <cstdint>
@@ -15,36 +15,36 @@
 
 namespace charrnn_fast {
 
-// How many processors this process was given at the start; 0: unknown.
+// Number of processors of this process at the start; 0: unknown.
 int processors_at_start();
 
 #if defined(__linux__)
 
-// Where workers may run: on the processors of the caller. A caller pinned to one processor does not
-// pin them: they keep the processors of the last caller that had several, at first those that the
-// process was given at the start. Not for several threads at once.
+// Workers run on the caller's processors. A caller pinned to one processor does not pin them: they
+// keep those of the last caller that had several, initially the process's at the start. Not
+// thread-safe.
 class Placement {
  public:
-  // One worker's.
+  // State of one worker.
   struct Place {
-    unsigned version = 0, sets = 0;  // as of the last visit
-    cpu_set_t left;                  // its affinity as it was left then
+    unsigned version = 0, sets = 0;  // at the last check
+    cpu_set_t left;                  // its affinity after that check
   };
 
   Placement();
-  // At the beginning of a call, by the caller.
+  // The caller must call this at the beginning of a call.
   void look(std::int64_t now);
-  // Sets the affinity of worker number i (from 1), if need be. With more workers than other
-  // processors, those beyond run on any. What another program has set for a worker (taskset -a)
-  // stays, until the processors of the caller change. (Of two processors, a whole process that is
-  // sent to the worker's looks like a caller that pins itself there: the worker leaves.)
+  // Sets the affinity of worker number i (from 1) if needed. Workers in excess of the other
+  // processors run on any. An affinity set by another program (taskset -a) stays until the caller's
+  // processors change. (With two processors, moving the whole process to the worker's looks like a
+  // caller pinned there: the worker leaves.)
   void place(std::thread& worker, int i, Place& place) const;
 
  private:
-  cpu_set_t callers_, allowed_;      // the affinity of the last caller; of workers, at most
+  cpu_set_t callers_, allowed_;      // affinity of the last caller; the workers' widest
   int processor_ = -1;               // the last caller's
-  unsigned version_ = 0, sets_ = 1;  // raised when either of the above changes; when allowed_ does
-  std::int64_t next_look_ = 0;       // at the caller's affinity
+  unsigned version_ = 0, sets_ = 1;  // raised when the above change; when allowed_ does
+  std::int64_t next_look_ = 0;       // when to read the caller's affinity
 };
 
 #else

@@ -1,12 +1,11 @@
-// A small pool of threads for work of microseconds.
+// A small thread pool for work of microseconds.
 //
-// run(parts, f) calls f(team) on up to `parts` threads at once, the caller among them. Waiting
-// spins for a bounded time (work comes in bursts, and waking a sleeper costs more than a kernel),
-// then sleeps. A caller who finds the pool busy runs alone, as a team of one: since no result
-// depends on the team's size, that changes only the time. For the same reason teams shrink while
-// other programs take the processors (see Crowding). The pool is never destroyed (a thread may
-// still compute while the process exits) and is built anew in a forked child, whose parent's
-// threads do not exist there.
+// run(parts, f) calls f(team) on up to `parts` threads at once, including the caller. A waiting
+// thread spins for a bounded time (work comes in bursts, and waking a sleeper costs more than a
+// kernel), then sleeps. If the pool is busy, the caller runs alone, as a team of one. Results do
+// not depend on the team's size, so only the time changes. Teams also shrink under oversubscription
+// (see Crowding). The pool is never destroyed: a thread may still compute while the process exits.
+// A forked child builds a new pool, because the parent's threads do not exist there.
 #pragma once
 
 #include <atomic>
@@ -22,16 +21,16 @@
 
 namespace charrnn_fast {
 
-// From how much work on more threads are called: floating-point operations for each thread, and for
-// each thread between two barriers. Tests set both to 0, so that small cases run on all threads,
-// crowded or not.
+// Least work to use another thread: floating-point operations per thread, and per thread between
+// two barriers. Tests set both to 0, so that small cases use all threads, even under
+// oversubscription.
 struct SharingLimits {
-  // Some 10 microseconds of work, and some 2.
+  // About 10 microseconds of work, and about 2.
   double operations_per_thread = 1e6, operations_per_barrier = 100e3;
 };
 SharingLimits& sharing_limits();
 
-// Raised in a forked child: what the parent's other threads had locked stays locked there.
+// Raised in a forked child, where locks of the parent's other threads stay locked.
 int fork_generation();
 
 class ThreadPool {
@@ -41,7 +40,7 @@ class ThreadPool {
   int size() const { return size_.load(std::memory_order_relaxed); }
   // Throws std::invalid_argument while another thread is in run().
   void resize(int n);
-  // How often run() had a team of more than one, for tests.
+  // Number of runs with a team of more than one, for tests.
   std::uint64_t teams() const { return teams_.load(std::memory_order_relaxed); }
 
   // f must not throw.
@@ -67,7 +66,7 @@ class ThreadPool {
 
   std::atomic<int> size_;
   std::atomic<bool> busy_{false};
-  Crowding crowding_;  // whoever has busy_ set has these two
+  Crowding crowding_;  // these two belong to the thread that set busy_
   Placement placement_;
   std::atomic<std::uint64_t> teams_{0};
   std::vector<std::unique_ptr<Worker>> workers_;

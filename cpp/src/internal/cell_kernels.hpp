@@ -1,8 +1,7 @@
-// Internal: for programs that add a cell of their own. It changes without notice.
+// Internal: the kernels of a cell, for programs that add one. Changes without notice.
 //
-// A source that includes this is compiled once per instruction set and number type, as
-// kernels/isa.hpp says. There, inside of namespace charrnn_fast::CHARRNN_ISA, cell_kernels<Cell,
-// T>() gives the kernels of a cell.
+// Compile a source that includes this once per instruction set and number type, as kernels/isa.hpp
+// says. In namespace charrnn_fast::CHARRNN_ISA, cell_kernels<Cell, T>() returns the cell's kernels.
 #pragma once
 
 #include "kernels/isa.hpp"

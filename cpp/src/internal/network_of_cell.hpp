@@ -1,5 +1,5 @@
-// Internal: for programs that add a cell of their own. It changes without notice, as do the tables
-// of kernels that it names.
+// Internal: a network of a cell, for programs that add one. Changes without notice, as do the
+// kernel tables.
 #pragma once
 
 #include "charrnn_fast/network.hpp"
@@ -7,8 +7,8 @@
 
 namespace charrnn_fast {
 
-// A network of a cell that is not in cells.hpp's list; the shape's name of a cell is not looked at.
-// The cell's kernels are of the device, and stay while the network is used.
+// A network of a cell outside of cells.hpp's list; shape.cell is ignored. The cell's kernels must
+// be the device's and outlive the network.
 template <class T>
 Network<T> network_of_cell(const NetworkShape& shape, const CellKernels<T>& cell, Device& device);
 
