@@ -1,7 +1,6 @@
-// Draws of tokens from the rows of logits.
+// Draws tokens from the rows of logits.
 
-// Of a type of this file, so that what the compiler makes of std::sort for it is of this object
-// alone.
+// A type of this file alone: the compiler's std::sort for it then stays in this object file.
 struct Ranked {
   Token token;
 };
@@ -11,14 +10,14 @@ Index probability_elements(Index vocab_size) {
   return ceil_div(vocab_size, 16) * 16;
 }
 
-// Of one row, for all of them: its probabilities, and behind them the order of its tokens.
+// Scratch, shared by all rows: a row's probabilities, then the order of its tokens.
 template <class T>
 Index draw_scratch(Index vocab_size, Index /*rows*/) {
   return probability_elements<T>(vocab_size) +
          ceil_div(vocab_size * Index(sizeof(Ranked)), Index(sizeof(T)));
 }
 
-// The token, or -1 with what is wrong with the logits.
+// Returns the token; or -1, with the bad logit in `failure`.
 template <class T>
 Token draw_row(const DrawArgs<T>& p, Index row, T* probabilities, Ranked* order, double* failure) {
   const Index n = p.vocab_size;
@@ -28,7 +27,7 @@ Token draw_row(const DrawArgs<T>& p, Index row, T* probabilities, Ranked* order,
     failure[2] = static_cast<double>(logit);
     return Token(-1);
   };
-  // What is checked is what is drawn from, even where another thread changes the caller's array.
+  // Checks the copy that it draws from: another thread may change the caller's array.
   constexpr T infinity = T(__builtin_inf());
   Index best = 0;
   for (Index i = 0; i < n; ++i) {
@@ -71,7 +70,7 @@ Token draw_row(const DrawArgs<T>& p, Index row, T* probabilities, Ranked* order,
     sum += at(i);
     if (sum > u * total) return order[i].token;
   }
-  return order[last].token;  // rounding left the sum a hair below u * total
+  return order[last].token;  // rounding left the sum just below u * total
 }
 
 template <class T>

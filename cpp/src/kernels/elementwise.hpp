@@ -1,8 +1,8 @@
-// Everything that is not a matrix product: the losses, the optimizers' updates, sums along rows.
+// Kernels other than matrix products: losses, optimizer updates, sums along rows.
 
-// totals [n], up to sum_vectors vectors, += sums over rows: add(block, acc) adds a block of rows to
-// acc, block after block.
-constexpr int sum_vectors = 4;  // one cache line of each row is read whole
+// totals [n], up to sum_vectors vectors, += sums over rows. add(block, acc) adds a block of rows to
+// acc, in order.
+constexpr int sum_vectors = 4;  // reads a whole cache line of each row
 template <class T, class F>
 CHARRNN_INLINE void add_row_blocks(Index rows, T* totals, Index n, F&& add) {
   using V = Native<T>;
@@ -35,7 +35,7 @@ void column_sums(const T* a, Index stride, Index rows, Range cols, T* sums) {
         V some[sum_vectors];
         unroll<sum_vectors>([&](auto i) __attribute__((always_inline)) { some[i] = V(T(0)); });
         for (const Index end = min_of(r + sum_rows, block.end); r < end; ++r) {
-          // A column of lines, which the processor does not foresee.
+          // The hardware does not prefetch a column of cache lines.
           constexpr Index ahead = 16;
           if (r + ahead < rows)
             prefetch<false>(a + (r + ahead) * stride + j, sum_vectors * V::lanes);
@@ -93,8 +93,8 @@ inline void sort_by_token(const Token* tokens, Index rows, Index vocab_size, Ind
   for (Index r = 0; r < rows; ++r) order[counts[tokens[r]]++] = r;
 }
 
-// The sums of one token's rows stay in registers. A block without the token adds nothing, as it
-// does where tokens are one-hot vectors and this is a matrix product.
+// One token's sums stay in registers. A block without the token adds nothing, as in the matrix
+// product with one-hot vectors.
 template <class T>
 void scatter_add(const ScatterArgs<T>& p, Range cols) {
   using V = Native<T>;
@@ -165,7 +165,7 @@ void cross_entropy(const CrossEntropyArgs<T>& p, Range rows) {
     V sums = V(T(0));
     for (Index j = 0; j < n; j += V::lanes) {
       const V e = math::exp(V::load(x + j, n - j) - V(most));
-      // A lane past the end holds exp(0 - most): it must not enter the sum.
+      // A lane past the end holds exp(0 - most), which must not enter the sum.
       sums = sums + e.first(n - j);
       if (d) e.store(d + j, n - j);
     }
@@ -187,7 +187,7 @@ void exp_shifted(const T* x, Index n, T inverse_temperature, T* out) {
     math::exp((V::load(x + j, n - j) - most) * factor).store(out + j, n - j);
 }
 
-// The sum of term(j) over j < n, in interleaved sums: as many as hide the latency of an addition.
+// The sum of term(j) over j < n, as interleaved sums: enough to hide an addition's latency.
 template <class F>
 CHARRNN_INLINE double interleaved_sum(Index n, F&& term) {
   constexpr int width = 64;
@@ -231,7 +231,7 @@ void add(const T* from, Range elements, T* to) {
   for (Index i = elements.begin; i < elements.end; ++i) to[i] += from[i];
 }
 
-// step(x, z, weight, term) gives the gradient times the weight, and the term of which
+// step(x, z, weight, term) returns the gradient times the weight and sets `term`;
 // value(double(term)) is the loss.
 template <class T, class Step, class Value>
 CHARRNN_INLINE void element_losses(const ElementLossArgs<T>& p, Range blocks, Step&& step,
@@ -264,9 +264,9 @@ CHARRNN_INLINE void element_losses(const ElementLossArgs<T>& p, Range blocks, St
   }
 }
 
-// softplus(x) - x z as the sum of two terms that are never negative, so that none of their digits
-// is lost: |x| times how far the target is from what the logit's sign says, and softplus(-|x|). Its
-// e^-|x| is that of the sigmoid.
+// softplus(x) - x z as the sum of two terms that are never negative, so that no digits cancel: |x|
+// times the target's distance from what the logit's sign predicts, and softplus(-|x|). Its e^-|x|
+// is the sigmoid's too.
 template <class T>
 void binary_cross_entropy(const ElementLossArgs<T>& p, Range blocks) {
   using V = Native<T>;
@@ -280,7 +280,7 @@ void binary_cross_entropy(const ElementLossArgs<T>& p, Range blocks) {
       [](double loss) __attribute__((always_inline)) { return loss; });
 }
 
-// The squares in double, as in sum_of_squares.
+// Squares in double, as in sum_of_squares.
 template <class T>
 void mean_square(const ElementLossArgs<T>& p, Range blocks) {
   using V = Native<T>;
@@ -357,7 +357,7 @@ void map_softplus(const T* x, T* out, Index n) {
   map(x, out, n, [](auto v) __attribute__((always_inline)) { return math::softplus(v); });
 }
 
-// As many independent chains as a tile has accumulators: the machine's peak.
+// As many independent chains as a tile has accumulators reach the machine's peak.
 constexpr int peak_chains = 12;
 
 template <class T>
@@ -373,7 +373,7 @@ T fma_loop(Index iterations) {
   return total.sum();
 }
 
-// The sum of x [n], in as many chains: reading at the machine's pace.
+// The sum of x [n], in enough chains to read at the machine's bandwidth.
 template <class T>
 T read_loop(const T* x, Index n) {
   using V = Native<T>;

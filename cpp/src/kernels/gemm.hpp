@@ -1,6 +1,6 @@
 // The packed matrix product: one register tile, and the loops that feed it.
 
-// Asks for the cache lines of n elements at p, to be read or written soon.
+// Prefetches the cache lines of n elements at p, for reading or writing.
 template <bool write, class T>
 CHARRNN_INLINE void prefetch(const T* p, Index n) {
   for (Index i = 0; i < n; i += 64 / static_cast<Index>(sizeof(T)))
@@ -8,23 +8,23 @@ CHARRNN_INLINE void prefetch(const T* p, Index n) {
 }
 
 // Packed weights of G groups lie in panels: for each k, `vectors` vectors side by side. With
-// several groups they are the gates of the same units; with one group, neighbouring units, so that
-// a tile reads one stream of memory and not several a power of two apart.
+// several groups these are the gates of the same units. With one group they are neighbouring units,
+// so that a tile reads one stream of memory, not several a power of two apart.
 template <int G>
 struct Panel {
   static constexpr int vectors = G > 1 ? G : tile_accumulators / 6;
   static constexpr int unit_vectors = vectors / G;  // vectors of units
 };
 
-// Panels of the block of B that a weight gradient's product packs: with fewer vectors a tile has
-// more rows, a power of two of them, and packing A for it takes half the moves.
+// Panels of B's packed block in the weight gradient's product. With fewer vectors a tile has more
+// rows, a power of two, and packing A takes half the moves.
 struct TnPanel {
   static constexpr int vectors = 3, unit_vectors = 3;
 };
 
-// How the sum of a block of rows is added to those of the blocks before. Few of them are added as
-// they are; of many, the rounding errors of the additions are summed beside (Ogita, Rump and Oishi
-// 2005, "Accurate sum and dot product", algorithm 4.3) and added at the end.
+// How a block's sum is added to those before. Few blocks are added directly. For many, the rounding
+// errors of the additions are summed separately (Ogita, Rump and Oishi 2005, "Accurate sum and dot
+// product", algorithm 4.3) and added at the end.
 struct BlockSums {
   bool with_errors, first, last;
 };
@@ -36,7 +36,7 @@ CHARRNN_INLINE V add_block(V total, V block, V& error) {
   return sum;
 }
 
-// total[0, n) += block, of one vector.
+// total[0, n) += block, for one vector.
 template <class V, class T>
 CHARRNN_INLINE void add_block(V block, BlockSums how, T* total, T* errors, Index n) {
   const V before = V::load(total, n);
@@ -48,8 +48,8 @@ CHARRNN_INLINE void add_block(V block, BlockSums how, T* total, T* errors, Index
   error.store(errors, n);
 }
 
-// What the sums of a tile begin with: row r, group g, vector u of units at
-// data + r * row_stride + g * group_stride + u * unit_stride. row_stride 0: all rows alike.
+// Initial values of a tile's sums: row r, group g, vector u of units at data + r * row_stride + g *
+// group_stride + u * unit_stride. row_stride 0: the same for all rows.
 template <class T>
 struct Start {
   const T* data;
@@ -57,8 +57,8 @@ struct Start {
 };
 
 // One tile: c [MR][W * lanes] = start + a [MR][depth] @ weights, W vectors per k from consecutive
-// panels for G groups. The accumulators stay in registers for a chain of the depth; what the chains
-// before have come to waits in c.
+// panels, G groups. Accumulators stay in registers for one chain of the depth; between chains, c
+// holds the sum.
 template <class T>
 struct TileArgs {
   const T* a;
@@ -70,7 +70,7 @@ struct TileArgs {
 };
 
 // One tile of a weight gradient: c [MR][cols] += a [MR][depth] @ weights, for one block of the rows
-// that are summed over. errors: see BlockSums.
+// summed over. errors: see BlockSums.
 template <class T>
 struct TnTileArgs {
   const T* a;
@@ -83,7 +83,7 @@ struct TnTileArgs {
   BlockSums sums;
 };
 
-// A operands of a tile: rows that lie anywhere; or packed [k][row], of a weight gradient.
+// A operands of a tile: rows at any address; or packed [k][row], for a weight gradient.
 struct RowMajor {
   static constexpr bool sums_rows = false;
   template <int G>
@@ -118,8 +118,8 @@ CHARRNN_INLINE void add_chain(const TileArgs<T>& p, const Start<T>& from, const 
   });
 }
 
-// acc[r][w] += row(r) * weight(w). The fewer of rows and weights are held, the others pass one by
-// one: with 12 accumulators in 16 registers, holding the more of a 6 x 2 tile would spill.
+// acc[r][w] += row(r) * weight(w). Holds the fewer of rows and weights in registers and streams the
+// others: with 12 accumulators in 16 registers, holding the more of a 6 x 2 tile would spill.
 template <int MR, int W, class V, class Row, class Weight>
 CHARRNN_INLINE void add_products(const Row& row, const Weight& weight, V (&acc)[MR][W]) {
   V held[MR < W ? MR : W];
@@ -142,7 +142,7 @@ CHARRNN_INLINE void add_products(const Row& row, const Weight& weight, V (&acc)[
   }
 }
 
-// f(k, n) for the chains of the depth, [k, k + n) each, that run in acc and are added to c.
+// Calls f(k, n) for each chain [k, k + n) of the depth; the chain runs in acc and is added to c.
 template <int G, int MR, int W, class V, class T, class F>
 CHARRNN_INLINE void for_chains(const TileArgs<T>& p, V (&acc)[MR][W], F&& f) {
   Start<T> from = p.start;
@@ -176,7 +176,7 @@ __attribute__((noinline)) void tile(const TileArgs<T>& p) {
   });
 }
 
-// The same with weights as bfloat16, which a shift or a mask turns into floats: two k to a word.
+// The same with bfloat16 weights, two k to a word; a shift or a mask turns them into floats.
 template <class T, int G, int MR, int W>
 __attribute__((noinline)) void tile_bfloat16(const TileArgs<T>& p) {
   using V = Native<T>;
@@ -206,7 +206,7 @@ __attribute__((noinline)) void tile_bfloat16(const TileArgs<T>& p) {
   });
 }
 
-// c += block [rows][width], of which p.cols columns count.
+// c += block [rows][width], of the first p.cols columns.
 template <class T>
 __attribute__((noinline)) void add_tile_block(const TnTileArgs<T>& p, const T* block, Index rows,
                                               Index width) {
@@ -232,7 +232,7 @@ __attribute__((noinline)) void tn_tile(const TnTileArgs<T>& p) {
     const auto row = [&](auto r) __attribute__((always_inline)) { return V(a[r]); };
     add_products(row, weight, acc);
   }
-  // The usual case in as few instructions as there are.
+  // Fast path for the usual case.
   if (!p.sums.with_errors && p.cols == W * V::lanes) {
     unroll<MR>([&](auto r) __attribute__((always_inline)) {
       unroll<W>([&](auto w) __attribute__((always_inline)) {
@@ -264,7 +264,7 @@ struct Tiles {
     return by_registers < most ? by_registers : most;
   }
 
-  // [rows][vectors]; for weights as bfloat16, where there are such
+  // [rows][vectors]; for bfloat16 weights, if supported
   using Args = typename A::template Args<T>;
   static constexpr bool has_bfloat16 = sizeof(T) == 4 && !A::sums_rows;
   void (*by_size[max_rows + 1][max_vectors + 1])(const Args&) = {};
@@ -294,8 +294,8 @@ struct Tiles {
 template <class A, class T, int G>
 constexpr Tiles<A, T, G> tiles{};
 
-// Parts of [range.begin, range.end) of at most `most`, as even as whole numbers allow: a last
-// part of one row would run at a fraction of the speed.
+// Splits [range.begin, range.end) into ranges of at most `most`, as even as possible: a last range
+// of one row would run at a fraction of the speed.
 template <class F>
 CHARRNN_INLINE void for_parts(Range range, Index most, F&& f) {
   const Index size = range.end - range.begin, pieces = ceil_div(size, most);
@@ -307,13 +307,14 @@ CHARRNN_INLINE void for_parts(Range range, Index most, F&& f) {
   }
 }
 
-// A tile's place: rows [row, row + rows), vectors of units [vector, vector + vectors), the first
-// of panel `panel`.
+// A tile's place: rows [row, row + rows), vectors of units [vector, vector + vectors), first panel
+// `panel`.
 struct Place {
   Index row, rows, panel, vector, vectors;
 };
 
-// The tiles of rows x panels: panels outside, so that their weights stay in cache for all rows.
+// The tiles of rows x panels; panels are the outer loop, so that their weights stay in cache for
+// all rows.
 template <class Set, class T, class F>
 CHARRNN_INLINE void for_tiles(Range rows, Range panels, Index units, F&& f) {
   constexpr Index unit_vectors = Set::Panels::unit_vectors;
@@ -328,8 +329,8 @@ CHARRNN_INLINE void for_tiles(Range rows, Range panels, Index units, F&& f) {
   });
 }
 
-// out[k * out_stride + i] = w[i * row_stride + k * depth_stride], 0 from i = n on: one vector of
-// units at every depth.
+// out[k * out_stride + i] = w[i * row_stride + k * depth_stride], 0 for i >= n: one vector of units
+// at every depth.
 template <class T>
 void pack_units(const T* w, Index row_stride, Index depth_stride, Index n, Index depth, T* out,
                 Index out_stride) {
@@ -356,7 +357,7 @@ void pack_units(const T* w, Index row_stride, Index depth_stride, Index n, Index
 CHARRNN_INLINE std::uint32_t to_bfloat16(float x) {
   std::uint32_t bits;
   __builtin_memcpy(&bits, &x, sizeof bits);
-  if (x != x) return bits >> 16 | 0x40;  // a NaN stays one
+  if (x != x) return bits >> 16 | 0x40;  // NaN stays NaN
   return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
@@ -377,7 +378,7 @@ template <int G, class T>
 void pack_panels(const PackArgs<T>& p, Range panels) {
   constexpr int lanes = Native<T>::lanes, P = Panel<G>::vectors,
                 unit_vectors = Panel<G>::unit_vectors;
-  // Units side by side in memory: a panel is as many neighbouring vectors of each row.
+  // Units are contiguous: a panel is as many neighbouring vectors of each row.
   if (p.row_stride == 1 && G == 1 && !p.bfloat16) {
     for (Index panel = panels.begin; panel < panels.end; ++panel)
       for (Index k = 0; k < p.depth; ++k)
@@ -408,13 +409,13 @@ void pack(const PackArgs<T>& p, Range panels) {
   });
 }
 
-// The weights from the given panel on.
+// The weights starting at a panel.
 template <class T>
 CHARRNN_INLINE Weights<T> from_panel(const Weights<T>& w, Index panel) {
   return {w.data + panel * w.panel_stride, w.depth_stride, w.panel_stride, w.bfloat16};
 }
 
-// Columns [0, cols) of a tile of C: in place where they are whole vectors, else in a buffer.
+// Columns [0, cols) of a tile of C: in place if they are whole vectors, else through a buffer.
 template <class T>
 CHARRNN_INLINE void gemm_tile(const T* a, Index a_stride, Index depth, const Weights<T>& weights,
                               T* c, Index c_stride, Index rows, Index cols, const T* bias,
@@ -457,15 +458,15 @@ void gemm(const GemmArgs<T>& g, Range rows, Range panels) {
   });
 }
 
-// Block sizes of the weight-gradient product: a block of B (depth x cols) fills half of a small
-// second-level cache (256 KB), the packed rows of A beside it stay in the first level. Where there
-// are errors, they are of as many rows of C as take about as much as B.
+// Block sizes of the weight-gradient product. A block of B (depth x cols) fills half of a small
+// second-level cache (256 KB); the packed rows of A stay in the first level. Errors, if any, are of
+// as many rows of C as take about the memory of B.
 template <class T>
 struct TnBlocks {
   static constexpr Index panel = TnPanel::vectors * Native<T>::lanes;
   static constexpr Index depth = sum_block, rows = 96, rows_with_errors = 4 * rows;
   static constexpr Index cols = (256 * 4 / Index(sizeof(T)) + panel - 1) / panel * panel;
-  // Packed tiles of A begin this much further apart than a power of two, in different cache sets.
+  // Offset between packed tiles of A beyond a power of two, so that they use different cache sets.
   static constexpr Index skew = 16;
   static constexpr Index b_elements = depth * cols, a_elements = rows * (depth + skew);
   static constexpr Index errors_elements = rows_with_errors * (cols + 1);
@@ -476,14 +477,13 @@ Index gemm_tn_scratch() {
   return TnBlocks<T>::b_elements + TnBlocks<T>::a_elements + TnBlocks<T>::errors_elements;
 }
 
-// How rows [begin, end) of those that are summed over come to the sums; `whole` are all of them.
+// How rows [begin, end) are added to the sums; `whole`: number of all rows summed over.
 CHARRNN_INLINE BlockSums block_sums(Index begin, Index end, Index whole) {
   return {whole > most_plain_rows, begin == 0, end == whole};
 }
 
-// out [depth][rows] = a [depth, rows], the number of rows as a constant: copies of a known size
-// are a move or two each, a loop over rows is several times as slow. sums: those of the columns of
-// a are added to it.
+// out [depth][rows] = a [depth, rows], with the number of rows a constant: copies of known size are
+// a move or two each; a loop over rows is several times slower. sums += the sums of a's columns.
 template <int N, class T>
 CHARRNN_INLINE void pack_rows(Index rows, const T* a, Index stride, Index depth, T* out, T* sums) {
   if constexpr (N > 1) {
@@ -503,11 +503,11 @@ CHARRNN_INLINE void pack_rows(Index rows, const T* a, Index stride, Index depth,
   for (int i = 0; i < N; ++i) sums[i] += sum[i];
 }
 
-// packed = A [depth, rows] as tiles [k][row of the tile], some steps of k at a time, so that a
-// cache line of A serves all the tiles that share it.
+// packed = A [depth, rows] as tiles [k][row of the tile], several k at a time, so that one read of
+// a cache line of A serves all tiles that share it.
 template <class Set, class T>
 void pack_a(const T* a, Index stride, Index depth, Index rows, T* packed, T* sums) {
-  constexpr Index steps = sum_rows, ahead = 4 * steps;  // far enough for memory behind the caches
+  constexpr Index steps = sum_rows, ahead = 4 * steps;  // far enough for main memory
   for (Index k = 0; k < depth; k += steps) {
     for (Index next = k + ahead; next < min_of(depth, k + ahead + steps); ++next)
       prefetch<false>(a + next * stride, rows);
@@ -520,8 +520,7 @@ void pack_a(const T* a, Index stride, Index depth, Index rows, T* packed, T* sum
   }
 }
 
-// Some neighbouring columns of one product, and their places in the packed block of B and among the
-// errors.
+// Neighbouring columns of one product, and their places in B's packed block and in the errors.
 template <class T>
 struct TnPiece {
   const GemmTnProduct<T>* product;
@@ -543,7 +542,8 @@ void pack_b(const TnPiece<T>& piece, Index k0, Index depth) {
   }
 }
 
-// One block of C: rows whose A is packed, columns of the piece. errors: of the first of these rows.
+// One block of C: rows whose A is packed, columns of the piece. errors: those of the first of these
+// rows.
 template <class T>
 void gemm_tn_block(const TnPiece<T>& piece, const T* packed_a, Index depth, Range rows, T* errors,
                    BlockSums how) {
@@ -575,7 +575,7 @@ void add_blocks(const T* block, Index n, BlockSums how, T* sums, T* errors) {
     add_block(V::load(block + j, n - j), how, sums + j, errors + j, n - j);
 }
 
-// Rows of C, of which there are few enough for the errors' place.
+// Rows of C, few enough for the errors' memory.
 template <class T>
 void gemm_tn_rows(const GemmTnArgs<T>& g, Range rows, T* scratch) {
   using Set = Tiles<PackedRows, T, 1>;
@@ -589,7 +589,8 @@ void gemm_tn_rows(const GemmTnArgs<T>& g, Range rows, T* scratch) {
   Index col = 0;
   T* sums = g.sums;
   while (product < g.num_products) {
-    // As many columns as a block of B takes, of one product or of the end of one and the next.
+    // As many columns as fit in a block of B: of one product, or of the end of one and the start of
+    // the next.
     TnPiece<T> pieces[2];
     int count = 0;
     for (Index used = 0; product < g.num_products && count < 2 && used < Blocks::cols;) {

@@ -1,9 +1,9 @@
-// The one file that each kernel source includes. The build compiles kernels.cpp once per
-// instruction set and number type with
+// The file that each kernel source includes. The build compiles kernels.cpp once per instruction
+// set and number type with
 //   CHARRNN_ISA            namespace of the set, e.g. x86_64_v3
 //   CHARRNN_SCALAR         float or double
-// and the compiler's flags for the set. All code is in an anonymous namespace; the object file
-// exports its table's accessor and nothing else.
+// and the set's compiler flags. All code is in an anonymous namespace; the object file exports only
+// its table's accessor.
 #pragma once
 
 #include <algorithm>
@@ -23,8 +23,8 @@ namespace charrnn_fast {
 namespace CHARRNN_ISA {
 namespace {
 
-// Bytes of a vector, and accumulators of a tile: what the register file holds beside the
-// broadcasts and one vector of weights.
+// Bytes of a vector; accumulators of a tile: what fits in the registers besides the broadcasts and
+// one vector of weights.
 #if defined(__AVX512F__)
 constexpr int vector_bytes = 64, tile_accumulators = 24;
 #elif defined(__AVX2__)
@@ -39,10 +39,10 @@ CHARRNN_INLINE Index min_of(Index a, Index b) { return a < b ? a : b; }
 CHARRNN_INLINE Index max_of(Index a, Index b) { return a > b ? a : b; }
 CHARRNN_INLINE Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
-// Cells may have up to so many gates.
+// Most gates of a cell.
 constexpr int max_gates = 4;
 
-// Each uses only what stands above it.
+// Each file uses only those above it.
 // clang-format off
 #include "kernels/unroll.hpp"
 #include "kernels/pack.hpp"

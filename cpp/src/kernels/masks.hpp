@@ -1,15 +1,14 @@
 // Masks of dropout and zoneout: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as
 // 1, 2, 3", 2011) on as many counters at once as a vector has 32-bit lanes.
 //
-// A round needs two products of 32 by 32 bits whole. x86 multiplies the low halves of 64-bit lanes
-// and does not look at the high ones: there a word of the counters is two vectors of 64-bit lanes
-// whose high halves are left as they come, so that the low half of a product costs nothing. Arm
-// multiplies and sorts the halves of the products with one instruction each: there a word is one
-// vector.
+// A round needs two full products of 32 by 32 bits. x86 multiplies the low halves of 64-bit lanes
+// and ignores the high ones. There a word of the counters is two vectors of 64-bit lanes with
+// arbitrary high halves, so the low half of a product is free. Arm multiplies, and sorts the halves
+// of the products, with one instruction each. There a word is one vector.
 //
-// The counters of a block of units differ in their first word alone, the rows' in their second;
-// so what the first three rounds have of the block without the row, and of the row without the
-// block, is computed once for all rows and for all blocks.
+// Counters of a block of units differ only in their first word, those of rows in their second. So
+// the parts of the first three rounds that depend on the block alone, or on the row alone, are
+// computed once.
 
 typedef std::uint32_t WordVec __attribute__((vector_size(vector_bytes)));
 typedef std::uint32_t HalfWordVec __attribute__((vector_size(vector_bytes / 2)));
@@ -48,8 +47,8 @@ CHARRNN_INLINE Words lane_numbers() {
   return w;
 }
 #else
-// Of every four counters the first two stand in one vector and the last two in the other, from
-// where shufps takes one half of each lane in their order.
+// Of every four counters, one vector holds the first two, another the last two: then shufps takes
+// one half of each lane in order.
 using WordLane = std::uint64_t;
 using WordLanes = WideVec;
 struct Words {
@@ -128,7 +127,7 @@ struct Philox {
     }
   }
 
-  // c: the counter, then its random words.
+  // c: the counter on entry, its random words on return.
   CHARRNN_INLINE void draw(std::uint32_t (&c)[4]) const {
     for (const auto& k : keys) {
       const std::uint64_t p0 = multiply(c[0], m0), p1 = multiply(c[2], m1);
@@ -138,10 +137,10 @@ struct Philox {
   }
 };
 
-// A mask's block: the units that 16 counters of four words draw.
+// A mask's block: the units drawn by 16 counters of four words.
 constexpr int mask_block = 64, mask_block_counters = 16;
 
-// What the words choose from, in all lanes.
+// The multipliers that the words choose from, in all lanes.
 template <class T>
 struct MaskMultipliers {
   WordVec threshold;
@@ -150,7 +149,7 @@ struct MaskMultipliers {
   CHARRNN_INLINE explicit MaskMultipliers(const MaskArgs<T>& p)
       : threshold(p.threshold - WordVec{}), dropped(p.dropped), kept(p.kept) {}
 
-  // word_lanes elements, of which `count` are there. x null: the multipliers themselves.
+  // word_lanes elements, of which the first `count` exist. x null: the multipliers themselves.
   CHARRNN_INLINE void apply(WordVec word, const T* x, T* out, Index count) const {
     using V = Native<T>;
     const auto store = [&](V m, Index at) __attribute__((always_inline)) {
@@ -159,7 +158,7 @@ struct MaskMultipliers {
     if constexpr (V::lanes == word_lanes) {
       store(V((typename V::Vec)(word < threshold ? (WordVec)dropped.v : (WordVec)kept.v)), 0);
     } else {
-      // By way of memory, from where a load widens.
+      // Through memory: a load from there widens.
       alignas(sizeof(WordVec)) std::uint32_t lanes[word_lanes];
       __builtin_memcpy(lanes, &word, sizeof word);
       const SignedWideVec limit = (SignedWideVec)((WideVec)threshold >> 32);
@@ -176,8 +175,8 @@ struct MaskMultipliers {
 // Rows of one step.
 template <class T>
 void mask_step(const MaskArgs<T>& p, Range rows) {
-  constexpr Index group_rows = 16;  // stay in the first cache from block to block
-  constexpr int side_by_side = 2;   // rows: their chains of rounds hide each other's latency
+  constexpr Index group_rows = 16;  // stay in the first-level cache from block to block
+  constexpr int side_by_side = 2;   // rows whose chains of rounds hide each other's latency
   constexpr int shared_rounds = 3, rounds = Philox::rounds;
   constexpr std::uint32_t m0 = Philox::m0, m1 = Philox::m1;
   const Philox philox(p.key);
@@ -190,7 +189,7 @@ void mask_step(const MaskArgs<T>& p, Range rows) {
   const MaskMultipliers<T> multipliers(p);
   const std::uint64_t time_product = multiply(p.time, m1);
   const Words numbers = lane_numbers();
-  // As locals, which stores to `out` cannot change.
+  // Locals, which stores to `out` cannot change.
   const T* const x_0 = p.x;
   T* const out_0 = p.out;
   const Index x_stride = p.x_stride, out_stride = p.out_stride, cols = p.cols;
@@ -208,8 +207,8 @@ void mask_step(const MaskArgs<T>& p, Range rows) {
       for (Index lane = 0; lane < min_of(mask_block_counters, cols - j); lane += word_lanes) {
         const auto counter =
             static_cast<std::uint32_t>(j / mask_block * mask_block_counters + lane);
-        // Three rounds of what is the same for all rows; second_2 is what the rows' words 2 have in
-        // common after the second round, and so on.
+        // Three rounds of what all rows share; second_2 is the shared part of the rows' words 2
+        // after the second round, and so on.
         const Products p0 = multiply(numbers ^ in_all_lanes(counter), m0);
         const Products p1 = multiply(high(p0) ^ in_all_lanes(p.site ^ k[0][1]), m1);
         const Products p2 = multiply(high(p1) ^ in_all_lanes(low(time_product) ^ k[1][0]), m0);
@@ -231,7 +230,7 @@ void mask_step(const MaskArgs<T>& p, Range rows) {
               c[i][2] = high(q0) ^ c[i][3] ^ key[1], c[i][3] = low(q0);
             });
           });
-          // The last round puts its words into the order of the units.
+          // The last round orders its words as the units.
           WordVec words[R][4];
           unroll<R>([&](auto i) __attribute__((always_inline)) {
             const Products q0 = multiply(c[i][0], m0), q1 = multiply(c[i][2], m1);
@@ -266,7 +265,7 @@ void mask_step(const MaskArgs<T>& p, Range rows) {
   }
 }
 
-// f(step's arguments, its first row, its rows among the given ones) for each step that has some.
+// f(arguments of a step, its first row, its rows among the given ones) for each step that has some.
 template <class T, class F>
 CHARRNN_INLINE void each_mask_step(const MaskArgs<T>& p, Range rows, F&& f) {
   if (p.steps.seq_len == 0) return f(p, Index(0), rows);

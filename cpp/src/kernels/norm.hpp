@@ -4,7 +4,7 @@
 template <class T>
 constexpr T norm_epsilon = T(1e-5);
 
-// f(j) of every vector of n elements, summed: four chains, then the lanes.
+// The sum of f(j) over the vectors of n elements: four chains, then the lanes.
 template <class T, class F>
 CHARRNN_INLINE T sum_of(Index n, F&& f) {
   using V = Native<T>;
@@ -25,7 +25,7 @@ CHARRNN_INLINE void copy_row(const T* from, Index n, T* to) {
   for (Index j = 0; j < n; j += V::lanes) V::load(from + j, n - j).store(to + j, n - j);
 }
 
-// x = (x - mean) / sqrt(variance + epsilon), of a row of n; the divisor's inverse besides.
+// x = (x - mean) / sqrt(variance + epsilon), for a row of n; also the divisor's inverse.
 template <class T>
 void normalise(T* x, Index n, T* inverse) {
   using V = Native<T>;
@@ -40,7 +40,7 @@ void normalise(T* x, Index n, T* inverse) {
   for (Index j = 0; j < n; j += V::lanes) ((at(j) - mean) * V(*inverse)).store(x + j, n - j);
 }
 
-// d, the gradient of gain * normalised(x), becomes that of x.
+// Turns d, the gradient of gain * normalised(x), into that of x.
 template <class T>
 void normalise_backward(T* d, const T* gain, const T* normalised, T inverse, Index n) {
   using V = Native<T>;

@@ -2,11 +2,11 @@
 // cells.hpp ask of a value type, over the vector extensions of GCC and Clang.
 //
 // Included once per instruction set, inside that set's namespace and an anonymous one (see
-// isa.hpp): nothing here may be seen by another object file. Every operation works lane by
-// lane with the rounding of IEEE 754; `fma` rounds once where the set has the instruction and
-// twice (product, then sum) where it has not (x86-64-v2).
+// isa.hpp): no other object file may see this code. Every operation works lane by lane with IEEE
+// 754 rounding. `fma` rounds once if the set has the instruction, else twice (product, then sum;
+// x86-64-v2).
 //
-// Partial loads and stores take the count of lanes; lanes past it read as 0 and are not written.
+// Partial loads and stores take the number of lanes. Lanes past it read as 0 and are not written.
 
 template <class T>
 struct BitsOf;
@@ -81,7 +81,7 @@ struct Pack {
   }
 
   CHARRNN_INLINE static Vec broadcast(T x) {
-    return x - Vec{};  // exact for -0 too, and one instruction; a loop over lanes is not
+    return x - Vec{};  // exact for -0 too; one instruction, unlike a loop over lanes
   }
   CHARRNN_INLINE static Pack from_bits(IntVec bits) { return Pack((Vec)bits); }
   CHARRNN_INLINE IntVec bits() const { return (IntVec)v; }
@@ -93,7 +93,7 @@ struct Pack {
   CHARRNN_INLINE friend Pack operator/(Pack a, Pack b) { return Pack(a.v / b.v); }
   CHARRNN_INLINE friend Pack operator-(Pack a) { return from_bits(a.bits() ^ sign_bits()); }
 
-  // As in math.hpp: b where either is NaN.
+  // As in math.hpp: b if either is NaN.
   CHARRNN_INLINE friend Pack max(Pack a, Pack b) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(Vec) == 64 && sizeof(T) == 4)
@@ -162,7 +162,7 @@ struct Pack {
     return r;
   }
 
-  // The lanes' sum and maximum in a fixed order: halves, then halves of halves.
+  // Sum and maximum of the lanes in a fixed order: halves, then halves of halves.
   CHARRNN_INLINE T sum() const {
     T lane[N];
     store(lane);
@@ -203,8 +203,8 @@ struct Pack {
   }
 };
 
-// One of the two vectors that a and b become when, in every other block of M lanes, a's block and
-// the block of b before it change places.
+// Swaps, in every other block of M lanes, a's block and the block of b before it; returns one of
+// the two results.
 template <class T, int N, int M, bool second, int... J>
 CHARRNN_INLINE Pack<T, N> exchange(Pack<T, N> a, Pack<T, N> b, std::integer_sequence<int, J...>) {
   using IntVec = typename Pack<T, N>::IntVec;
@@ -218,7 +218,7 @@ CHARRNN_INLINE Pack<T, N> exchange(Pack<T, N> a, Pack<T, N> b, std::integer_sequ
 #endif
 }
 
-// Transposes the N x N matrix whose rows are the vectors: blocks of 1, 2, 4, ... lanes.
+// Transposes the N x N matrix whose rows are the vectors, by blocks of 1, 2, 4, ... lanes.
 template <int M = 1, class T, int N>
 CHARRNN_INLINE void transpose(Pack<T, N> (&rows)[N]) {
   if constexpr (M < N) {

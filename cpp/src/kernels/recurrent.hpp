@@ -1,15 +1,15 @@
 // One recurrent layer over time, for any cell of cells.hpp: forward and, under it, backward.
 //
-// A tile's life in one step: a prologue writes where the sums begin (input term of the gates;
+// A tile in one step: a prologue writes the sums' initial values (the gates' input term; the
 // gradient from above), the tile adds the recurrent product, an epilogue runs the cell. With the
-// fused epilogue tile and cell meet in a buffer of one tile's size, in the first-level cache;
-// with the staged one whole rows of gates are laid out first, so that something may look at the
-// whole row: layer normalisation does. Both run the same code on the same numbers.
+// fused epilogue, tile and cell share a buffer of one tile in the first-level cache. The staged
+// epilogue first writes whole rows of gates, for code that needs them: layer normalisation. Both
+// run the same code on the same numbers.
 //
-// A step is taken in groups of rows that are alike: their state comes from the step before or from
-// the initial state, they go on or end. Where all sequences have one length, that is one group.
+// A step runs in groups of like rows: their state comes from the step before or is initial; they
+// continue or end. If all sequences have one length, there is one group.
 
-// Room for zero values of what a cell does not have.
+// An array for what a cell may lack: N may be 0.
 template <class V, int N>
 struct Values {
   V v[N > 0 ? N : 1];
@@ -36,14 +36,14 @@ CHARRNN_INLINE const T* mask_row(const Mask<T>& m, Index n, Index r) {
   return m.data + n * m.by_step + r * m.by_row;
 }
 
-// A start of all zeros.
+// Initial values of zero.
 template <class T>
 CHARRNN_INLINE Start<T> zero_start() {
   alignas(64) static constexpr T zeros[Native<T>::lanes] = {};
   return {zeros, 0, 0, 0};
 }
 
-// Rows of one step with their states before and after; pointers are those of row 0 of the batch.
+// Rows of one step with their states before and after. Pointers are to row 0 of the batch.
 template <class Cell, class T>
 struct StepRows {
   Index t, first;  // the step, and its first row of the sequence
@@ -75,8 +75,8 @@ CHARRNN_INLINE const T* input_row(const RecurrentForwardArgs<T>& p, Index n) {
   return p.gx ? p.gx + n * width : p.table + p.tokens[n] * width;
 }
 
-// What the tile's cells will store, and what the next tile of the same panel begins with, on its
-// way while the tile is computed.
+// Prefetches, while the tile is computed, what its cells will store and the initial values of the
+// panel's next tile.
 template <class Cell, class T>
 CHARRNN_INLINE void prefetch_forward(const RecurrentForwardArgs<T>& p,
                                      const StepRows<Cell, T>& step, const Place& at,
@@ -95,8 +95,8 @@ CHARRNN_INLINE void prefetch_forward(const RecurrentForwardArgs<T>& p,
   }
 }
 
-// Where the chains of the sums begin: in gx itself, or, put together in gates
-// [rows][vectors][G][lanes], at the sum of a token's weights and the biases.
+// Initial values of the sums: gx itself; or, written to gates [rows][vectors][G][lanes], the sum of
+// a token's weights and the biases.
 template <class Cell, class T>
 CHARRNN_INLINE Start<T> begin_gates(const RecurrentForwardArgs<T>& p, Index first, const Place& at,
                                     T* gates) {
@@ -125,7 +125,7 @@ CHARRNN_INLINE Start<T> begin_gates(const RecurrentForwardArgs<T>& p, Index firs
   return {gates, stride, V::lanes, G * V::lanes};
 }
 
-// gates: where the sums of row r, gate g and vector u of the place are, as in Start.
+// gates: the sums of row r, gate g and vector u of the place, laid out as in Start.
 template <class Cell, class T>
 void run_cells_forward(const RecurrentForwardArgs<T>& p, const StepRows<Cell, T>& step,
                        const Place& at, const Start<T>& gates) {
@@ -186,7 +186,7 @@ void run_cells_forward(const RecurrentForwardArgs<T>& p, const StepRows<Cell, T>
   }
 }
 
-// The recurrent product's row n from h of row r of the batch.
+// Writes row n of the recurrent product's input from h of row r of the batch.
 template <class T>
 CHARRNN_INLINE void mask_recurrent(const RecurrentForwardArgs<T>& p, const T* h, Index n, Index r) {
   using V = Native<T>;
@@ -209,7 +209,7 @@ void recurrent_begin(const RecurrentForwardArgs<T>& p, Range rows) {
   }
 }
 
-// h of the given rows of a step from what its cells gave.
+// h of the given rows of a step, projected from the cells' h.
 template <class Cell, class T>
 void project(const RecurrentForwardArgs<T>& p, const StepRows<Cell, T>& step, Range rows) {
   const Index H = p.hidden_size, R = p.width, stride = p.states[0].stride;
@@ -223,7 +223,7 @@ void project(const RecurrentForwardArgs<T>& p, const StepRows<Cell, T>& step, Ra
     mask_recurrent(p, step.next[0] + r * stride, after + r, r);
 }
 
-// One tile of gates [rows][vectors][G][lanes] to whole rows [G*H] and back.
+// Copies a tile of gates [rows][vectors][G][lanes] to whole rows [G*H].
 template <int G, class T>
 CHARRNN_INLINE void lay_out_gates(const T* gates, const Place& at, Index H, T* rows) {
   using V = Native<T>;
@@ -329,7 +329,7 @@ CHARRNN_INLINE Index num_slots(const RecurrentBackwardArgs<T>& p) {
   return (p.norm.gain ? 2 * G : G) + Cell::num_split + Cell::num_params;
 }
 
-// The gradient of the h before has a part in dstates[0].
+// Whether dstates[0] holds part of the previous h's gradient.
 template <class Cell, class T>
 CHARRNN_INLINE bool bypasses(const RecurrentBackwardArgs<T>& p) {
   return Cell::h_bypass || (p.zoneout.any && p.zoneout[0].mask.data);
@@ -340,7 +340,7 @@ struct BackwardRows : StepRows<Cell, T> {
   bool goes_on;
 };
 
-// What the tile's cells will read and store, on its way while the tile is computed.
+// Prefetches what the tile's cells will read and store, while the tile is computed.
 template <class Cell, class T>
 CHARRNN_INLINE void prefetch_backward(const RecurrentBackwardArgs<T>& p,
                                       const BackwardRows<Cell, T>& step, const Place& at,
@@ -360,7 +360,7 @@ CHARRNN_INLINE void prefetch_backward(const RecurrentBackwardArgs<T>& p,
   }
 }
 
-// The gradient of h that does not come through the next step's gates, of one vector.
+// The gradient of h except through the next step's gates, for one vector.
 template <class Cell, class T>
 CHARRNN_INLINE Native<T> dh_start(const RecurrentBackwardArgs<T>& p,
                                   const BackwardRows<Cell, T>& step, Index row, Index unit) {
@@ -430,8 +430,8 @@ void run_cells_backward(const RecurrentBackwardArgs<T>& p, const BackwardRows<Ce
   }
 }
 
-// out [rows][vectors][lanes] = start + m * (dgates(t) @ W_hh), m of the step t, for the tile's
-// units; t is the step whose recurrent product took the h in question.
+// out [rows][vectors][lanes] = start + m * (dgates(t) @ W_hh) for the tile's units. t is the step
+// whose recurrent product took this h; m is its mask.
 template <class Cell, class T, class F>
 CHARRNN_INLINE void add_recurrent(const RecurrentBackwardArgs<T>& p, Index t, const Place& at,
                                   const F& start, T* out) {
@@ -457,7 +457,7 @@ CHARRNN_INLINE void add_recurrent(const RecurrentBackwardArgs<T>& p, Index t, co
     });
 }
 
-// Where the sums of dh begin: one vector, or those of a tile, in dy itself or put together in dh.
+// Initial values of dh's sums, for one vector or a tile: in dy itself, or written to dh.
 template <class Cell, class T>
 struct DhStart {
   const RecurrentBackwardArgs<T>& p;
@@ -479,7 +479,7 @@ struct DhStart {
   }
 };
 
-// From the gradients of the normalised gates those of W_hh h; what they were goes to the slots
+// Turns the gradients of the normalised gates into those of W_hh h; copies the former to the slots
 // behind.
 template <class Cell, class T>
 void normalise_gates_backward(const RecurrentBackwardArgs<T>& p, Index n) {
@@ -545,7 +545,7 @@ void recurrent_backward(const RecurrentBackwardArgs<T>& p, Range walk, Range row
   for (Index i = walk.end - 1; i >= walk.begin; --i) {
     const Index t = step_number(p.steps, i), all = rows_at(p.steps, t);
     const Index from_before = rows_from_before(p.steps, t), going_on = rows_going_on(p.steps, t);
-    // One of the two is all rows, or none: at most two groups.
+    // One of the two is all rows or none: at most two groups.
     const Index cut = min_of(from_before, going_on), second = max_of(from_before, going_on);
     const auto run = [&](Index begin, Index end) __attribute__((always_inline)) {
       step_backward<Cell>(p, t, begin >= from_before, begin < going_on,

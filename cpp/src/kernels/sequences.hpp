@@ -1,7 +1,6 @@
-// Rows of sequences that only change their place: states, batches that are sorted by length; and
-// the sum of the rows' losses.
+// Moves rows of sequences: states, and batches sorted by length. Also sums the rows' losses.
 
-// n elements, from null: zeros.
+// Copies n elements; from null: zeros.
 template <class T>
 CHARRNN_INLINE void place_row(const T* from, Index n, T* to) {
   const auto bytes = static_cast<std::size_t>(n) * sizeof(T);
@@ -23,7 +22,8 @@ void end_states(const StatesArgs<T>& p, Range rows) {
   for (Index s = 0; s < p.num_states; ++s) {
     const StateRows<T>& from = p.states[s];
     const Index n = p.widths[s];
-    // Of the rows of `first`, the first of a step; rows that have none keep their initial state.
+    // first: row 0 of a step, for the rows that end there. Rows without a step keep their initial
+    // state.
     const auto end = [&](const T* first, Range ending) {
       ending = intersect(rows, ending);
       for (Index r = ending.begin; r < ending.end; ++r)

@@ -1,6 +1,6 @@
-// unroll<N>(f): f(0), f(1), ... f(N - 1) with the index as a compile-time constant. Accumulators
-// indexed so stay in registers; under an unroll pragma GCC keeps such arrays in memory.
-// Included inside the instruction set's namespace, like pack.hpp.
+// unroll<N>(f) calls f(0), f(1), ... f(N - 1) with the index as a compile-time constant.
+// Accumulators indexed so stay in registers; under an unroll pragma GCC keeps such arrays in
+// memory. Included inside the instruction set's namespace, like pack.hpp.
 
 template <int I>
 struct Constant {
