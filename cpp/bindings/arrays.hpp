@@ -1,4 +1,4 @@
-// NumPy arrays as views: checked here, without a copy, for every function of the module.
+// NumPy arrays as views: checked here, without copies, for every function of the module.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -26,14 +26,14 @@ inline std::string text(const Shape& shape) {
 
 inline Shape shape_of(const py::array& a) { return Shape(a.shape(), a.shape() + a.ndim()); }
 
-// Compiled loops may take it that a number stands at a multiple of its size.
+// Compiled loops may assume that a number's address is a multiple of its size.
 inline void check_aligned(const py::array& array, const char* name) {
   if (!(array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_))
     throw py::value_error(std::string(name) + " must be aligned; pass " + name + ".copy()");
 }
 
-// Throws TypeError where `object` is no array of T, ValueError where it is not contiguous, not
-// aligned, or not writable though it must be.
+// Throws TypeError if `object` is not an array of T, ValueError if it is not contiguous or not
+// aligned, or not writable if it must be.
 template <class T>
 py::array checked_array(const py::object& object, const char* name, bool writable = false) {
   const auto wanted = py::dtype::of<T>();
@@ -78,7 +78,7 @@ py::array_t<T> new_array(const Shape& shape) {
   return py::array_t<T>(shape);
 }
 
-// [S, L*D, B, H]; with a projection, where h is narrower than c, flat: all h, then all c.
+// [S, L*D, B, H]. With a projection, where h is narrower than c, flat: all h, then all c.
 template <class T>
 Shape state_shape(const Model<T>& model, Index batch) {
   const Network<T>& n = model.network();
@@ -87,7 +87,7 @@ Shape state_shape(const Model<T>& model, Index batch) {
   return {n.num_states(), s.num_layers * n.directions(), batch, s.hidden_size};
 }
 
-// The masks' seed of a call: an integer, or None where nothing is drawn.
+// The seed of a call's dropout masks: an integer, or None for no masks.
 struct MaskSeed {
   std::uint64_t seed = 0;
   bool given = false;
@@ -97,7 +97,7 @@ struct MaskSeed {
   const std::uint64_t* get() const { return given ? &seed : nullptr; }
 };
 
-// What a loss over a batch takes: tokens [T, B], targets [T, B], lengths [B] or None.
+// Arguments of a loss over a batch: tokens [T, B], targets [T, B], lengths [B] or None.
 template <class T>
 class LossBatch {
  public:
@@ -123,7 +123,7 @@ class LossBatch {
   MaskSeed seed_;
 };
 
-// A parameter's (or its gradient's, or its slot's) array within flat memory that `base` owns.
+// View of a parameter (or its gradient, or its slot) in flat memory that `base` owns.
 template <class T>
 py::array parameter_view(const Parameter& p, T* flat, const py::handle& base, bool writable) {
   constexpr auto size = static_cast<py::ssize_t>(sizeof(T));
@@ -138,7 +138,7 @@ py::array parameter_view(const Parameter& p, T* flat, const py::handle& base, bo
   return view;
 }
 
-// Such a view of memory of a device: of a copy, where the device is not the host.
+// The same for memory of a device: a view, or if the device is not the host, a copy.
 template <class T>
 py::array parameter_on(Device& device, const Parameter& p, const T* flat, const py::object& owner) {
   if (device.is_host) return parameter_view(p, const_cast<T*>(flat), owner, false);
@@ -149,8 +149,8 @@ py::array parameter_on(Device& device, const Parameter& p, const T* flat, const 
   return parameter_view(alone, copy.mutable_data(), copy, false);
 }
 
-// An array of one or two dimensions, any strides (in bytes) and any alignment, to be read without
-// the GIL.
+// An array of one or two dimensions with any strides (in bytes) and alignment, readable without the
+// GIL.
 template <class T>
 struct StridedView {
   const char* data;
@@ -175,7 +175,7 @@ StridedView<T> view_of(const py::object& object) {
           array.ndim() > 1 ? array.strides(1) : 0};
 }
 
-// Copies a parameter's array, in PyTorch's orientation, into its place in flat memory.
+// Copies a parameter's array, in PyTorch's orientation, to its place in flat memory.
 template <class T>
 void copy_parameter(const Parameter& p, const StridedView<T>& from, T* flat) {
   const Index cols = p.cols > 0 ? p.cols : 1;
@@ -198,7 +198,7 @@ void register_threads(py::module_& m);
 void register_functions(py::module_& m);
 void register_files(py::module_& m);
 void register_measurements(py::module_& m);
-// Models, then the optimizers that refer to them.
+// Models first: the optimizers refer to them.
 void register_models(py::module_& m);
 void register_registry(py::module_& m);
 void register_optimizers(py::module_& m);

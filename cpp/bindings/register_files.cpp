@@ -1,4 +1,4 @@
-// Reading many places of a file at once, without a call from Python for each.
+// Reads many places of a file in one call.
 #include <algorithm>
 #include <cerrno>
 #include <cstddef>
@@ -31,7 +31,7 @@ bool read_rows(int file, Index begin, Index end, const py::object& starts, const
       into.shape(0) != first.shape(0) || !(into.flags() & py::array::c_style) || !into.writeable())
     throw py::value_error("rows must be a writable, C-contiguous array [B, N] for starts [B]");
   const Index batch = first.shape(0), row_bytes = into.shape(1) * into.itemsize();
-  // A copy: another thread may change what has been checked.
+  // A copy: another thread may change the array after the check.
   const auto* given = static_cast<const Index*>(first.data());
   const std::vector<Index> at(given, given + batch);
   for (const Index start : at)

@@ -1,4 +1,4 @@
-// Losses, clipping and draws on the caller's arrays.
+// Losses, clipping and sampling on the caller's arrays.
 #include <pybind11/stl.h>
 
 #include "arrays.hpp"
@@ -10,7 +10,7 @@
 namespace charrnn_fast::bindings {
 namespace {
 
-// Calls f with the array as float or as double.
+// Calls f with the array as float or double.
 template <class F>
 auto with_floats(const py::object& x, const char* name, F&& f) -> decltype(f(float())) {
   if (py::isinstance<py::array_t<float>>(x)) return f(float());
@@ -33,14 +33,14 @@ const T* weights_of(const py::object& weights, const Shape& shape) {
   return weights.is_none() ? nullptr : input<T>(weights, "weights", shape);
 }
 
-// The place of a flat array's element in this shape: "[1, 2]"; of a single number's "".
+// Index text of a flat array's element in this shape: "[1, 2]"; "" for a single number.
 std::string place(const Shape& shape, Index flat) {
   Shape at(shape.size());
   for (std::size_t i = shape.size(); i-- > 0; flat /= shape[i]) at[i] = flat % shape[i];
   return at.empty() ? "" : text(at);
 }
 
-// targets: of any shape with a number for each row of the logits.
+// targets: any shape with one number per row of the logits.
 py::tuple cross_entropy_of(const py::object& logits, const py::object& targets,
                            const std::string& reduction, const py::object& weights) {
   return with_floats(logits, "logits", [&](auto scalar) -> py::tuple {
@@ -70,7 +70,7 @@ py::tuple cross_entropy_of(const py::object& logits, const py::object& targets,
   });
 }
 
-// A loss of single elements: arrays of one shape, whatever it is.
+// An elementwise loss: arrays of one shape, which is arbitrary.
 template <class F>
 py::tuple element_loss_of(const char* name, const py::object& x, const py::object& targets,
                           const std::string& reduction, const py::object& weights, F&& loss_of) {
@@ -94,7 +94,7 @@ py::tuple element_loss_of(const char* name, const py::object& x, const py::objec
   });
 }
 
-// Any layout without gaps serves elementwise work: row-major or transposed.
+// Elementwise work takes any layout without gaps: row-major or transposed.
 template <class T>
 T* whole(const py::object& x, const char* name) {
   auto array = py::reinterpret_borrow<py::array>(x);

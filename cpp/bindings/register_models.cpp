@@ -23,7 +23,7 @@ void check_step(const Model<T>& model) {
         "sequences");
 }
 
-// x [T, B, I] or tokens [T, B]; of one step: x [B, I] or tokens [B].
+// x [T, B, I] or tokens [T, B]; for one step x [B, I] or tokens [B].
 template <class T>
 SequenceInput<T> sequence(const Model<T>& model, const py::object& x, bool one_step) {
   const Index features = model.network().shape().input_size;
@@ -37,7 +37,7 @@ SequenceInput<T> sequence(const Model<T>& model, const py::object& x, bool one_s
                           (dense ? ", " + std::to_string(features) + "]" : "] of tokens") +
                           ", got " + text(shape_of(array)));
   if (shape[1] < 1) throw py::value_error("the batch of x must be >= 1, got 0");
-  // An empty array's pointer may be anything; the network only asks which of the two is there.
+  // An empty array's pointer is arbitrary; the network only tests which of the two is null.
   return {shape[0], shape[1], dense ? nullptr : static_cast<const Token*>(array.data()),
           dense ? static_cast<const T*>(array.data()) : nullptr};
 }
@@ -125,8 +125,8 @@ py::array_t<T> step(Model<T>& model, const py::object& x, const py::object& stat
   return y;
 }
 
-// An array of T with these flags as it lies in memory, or null: hardly more than a comparison.
-// Of a subclass, which may have a mask or a shape of its own mind, null.
+// The object as an array of T with these flags, else null: hardly more than a comparison. Also null
+// for a subclass, which may have a mask or its own shape.
 template <class T>
 const py::detail::PyArray_Proxy* plain_array(const py::object& object, int flags) {
   static const PyObject* const descr = py::dtype::of<T>().release().ptr();
@@ -135,8 +135,8 @@ const py::detail::PyArray_Proxy* plain_array(const py::object& object, int flags
   return array->descr == descr && (array->flags & flags) == flags ? array : nullptr;
 }
 
-// step for the everyday case, x [I] or [B, I] just as the network takes it; else None, and
-// nothing has happened. A small network's step takes less time than the thorough checks.
+// Fast path of step: x [I] or [B, I] in the network's layout. Else returns None and changes
+// nothing. A small network's step takes less time than the thorough checks.
 template <class T>
 py::object step_plain(Model<T>& model, const py::object& x, const py::object& state) {
   using py::detail::npy_api;
@@ -216,7 +216,7 @@ Index memory(const Model<T>& model, Index seq_len, Index batch, bool training,
              const py::object& lengths) {
   const std::uint64_t mask_seed = 0;
   typename Model<T>::Batch in{seq_len, batch, nullptr, nullptr};
-  if (training) in.mask_seed = &mask_seed;  // without rates it costs nothing
+  if (training) in.mask_seed = &mask_seed;  // costs nothing if all rates are 0
   if (!lengths.is_none()) in.lengths = input<Index>(lengths, "lengths", {batch});
   return model.memory(in, training);
 }
@@ -253,7 +253,7 @@ Regularization regularization(const py::dict& rates) {
   return r;
 }
 
-// The device of a capsule that another module has made; None: the CPU.
+// The device of another module's capsule; None: the CPU.
 Device& device_of(const py::object& capsule) {
   if (capsule.is_none()) return cpu_device();
   if (!PyCapsule_IsValid(capsule.ptr(), device_capsule))

@@ -7,13 +7,13 @@
 namespace charrnn_fast::bindings {
 namespace {
 
-// An optimizer, the model it updates, and room for gradients that arrive array by array.
+// An optimizer, the model it updates, and memory for gradients that arrive array by array.
 template <class T>
 struct BoundOptimizer {
   std::shared_ptr<Model<T>> model;
   Optimizer<T> optimizer;
   AlignedBuffer<T> gradients{};
-  ForkSafeMutex mutex{};  // of `gradients`
+  ForkSafeMutex mutex{};  // for `gradients`
 
   Index slot_index(const std::string& name) const {
     const auto& names = optimizer.slot_names();

@@ -2,7 +2,7 @@
 
 #include "arrays.hpp"
 
-// As _core.pyi has it: tuples of dicts, which Python's registry makes its own objects of.
+// As in _core.pyi: tuples of dicts, from which Python's registry makes its objects.
 namespace charrnn_fast::bindings {
 namespace {
 

@@ -30,7 +30,7 @@ py::dict build_info() {
   return info;
 }
 
-// Counts by every thread between barriers; any lost wake-up hangs, any lost update shows.
+// Every thread counts between barriers: a lost wake-up hangs, a lost update shows.
 Index pool_self_test(int rounds) {
   std::vector<Index> counts(static_cast<std::size_t>(get_num_threads()));
   Index total = 0;
