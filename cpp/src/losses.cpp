@@ -11,14 +11,14 @@
 namespace charrnn_fast {
 namespace {
 
-// Each of the numbers costs a few nanoseconds.
+// Each number takes a few nanoseconds.
 int threads_for(Index numbers) {
   constexpr Index numbers_per_thread = 1 << 14;
   return static_cast<int>(
       std::min<Index>(ThreadPool::instance().size(), 1 + numbers / numbers_per_thread));
 }
 
-// Throws for the first of n numbers that is not in [0, most].
+// Throws for the first of n numbers outside [0, most].
 template <class T>
 void check_range(const char* name, const T* x, Index n, T most, const char* takes) {
   int good = 1;
@@ -28,16 +28,16 @@ void check_range(const char* name, const T* x, Index n, T most, const char* take
     require(x[i] >= T(0) && x[i] <= most, name, "[", i, "] must be ", takes, ", got ", x[i]);
 }
 
-// How often each of n losses counts: its weight, for the mean divided by the sum of the weights
-// of those that `counts`, and 0 of the others. Divided in double, where neither the sum of floats
-// nor the quotient leaves the range.
+// The factor of each of n losses: its weight; for the mean, divided by the sum of the weights of
+// those that `counts`, and 0 for the others. In double, the sum and the quotient of floats stay in
+// range.
 template <class T, class F>
 std::vector<T> checked_shares(const T* weights, Index n, bool mean, F&& counts) {
-  std::vector<T> shares(weights, weights + n);  // of which the rest is made, see cross_entropy
+  std::vector<T> shares(weights, weights + n);  // a copy, as in cross_entropy
   weights = shares.data();
   check_range("weights", weights, n, std::numeric_limits<T>::max(), "finite numbers >= 0");
   if (!mean) return shares;
-  constexpr Index width = 8;  // interleaved, so that additions do not wait for each other
+  constexpr Index width = 8;  // interleaved sums hide an addition's latency
   double sums[width] = {};
   for (Index i = 0; i < n; i += width)
     for (Index j = 0; j < std::min(width, n - i); ++j)
@@ -74,7 +74,7 @@ double element_loss(void (*kernel)(const ElementLossArgs<T>&, Range), const T* x
 template <class T>
 double cross_entropy(const T* logits, const Token* targets, Index rows, Index classes, bool mean,
                      T* dlogits, const T* weights) {
-  // Another thread may change the caller's array meanwhile: what is checked is what is used.
+  // Checks the copy that it uses: another thread may change the caller's array.
   const std::vector<Token> own_targets(targets, targets + rows);
   targets = own_targets.data();
   Index count = 0;

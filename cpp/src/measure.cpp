@@ -21,7 +21,7 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// The shortest of the runs that fit into so many seconds (at least one).
+// The time of the shortest run (at least one) within `seconds`.
 template <class F>
 double best_seconds(double seconds, F&& run) {
   const auto begin = Clock::now();
@@ -57,7 +57,7 @@ const Function& find(const std::string& name) {
   fail("function must be 'exp', 'sigmoid', 'tanh' or 'softplus', got ", quoted(name));
 }
 
-// |got - expected| in units in the last place of expected, among the subnormals of their step.
+// |got - expected| in units in the last place of expected; for subnormals, in their spacing.
 double ulp_error(float got, long double expected) {
   if (std::isnan(expected)) return std::isnan(got) ? 0 : std::numeric_limits<double>::infinity();
   // Beyond the largest float plus half a step, infinity is the rounded value.
@@ -110,7 +110,7 @@ template <class T>
 void multiply(const T* a, const T* b, Index rows, Index cols, Index depth, T* c) {
   const Kernels<T>& k = kernels<T>();
   const Index units = k.gemm_units, panels = (cols + units - 1) / units;
-  // As much of b as stays in a second-level cache is packed at a time.
+  // Packs as much of b at a time as stays in a second-level cache.
   const Index most = std::max<Index>(1, (Index(1) << 16) / std::max<Index>(1, depth * units));
   const Index scratch = most * units * depth + 16;
   const int threads = ThreadPool::instance().size();

@@ -60,8 +60,8 @@ PackedWeights<T> Model<T>::packed_forward(const Source& from, const SequenceInpu
           in.x ? packed(from, Packing::forward_dense, storage) : nullptr, storage};
 }
 
-// A few streams read the weights as they stand; but rows of wide layers lie pages apart: reading
-// those so costs more than packing.
+// A few streams read unpacked weights. But rows of wide layers lie pages apart: reading them costs
+// more than packing.
 template <class T>
 bool Model<T>::packs_backward(Index batch) const {
   constexpr Index few_streams = 4, widest = 512;
@@ -83,8 +83,8 @@ void Model<T>::run_forward(const Source& from, const SequenceInput<T>& in, const
   network_.forward(from.parameters, weights, in, state_0, keep, tape_.get(), state_n);
 }
 
-// From the gradient of the top layer's h in dh_. Where weights are left out the gradients are by
-// what is left of them, until drop_gradients.
+// Starts from the gradient of the top layer's h in dh_. With weight drop, the gradients are by the
+// dropped weights until drop_gradients.
 template <class T>
 void Model<T>::run_backward(const Source& from, const SequenceInput<T>& in, int threads, T* dstate,
                             T* dx, T* gradients) {
@@ -103,10 +103,10 @@ template <class T>
 Index Model<T>::forward(const Batch& given, const T* state_0, bool keep, T* y, T* state_n) {
   std::lock_guard<ForkSafeMutex> lock(mutex_);
   const Batch batch = own("x", given);
-  // The tape of a kept forward is overwritten; backward would read the new one.
+  // The tape of a kept forward is overwritten: backward must not use it.
   kept_id_ = 0;
   SequenceInput<T> in = sort(batch);
-  gather(batch, keep, in);  // the caller may change its arrays before it calls backward
+  gather(batch, keep, in);  // the caller may change its arrays before backward
   const Index rows = in.rows(), O = output_size();
   if (in.mask_seed) {
     kept_mask_seed_ = *in.mask_seed;
@@ -186,7 +186,7 @@ template <class T>
 void Model<T>::read(const Batch& given, T* state) {
   std::lock_guard<ForkSafeMutex> lock(mutex_);
   const Batch batch = own("x", given);
-  kept_id_ = 0;  // backward would read another tape
+  kept_id_ = 0;  // its tape is overwritten
   SequenceInput<T> in = sort(batch);
   gather(batch, false, in);
   if (!direct(in)) state_.reserve(state_elements(in.batch));
@@ -233,7 +233,7 @@ void Model<T>::step(const SequenceInput<T>& given, T* state, T* y) {
 
 // ---- training and evaluation ----------------------------------------------------------------
 
-// In the caller's order, as the loss of a padded batch adds them up.
+// In the caller's order: the order of a padded batch's loss.
 template <class T>
 double Model<T>::sum_of_losses(const SequenceInput<T>& in, double* stream_losses) const {
   const Index* const ranks = in.offsets ? ranks_.there() : nullptr;
@@ -262,8 +262,8 @@ double Model<T>::sum_of_gradient_squares() const {
   return sum;
 }
 
-// Adds the gradient of scale * the sum of the losses to gradients_, and returns the sum itself;
-// the new states, of the network's rows, begin state_.
+// Adds the gradient of scale * the sum of the losses to gradients_; returns the sum. The new
+// states, in the network's row order, are at the start of state_.
 template <class T>
 double Model<T>::add_gradients(const SequenceInput<T>& in, const Token* targets, const T* state_0,
                                double scale, int threads) {
@@ -301,7 +301,7 @@ typename Model<T>::TrainResult Model<T>::apply(const std::uint64_t* mask_seed, d
 
 namespace {
 
-// What a sum of losses is multiplied by.
+// The factor of a sum of losses.
 double reduction_scale(const TrainOptions& options, Index count) {
   if (!options.mean) return 1;
   return count > 0 ? 1.0 / static_cast<double>(count) : 0.0;
@@ -346,7 +346,7 @@ typename Model<T>::Losses Model<T>::accumulate(const Batch& given, const Token* 
   require(first || mask_seed == sum_.mask_seed,
           "mask_seed must be that of the other micro-batches, ", text(sum_.mask_seed), ", got ",
           text(mask_seed));
-  // Where memory runs out there is no half a micro-batch in the sum.
+  // If memory runs out, the sum must not hold half a micro-batch.
   Sum sum = std::exchange(sum_, Sum{});
   if (first) sum = {version_, 0, 0, 0, mask_seed};
   const int threads = device_->most_parts();
@@ -414,7 +414,7 @@ void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
   std::lock_guard<ForkSafeMutex> lock(mutex_);
   const Index V = shape.output_size;
   own_tokens("tokens", first, batch);
-  Token* const tokens = given_tokens_.upload(batch);  // those drawn take the place of those fed
+  Token* const tokens = given_tokens_.upload(batch);  // drawn tokens replace those fed
   const SequenceInput<T> in{1, batch, tokens, nullptr};
   const Index states = state_elements(batch);
   T* carried = state;
@@ -450,7 +450,7 @@ void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
     draw.position = position + static_cast<std::uint64_t>(i);
     draw.drawn = to + i * batch;
     k.draw(draw, {0, batch});
-    // A look at another device's memory would wait for it.
+    // Reading another device's memory would wait for it.
     if (!device_->is_host && i + 1 < length) continue;
     device_->download(numbers_.get(), 3, failure);
     check_draw<T>(failure);

@@ -1,4 +1,4 @@
-// The memory that a Model's calls take.
+// Memory of a Model's calls.
 #include <algorithm>
 #include <numeric>
 #include <vector>
@@ -14,7 +14,7 @@ struct Model<T>::Needs {
   Index dropped, packed, tape, workspace, losses, state, gradients, dh, x, staged;
   Index numbers;  // of double
   Index tokens, targets;
-  Index indices;  // lengths and what sort makes of them
+  Index indices;  // lengths and what sort() computes from them
   Index bytes() const {
     const Index floats =
         dropped + packed + tape + workspace + losses + state + gradients + dh + x + staged;
@@ -57,8 +57,9 @@ typename Model<T>::Needs Model<T>::needs(const SequenceInput<T>& in, bool traini
   return n;
 }
 
-// Sums that the host reads: the loss, or the squares of all gradients; and behind it the losses of
-// each stream, or in training the squares of each parameter's gradient, and of the chunks of one.
+// Sums that the host reads. First the loss, or the sum of squares of all gradients. Then the losses
+// of each stream; or, in training, the sums of squares of each parameter's gradient and of the
+// chunks of one.
 template <class T>
 Index Model<T>::numbers(Index batch, bool training) const {
   if (!training) return 1 + batch;
@@ -68,11 +69,11 @@ Index Model<T>::numbers(Index batch, bool training) const {
   return 1 + static_cast<Index>(network_.parameters().size()) + chunks;
 }
 
-// The batch as the network takes it, and memory for its losses and, `training`, gradients.
+// The batch in the network's order; reserves memory for its losses and, if `training`, gradients.
 template <class T>
 SequenceInput<T> Model<T>::prepare(const Batch& batch, bool training, int threads,
                                    Index first_stream) {
-  kept_id_ = 0;  // backward would read another tape
+  kept_id_ = 0;  // its tape is overwritten
   SequenceInput<T> in = sort(batch, first_stream);
   gather(batch, false, in);
   const Needs n = needs(in, training, threads);
@@ -102,13 +103,13 @@ Index Model<T>::memory(const Batch& given, bool training) const {
   SequenceInput<T> in{batch.seq_len, batch.batch, batch.tokens, batch.x};
   in.mask_seed = batch.mask_seed;
   const double rows = std::max(1.0, double(batch.seq_len)) * double(batch.batch);
-  if (rows > 1) {  // many take no more than as often what one takes
+  if (rows > 1) {  // n rows need at most n times what one needs
     Batch one = batch;
     one.seq_len = one.batch = 1, one.lengths = nullptr;
     require(rows * double(memory(one, training)) < 0x1p62,
             "the batch must fit into memory, got seq_len ", batch.seq_len, ", batch ", batch.batch);
   }
-  std::vector<Index> offsets;  // only the last is looked at
+  std::vector<Index> offsets;  // only the last is read
   if (batch.lengths) {
     offsets.resize(static_cast<std::size_t>(batch.seq_len) + 1);
     offsets.back() = std::accumulate(lengths.begin(), lengths.end(), Index(0));

@@ -1,5 +1,5 @@
-// What a Model makes of the caller's arrays: checked copies of tokens, targets and lengths; rows
-// and states in the order, and in the memory, that the network takes.
+// A Model's copies of the caller's arrays: checked tokens, targets and lengths; rows and states in
+// the network's order, in the device's memory.
 #include <algorithm>
 #include <numeric>
 
@@ -9,10 +9,10 @@
 
 namespace charrnn_fast {
 
-// Another thread may change the caller's arrays during a call, so copies are checked, and nothing
-// but the copies is used. What is kept for backward lies elsewhere: an error changes nothing.
+// Another thread may change the caller's arrays during a call: so copies are checked and only they
+// are used. What is kept for backward is elsewhere: an error changes nothing.
 
-// name: that of the tokens.
+// name: of the tokens, for errors.
 template <class T>
 typename Model<T>::Batch Model<T>::own(const char* name, const Batch& batch) {
   Batch in = batch;
@@ -44,7 +44,7 @@ void Model<T>::check_lengths(const Batch& in) const {
             in.seq_len, ", got ", in.lengths[b]);
 }
 
-// in: own. count: of the targets that are not ignored.
+// in: checked copies. count: number of targets that are not ignored.
 template <class T>
 const Token* Model<T>::own_targets(const Batch& in, const Token* targets, Index* count) {
   const Index classes = network_.shape().output_size;
@@ -52,7 +52,7 @@ const Token* Model<T>::own_targets(const Batch& in, const Token* targets, Index*
   given_targets_.reserve(std::max<Index>(1, in.seq_len * in.batch));
   std::copy_n(targets, in.seq_len * in.batch, given_targets_.get());
   targets = given_targets_.get();
-  // First without a branch, for vectors; then, where that finds one, the bad one.
+  // First without branches, for vectors. Only if a target is bad, find it.
   bool good = true;
   Index counted = 0;
   const auto counts = [&](Index t, Index b) { return !in.lengths || t < in.lengths[b]; };
@@ -77,8 +77,8 @@ const Token* Model<T>::own_targets(const Batch& in, const Token* targets, Index*
 
 // ---- sequences of different lengths ---------------------------------------------------------
 
-// What the network takes for a batch, without the tokens or x: their rows in its order, see
-// each_row. Masks number the caller's rows from first_stream on.
+// The network's input for a batch, without tokens or x: each_row gives their rows in the network's
+// order. Masks number the caller's rows from first_stream.
 template <class T>
 SequenceInput<T> Model<T>::sort(const Batch& in, Index first_stream) {
   SequenceInput<T> sorted{in.seq_len, in.batch, nullptr, nullptr};
@@ -89,13 +89,13 @@ SequenceInput<T> Model<T>::sort(const Batch& in, Index first_stream) {
     offsets_.reserve(in.seq_len + 1);
     Index *const order = order_.get(), *const offsets = offsets_.get();
     std::iota(order, order + in.batch, Index(0));
-    // Equals in the caller's order; std::stable_sort would allocate.
+    // Equal lengths in the caller's order; std::stable_sort would allocate.
     std::sort(order, order + in.batch, [&](Index a, Index b) {
       return in.lengths[a] != in.lengths[b] ? in.lengths[a] > in.lengths[b] : a < b;
     });
     for (Index r = 0; r < in.batch; ++r) ranks_.get()[order[r]] = r;
     std::fill_n(offsets, in.seq_len + 1, Index(0));
-    for (Index b = 0; b < in.batch; ++b)  // first the rows of each step
+    for (Index b = 0; b < in.batch; ++b)  // first, count the rows of each step
       for (Index t = 0; t < in.lengths[b]; ++t) ++offsets[t + 1];
     std::partial_sum(offsets, offsets + in.seq_len + 1, offsets);
     ranks_.upload(in.batch);
@@ -112,7 +112,7 @@ SequenceInput<T> Model<T>::sort(const Batch& in, Index first_stream) {
   return sorted;
 }
 
-// f(row of the network, row t * B + b of the caller) for every row.
+// Calls f(the network's row, the caller's row t * B + b) for every row.
 template <class T>
 template <class F>
 void Model<T>::each_row(const SequenceInput<T>& in, F&& f) const {
@@ -122,8 +122,8 @@ void Model<T>::each_row(const SequenceInput<T>& in, F&& f) const {
   }
 }
 
-// The caller's rows [T, B, cols] as the network takes them, [N, cols] of the device: themselves
-// where they are such, unless `copy`; else in `to`.
+// The caller's rows [T, B, cols] in the network's order, [N, cols] of the device: `given` itself if
+// it is such and not `copy`, else in `to`.
 template <class T>
 const T* Model<T>::rows_in(const SequenceInput<T>& in, const T* given, Index cols, bool copy,
                            AlignedBuffer<T>& to) {
@@ -144,7 +144,7 @@ const T* Model<T>::rows_in(const SequenceInput<T>& in, const T* given, Index col
   return to.get();
 }
 
-// And the network's rows to the caller.
+// The reverse: the network's rows in the caller's order.
 template <class T>
 void Model<T>::rows_out(const SequenceInput<T>& in, const T* rows, Index cols, T* given) {
   const Index all = in.seq_len * in.batch * cols;
@@ -158,7 +158,7 @@ void Model<T>::rows_out(const SequenceInput<T>& in, const T* rows, Index cols, T
   if (rows != given) device_->download(rows, all, given);
 }
 
-// States of the caller's order in the network's, or back.
+// Sorts states from the caller's order to the network's, or back.
 template <class T>
 void Model<T>::sort_states(const T* from, Index batch, bool back, T* to) const {
   const Kernels<T>& k = kernels_of<T>(*device_);
@@ -174,8 +174,8 @@ void Model<T>::sort_states(const T* from, Index batch, bool back, T* to) const {
   }
 }
 
-// The caller's states, or their gradients, as the network takes them, [S, L*D, B, R] of its rows:
-// themselves, or in state_; null stays null.
+// The caller's states, or their gradients, in the network's row order, [S, L*D, B, R]: `given`
+// itself, or in state_; null stays null.
 template <class T>
 const T* Model<T>::states_in(const SequenceInput<T>& in, const T* given) {
   if (direct(in) || !given) return given;
@@ -194,7 +194,7 @@ const T* Model<T>::states_in(const SequenceInput<T>& in, const T* given) {
   return state_.get();
 }
 
-// And the network's to the caller; they may be the caller's own.
+// The reverse; `states` may be the caller's own.
 template <class T>
 void Model<T>::states_out(const SequenceInput<T>& in, const T* states, T* given) {
   const Index all = state_elements(in.batch);
@@ -207,8 +207,8 @@ void Model<T>::states_out(const SequenceInput<T>& in, const T* states, T* given)
   if (states != given) device_->download(states, all, given);
 }
 
-// The batch's tokens or x as the network takes them: those of `batch`, which is own, or a copy that
-// a later call finds.
+// Sets the tokens or x of the network's input: those of `batch` (checked copies), or a copy for a
+// later call.
 template <class T>
 void Model<T>::gather(const Batch& batch, bool copy, SequenceInput<T>& in) {
   const Index rows = in.rows();
@@ -227,7 +227,7 @@ void Model<T>::gather(const Batch& batch, bool copy, SequenceInput<T>& in) {
   }
 }
 
-// targets: own.
+// targets: checked copies.
 template <class T>
 const Token* Model<T>::gather_targets(const SequenceInput<T>& in, const Token* targets) {
   if (!in.offsets) return given_targets_.upload(in.rows());

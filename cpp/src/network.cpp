@@ -1,4 +1,4 @@
-// What a network consists of: its shape, its parameters and their packed copies.
+// A network's shape, parameters and packed weights.
 #include "charrnn_fast/network.hpp"
 
 #include "errors.hpp"
@@ -40,7 +40,7 @@ Network<T>::Network(const NetworkShape& shape, const CellKernels<T>& cell, Devic
   require(shape.num_layers >= 1, "num_layers must be >= 1, got ", shape.num_layers);
   require(cell.num_states <= max_states, "the states of cell ", quoted(cell.name),
           " must be at most ", max_states, ", got ", cell.num_states);
-  // Far beyond any memory, and products of sizes stay far from overflow.
+  // Far beyond any memory; products of sizes cannot overflow.
   constexpr double most_elements = 1e13;
   const double H = static_cast<double>(shape.hidden_size);
   const double gates = cell.num_gates + cell.num_split + cell.num_params;
@@ -98,7 +98,7 @@ template <class T>
 void Network<T>::lay_out() {
   const Index H = shape_.hidden_size, G = cell_->num_gates, split = cell_->num_split;
   const Index plain = kernels_->gemm_units, gates = cell_->forward_units;
-  // Room for an even depth, so that the same offsets, halved, serve for bfloat16.
+  // The depth is rounded up to even, so that half of each offset serves for bfloat16.
   const auto weights = [&](Packing packing, Index units, Index depth, Index panel_units,
                            Index groups = 1) {
     Index& elements = packed_[static_cast<int>(packing)].weights;
@@ -113,7 +113,7 @@ void Network<T>::lay_out() {
     return offset;
   };
   const Index R = width();
-  // With normalisation all gates' input terms have gradients of their own.
+  // With normalisation all gates' input terms have their own gradients.
   const Index input_split = shape_.layer_norm ? G : split;
   for (Index l = 0; l < shape_.num_layers; ++l)
     for (Index d = 0; d < directions(); ++d) {
@@ -153,7 +153,7 @@ void Network<T>::lay_out() {
       decoder_bias_ = add_parameter("decoder.bias", shape_.output_size, 0, false);
     weights(Packing::decoder, shape_.output_size, hidden_width(), plain);
   }
-  parameter_elements_ += alignment_elements;  // for reading on past a row, see Weights
+  parameter_elements_ += alignment_elements;  // read past a row, see Weights
 }
 
 template <class T>
@@ -173,7 +173,7 @@ void Network<T>::pack(Packing packing, const T* parameters, T* packed, Storage s
   T* const weights = packed + layout.biases;
   const double work = 4.0 * static_cast<double>(layout.weights);
   run_team(*device_, device_->parts(work), [&](const Team& team) {
-    // Row r, depth d of the matrix stands at r * row_stride + d * depth_stride.
+    // Row r, depth d of the matrix is at r * row_stride + d * depth_stride.
     const auto run = [&](const T* from, Index row_stride, Index depth_stride, Index groups,
                          Index units, Index depth, Index to) {
       k.pack(PackArgs<T>{from, row_stride, depth_stride, groups, units, depth,
@@ -201,7 +201,7 @@ void Network<T>::pack(Packing packing, const T* parameters, T* packed, Storage s
             run(ih + summed * H * ih_row, ih_col, ih_row, 1, I, (G - summed) * H, p.ih_t_split);
         }
         if (packing != Packing::forward || team.part > 0 || p.bias_ih < 0) continue;
-        // A sum begins with b_ih + b_hh; the two terms of a split gate keep their own.
+        // A sum begins with b_ih + b_hh; a split gate's two terms keep their own bias.
         device_->copy(parameters + p.bias_ih, G * H, packed + p.input_bias);
         if (p.bias_hh >= 0) {
           const T* b_hh = parameters + p.bias_hh;

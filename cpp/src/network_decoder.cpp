@@ -1,4 +1,4 @@
-// The linear decoder on the top layer, with or without the loss behind it.
+// The linear decoder on the top layer, with or without the loss.
 #include "charrnn_fast/network.hpp"
 
 #include "network_common.hpp"
@@ -25,13 +25,12 @@ void Network<T>::decode(const T* parameters, const T* packed, const T* h, Index 
 
 namespace {
 
-// Elements of the decoder's weights that a thread works on at a time: they stay in its
-// second-level cache.
+// Elements of the decoder's weights per block of a thread: they stay in its second-level cache.
 constexpr Index decoder_block = Index(1) << 16;
 
 }  // namespace
 
-// What the losses and the backward pass of one call have in common.
+// Shared by the losses and the backward pass of one call.
 template <class T>
 class DecoderPass {
  public:
@@ -42,8 +41,8 @@ class DecoderPass {
         H_(network.hidden_width()),
         O_(network.shape_.output_size) {}
 
-  // One thread's part of the logits. The decoder is packed as it goes: a whole copy would take as
-  // much memory as the weights, and for large vocabularies that is most of the model.
+  // One part's logits. Packs the decoder in blocks: a whole packed copy would take as much memory
+  // as the weights, for large vocabularies most of the model.
   void rows(const T* h, Range rows, Range panels, T* y, Index y_stride, T* scratch) const {
     if (rows.begin >= rows.end) return;
     const Index units = k_.gemm_units;
@@ -65,7 +64,7 @@ class DecoderPass {
     }
   }
 
-  // dh [rows, H] = dy [rows, O] @ decoder.weight, which is read as it stands.
+  // dh [rows, H] = dy [rows, O] @ decoder.weight, unpacked.
   void rows_backward(const T* dy, Index dy_stride, Range rows, T* dh) const {
     const Index most = std::max<Index>(1, decoder_block / H_);
     for (Index first = 0; first < O_; first += most) {
@@ -108,15 +107,15 @@ void Network<T>::decode_backward(const T* parameters, const T* h, const T* dy, I
   });
 }
 
-// Logits of a block take at most 16 MB (float) and, for a small vocabulary, stay in cache. Blocks
-// are those of the gradient's sums, two or one, or less than one of a large vocabulary.
+// A block's logits take at most 16 MB (float) and, for a small vocabulary, stay in cache. A block
+// has one or two blocks of the gradient's sums, or for a large vocabulary less than one.
 template <class T>
 Index Network<T>::head_block_rows() const {
   const Index rows = std::clamp<Index>((Index(1) << 22) / shape_.output_size, 1, 2 * sum_block);
   return rows > sum_block ? rows / sum_block * sum_block : rows;
 }
 
-// One thread's: a packed block of the decoder, then the operands of its gradient.
+// Scratch of one thread: a packed block of the decoder, then the operands of its gradient.
 template <class T>
 Index Network<T>::head_scratch() const {
   const Kernels<T>& k = *kernels_;
@@ -129,8 +128,8 @@ Index Network<T>::head_elements(Index rows, int max_threads) const {
          max_threads * head_scratch();
 }
 
-// Elements of the errors of the gradients' sums, which go on from block to block: of bias and
-// weight.
+// Elements of the errors of the gradients' sums, bias and weight, which continue from block to
+// block.
 template <class T>
 Index Network<T>::head_errors(Index rows) const {
   const Index O = shape_.output_size;
@@ -152,8 +151,8 @@ void Network<T>::head(const T* parameters, const T* h, const Token* targets, Ind
   const int parts = std::min(max_threads, device_->parts(operations));
   run_team(*device_, parts, [&](const Team& team) {
     T* const scratch = scratches + team.part * head_scratch();
-    // Each thread packs what it multiplies by: a large vocabulary is shared out, so that it is
-    // packed once; of a small one each packs all, and runs on without waiting.
+    // Each thread packs the weights it multiplies by. A large vocabulary is shared among threads,
+    // so that it is packed once. For a small one each thread packs all and never waits.
     const bool by_columns = panels >= 8 * team.parts && team.parts > 1;
     for (Index first = 0; first < rows; first += block) {
       const Index n = std::min(block, rows - first);
@@ -169,7 +168,7 @@ void Network<T>::head(const T* parameters, const T* h, const Token* targets, Ind
                                           dh ? logits : nullptr, stride, losses + first},
                       mine);
       if (dh) pass.rows_backward(logits, stride, mine, dh + first * H);
-      // The next block's logits take the place of these, and others may have other rows of it.
+      // The next block's logits overwrite these, and other threads may compute other rows of them.
       team.wait();
       if (!dh) continue;
       k.gemm_tn(GemmTnArgs<T>{.a = logits,

@@ -1,11 +1,11 @@
-// The recurrent layers over a sequence: forward and backward of the whole stack. Layers, directions
-// and threads are the matter here; arithmetic on arrays is the kernels'.
+// The recurrent layers over a sequence: forward and backward of the whole stack. This file handles
+// layers, directions and threads; the kernels do the arithmetic.
 #include "network_masks.hpp"
 #include "network_tape.hpp"
 
 namespace charrnn_fast {
 
-// What forward and backward of one call have in common: where everything is.
+// Shared by forward and backward of one call: where everything is.
 template <class T>
 class SequencePass {
  public:
@@ -65,9 +65,9 @@ class SequencePass {
                         D_ * R_);
         team.wait();
       }
-      // The gradient of a layer's output, and where that of its input goes: with two directions
-      // the second still reads the one when the first writes the other.
-      if (in_.tokens && team.part == 0)  // layer 0, which reads it, comes behind barriers
+      // above: gradient of a layer's output; below: of its input. With two directions they differ:
+      // the second still reads `above` when the first writes `below`.
+      if (in_.tokens && team.part == 0)  // layer 0, which reads this, comes after barriers
         k_.sort_by_token(in_.tokens, N_, shape_.input_size, order() + N_, order());
       T *above = dh, *below = D_ > 1 ? tape_ + layout_.dh : dh;
       for (Index l = L_ - 1; l >= 0; --l) {
@@ -102,7 +102,7 @@ class SequencePass {
   double input_rate(Index l) const { return l == 0 ? rates_.input_dropout : rates_.dropout; }
   bool input_is_masked(Index l) const { return masks(input_rate(l)); }
 
-  // What layer l reads, [N, I], before its mask and behind it; null for tokens.
+  // Input of layer l, [N, I], before and after its mask; null for tokens.
   const T* unmasked_input(Index l) const { return l == 0 ? in_.x : steps_of_h(l - 1); }
   T* masked_input(Index l) const {
     return l == 0 ? tape_ + layout_.first_input : layer(l) + layout_.input;
@@ -125,13 +125,13 @@ class SequencePass {
     }
     return result;
   }
-  // Where the states that a call begins or ends with, or their gradients, have this layer's.
+  // This layer's place in a call's initial or last states, or in their gradients.
   T* state_part(T* states, Index s, Index l, Index d) const {
     return states + network_.state_offset(s, B_) + (l * D_ + d) * B_ * network_.state_width(s);
   }
-  // From the states that a call begins with, or zeros where they are null; to those it ends with.
+  // Copies from a call's initial states (null: zeros); end_states copies to its last.
   void begin_states(const States<T>& where, Index l, Index d, const T* state_0, Range rows) const {
-    // Kernels only read them.
+    // Kernels only read the initial states.
     k_.begin_states(states_args(where, l, d, const_cast<T*>(state_0)), rows);
   }
   void end_states(const States<T>& where, Index l, Index d, T* state_n, Range rows) const {
@@ -185,7 +185,7 @@ class SequencePass {
 
   // ---- forward ----
 
-  // The masked input and, where there is one, gx of the given rows of the sequence.
+  // The masked input and, if there is one, gx of the given rows of the sequence.
   void run_input(const Layer& p, Index l, Index d, Range rows) const {
     const Index I = network_.layer_input_size(l);
     const bool tokens = l == 0 && in_.tokens;
@@ -199,7 +199,7 @@ class SequencePass {
     if (gathers(l)) return;
     T* const gx = tape_ + layout_.gates;
     const T* const bias = p.input_bias >= 0 ? packed_.layers + p.input_bias : nullptr;
-    const T* const bias_now = shape_.layer_norm ? nullptr : bias;  // else behind the norm
+    const T* const bias_now = shape_.layer_norm ? nullptr : bias;  // else after the norm
     if (tokens) {
       k_.gather(GatherArgs<T>{in_.tokens, token_scales(), parameters_ + p.weight_ih, bias_now,
                               G_ * H_, gx, G_ * H_},
@@ -221,7 +221,7 @@ class SequencePass {
                     rows);
     }
   }
-  // Tokens' weights are read where the recurrence needs them.
+  // Whether the recurrence gathers the tokens' weights itself.
   bool gathers(Index l) const {
     return l == 0 && in_.tokens && !shape_.layer_norm && !input_is_masked(0);
   }
@@ -278,7 +278,7 @@ class SequencePass {
 
   // ---- backward ----
 
-  // dh [N, D*R]: gradient of the layer's output; to [N, I]: of its input, or null.
+  // dh [N, D*R]: gradient of the layer's output. to [N, I]: that of its input, or null.
   void backward_layer(const Team& team, bool by_rows, Index l, Index d, const T* dh, T* dstate,
                       T* to, bool first, T* gradients, T* sums, T* scratch) const {
     const Layer& p = network_.layer(l, d);
@@ -288,7 +288,7 @@ class SequencePass {
     T* const dgates = tape_ + layout_.gates;
     StateGradients<T> dstates{};
     for (Index s = 0; s < S_; ++s) dstates.of[s] = state_part(dstate, s, l, d);
-    // A few streams read a weight about as often as packing would: they read it as it stands.
+    // A few streams read a weight about as often as packing would: they read it unpacked.
     const Weights<T> hh = packed_.layers ? packed(Packing::backward, p.hh_t, k_.gemm_units, G_ * H_)
                                          : Weights<T>{parameters_ + p.weight_hh, R_, k_.gemm_units};
     const RecurrentBackwardArgs<T> args{
@@ -313,7 +313,7 @@ class SequencePass {
                           : Projection<T>{},
         .dprojected = tape_ + layout_.dprojected,
     };
-    // The sums of the slots' columns, for the biases and the cell's own parameters.
+    // Sums of the slots' columns, for the biases and the cell's own parameters.
     const Range my_sums = team.share(width, alignment_elements);
     k_.fill(sums, T(0), my_sums);
     const Index initial_panels = ceil_div(R_, k_.gemm_units);
@@ -337,11 +337,11 @@ class SequencePass {
     team.wait();
   }
 
-  // Of the gates: those whose input and recurrent term have one gradient come first.
+  // Number of split gates. Gates whose two terms share a gradient come first.
   Index split_gates() const { return shape_.layer_norm ? G_ : cell_.num_split; }
 
-  // Gradients of all biases, gains and parameters of the cell; then those of the input term's
-  // normalisation take the place of the input term's.
+  // Gradients of all biases, gains and the cell's parameters. Then gradients by the normalised
+  // input term become gradients by the input term, in place.
   void norm_backward(const Team& team, const Layer& p, Index l, Index d, T* gradients) const {
     const Index split = cell_.num_split * H_, GH = G_ * H_, summed = GH - split;
     const Index width = network_.num_slots() * H_;
@@ -377,7 +377,7 @@ class SequencePass {
     team.wait();
   }
 
-  // to = (or +=) the gradient of the layer's input, of the given rows.
+  // to = (or +=) the gradient of the layer's input, for the given rows.
   void input_backward(const Layer& p, Index l, T* to, bool accumulate, bool last,
                       Range rows) const {
     const Index I = network_.layer_input_size(l), split = split_gates(), summed = G_ - split;
@@ -399,8 +399,8 @@ class SequencePass {
       masks_.multiply(l, MaskSite::input, input_rate(l), rows, to, to, I);
   }
 
-  // Weight gradients: rows of gates, depth time and batch, against the layer's input and against
-  // what the recurrent product took.
+  // Weight gradients: rows of gates, depth time and batch, against the layer's input and the
+  // recurrent product's input.
   void weights_backward(const Team& team, const Layer& p, Index l, Index d, T* gradients, T* sums,
                         T* scratch) const {
     const Index I = network_.layer_input_size(l), split = split_gates(), summed = G_ - split;
@@ -412,7 +412,7 @@ class SequencePass {
     T* const d_ih = gradients + p.weight_ih;
     T* const d_hh = gradients + p.weight_hh;
     const T* const x = input(l);
-    // h of the step before stands a step's rows away from h.
+    // The previous step's h is one step's rows away from h.
     const StateRows<T> h = states(l, d)[0];
     const bool recurrent = has_recurrent();
     const T* const before =
@@ -468,7 +468,7 @@ class SequencePass {
               nullptr},
           team.share(R_), scratch);
     if (norm) return;
-    // Those sums that no product has made on its way.
+    // The sums that no product has computed.
     const Index first_left = (l > 0 ? G_ + split : G_) * H_;
     const Range left = team.share(width - first_left, alignment_elements);
     k_.column_sums(dgates + first_left, width, N_, left, sums + first_left);

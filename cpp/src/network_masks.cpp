@@ -1,4 +1,4 @@
-// Weights that one call of forward and backward leaves out.
+// Weight drop.
 #include "network_masks.hpp"
 
 namespace charrnn_fast {

@@ -39,7 +39,7 @@ const std::vector<Rule>& rules() {
   return all;
 }
 
-// The first rule of that name, whose options are those of all of the name.
+// The first rule of that name. All rules of a name have its options.
 const Rule& rule_named(const std::string& name) {
   std::string known;
   for (const Rule& r : rules()) {
@@ -62,14 +62,14 @@ void check(const Rule& rule, const OptimizerOptions& o) {
   if (const char* const message = rule.wrong(o)) fail(message);
 }
 
-// The place in rules() of the one that serves; throws where the options or the name are wrong.
+// Index in rules() of the rule that serves. Throws for a bad name or bad options.
 int find_rule(const std::string& name, const OptimizerOptions& options) {
   check(rule_named(name), options);
   const auto serves = [&](const Rule& r) { return r.name == name && r.chosen(options); };
   return static_cast<int>(std::find_if(rules().begin(), rules().end(), serves) - rules().begin());
 }
 
-// An element takes about as long as so many operations of a matrix product.
+// Time of an element, in operations of a matrix product.
 constexpr double operations_per_element = 16;
 
 }  // namespace
@@ -114,7 +114,7 @@ double sum_of_squares(const T* x, Index n) {
   Device& device = cpu_device();
   const Kernels<T>& k = kernels_of<T>(device);
   const Index chunks = square_chunks(n);
-  // Chunks are summed by threads in rounds of a fixed number, and added up in their order.
+  // Threads sum chunks in rounds of a fixed number; the chunks' sums are added in order.
   constexpr Index round = 64;
   double total = 0, sums[round];
   for (Index first = 0; first < chunks; first += round) {

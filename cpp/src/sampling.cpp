@@ -38,7 +38,7 @@ DrawArgs<T> draw_args(const T* logits, Index vocab_size, const SamplingOptions& 
   DrawArgs<T> p{};
   p.logits = logits;
   p.vocab_size = vocab_size;
-  // So cold that its inverse is no number is as good as frozen.
+  // A temperature so low that its inverse is infinite acts as 0.
   p.inverse_temperature = static_cast<T>(1 / o.temperature);
   p.top_k = o.top_k;
   p.top_p = o.top_p;

@@ -19,7 +19,7 @@ Sharing share_recurrence(const Device& device, double operations, Index seq_len,
 
 namespace {
 
-// How many rows of the sequence the first `end` rows of the batch have.
+// Number of the sequence's rows in the first `end` rows of the batch.
 Index rows_of_first(const Steps& steps, Index end) {
   Index n = 0;
   for (Index t = 0; t < steps.seq_len; ++t) n += std::min(end, rows_at(steps, t));
@@ -32,7 +32,7 @@ Range share_rows(const Team& team, const Steps& steps) {
   if (!steps.offsets || team.parts == 1) return team.share(steps.batch);
   const Index all = first_row(steps, steps.seq_len);
   const auto cut = [&](int part) {
-    Index low = 0, high = steps.batch;  // the fewest rows that have the parts before
+    Index low = 0, high = steps.batch;  // find the fewest rows that hold the parts before
     while (low < high) {
       const Index middle = (low + high) / 2;
       if (rows_of_first(steps, middle) * team.parts < all * part)

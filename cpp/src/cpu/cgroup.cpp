@@ -12,7 +12,7 @@ namespace {
 
 constexpr double unlimited = std::numeric_limits<double>::infinity();
 
-// A hierarchy of control groups in the file system: the group `top` of it is at `point`.
+// A mounted hierarchy of control groups: its group `top` is at `point`.
 struct Mount {
   bool v2;
   std::string top, point;
@@ -66,7 +66,7 @@ std::string read_group(const std::string& root, bool v2) {
 double quota_of(const std::string& folder, bool v2) {
   double quota = 0, period = 0;
   if (v2) {
-    std::string word;  // or "max", which is no number
+    std::string word;  // a number or "max"
     std::ifstream(folder + "/cpu.max") >> word >> period;
     quota = std::strtod(word.c_str(), nullptr);
   } else {
@@ -81,8 +81,8 @@ double quota_of(const std::string& folder, bool v2) {
 double cgroup_quota(const std::string& root) {
   double least = unlimited;
   for (const Mount& mount : read_mounts(root)) {
-    // The part of the group's name below the mount; in a container the group may lie outside, and
-    // what is mounted is all that can be seen.
+    // The group's path below the mount. In a container the group may be outside: then only the
+    // mount is visible.
     std::string group = read_group(root, mount.v2);
     const std::string top = mount.top == "/" ? "" : mount.top;
     const bool below = group.compare(0, top.size(), top) == 0 &&

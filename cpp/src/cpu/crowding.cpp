@@ -43,8 +43,8 @@ void Crowding::Run::add(std::int64_t called, const Time& begin, const Time& end)
 namespace {
 constexpr std::int64_t milliseconds = 1'000'000;
 constexpr std::int64_t between_measurements = milliseconds / 4;
-// Several time slices, lest one interruption decide, or the threads' first moments, before they
-// have found different processors. In a trial crowds are expected.
+// Several time slices: neither one interruption decides, nor the threads' first moments, before
+// they run on different processors. In a trial oversubscription is expected.
 constexpr std::int64_t decision_time = 20 * milliseconds, trial_time = 10 * milliseconds;
 constexpr std::int64_t shortest_pause = 50 * milliseconds, longest_pause = 800 * milliseconds;
 }  // namespace
@@ -67,16 +67,16 @@ void Crowding::add(int parts, const Run& run, std::int64_t now) {
   lost_ += static_cast<double>(run.lost), most_lost_ += static_cast<double>(run.most_lost);
   if (wall_ < double(trial_ ? trial_time : decision_time)) return;
   const double threads = threads_ / wall_, lost = lost_ / wall_, most_lost = most_lost_ / wall_;
-  // One thread by itself would have done as much.
+  // One thread alone would have been as fast.
   const bool one_will_do = worked_ / wall_ < 0.95;
-  // A quarter of a thread is lost to this and that on an idle machine too.
+  // An idle machine, too, loses a quarter of a thread.
   double fewer = std::max(1.0, std::floor(threads - lost + 0.25));
   if (one_will_do && fewer >= threads) fewer = 1;
-  // How long fewer would take if they lost nothing; of equals, the smaller team is the better.
+  // Time that fewer threads would take if they lost none. If equal, the smaller team is better.
   const double takes = (1 - most_lost) * threads / fewer;
   if (fewer < threads && (one_will_do || takes < 1.02)) {
     limit_ = static_cast<int>(fewer);
-    // The next trial of the full team shall cost little of the time until then.
+    // The next trial of the full team must cost little of the time until then.
     pause_ = std::clamp(2 * pause_, shortest_pause, longest_pause);
     retry_ = now + std::max(pause_, static_cast<std::int64_t>(10 * wall_));
   } else if (limit_ == most_) {

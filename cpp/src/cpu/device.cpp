@@ -1,4 +1,4 @@
-// The processor as a device: its memory is the program's own.
+// The CPU as a device: its memory is the host's.
 #include "charrnn_fast/device.hpp"
 
 #include <algorithm>

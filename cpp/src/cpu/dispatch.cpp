@@ -6,11 +6,11 @@
 
 namespace charrnn_fast {
 
-// Each set's namespace holds kernels(float) and kernels(double); CHARRNN_FOR_EACH_ISA is the
-// build's list, best first: X(namespace, "name", how to ask the processor).
+// Each set's namespace has kernels(float) and kernels(double). CHARRNN_FOR_EACH_ISA is the build's
+// list, best first: X(namespace, "name", test of the processor).
 #if defined(__x86_64__)
 #define CHARRNN_CPU(feature) (__builtin_cpu_supports(feature) != 0)
-// A build that is only tested may leave some out.
+// A build for tests only may omit some.
 #if defined(CHARRNN_WITHOUT_x86_64_v4)
 #define CHARRNN_X86_64_V4(X)
 #else

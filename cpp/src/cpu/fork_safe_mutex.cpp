@@ -11,7 +11,7 @@ std::uint32_t unlocked_word() { return 2 * static_cast<std::uint32_t>(fork_gener
 void ForkSafeMutex::lock() {
   const std::uint32_t unlocked = unlocked_word(), locked = unlocked + 1;
   std::uint32_t word = unlocked;
-  // Whatever is not locked here and now is free, and stays so until it is exchanged.
+  // Any value other than `locked` is free, until exchanged.
   while (!word_.compare_exchange_weak(word, locked, std::memory_order_acquire,
                                       std::memory_order_relaxed))
     if (word == locked) {

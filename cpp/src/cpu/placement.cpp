@@ -10,8 +10,8 @@ namespace charrnn_fast {
 
 namespace {
 
-// Someone who changes the affinity of a running process can wait for 10 ms, and a look at it costs
-// half a microsecond.
+// A change of a running process's affinity takes effect within 10 ms; reading it costs half a
+// microsecond.
 constexpr std::int64_t between_looks = 10'000'000;
 
 cpu_set_t read_affinity() {
@@ -49,8 +49,8 @@ void Placement::place(std::thread& worker, int i, Place& place) const {
   if (CPU_COUNT(&wanted) == 0 || pthread_getaffinity_np(thread, sizeof now, &now) != 0) return;
   if (place.sets == sets_ && !CPU_EQUAL(&now, &place.left)) return;
   place.sets = sets_;
-  // The system leaves out processors that are offline or not the control group's. Where it refuses
-  // altogether, the worker runs where it did.
+  // The system ignores processors that are offline or outside the control group. If it refuses, the
+  // worker's affinity stays.
   pthread_setaffinity_np(thread, sizeof wanted, &wanted);
   if (pthread_getaffinity_np(thread, sizeof now, &now) == 0) place.left = now;
 }

@@ -19,10 +19,10 @@
 namespace charrnn_fast {
 namespace {
 
-// Longer than the gaps between the kernels of one call and between calls in a loop; shorter than
-// anything a person or a scheduler minds. Waking a sleeper takes about half of it.
+// Longer than the gaps between a call's kernels and between calls in a loop, and too short for a
+// person or a scheduler to notice. Waking a sleeper takes about half of it.
 constexpr auto spin_time = std::chrono::microseconds(100);
-constexpr int spins_per_look = 64;  // at the clock
+constexpr int spins_per_look = 64;  // spins between reads of the clock
 
 void relax() {
 #if defined(__x86_64__)
@@ -52,7 +52,7 @@ std::atomic<ThreadPool*> the_pool{nullptr};
 std::mutex the_pool_mutex;
 int size_at_fork = 0;
 
-// Whether value != old within a bounded time.
+// Spins for a bounded time; returns whether value != old.
 bool spin_for_change(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
   const auto changed = [&] {
     for (int i = 0; i < spins_per_look; ++i) {
@@ -71,8 +71,8 @@ bool spin_for_change(const std::atomic<std::uint32_t>& value, std::uint32_t old)
   return done;
 }
 
-// Sleeps until value != old. changed_at: where the thread that changes it has left the time, on the
-// wall clock; or null.
+// Sleeps until value != old. changed_at: the wall-clock time stored by the thread that changes it,
+// or null.
 void sleep_until_change(const std::atomic<std::uint32_t>& value, std::uint32_t old,
                         const std::int64_t* changed_at) {
   const std::int64_t start = wall_clock();
@@ -94,11 +94,11 @@ void Barrier::wait() {
   }
 }
 
-// A worker waits on a ticket of its own: one that is not called never looks at the job.
+// Each worker waits on its own ticket: one that is not called never reads the job.
 struct ThreadPool::Worker {
   alignas(64) std::atomic<std::uint32_t> ticket{0};
   alignas(64) std::atomic<std::uint32_t> done{0};
-  Call call = nullptr;  // null with a new ticket: leave
+  Call call = nullptr;  // null with a new ticket: exit
   void* context = nullptr;
   Team team{};
   bool measured = false;
@@ -110,9 +110,9 @@ struct ThreadPool::Worker {
 ThreadPool::ThreadPool(int n) : size_(n), crowding_(n) {}
 
 #if defined(__unix__) || defined(__APPLE__)
-// The parent's threads do not exist in the child: it gets a pool of the same size. Forks are
-// watched from the start, before there is a pool or a second thread: handlers that come with the
-// first use come too late for a fork beside it.
+// The parent's threads do not exist in a forked child: it gets a new pool of the same size. The
+// handlers are installed at load time, before there is a pool or a second thread: at first use
+// would be too late for a concurrent fork.
 const int ThreadPool::watching_forks = pthread_atfork(
     [] {
       the_pool_mutex.lock();
@@ -139,7 +139,7 @@ ThreadPool& ThreadPool::instance() {
   return *pool;
 }
 
-// Threads start at the first work for them. Where the system refuses one, fewer must do.
+// Threads start at their first work. If the system refuses one, the pool has fewer.
 void ThreadPool::start_workers(int n) {
   for (int i = static_cast<int>(workers_.size()) + 1; i < n; ++i) {
     try {
