@@ -5,7 +5,7 @@
 
 namespace charrnn_fast {
 
-// Shared by forward and backward of one call: where everything is.
+// Shared by forward and backward of one call: the arrays' places.
 template <class T>
 class SequencePass {
  public:
@@ -84,7 +84,7 @@ class SequencePass {
   Index tn_scratch() const { return aligned(k_.gemm_tn_scratch()); }
 
  private:
-  // ---- where things are ----
+  // ---- layout ----
 
   Weights<T> packed(Packing packing, Index offset, Index panel_columns, Index depth) const {
     const bool dense = packing == Packing::forward_dense || packing == Packing::backward_dense;

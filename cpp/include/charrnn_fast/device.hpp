@@ -41,9 +41,9 @@ class Device {
   // Waits until all of them are done.
   virtual void synchronize() = 0;
 
-  // Number of parts to share so many floating-point operations among: threads of a CPU; 1 on a GPU,
-  // whose kernels have threads of their own. parts_before_wait: for work that ends with a wait for
-  // all parts.
+  // Number of parts that share `operations` floating-point operations: threads of a CPU; 1 on a
+  // GPU, whose kernels have threads of their own. parts_before_wait: for work that ends with a wait
+  // for all parts.
   virtual int parts(double operations) const = 0;
   virtual int parts_before_wait(double operations) const = 0;
   int most_parts() const { return parts(std::numeric_limits<double>::infinity()); }
@@ -82,8 +82,8 @@ class Device {
 // instruction set that runs here.
 Device& cpu_device();
 
-// Name of a Python capsule that holds a Device*: so a separate module gives the package a device,
-// which must never be destroyed. The number changes whenever Device or Kernels does.
+// Name of a Python capsule that holds a Device*, by which a separate module gives the package a
+// device. That must never be destroyed. The number changes whenever Device or Kernels does.
 constexpr const char* device_capsule = "charrnn_fast.Device/2";
 
 // Its message says how much was requested: "out of memory: 12.3 GB more were asked for".

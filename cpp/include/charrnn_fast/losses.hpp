@@ -6,8 +6,9 @@
 namespace charrnn_fast {
 
 // Each loss returns the mean or the sum over the elements, and writes its gradient. With weights,
-// the mean is sum w l / sum w, and 0 if the weights sum to 0. An element of weight 0 is ignored,
-// whatever it holds. Weights must be finite and not negative, else std::invalid_argument is thrown.
+// the mean over the elements that are not ignored is sum w l / sum w, or 0 if sum w is 0. An
+// element of weight 0 is ignored, whatever it holds. Weights must be finite and not negative, else
+// std::invalid_argument is thrown.
 
 // Softmax cross-entropy in nats of logits [N, V] against targets [N] (-1: ignored): the sum, or the
 // mean over the targets that are not ignored (0 if there are none). dlogits [N, V]: its gradient.

@@ -5,7 +5,7 @@
 // are the host's. On another device, which holds all of a Model's own memory, they are copied.
 //
 // Tokens, targets and lengths are copied; the copies are checked and used. If another thread
-// changes an array during a call, the result is an error or arbitrary, but no access is out of
+// changes an array during a call, the call gives an error or some result, but no access is out of
 // bounds.
 #pragma once
 
@@ -62,7 +62,7 @@ class Model {
   Index state_elements(Index batch) const;
 
   // A batch of sequences: tokens [T, B] or x [T, B, I]. lengths [B], each 0 to T, or null: all are
-  // T steps long. Padding is never computed, though padded tokens must be valid.
+  // T steps long. Padding is never computed, though padded tokens must be valid ids.
   struct Batch {
     Index seq_len, batch;
     const Token* tokens;
@@ -112,7 +112,7 @@ class Model {
   // train_step and clear_gradients. state_n: after the micro-batch's last step; may be state_0. The
   // caller keeps it if the update is finite.
   Losses accumulate(const Batch& micro_batch, const Token* targets, const T* state_0, T* state_n);
-  // Returns what train_step does. Throws std::invalid_argument if nothing is accumulated.
+  // Returns the same as train_step. Throws std::invalid_argument if nothing is accumulated.
   TrainResult update(Optimizer<T>& optimizer, const TrainOptions& options);
   void clear_gradients();
 

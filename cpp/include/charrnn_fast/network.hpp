@@ -209,7 +209,7 @@ class Network {
     // in the parameters and gradients
     Index weight_ih, weight_hh, bias_ih, bias_hh, params, gain_ih, gain_hh, weight_hr;
     Index input_bias, split_bias;  // first in Packing::forward: sums of the biases
-    Index hh, ih, hr;              // behind them; ih of layer 0 in forward_dense
+    Index hh, ih, hr;              // after them; ih of layer 0 in forward_dense
     Index hh_t, ih_t, ih_t_split;  // in backward; ih_t and ih_t_split of layer 0 in backward_dense
   };
   // Sizes within a packing.

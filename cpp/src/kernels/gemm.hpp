@@ -256,8 +256,8 @@ struct Tiles {
   using Panels = typename A::template Panels<G>;
   static constexpr int max_rows = tile_accumulators / Panels::vectors;
   static constexpr int max_vectors =
-      8;  // one row: chains enough to hide the latency of an fma; with 16, from twice as many
-          // panels at once, large weights were read 5 to 15 % slower
+      8;  // one row: enough chains to hide an fma's latency; with 16, from twice as many panels at
+          // once, large weights were read 5 to 15 % slower
   static constexpr int panels_for(int rows) {
     const int by_registers = tile_accumulators / (rows * Panels::vectors);
     const int most = max_vectors / Panels::vectors;

@@ -145,8 +145,7 @@ CHARRNN_INLINE Index rows_going_on(const Steps& s, Index t) {
 
 // ---- recurrence ---------------------------------------------------------------------------
 
-// Multipliers: row r of step t (row n of the sequence) has those at data + n * by_step + r *
-// by_row.
+// Multipliers: for row r of step t (row n of the sequence), at data + n * by_step + r * by_row.
 template <class T>
 struct Mask {
   const T* data = nullptr;  // null: all 1
