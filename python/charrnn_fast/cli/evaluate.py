@@ -24,7 +24,7 @@ _TOTAL = "total"
 
 def add(commands: Commands) -> None:
     evaluate = commands.add("eval", run, "Measure a trained model's loss on text files.")
-    evaluate.add_argument("model", type=file_option, metavar="FILE")
+    evaluate.add_argument("model", type=file_option, metavar="MODEL", help="saved by train")
     add_texts(evaluate)
     evaluate.add_argument(
         "--document-mark",

@@ -15,7 +15,7 @@ from .parsing import Commands, add_threads, file_option
 
 def add(commands: Commands) -> None:
     info = commands.add("info", run, "Tell what a checkpoint holds.")
-    info.add_argument("model", type=file_option, metavar="FILE")
+    info.add_argument("model", type=file_option, metavar="MODEL", help="saved by train")
     info.add_argument(
         "--config",
         action="store_true",

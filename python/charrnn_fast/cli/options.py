@@ -98,7 +98,9 @@ TEXT = (
         "train on the source of Python's standard library for about a minute",
     ),
     Option("bytes", False, None, "model the 256 bytes instead of the characters"),
-    Option("encoding", "utf-8", encoding_option, "of the files, as Python names it", "NAME"),
+    Option(
+        "encoding", "utf-8", encoding_option, "encoding of the files, as Python names it", "NAME"
+    ),
     Option("min_count", 1, _count, "replace characters that occur less often by U+FFFD", "N"),
     Option("document_mark", None, mark_option, "end of a document: '<|end|>', '\\n\\n'", "TEXT"),
 )
@@ -117,7 +119,7 @@ SHAPE = (
     Option("layer_norm", False, None, "layer normalization of the gates"),
 )
 
-MODEL = (
+NETWORK = (
     *SHAPE,
     Option("seed", 0, integer_option(0, LARGEST_SEED), "seed of the initial weights", "N"),
     Option(
@@ -127,6 +129,9 @@ MODEL = (
         "initialization; uniform: as PyTorch does",
         choices=("lecun_tokens", "uniform"),
     ),
+)
+
+REGULARIZATION = (
     Option("dropout", 0.0, _share, "dropout rate between layers", "P"),
     Option("input_dropout", 0.0, _share, "dropout rate of the input: whole characters", "P"),
     Option("output_dropout", 0.0, _share, "dropout rate of the top layer's output", "P"),
@@ -135,6 +140,8 @@ MODEL = (
     Option("weight_drop", 0.0, _share, "dropout rate of the recurrent weights", "P"),
     Option("zoneout", 0.0, zoneout_option, "zoneout rate of h (and of an LSTM's c)", "P[,P]"),
 )
+
+MODEL = (*NETWORK, *REGULARIZATION)
 
 TRAINING = (
     Option("batch_size", 50, _count, "sequences read in parallel", "B"),
@@ -183,12 +190,18 @@ SCHEDULE = (
 RUN = (
     Option("epochs", None, _count, "passes over the text (default: 20)", "N"),
     Option("steps", None, _count, "updates, instead of --epochs", "N"),
-    Option("evaluate_every", None, _count, "updates (default: an epoch)", "STEPS"),
+    Option(
+        "evaluate_every",
+        None,
+        _count,
+        "updates between evaluations (default: an epoch)",
+        "STEPS",
+    ),
     Option(
         "evaluate_length",
         None,
         integer_option(2),
-        "validation characters (default: all)",
+        "validation characters that an evaluation reads (default: all)",
         "N",
     ),
     Option("patience", None, _count, "early stopping: evaluations without improvement", "N"),
@@ -217,7 +230,8 @@ def add(parser: Parser) -> None:
     """Adds the flags. None has a default in the parser: `given` must tell what was asked for."""
     for title, options in (
         ("text", TEXT),
-        ("model", MODEL),
+        ("model", NETWORK),
+        ("regularization", REGULARIZATION),
         ("training", TRAINING),
         ("learning rate", SCHEDULE),
         ("length and evaluation", RUN),

@@ -167,7 +167,7 @@ def add_texts(parser: Parser) -> None:
         type=encoding_option,
         default=UTF8,
         metavar="NAME",
-        help="of the files: a name that Python knows (default: utf-8)",
+        help="encoding of the files, as Python names it (default: utf-8)",
     )
 
 

@@ -34,7 +34,7 @@ def add(commands: Commands) -> None:
     sample = commands.add(
         "sample", run, "Write text with a trained model, and a newline at its end."
     )
-    sample.add_argument("model", type=file_option, metavar="FILE")
+    sample.add_argument("model", type=file_option, metavar="MODEL", help="saved by train")
     sample.add_argument(
         "--length",
         type=integer_option(0),
@@ -83,7 +83,9 @@ def add(commands: Commands) -> None:
         help="write each character as it is drawn (default: for one text on a terminal)",
     )
     sample.add_argument(
-        "--json", action="store_true", help='a line {"seed": ..., "text": ...} for each text'
+        "--json",
+        action="store_true",
+        help='print JSON: a line {"seed": ..., "text": ...} for each text',
     )
     add_weight_dtype(sample)
     add_threads(sample)
@@ -97,7 +99,7 @@ def _add_drawing(parser: Parser) -> None:
         type=number_option(least=0),
         default=1.0,
         metavar="T",
-        help="below 1 safer, above 1 wilder, 0 the most probable (default: 1)",
+        help="below 1: safer; above 1: wilder; 0: always the most probable (default: 1)",
     )
     temperature.add_argument(
         "--temperatures",

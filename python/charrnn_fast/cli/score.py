@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
     score = commands.add(
         "score", run, "Write the log-probability of each line of the standard input, in nats."
     )
-    score.add_argument("model", type=file_option, metavar="FILE")
+    score.add_argument("model", type=file_option, metavar="MODEL", help="saved by train")
     score.add_argument("--mean", action="store_true", help="mean per character")
     score.add_argument("--bits", action="store_true", help="in bits, not nats")
     score.add_argument(

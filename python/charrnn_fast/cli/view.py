@@ -18,7 +18,7 @@ _HEAD = 1024  # bytes of a page, among which its generator is named
 
 def add(commands: Commands) -> None:
     view = commands.add("view", run, "Look inside a trained model: a page of a text and its cells.")
-    view.add_argument("model", type=file_option, metavar="FILE")
+    view.add_argument("model", type=file_option, metavar="MODEL", help="saved by train")
     add_texts(view)
     view.add_argument(
         "-o",
