@@ -1,7 +1,7 @@
 """Fast recurrent networks (RNN, GRU, LSTM) and character-level language models.
 
-`RNN` is the network, `CharLM` and `Trainer` the language model on top of it; `reference` is the
-same math in NumPy. Command line: ``charrnn-fast --help``.
+`RNN` is the network. `CharLM` is the language model on top of it, `Trainer` trains it. `reference`
+is the same math in NumPy. Command line: ``charrnn-fast --help``.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when first used: `reference` then needs nothing compiled, and the command line can
-    # say in one line what keeps the kernels from loading.
+    # Imported on first use: `reference` then needs nothing compiled, and the command line can say
+    # in one line why the kernels do not load.
     value: Any
     if name == "__version__":
         value = build_info()["version"]

@@ -1,4 +1,4 @@
-"""What the package's objects have in common: options that stay, deep copies, pickles."""
+"""The base of the package's objects: read-only options, deep copies, pickles."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 class Settled:
-    """Options that are fixed with the object, and copies that share nothing with it.
+    """Read-only options, and copies that share nothing with the original.
 
-    Public attributes that a class of this package declares (by an annotation) are set once; those
-    that may be set again are properties with a setter, or stand in `_settable`. Other public names
-    are refused as slips. A subclass elsewhere may have attributes of its own: they are copied and
-    pickled with the rest.
+    Public attributes that a class of this package declares (by an annotation) are set once. Those
+    that may change are properties with a setter, or named in `_settable`. Other public names raise,
+    as typos. Subclasses elsewhere may have attributes of their own, which are copied and pickled
+    too.
 
-    A pickle holds what `_pickled` gives, Python's own objects and NumPy's arrays, and the number of
-    its format, `_format`: a version that knows another one alone refuses it.
+    A pickle holds what `_pickled` returns, in objects of Python and arrays of NumPy, and the format
+    `_format`. A version with another format refuses it.
     """
 
     _settable: ClassVar[frozenset[str]] = frozenset()
     _advice: ClassVar[Mapping[str, str]] = {}
-    """What to do where an attribute cannot be set, by its name; "": for all others."""
+    """Advice for an attribute that cannot be set, by its name; "": for all others."""
     _format: ClassVar[int | str] = 1
     _covered: ClassVar[frozenset[str]] = frozenset()
-    """The private attributes that `_unpickle` sets, or leaves to be made anew."""
+    """The private attributes that `_unpickle` sets, or that are rebuilt later."""
 
-    if not TYPE_CHECKING:  # which would take it for leave to set anything
+    if not TYPE_CHECKING:  # type checkers would then allow any attribute
 
         def __setattr__(self, name: str, value: object) -> None:
             if name[:1] != "_":
@@ -68,7 +68,7 @@ class Settled:
         return copy.deepcopy(self)
 
     def __getstate__(self) -> Any:
-        """The attributes that `_pickled` does not cover: those of subclasses, as a rule."""
+        """The attributes that `_pickled` does not cover, usually those of subclasses."""
         state: Any = super().__getstate__()
         attributes, slots = state if isinstance(state, tuple) else (state, None)
         covered = _declared(type(self)) | self._covered
@@ -76,15 +76,15 @@ class Settled:
         return (rest or None, slots) if slots else rest or None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What makes the object comes first, and the rest behind it, which may refer back to it.
+        # The object is built first: the other attributes may refer back to it.
         return _restored, (type(self), self._format, self._pickled()), self.__getstate__()
 
     def _pickled(self) -> dict[str, Any]:
-        """What makes an equal object."""
+        """What `_unpickle` needs to build an equal object."""
         raise NotImplementedError
 
     def _unpickle(self, saved: dict[str, Any]) -> None:
-        """Makes the object, of which nothing is there yet, from what `_pickled` gave; checks it."""
+        """Builds this still empty object from the result of `_pickled`, and checks it."""
         raise NotImplementedError
 
 
@@ -97,7 +97,7 @@ def _restored(cls: type[Settled], form: int | str, saved: Any) -> Settled:
         )
     made = cls.__new__(cls)
     try:
-        made._unpickle(saved)  # noqa: SLF001 - the hook that it is declared for
+        made._unpickle(saved)  # noqa: SLF001 - the hook is declared for this
     except (KeyError, AttributeError) as error:
         raise ValueError(f"this is no whole pickle of a {cls.__name__}: {error!r}") from error
     return made
@@ -108,7 +108,7 @@ def _is_ours(cls: type) -> bool:
 
 
 def _declared(cls: type) -> frozenset[str]:
-    """The public attributes that the package's own classes among a class's bases declare."""
+    """The public attributes declared by those bases of a class that this package has."""
     names = cls.__dict__.get("_declared_names")
     if names is None:
         ours = [base for base in cls.__mro__ if _is_ours(base)]

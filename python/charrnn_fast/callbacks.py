@@ -1,4 +1,4 @@
-"""What may watch a training: the base of all callbacks, and what they are told."""
+"""Callbacks: their base class, and the events of training that they are told of."""
 
 from .training.callbacks import Callback, Evaluation, Update
 

@@ -1,4 +1,4 @@
-"""The weights that a network begins with: drawn by a seed, the same on every machine."""
+"""Initial weights: drawn from a seed, the same on every machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike
 from .registry import Cell
 
 INITS = ("uniform", "lecun", "lecun_tokens")
-"""Ways to draw them, which `RNN` explains."""
+"""Initialization methods; see `RNN`."""
 
 _DRAWN_AT_ONCE = 2**16  # weights
 
@@ -37,7 +37,7 @@ def draw(
             core.set_parameter(name, value)
             continue
         flat, bound = value.reshape(-1), _bound(init, name, shape, hidden_size)
-        # In pieces: the words, and what is computed from them, take eight bytes each.
+        # In pieces: the words and the numbers computed from them take eight bytes each.
         for start in range(0, flat.size, _DRAWN_AT_ONCE):
             piece = flat[start : start + _DRAWN_AT_ONCE]
             raw = words.random_raw(piece.size)
@@ -48,7 +48,7 @@ def draw(
 
 
 def _bound(init: str, name: str, shape: tuple[int, ...], hidden_size: int) -> float:
-    """Of the uniform numbers that a parameter begins with."""
+    """The bound of the uniform distribution that a parameter is drawn from."""
     matrix = name.startswith(("weight_ih", "weight_hh", "weight_hr", "decoder.weight"))
     if init == "uniform" or not matrix:
         return 1 / math.sqrt(hidden_size)

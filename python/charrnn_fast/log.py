@@ -1,4 +1,4 @@
-"""A training's log: a file of JSON lines, as `JsonLog` writes it, and TensorBoard's."""
+"""Training logs: JSON lines, as `JsonLog` writes them, and TensorBoard's format."""
 
 from .training.log import JsonLog, TensorBoardLog, read
 

@@ -1,4 +1,4 @@
-"""Losses with their gradients, and the clipping of gradients."""
+"""Losses with their gradients, and gradient clipping."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Array = NDArray[Any]
 def cross_entropy(
     logits: Array, targets: Array, reduction: str = "mean", *, weights: Array | None = None
 ) -> tuple[float, Array]:
-    """Softmax cross-entropy in nats: -log softmax(logits)[target], and its gradient.
+    """Softmax cross-entropy in nats, -log softmax(logits)[target], and its gradient.
 
-    logits [..., V] float32 or float64, targets [...] integer classes 0 to V - 1, or -1: ignored
+    logits: [..., V], float32 or float64. targets [...]: integer classes 0 to V - 1; -1 is ignored
     (loss and gradient 0). reduction: "mean" over the targets that are not ignored, or "sum".
-    weights [...]: finite and >= 0, of the logits' dtype, one for each target: "sum" is then
-    sum(w * loss), and "mean" divides it by the sum of the weights of the targets that are not
-    ignored (0 where that is 0), as PyTorch does with its weights of classes. A weight of 0 ignores
-    its target, whatever the logits are; a NaN among other logits makes the loss NaN.
-    Returns the loss and dlogits [..., V] = softmax(logits) - onehot(target), scaled likewise.
+    weights [...]: one per target, finite and >= 0, of the logits' dtype. "sum" is then sum(w *
+    loss), and "mean" divides it by the sum of the weights of the targets that are not ignored (0 if
+    that is 0), like PyTorch's class weights. A weight of 0 ignores its target whatever the logits
+    are. Elsewhere a NaN in the logits makes the loss NaN. Returns the loss and dlogits [..., V] =
+    softmax(logits) - onehot(target), scaled likewise.
     """
     _check_reduction(reduction)
     logits = _floats("logits", logits)
@@ -55,18 +55,17 @@ def cross_entropy(
 def binary_cross_entropy(
     logits: Array, targets: Array, reduction: str = "mean", *, weights: Array | None = None
 ) -> tuple[float, Array]:
-    """Cross-entropy in nats of the probabilities sigmoid(logits), and its gradient.
+    """Binary cross-entropy in nats of the probabilities sigmoid(logits), and its gradient.
 
-    -z log sigmoid(x) - (1 - z) log(1 - sigmoid(x)) for a logit x and its target z, computed as
-    max(x, 0) - x z + log1p(exp(-|x|)), which overflows nowhere. logits [...] float32 or float64,
-    targets [...] in [0, 1] of the same shape and dtype. reduction: "mean" over all elements (0
-    where there are none), or "sum". weights: None, or finite and >= 0, of the same shape and dtype:
-    "sum" is then sum(w * loss), and "mean" divides it by the sum of the weights (0 where that is
-    0); an element with a weight of 0 is left out, whatever its logit is. Another logit that is NaN
-    or infinite makes the loss NaN or infinite.
-    Returns the loss and dlogits [...] = sigmoid(logits) - targets, scaled likewise. As
-    torch.nn.functional.binary_cross_entropy_with_logits, whose mean with weights divides by the
-    number of elements instead.
+    For a logit x and its target z it is -z log sigmoid(x) - (1 - z) log(1 - sigmoid(x)), computed
+    without overflow as max(x, 0) - x z + log1p(exp(-|x|)). logits: [...], float32 or float64.
+    targets: in [0, 1], of the same shape and dtype. reduction: "mean" over all elements (0 if there
+    are none), or "sum". weights: None, or finite and >= 0, of the same shape and dtype. "sum" is
+    then sum(w * loss), and "mean" divides it by the sum of the weights (0 if that is 0). A weight
+    of 0 ignores its element whatever the logit is. Elsewhere a NaN or infinite logit makes the loss
+    NaN or infinite. Returns the loss and dlogits [...] = sigmoid(logits) - targets, scaled
+    likewise. As torch.nn.functional.binary_cross_entropy_with_logits, except that its weighted mean
+    divides by the number of elements.
     """
     _check_reduction(reduction)
     logits, targets = _pair("logits", logits, targets)
@@ -78,15 +77,14 @@ def binary_cross_entropy(
 def mean_square(
     y: Array, targets: Array, reduction: str = "mean", *, weights: Array | None = None
 ) -> tuple[float, Array]:
-    """Squared differences (y - targets)^2, and their gradient.
+    """Squared error (y - targets)^2, and its gradient.
 
-    y [...] float32 or float64, targets [...] of the same shape and dtype. reduction: "mean" over
-    all elements (0 where there are none), or "sum". weights: None, or finite and >= 0, of the same
-    shape and dtype: "sum" is then sum(w * loss), and "mean" divides it by the sum of the weights (0
-    where that is 0); an element with a weight of 0 is left out, whatever it holds. What is not
-    finite elsewhere makes the loss NaN or infinite.
-    Returns the loss and dy [...] = 2 (y - targets), scaled likewise. As
-    torch.nn.functional.mse_loss.
+    y: [...], float32 or float64. targets: of the same shape and dtype. reduction: "mean" over all
+    elements (0 if there are none), or "sum". weights: None, or finite and >= 0, of the same shape
+    and dtype. "sum" is then sum(w * loss), and "mean" divides it by the sum of the weights (0 if
+    that is 0). A weight of 0 ignores its element whatever it holds. Elsewhere a value that is not
+    finite makes the loss NaN or infinite. Returns the loss and dy [...] = 2 (y - targets), scaled
+    likewise. As torch.nn.functional.mse_loss.
     """
     _check_reduction(reduction)
     y, targets = _pair("y", y, targets)
@@ -95,11 +93,10 @@ def mean_square(
 
 
 def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
-    """Scales all gradients in place so that their common norm is at most max_norm.
+    """Scales all gradients in place to a joint norm of at most max_norm; returns the norm before.
 
-    The norm is that of all arrays as one vector; the factor is min(1, max_norm / (norm + 1e-6)),
-    as in PyTorch; with max_norm infinite nothing is scaled. Returns the norm before clipping, in
-    double precision.
+    The norm is that of all arrays as one vector, in double precision. As in PyTorch, the factor is
+    min(1, max_norm / (norm + 1e-6)). An infinite max_norm scales nothing.
     """
     if max_norm != math.inf:
         max_norm = real("max_norm", max_norm, above=0)
@@ -108,14 +105,14 @@ def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
     if max_norm == math.inf:
         return norm
     factor = _core.clip_factor(norm, max_norm)
-    if not factor >= 1:  # also where the norm is NaN, so that it shows
+    if not factor >= 1:  # also if the norm is NaN, so that it shows
         for g in grads.values():
             _core.scale(g, factor)
     return norm
 
 
 def clip_grad_value(grads: Mapping[str, Array], max_value: float) -> None:
-    """Limits each element of all gradients to [-max_value, max_value], in place."""
+    """Clips each element of all gradients to [-max_value, max_value], in place."""
     max_value = real("max_value", max_value, above=0)
     _check_gradients(grads)
     for g in grads.values():
@@ -176,9 +173,9 @@ def _weights(weights: object, dtype: np.dtype[Any], shape: tuple[int, ...]) -> A
 
 
 def _check_range(name: str, values: Array, least: float, most: float, takes: str) -> None:
-    """ValueError names the first element that is not in [least, most], NaN among them."""
+    """ValueError names the first element outside [least, most]; NaN counts as outside."""
     if values.size and not (values.min() >= least and values.max() <= most):
-        flat = values.flatten()  # a copy: another thread may put it right before it is named
+        flat = values.flatten()  # a copy: another thread may change it meanwhile
         for first in np.flatnonzero(~((flat >= least) & (flat <= most)))[:1]:
             where = ", ".join(str(int(i)) for i in np.unravel_index(first, values.shape))
             index = f"[{where}]" if values.ndim else ""

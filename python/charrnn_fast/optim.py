@@ -1,7 +1,7 @@
 """Optimizers: fused updates of a network's parameters, by PyTorch's formulas.
 
 ``opt = Adam(rnn, lr=2e-3)``, then ``opt.step(grads)`` after each ``rnn.backward``. The formulas and
-their sources stand in ``cpp/include/charrnn_fast/optimizers.hpp``.
+their sources are in ``cpp/include/charrnn_fast/optimizers.hpp``.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ _STATE_KEYS = ("optimizer", "step", "options", "state")
 
 
 class Optimizer(Settled):
-    """What all optimizers share. lr, the learning rate, may be changed between steps.
+    """The base of all optimizers. lr, the learning rate, may be changed between steps.
 
-    `rnn` is the network that is updated. The other options are attributes too, which stay what they
-    are but for `load_state_dict`. A deep copy (by `copy` or `pickle`) goes on with the same bits,
-    and brings a copy of the network with it, as its `rnn`: copy both at once, as in
-    ``rnn, optimizer = copy.deepcopy((rnn, optimizer))``, where the network is copied as well.
+    `rnn` is the network to update. The other options are attributes that only `load_state_dict`
+    changes. A deep copy (by `copy` or `pickle`) continues with the same bits and copies the network
+    too, as its `rnn`. To copy both, use ``rnn, optimizer = copy.deepcopy((rnn, optimizer))``.
     """
 
     rnn: RNN
@@ -46,7 +45,7 @@ class Optimizer(Settled):
     _covered = frozenset(("_core", "_rule", "_options"))
 
     def __init__(self, rnn: Any, rule: str, lr: float, options: dict[str, Any]) -> None:
-        """rnn: an `RNN`, or what has one as its `rnn`, like a `CharLM`."""
+        """rnn: an `RNN`, or an object with one as its `rnn`, like a `CharLM`."""
         network = rnn if isinstance(rnn, RNN) else getattr(rnn, "rnn", None)
         if not isinstance(network, RNN):
             raise TypeError(f"rnn must be an RNN or have one as .rnn, got {type(rnn).__name__}")
@@ -88,9 +87,9 @@ class Optimizer(Settled):
         return f"<{type(self).__name__}({shown}) of {self.rnn!r}, {self._core.num_steps:,} steps>"
 
     def step(self, grads: Mapping[str, Array]) -> None:
-        """One update from the gradients by name that `RNN.backward` returns.
+        """One update from the gradients by name, as `RNN.backward` returns them.
 
-        Raises ValueError for missing, unknown or misshapen arrays, TypeError for another dtype;
+        Raises ValueError for missing, unknown or misshapen arrays and TypeError for another dtype;
         then nothing has changed.
         """
         instance("grads", grads, Mapping, "a mapping of arrays by name")
@@ -104,13 +103,15 @@ class Optimizer(Settled):
         self._core.step(dict(grads), real("lr", self.lr, least=0))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next updates depend on beside the parameters, as copies: a dict of
+        """A copy of all that the next updates depend on besides the parameters: a dict.
 
-        "optimizer": "sgd", "rmsprop", "adagrad", "adam" or "adamw"; "step": the updates done;
-        "options": lr and what else the constructor takes, by its names; "state": for each parameter
-        a dict of arrays, C-ordered, of its shape and dtype, by PyTorch's names: "momentum_buffer"
-        (sgd with momentum), "square_avg" and, as asked for, "grad_avg" and "momentum_buffer"
-        (rmsprop), "sum" (adagrad), "exp_avg" and "exp_avg_sq" (adam, adamw).
+        "optimizer": "sgd", "rmsprop", "adagrad", "adam" or "adamw"
+        "step": the updates done
+        "options": lr and the other keywords of the constructor
+        "state": for each parameter a dict of arrays of its shape and dtype, in C order, with
+            PyTorch's names: "momentum_buffer" (sgd with momentum); "square_avg" and, if enabled,
+            "grad_avg" and "momentum_buffer" (rmsprop); "sum" (adagrad); "exp_avg" and "exp_avg_sq"
+            (adam, adamw)
         """
         core = self._core
         return {
@@ -124,11 +125,11 @@ class Optimizer(Settled):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` of an optimizer of the same kind gave, options as well.
+        """Restores the `state_dict` of an optimizer of the same kind, options included.
 
-        With the parameters of that time the next updates have the same bits. Raises TypeError and
-        ValueError for missing and unknown names, another kind of optimizer, wrong options and
-        arrays of another shape or dtype; then nothing has changed.
+        With the parameters of that time, the next updates have the same bits. Raises TypeError or
+        ValueError for missing or unknown names, another kind of optimizer, wrong options and arrays
+        of another shape or dtype; then nothing has changed.
         """
         instance("state_dict", state_dict, Mapping, "a mapping as state_dict() gives it")
         _check_names("state_dict", state_dict, _STATE_KEYS)
@@ -316,6 +317,6 @@ KINDS: dict[str, Callable[..., Optimizer]] = {
 
 
 def memory(rule: str, rnn: RNN) -> int:
-    """The bytes that an optimizer ("sgd", "adam", ...) with its default settings holds for rnn."""
+    """The bytes of an optimizer ("sgd", "adam", ...) with default settings for rnn."""
     kind: Any = _core.OptimizerFloat32 if rnn.dtype == np.float32 else _core.OptimizerFloat64
     return int(kind.memory(rule, rnn.core, {}))

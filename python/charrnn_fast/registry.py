@@ -1,8 +1,8 @@
-"""What there is to choose from: cells, optimizers, and rates of dropout.
+"""The choices that users have: cells, optimizers and dropout rates.
 
-Each is declared once, in C++, next to what it does (``cells.hpp``, ``optimizers.hpp`` and
-``network.hpp`` in ``cpp/include/charrnn_fast``); everything in Python that lists them, checks them
-or has to know what they have reads it here.
+Each is declared once, in C++, next to its code (``cells.hpp``, ``optimizers.hpp`` and
+``network.hpp`` in ``cpp/include/charrnn_fast``). All Python code that lists or checks them, or
+needs their properties, reads them here.
 """
 
 from __future__ import annotations
@@ -13,33 +13,31 @@ from . import _core
 
 
 class Cell(NamedTuple):
-    """What there is to know of a cell but its math."""
+    """The properties of a cell, without its math."""
 
     name: str
     nonlinearity: str
-    """Which one it is of those of its name: "tanh" but for the vanilla cell, which has "relu" too.
-    """
+    """For the vanilla cell "tanh" or "relu", else "tanh"."""
     gates: str
-    """A letter for each, in the order of the rows of weight_ih and weight_hh."""
+    """One letter per gate, in the order of the rows of weight_ih and weight_hh."""
     unit_weights: str
-    """What follows "weight_" in the name of the weights that a unit has of its own, as peepholes;
-    empty where it has none."""
+    """Name of the per-unit weights, such as peepholes, without "weight_"; empty: none."""
     num_states: int
     """1 (h) or 2 (h and c)."""
     num_split: int
-    """The last so many gates have two gradients: of the input's part and of the recurrent one."""
+    """How many of the last gates have two gradients: of the input and of the recurrent part."""
     num_saved: int
-    """Numbers that a unit's step keeps for backward, beside the states."""
+    """Numbers that a unit saves per step for backward, besides the states."""
     forget_gate: int | None
-    """The place of the gate that forgets, whose bias may begin higher than the others."""
+    """Index of the forget gate, for forget_bias; None: no such gate."""
     takes_projection: bool
-    """Whether its h may be projected (proj_size)."""
+    """Whether it supports a projection (proj_size)."""
     bounded: bool
     """Whether h lies in [-1, 1]."""
 
 
 class Optimizer(NamedTuple):
-    """An optimizer's options, by name, with what they are unless they are given."""
+    """An optimizer's options by name, with their defaults."""
 
     name: str
     options: dict[str, float | bool]
@@ -54,14 +52,14 @@ NONLINEARITIES = tuple(dict.fromkeys(nonlinearity for _, nonlinearity in CELLS))
 OPTIMIZERS = {optimizer["name"]: Optimizer(**optimizer) for optimizer in _core.optimizers}
 
 DROPOUT_RATES = _core.dropout_rates
-"""Their names, as options of `RNN`; zoneout, which has a rate for each state, is not among them."""
+"""Names of `RNN`'s options that are one dropout rate; zoneout, with one per state, is not here."""
 
 
 def nonlinearities(cell: str) -> tuple[str, ...]:
-    """Those that a cell comes with."""
+    """The nonlinearities that a cell supports."""
     return tuple(nonlinearity for name, nonlinearity in CELLS if name == cell)
 
 
 def gates(cell: str) -> int:
-    """How many a cell has: G."""
+    """G, the number of gates of a cell."""
     return len(CELLS[cell, nonlinearities(cell)[0]].gates)

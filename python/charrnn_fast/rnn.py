@@ -52,45 +52,45 @@ _BIASES = {True: "double", "double": "double", "single": "single", False: "none"
 
 
 class _Forward:
-    """A forward of a thread: its number (0 without keep), and whether backward is to follow."""
+    """A thread's forward: its number (0 without keep), and whether backward may follow."""
 
     def __init__(self, number: int) -> None:
         self.number, self.is_open = number, number > 0
 
 
 class RNN(Settled):
-    """num_layers recurrent layers on each other and, with output_size, a linear decoder.
+    """A stack of RNN, GRU or LSTM layers and, with output_size, a linear decoder.
 
-    The third argument is output_size, where that of `torch.nn.RNN` is num_layers: PyTorch's
+    The third argument is output_size, not num_layers as in `torch.nn.RNN`: PyTorch's
     ``RNN(10, 20, 2)`` is ``RNN(10, 20, num_layers=2)`` here.
 
-    Dimension letters: T seq_len, B batch, I input_size, H hidden_size, L num_layers, D directions
+    Letters in shapes: T seq_len, B batch, I input_size, H hidden_size, L num_layers, D directions
     (2 if bidirectional), G gates (1 for "rnn", 3 for "gru" and "coupled_lstm", else 4), R width of
     h (proj_size, or H), O output_size, or D*R without a decoder.
 
-    The step of the vanilla network (Elman, 1990)::
+    One step of the vanilla network (Elman, 1990), from h = 0::
 
         h = tanh(W_hh h + W_xh x + b_h);   y = W_hy h + b_y
 
-    with h zero at first; ``bias=False`` leaves b_h and b_y out. "lstm" and "gru" are those of
-    PyTorch, gate order i, f, g, o and r, z, n. Inputs are vectors of the network's dtype, or
-    integer tokens 0 to I - 1, which stand for one-hot vectors and give the same bits.
+    ``bias=False`` drops b_h and b_y. "lstm" and "gru" are PyTorch's, with gate order i, f, g, o and
+    r, z, n. Inputs are vectors of the network's dtype, or integer tokens 0 to I - 1. A token stands
+    for its one-hot vector and gives the same bits.
 
-    Two variants of the LSTM (Greff et al., 2017): "peephole_lstm", whose gates see the cell's state
-    (i = sigmoid(a_i + p_i c), f likewise; o = sigmoid(a_o + p_o c')), and "coupled_lstm", which
-    forgets what it replaces (c' = f c + (1 - f) g; gate order f, g, o).
+    Two variants of the LSTM (Greff et al., 2017): in "peephole_lstm" the gates see the cell state
+    (i = sigmoid(a_i + p_i c), f likewise; o = sigmoid(a_o + p_o c')); in "coupled_lstm" the input
+    gate is 1 - f (c' = f c + (1 - f) g; gate order f, g, o).
 
-    Results are the same bits for any number of threads, for any company in the batch, and for
-    stepping as for whole sequences.
+    Results are bitwise the same for any number of threads, for any other rows in the batch, and for
+    single steps as for whole sequences.
 
-    Options are attributes that stay what they are. `copy.deepcopy` and `pickle` give a network of
-    its own with the same weights, the same carried state and, in subclasses, the same attributes;
-    what `backward` needs of the last `forward` is not copied. `copy.copy` is a deep copy too.
+    Options are read-only attributes. `copy.deepcopy`, `copy.copy` and `pickle` make an independent
+    network with the same weights and the same carried state; attributes of subclasses are copied
+    too. What `backward` needs of the last `forward` is not copied.
 
-    Threads may call one network at the same time, and their calls wait for each other. But it has
-    one last forward and one carried state: `backward` raises RuntimeError in a thread whose forward
-    is no longer the last one, and steps of several threads go on with each other's state. Threads
-    that train or step at the same time need a copy each.
+    Threads may share a network: their calls wait for each other. But it has one last forward and
+    one carried state. `backward` raises RuntimeError if another thread has called `forward` since,
+    and `step` continues from the state that any thread left. Give each thread that trains or steps
+    its own copy.
     """
 
     input_size: int
@@ -111,7 +111,7 @@ class RNN(Settled):
     variational: bool
     weight_drop: float
     zoneout: tuple[float, float]
-    """The rates of h and of c."""
+    """Zoneout rates of h and of c."""
 
     _advice = {  # noqa: RUF012
         "": "the options of a network are fixed when it is built; build another one, whose "
@@ -146,31 +146,35 @@ class RNN(Settled):
         zoneout: float | tuple[float, float] = 0.0,
         device: str = "cpu",
     ) -> None:
-        """Weights and biases are drawn by `seed`.
+        """Builds the network and draws its weights and biases from `seed`.
 
-        init: "uniform", from U(-1/sqrt(H), 1/sqrt(H)), as in PyTorch; "lecun", a weight matrix
-        from U(-sqrt(3/n), sqrt(3/n)) for the n features that it reads, so that sums keep the
-        variance of what is summed (LeCun et al., 1998, section 4.6), all else as before;
-        "lecun_tokens", the same for tokens and other 1-of-k inputs, of which one feature is read.
-        cell: "rnn", "gru", "lstm", "peephole_lstm" or "coupled_lstm"; nonlinearity ("tanh", "relu")
-        is that of "rnn". bias: True (PyTorch's two vectors per layer), "single" (one) or False
-        (none). dtype: "float32" or "float64". forget_bias: the sum of an LSTM's two biases of the
-        forget gate at the start (Gers et al., 2000); None leaves them as drawn. device: "cpu" only.
+        cell: "rnn", "gru", "lstm", "peephole_lstm" or "coupled_lstm". nonlinearity: "tanh" or
+        "relu", of cell "rnn". bias: True (PyTorch's two vectors per layer), "single" (one) or False
+        (none). dtype: "float32" or "float64". device: "cpu" only.
+
+        init: "uniform" draws from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch does. "lecun" draws a weight
+        matrix with n inputs from U(-sqrt(3/n), sqrt(3/n)), which preserves variance (LeCun et al.,
+        1998, section 4.6), and the rest as "uniform". "lecun_tokens" is "lecun" for tokens and
+        other one-hot inputs, with n = 1 for layer 0. forget_bias: initial forget-gate bias of the
+        LSTMs, the sum of the two bias vectors (Gers et al., 2000); None: as drawn.
 
         bidirectional: each layer reads its input in both directions (Schuster and Paliwal, 1997).
-        proj_size: of the LSTMs, h = W_hr (o tanh(c)) of so many features (Sak et al., 2014).
-        layer_norm: the gates' sums become gain_ih N(W_ih x) + b_ih + gain_hh N(W_hh h) + b_hh, N
-        normalising over all gates (Ba et al., 2016; of "gru" r and z together, n by itself). c is
-        not normalised.
+        proj_size: width of the LSTMs' projection h = W_hr (o tanh(c)) (Sak et al., 2014); 0: none.
+        layer_norm: the gates' inputs become gain_ih N(W_ih x) + b_ih + gain_hh N(W_hh h) + b_hh (Ba
+        et al., 2016). N normalizes over all gates; for "gru" over r and z together, and over n
+        alone. c is not normalized.
 
-        The others leave out at random, each at a rate in [0, 1), and only in calls that are given a
-        mask_seed, as `Trainer` gives them: input_dropout elements of x (a token as its one-hot
-        vector), dropout those of what the layers above the first read, output_dropout those of the
-        top layer's h, recurrent_dropout those of h on its way into W_hh; with variational one mask
-        for all steps of a call (Gal and Ghahramani, 2016), else one for each. weight_drop: elements
-        of W_hh, one mask per call (Merity et al., 2018). What is kept is divided by 1 - rate.
-        zoneout, a rate or a pair for h and c: keeps the unit's value of the step before (Krueger et
-        al., 2017); without mask_seed h' = rate h + (1 - rate) h'', its expectation.
+        Regularization is active only in calls that get a mask_seed, as `Trainer` gives them. All
+        rates lie in [0, 1), and kept elements are divided by 1 - rate.
+
+        input_dropout: dropout rate of x (of a token: of its one-hot vector)
+        dropout: dropout rate between layers
+        output_dropout: dropout rate of the top layer's h
+        recurrent_dropout: dropout rate of h where it enters W_hh
+        variational: one mask for all steps of a call (Gal and Ghahramani, 2016), else one per step
+        weight_drop: dropout rate of the elements of W_hh, one mask per call (Merity et al., 2018)
+        zoneout: one rate, or a pair for h and c, at which a unit keeps its previous value (Krueger
+            et al., 2017); without mask_seed its expectation, h' = rate h + (1 - rate) h''
         """
         seed = integer("seed", seed, 0, LARGEST_SEED)
         if init not in INITS:
@@ -236,7 +240,7 @@ class RNN(Settled):
         zoneout: float | tuple[float, float],
         **rates: float,
     ) -> None:
-        """Checks the options and makes the network, whose parameters are zero."""
+        """Checks the options and builds the network with zero parameters."""
         input_size = integer("input_size", input_size, 1)
         hidden_size = integer("hidden_size", hidden_size, 1)
         num_layers = integer("num_layers", num_layers, 1, _MOST_LAYERS)
@@ -291,8 +295,8 @@ class RNN(Settled):
         self.zoneout = (zoneout_h, zoneout_c)
         make: Any = _core.ModelFloat32 if self.dtype == np.float32 else _core.ModelFloat64
         self._carried: Array | None = None  # the state of `step`, in the kernels' layout
-        # Of each thread its last forward, and of all of them by their numbers: what a thread gets
-        # is the gradient of its own forward, but one thread may hand a forward on to another.
+        # Each thread's last forward, and all of them by number: a thread gets the gradient of its
+        # own forward, but one thread may hand a forward on to another.
         self._by_thread = threading.local()
         self._forwards: WeakValueDictionary[int, _Forward] = WeakValueDictionary()
         weights = self._count_weights()
@@ -374,9 +378,9 @@ class RNN(Settled):
         return any((*rates, *self.zoneout))
 
     def __repr__(self) -> str:
-        """As the call that builds it; of the other options those that differ from their defaults.
+        """The call that builds the network, with the options that differ from their defaults.
 
-        output_size has its name here: the third argument of PyTorch's networks is num_layers.
+        output_size is named: the third argument of PyTorch's networks is num_layers.
         """
         output = "" if self.output_size is None else f", output_size={self.output_size}"
         defaults = signature(RNN).parameters
@@ -409,17 +413,18 @@ class RNN(Settled):
     # ---- parameters -----------------------------------------------------------------------
 
     def parameters(self, *, copy: bool = False) -> dict[str, Array]:
-        """Read-only views of the parameters, by PyTorch's names and in its shapes.
+        """Read-only views of the parameters, with PyTorch's names and shapes.
 
-        weight_ih_l0 [G*H, I], weight_hh_l0 [G*H, R], bias_ih_l0 and bias_hh_l0 [G*H], and so on
-        for each layer (weight_ih_l1 [G*H, D*R]) and, as weight_ih_l0_reverse, for its other
-        direction; where there are such, weight_peephole_l0 [3, H] (of i, f, o), gain_ih_l0 and
-        gain_hh_l0 [G*H], weight_hr_l0 [R, H]; decoder.weight [O, D*R], decoder.bias [O].
+        weight_ih_l0 [G*H, I] (upper layers: weight_ih_l1 [G*H, D*R] and so on), weight_hh_l0
+            [G*H, R], bias_ih_l0 and bias_hh_l0 [G*H]
+        weight_ih_l0_reverse and so on: the reverse direction
+        where the network has them: weight_peephole_l0 [3, H] (of i, f, o), gain_ih_l0 and
+            gain_hh_l0 [G*H], weight_hr_l0 [R, H]
+        decoder.weight [O, D*R], decoder.bias [O]
 
-        The views show every later change. weight_ih_l0 and weight_ih_l0_reverse are stored [I, G*H]
-        and their views transposed, in Fortran order; the others are in C order. copy=True: writable
-        copies in C order of what the parameters are now. The dict is the caller's: to change a
-        parameter, use `load_parameters`.
+        The views show later changes. Those of weight_ih_l0 and weight_ih_l0_reverse are in Fortran
+        order (stored as [I, G*H]), the others in C order. copy=True returns writable copies in C
+        order. To change a parameter, use `load_parameters`; changing the dict changes nothing.
         """
         views = {name: self._core.parameter(name) for name in self._core.parameter_shapes()}
         if not copy:
@@ -427,9 +432,10 @@ class RNN(Settled):
         return {name: np.array(view, order="C") for name, view in views.items()}
 
     def load_parameters(self, parameters: Mapping[str, Array]) -> None:
-        """Copies parameters from a mapping like that of `parameters`, all of them or nothing.
+        """Copies all parameters from a mapping like that of `parameters`.
 
-        Raises ValueError for a missing, unknown or misshapen array, TypeError for another dtype.
+        Raises ValueError for a missing, unknown or misshapen array and TypeError for another dtype;
+        then nothing has changed.
         """
         instance("parameters", parameters, Mapping, "a mapping of arrays by name")
         shapes: dict[str, tuple[int, ...]] = self._core.parameter_shapes()
@@ -445,7 +451,7 @@ class RNN(Settled):
             self._core.set_parameter(name, parameters[name])
 
     def check_parameter(self, name: str, value: object, shape: tuple[int, ...]) -> None:
-        """TypeError or ValueError unless value, which messages call name, can be a parameter."""
+        """TypeError or ValueError unless value can be the parameter; name is for the message."""
         value = array(name, value, "an array")
         if value.dtype != self.dtype:
             raise TypeError(f"{name} must have dtype {self.dtype}, got {value.dtype}")
@@ -516,25 +522,25 @@ class RNN(Settled):
     # ---- state ----------------------------------------------------------------------------
 
     def zero_state(self, batch: int) -> State:
-        """Zeros in the form that `forward` takes and `state` has: h [L*D, B, R], or (h, c)."""
+        """A state of zeros, in the form of `forward` and `state`: h [L*D, B, R], or (h, c)."""
         return self._states.public(self._kernel_zeros(integer("batch", batch, 1)))
 
     def _kernel_zeros(self, batch: int) -> Array:
         return self._states.zeros(batch)
 
     def reset(self) -> None:
-        """Sets the state that `step` carries back to zero."""
+        """Sets the state that `step` carries to zero."""
         self._carried = None
 
     @property
     def state(self) -> State:
-        """The state that `step` carries, in the form that `forward` takes; None: still zero.
+        """The state that `step` carries, as a copy in the form of `forward`; None: zero.
 
-        A copy: to change what is carried, assign. Assigning copies too: an array [L*D, B, R], for
-        the LSTMs a tuple (h, c), c [L*D, B, H], of any batch B >= 1, or None, which is `reset`. So
-        a decoder steps on from an encoder's last state, and a stream that was put aside goes on
-        with the same bits. Raises TypeError and ValueError as `forward` does, and ValueError for a
-        bidirectional network, which has no step.
+        Assign to change it: an array h [L*D, B, R], for the LSTMs a tuple (h, c), c [L*D, B, H],
+        of any batch B >= 1, is copied; None is `reset`. A decoder can thus start from an encoder's
+        last state, and an interrupted stream resumes with the same bits. Raises TypeError and
+        ValueError as `forward` does, and ValueError for a bidirectional network, which has no
+        step.
         """
         return None if self._carried is None else self._states.public(self._carried.copy())
 
@@ -577,11 +583,11 @@ class RNN(Settled):
     # ---- one step -------------------------------------------------------------------------
 
     def step(self, x: Array | int) -> Array:
-        """One step of the carried state: y [O] for x [I], or y [B, O] for x [B, I].
+        """One time step: y [O] for x [I], or y [B, O] for x [B, I].
 
-        x: of the network's dtype, or integer tokens: one (y [O]) or [B]. The state starts at
-        zero and is carried from call to call, until `reset`; B cannot change before that. Raises
-        ValueError for a bidirectional network, which cannot know what comes later.
+        x has the network's dtype, or is an integer token (y [O]) or tokens [B]. The state starts
+        at zero and is carried from call to call. B is fixed until `reset`. Raises ValueError for a
+        bidirectional network, whose reverse direction would need the later steps.
         """
         if self._carried is not None:
             y: Array | None = self._core.step_plain(x, self._carried)
@@ -623,20 +629,18 @@ class RNN(Settled):
         keep: bool = True,
         mask_seed: int | None = None,
     ) -> tuple[Array, State]:
-        """Runs a whole sequence: y [T, B, O] and the last state.
+        """Runs a whole sequence; returns y [T, B, O] and the last state.
 
-        x [T, B, I] of the network's dtype, or integer tokens [T, B]. state: the initial state
-        (None: zero), an array [L*D, B, R], for the LSTMs a tuple (h, c), c [L*D, B, H].
+        x: [T, B, I] of the network's dtype, or integer tokens [T, B]. state: the initial state
+        (None: zero), an array h [L*D, B, R], for the LSTMs a tuple (h, c), c [L*D, B, H].
 
-        lengths [B], 0 to T, in any order: row b ends after lengths[b] steps. Past its end y is 0,
-        x is not read into anything (but tokens have to be tokens) and the state stays, so that the
-        last state is that of each row's end; the reverse direction begins there. What is past the
-        ends takes no time.
+        lengths [B], 0 to T, in any order: row b has lengths[b] steps, the rest is padding. Padding
+        is never computed and takes no time, though padded tokens must be valid ids; its y is 0.
+        The last state is each row's own, and the reverse direction begins at each row's end.
 
-        keep=False leaves out what `backward` needs, which takes far less memory. mask_seed, 0 to
-        2**64 - 1: the network's dropout, weight_drop and zoneout are at work, with masks drawn from
-        this number alone; None: they are not. Neither reads nor changes the state that `step`
-        carries.
+        keep=False does not save what `backward` needs, which takes far less memory. mask_seed, 0
+        to 2**64 - 1: seed of the masks of dropout, weight_drop and zoneout; None: no masks. The
+        state that `step` carries is neither read nor changed.
         """
         x = self._input(x, "TB")
         if x.shape[1] == 0:
@@ -660,14 +664,13 @@ class RNN(Settled):
     def backward(
         self, dy: Array | None, dstate: State = None
     ) -> tuple[Array | None, State, dict[str, Array]]:
-        """Backpropagation through time of the last `forward`.
+        """Backpropagation through time of the last ``forward(keep=True)``.
 
-        dy [T, B, O]: gradient of a loss by y (None: zero; it is not read past the end of a row).
-        dstate: gradient by the last state, in the form of a state (None: zero). Returns the
-        gradients by x ([T, B, I]; None for tokens), by the initial state and, by name, by the
-        parameters, all in fresh arrays. Raises RuntimeError where no forward has kept what this
-        needs, where a parameter has changed since, and where another thread has called forward
-        since this one did.
+        dy [T, B, O]: gradient of a loss with respect to y (None: zero; padding is not read).
+        dstate: gradient with respect to the last state, in the form of a state (None: zero).
+        Returns new arrays: the gradients with respect to x ([T, B, I]; None for tokens), the
+        initial state, and the parameters by name. Raises RuntimeError without such a forward, if a
+        parameter has changed since, and if another thread has called `forward` since.
         """
         number, steps, batch = self._core.kept
         if not number:
@@ -700,7 +703,7 @@ class RNN(Settled):
 
 
 def _kind(cell: str, nonlinearity: str) -> registry.Cell:
-    """The cell that RNN(cell=..., nonlinearity=...) means; ValueError where there is none."""
+    """The cell of RNN(cell=..., nonlinearity=...); ValueError if there is none."""
     if cell not in registry.CELL_NAMES:
         takes = ", ".join(map(repr, registry.CELL_NAMES))
         raise ValueError(f"{called('cell')} must be one of {takes}, got {cell!r}")
@@ -720,7 +723,7 @@ def _rate(name: str, rate: float) -> float:
 def zoneout_rates(
     zoneout: float | tuple[float, float], kind: registry.Cell, proj_size: int
 ) -> tuple[float, float]:
-    """The rates of h and of c that RNN(zoneout=...) means; ValueError where they cannot be."""
+    """The rates of h and of c of RNN(zoneout=...); ValueError if the cell cannot have them."""
     if isinstance(zoneout, (tuple, list)):
         if len(zoneout) != 2:
             raise ValueError(
@@ -744,7 +747,7 @@ def zoneout_rates(
 
 
 def _lengths(lengths: Sequence[int] | Array, seq_len: int, batch: int) -> NDArray[np.int64]:
-    given = np.array(array_like("lengths", lengths))  # which no other thread changes
+    given = np.array(array_like("lengths", lengths))  # a copy that no other thread changes
     if given.dtype.kind not in "iu":
         raise TypeError(f"lengths must be integers, got {given.dtype}")
     if given.shape != (batch,):

@@ -1,4 +1,4 @@
-"""The compiled part as it runs here: its version, its instruction set, its threads."""
+"""The compiled module at run time: version, instruction set, threads."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ if TYPE_CHECKING:
 
 
 def build_info() -> dict[str, Any]:
-    """Version, compiler, instruction set in use and those this machine runs, threads, CUDA."""
+    """Version, compiler, instruction sets (in use and available), threads, CUDA."""
     from ._core import build_info
 
     return build_info()
 
 
 def get_num_threads() -> int:
-    """The number of threads that the kernels use: at first one for each core it may run on."""
+    """The number of threads of the kernels; by default one per core available to the process."""
     from ._core import get_num_threads
 
     return get_num_threads()
 
 
 def set_num_threads(n: int) -> None:
-    """Sets the number of threads that the kernels use, 1 to 4096; results do not depend on it.
+    """Sets the number of threads of the kernels, 1 to 4096; results do not depend on it.
 
-    The environment variable CHARRNN_NUM_THREADS sets it from outside.
+    The environment variable CHARRNN_NUM_THREADS sets it at the start.
     """
     from ._checks import integer
     from ._core import set_num_threads

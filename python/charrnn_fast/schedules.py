@@ -1,4 +1,4 @@
-"""Learning-rate schedules: what the learning rate is multiplied by as a training goes on."""
+"""Learning-rate schedules: the factor on the learning rate over a training."""
 
 from .training.schedules import Constant, Cosine, Decay, Linear, Plateau, Schedule
 

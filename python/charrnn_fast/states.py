@@ -1,7 +1,7 @@
-"""States of a network in their two forms: as callers have them, and as the kernels do.
+"""States of a network in two forms: the caller's and the kernels'.
 
-Callers have h [L*D, B, R] (rnn, gru) or a tuple (h, c), c [L*D, B, H] (the LSTMs); letters as in
-`RNN`. The kernels have one array: all h, then all c.
+Callers have h [L*D, B, R] (rnn, gru) or a tuple (h, c) with c [L*D, B, H] (the LSTMs); letters as
+in `RNN`. The kernels have one array: all h, then all c.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ State = Any
 
 
 class StateLayout:
-    """The states of one network, for any batch B.
+    """The layout of one network's states, for any batch B.
 
-    In the kernels' form a state is [S, L*D, B, H], S 2 for the LSTMs, else 1; flat where a
-    projection makes h narrower than c.
+    The kernels' form is [S, L*D, B, H], with S = 2 for the LSTMs, else 1. With a projection, where
+    h is narrower than c, it is flat.
     """
 
     def __init__(self, core: Any, layers: int, width: int, hidden_size: int, dtype: Any) -> None:
@@ -33,7 +33,7 @@ class StateLayout:
         self._widths = (width, hidden_size)[: core.num_states]
 
     def shapes(self, batch: int) -> list[tuple[int, int, int]]:
-        """Of h and, for the LSTMs, of c."""
+        """The shapes of h and, for the LSTMs, of c."""
         return [(self._layers, batch, width) for width in self._widths]
 
     def zeros(self, batch: int) -> Array:
@@ -41,7 +41,7 @@ class StateLayout:
         return np.zeros(self._core.state_shape(batch), self._dtype)
 
     def batch(self, state: Array) -> int:
-        """The rows B of a state in the kernels' form."""
+        """The batch size B of a state in the kernels' form."""
         one = sum(math.prod(shape) for shape in self.shapes(1))
         return int(state.size // one)
 
@@ -65,9 +65,9 @@ class StateLayout:
         return parts[0] if len(parts) == 1 else (parts[0], parts[1])
 
     def checked(self, name: str, state: State, batch: int, letters: str) -> Array | None:
-        """The kernels' form of a caller's state, None of None.
+        """The kernels' form of a caller's state; None for None.
 
-        TypeError and ValueError name the part that is wrong. letters: its shape, as "[L, B, H]".
+        TypeError and ValueError name the wrong part. letters: its shape, as "[L, B, H]".
         """
         if state is None:
             return None

@@ -42,11 +42,10 @@ _StartsWithin = Callable[[int, int], NDArray[np.int64]]
 class CharLM(Settled):
     """Predicts the next character (or byte) of a text from all that came before.
 
-    The network's inputs are ids of the vocabulary and its outputs the logits of the next id. The
-    names are the field's: cell "rnn", "gru", "lstm" or one of its variants; see `RNN` for every
-    keyword. `rnn` is the network, for whoever wants to go below the text. Both stay what they are.
+    `rnn` is the network: its inputs are ids of `vocabulary`, its outputs the logits of the next id.
+    See `RNN` for every keyword. Both attributes are read-only.
 
-    Deep copies, by `copy` or `pickle`, are those of `RNN`; `save` writes what is to be kept.
+    Deep copies and pickles are those of `RNN`. To store a model, use `save`.
     """
 
     vocabulary: Vocabulary
@@ -86,16 +85,14 @@ class CharLM(Settled):
         zoneout: float | tuple[float, float] = 0.0,
         device: str = "cpu",
     ) -> None:
-        """Weights are drawn from `seed` as init tells, see `RNN`.
+        """Draws the weights from `seed` by the method init, see `RNN`.
 
-        With init="lecun_tokens" a model learns in its first updates what takes several times as
-        many with "uniform", which is PyTorch's (docs/training.md has figures).
-
-        forget_bias is the initial bias of an LSTM's forget gate (Gers et al., 2000; Jozefowicz et
-        al., 2015), None leaves it as drawn. What dropout, zoneout and the like leave out is drawn
-        in training alone; `evaluate` and `sample` use the whole network. bidirectional must be
-        False: a language model cannot read what it is to write. Raises ValueError for fewer than
-        two symbols.
+        init="lecun_tokens" needs several times fewer updates at the start of training than
+        PyTorch's "uniform" (docs/training.md has figures). forget_bias: initial forget-gate bias of
+        the LSTMs (Gers et al., 2000; Jozefowicz et al., 2015); None: as drawn. Dropout, zoneout and
+        other regularization act in training only; `evaluate` and `sample` use the whole network.
+        bidirectional must be False: a language model cannot read the text that it predicts. Raises
+        ValueError for fewer than two symbols.
         """
         instance("vocabulary", vocabulary, Vocabulary, "a Vocabulary")
         if bidirectional:
@@ -153,11 +150,11 @@ class CharLM(Settled):
 
     @property
     def last_seed(self) -> int | None:
-        """The seed of the last text drawn without one, to draw it again; None before that."""
+        """The seed of the last text drawn with ``seed=None``; None before that."""
         return self._last_seed
 
     def settings(self) -> dict[str, Any]:
-        """The keywords that make a model like this one, as JSON values."""
+        """The constructor's keywords for a model like this one, as JSON values."""
         return dict(self._config)
 
     @property
@@ -190,26 +187,26 @@ class CharLM(Settled):
         self._config, self._last_seed = saved["config"], saved["last_seed"]
 
     def evaluate(self, text: str, *, weight_dtype: str | None = None) -> float:
-        """The mean loss in nats per character (or byte) over text: one stream, zero state first.
+        """The mean loss of text in nats per character (or byte), from the zero state.
 
-        The first character is given, all others are predicted: the mean of -ln p(next | before)
-        over ``len(text) - 1`` characters. weight_dtype="bfloat16" gives the loss of the model that
-        `sample` draws from with it. Raises ValueError for fewer than two characters, and for one
-        that the vocabulary lacks.
+        This is the mean of -ln p(next | before) over ``len(text) - 1`` characters, in one stream:
+        the first one is not predicted. weight_dtype="bfloat16": the loss of the model that `sample`
+        draws from with it. Raises ValueError for fewer than two characters and for a character that
+        is not in the vocabulary.
         """
         return self.read_as(weight_dtype).evaluate_ids(self.vocabulary.encode(text))
 
     def score(
         self, texts: Iterable[str], *, weight_dtype: str | None = None
     ) -> NDArray[np.float64]:
-        """The log-probability of each text, in nats [N], computed together.
+        """The log-probability of each text, in nats [N], computed as one batch.
 
-        That of all its characters (or bytes), each given those before it; before the first one the
-        network reads, from the zero state, what `sample` reads for an empty prime: a newline. It is
-        thus the probability that ``sample(len(text))`` gives this text. 0 for an empty text. That
-        of a whole line is that of ``line + "\\n"``: over all lines these add up to 1. A text has
-        the same score in any company. weight_dtype as for `evaluate`. Raises ValueError for a
-        character that the vocabulary lacks.
+        It sums over all characters (or bytes) of a text, each given those before it. The network
+        starts from the zero state and reads a newline first, as `sample` does for an empty prime:
+        the score is the log-probability that ``sample(len(text))`` gives this text. An empty text
+        scores 0. To score whole lines, pass ``line + "\\n"``: the probabilities of all lines add up
+        to 1. Other texts in the batch change nothing. weight_dtype as in `evaluate`. Raises
+        ValueError for a character that is not in the vocabulary.
         """
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
             raise TypeError(f"texts must be a sequence of strings, got {type(texts).__name__}")
@@ -261,23 +258,23 @@ class CharLM(Settled):
     ) -> str | list[str]:
         """prime and a continuation of `length` characters (or bytes) drawn from the model.
 
-        temperature divides the logits: below 1 more likely text, above 1 more varied, 0 always the
-        most probable character. top_k draws from that many of the most probable characters, top_p
-        from the fewest that have this much probability together (Holtzman et al., 2020); None from
-        all. An empty prime stands for a newline (the first symbol, where there is none) that the
-        model reads and that is not returned.
+        temperature divides the logits: below 1 the text is more likely, above 1 more varied; 0
+        always takes the most probable character. top_k: draw from the k most probable characters.
+        top_p: draw from the fewest characters that reach this probability together (Holtzman et
+        al., 2020). None: from all. For an empty prime the model reads a newline (or the first
+        symbol, if there is none), which is not returned.
 
-        seed in 0 to 2**64 - 1; None takes a fresh one and keeps it in `last_seed`. With seeds, one
-        text for each, computed together: the same texts as one by one, in less time.
+        seed: 0 to 2**64 - 1; None: a fresh one, kept in `last_seed`. seeds: one text for each,
+        drawn as one batch: the same texts as one by one, in less time.
 
-        stop: a string, or several. The text, otherwise the same, ends before the one that is
-        completed first (where one draw completes several, before the longest), or after `length`
-        characters. They are looked for in the continuation alone, not in prime. Raises ValueError
-        for one that is empty or has a character that the vocabulary lacks.
+        stop: one string or several. The text ends before the stop string that is completed first
+        (the longest, if one draw completes several), or after `length` characters, and is otherwise
+        unchanged. Stop strings are not searched for in prime. Raises ValueError for an empty stop
+        string and for one with a character that is not in the vocabulary.
 
-        weight_dtype="bfloat16" reads the weights rounded to bfloat16, which halves the memory that
-        a step reads: faster where the model exceeds the processor's caches. Arithmetic stays in
-        float32; `evaluate` with the same argument tells what the rounding costs.
+        weight_dtype="bfloat16" rounds the weights to bfloat16, which halves the memory that a step
+        reads: faster if the model exceeds the processor's caches. Arithmetic stays in float32.
+        `evaluate` with the same argument measures the loss from rounding.
         """
         if seeds is not None and seed is not None:
             raise ValueError("give seed or seeds, not both")
@@ -306,28 +303,28 @@ class CharLM(Settled):
     ) -> Iterator[str]:
         """The text of `sample` with the same arguments, each character as soon as it is drawn.
 
-        The first piece is prime. A character of several bytes comes whole, and what may be the
-        beginning of a stop string comes once it is known not to be. No piece is empty.
+        The first piece is prime, and no piece is empty. A character of several bytes is never
+        split. A possible beginning of a stop string is held back until it is known not to be one.
         """
         key = self._seed(seed)
         request = self.request(length, prime, temperature, top_k, top_p, stop, weight_dtype)
-        # The arguments are checked at the call, which a generator would put off.
+        # Not a generator, which would check the arguments only at the first piece.
         return draw_pieces(self.rnn, self.vocabulary, request, key, 1)
 
     def save(self, path: StrPath) -> None:
-        """Writes a checkpoint (a safetensors file); the file at path is replaced in one step.
+        """Writes a checkpoint (a safetensors file), replacing a file at path atomically.
 
-        Raises FloatingPointError where a weight is not finite, and OSError where path cannot be
-        written or holds a file that is no checkpoint; a file there then stays as it is.
+        Raises FloatingPointError if a weight is not finite, and OSError if path cannot be written
+        or holds a file that is not a checkpoint. That file then stays unchanged.
         """
         configuration.write(path, *self.to_checkpoint())
 
     @classmethod
     def load(cls, path: StrPath) -> CharLM:
-        """The model of a checkpoint, written by `save` or by `Trainer`.
+        """The model of a checkpoint written by `save` or by `Trainer`.
 
-        Raises `CheckpointError` where the file is foreign, cut off or changed, or holds what no
-        version up to this one writes.
+        Raises `CheckpointError` if the file is not a checkpoint, is truncated or changed, or comes
+        from a newer version that this one does not understand.
         """
         return cls.from_checkpoint(path, *configuration.read(path))
 
@@ -335,11 +332,11 @@ class CharLM(Settled):
     def from_checkpoint(
         cls, path: StrPath, tensors: checkpoint.Tensors, config: checkpoint.Config
     ) -> CharLM:
-        """The model of what `configuration.read` gives."""
+        """The model of what `configuration.read` returns."""
         try:
             vocabulary = Vocabulary.from_config(_symbols(tensors), config)
             _check_size(tensors, config["model"], len(vocabulary))
-            # The file's settings, not the arguments of this call; they have been warned of.
+            # The settings are the file's, not arguments of this call, and were warned of before.
             with calling({}), telling(lambda _: None):
                 model = cls(vocabulary, **config["model"])
             model._check_tensors(tensors, config)
@@ -352,9 +349,9 @@ class CharLM(Settled):
         return model
 
     def _check_tensors(self, tensors: checkpoint.Tensors, config: checkpoint.Config) -> None:
-        """ValueError unless tensors are those of this model and of config's training, and no more.
+        """ValueError unless tensors are exactly those of this model and of config's training.
 
-        Which tensors an optimizer has is for `Trainer` to tell: here each must be like a parameter.
+        `Trainer` checks which tensors an optimizer has; here each must only match a parameter.
         """
         rnn, training = self.rnn, config.get("training")
         shapes: dict[str, tuple[int, ...]] = rnn.core.parameter_shapes()
@@ -368,7 +365,7 @@ class CharLM(Settled):
             state = tensors.get("state.h", np.empty(0))
             if state.ndim != 3 or not state.shape[1]:
                 raise ValueError("the tensor 'state.h' must be there, of the shape [L, B, R]")
-            # B, of `Trainer.step`, may be another than the batch_size of `fit`.
+            # B, of `Trainer.step`, may differ from the batch_size of `fit`.
             for name, part in zip(STATES, rnn.states.shapes(state.shape[1]), strict=False):
                 expected[f"state.{name}"] = part
         for name in expected:
@@ -388,13 +385,13 @@ class CharLM(Settled):
                 )
 
     def to_checkpoint(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Tensors and configuration, what `from_checkpoint` takes."""
+        """Tensors and configuration, as `from_checkpoint` takes them."""
         tensors = {tensor_name(name): p for name, p in self.rnn.parameters().items()}
         tensors["vocabulary"] = self.vocabulary.symbols.astype(np.int32)
         return tensors, {"model": self._config, **self.vocabulary.to_config()}
 
     def read_as(self, weight_dtype: str | None) -> CharLM:
-        """This model, or a copy whose weights are those that sampling with weight_dtype reads."""
+        """This model, or a copy with the weights that sampling with weight_dtype uses."""
         check_weight_dtype(weight_dtype, self.rnn)
         if weight_dtype != "bfloat16":
             return self
@@ -416,10 +413,10 @@ class CharLM(Settled):
         length: int | None = None,
         starts_within: _StartsWithin | None = None,
     ) -> Iterator[tuple[int, float]]:
-        """How many of ids [N] were predicted, and their loss in nats, piece by piece.
+        """Pairs, block by block: how many of ids [N] were predicted, and their summed loss in nats.
 
-        ids: of any integer type, in memory or in a file. length: of their beginning that is
-        evaluated; None: all. The state is set to zero where a document begins.
+        ids: of any integer type, in memory or in a file. length: evaluate only so many ids from the
+        beginning; None: all. The state is zero where a document begins.
         """
         length = len(ids) if length is None else min(length, len(ids))
         if length < 2:
@@ -479,7 +476,7 @@ class CharLM(Settled):
 
     @property
     def _first(self) -> int:
-        """The id that the network reads before a text with nothing before it: a newline's."""
+        """The id that the network reads before an empty prime: a newline's."""
         return max(self.vocabulary.id_of(ord("\n")), 0)
 
 
@@ -496,10 +493,10 @@ def _symbols(tensors: checkpoint.Tensors) -> NDArray[Any]:
 
 
 def _check_size(tensors: checkpoint.Tensors, config: dict[str, Any], vocabulary_size: int) -> None:
-    """ValueError where a model would be larger than its tensors; nothing is allocated before."""
+    """ValueError if a model would be larger than its tensors; allocates nothing."""
     size, layers = config["hidden_size"], config["num_layers"]
     width = config["proj_size"] or size
-    # The large ones, [G*H, V], [G*H, R] and [V, R]; the others are of their sizes.
+    # Only the large ones, [G*H, V], [G*H, R] and [V, R]: the others follow from the same sizes.
     least = {"decoder.weight": vocabulary_size * width, "rnn.weight_ih_l0": size * vocabulary_size}
     for layer in range(layers):
         least[f"rnn.weight_hh_l{layer}"] = size * width

@@ -1,4 +1,4 @@
-"""Drawing text from a network, one token after another. The loop itself runs in the kernels."""
+"""Drawing text from a network, token by token. The loop itself runs in the kernels."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..rnn import RNN
 from ..text.vocabulary import StreamDecoder, Vocabulary
 
 BLOCK = 1024  # tokens drawn at once: bounds the memory, and lets an interrupt through
-_STOP_BLOCK = 64  # where a stop string may end the text: what is drawn beyond it is lost
+_STOP_BLOCK = 64  # with stop strings: tokens drawn beyond the text's end are wasted
 _STREAMS = 64  # texts drawn together: more are hardly faster
-_TOGETHER = 2**24  # characters of these texts, which stand in memory until all are drawn
+_TOGETHER = 2**24  # characters of these texts, in memory until all are drawn
 _PRIME_BLOCK = 1024  # steps of a prime fed at once, which lets an interrupt through
 _UNIT_WEIGHTS = tuple(f"weight_{c.unit_weights}_l" for c in CELLS.values() if c.unit_weights)
 
@@ -28,10 +28,10 @@ Stop = str | Sequence[str] | None
 class Sampling:
     """How a token is drawn from the softmax of the logits.
 
-    temperature divides the logits; 0 takes the most probable token. top_k keeps that many of the
-    most probable tokens, top_p the smallest set of them that has this much probability
-    (Holtzman et al., 2020); None keeps all. weight_dtype: what the weights are read as, None for
-    the network's own type; "bfloat16" halves the memory that a step reads.
+    temperature divides the logits; 0 takes the most probable token. top_k keeps the k most probable
+    tokens, top_p the smallest set of them with this much probability (Holtzman et al., 2020); None
+    keeps all. weight_dtype: None for the network's own, or "bfloat16", which halves the memory that
+    a step reads.
     """
 
     temperature: float
@@ -48,7 +48,7 @@ class Sampling:
 
 
 def check_weight_dtype(weight_dtype: str | None, rnn: RNN) -> None:
-    """Raises ValueError for weights that the kernels do not sample rnn with."""
+    """ValueError if the kernels cannot sample rnn with weights of this type."""
     own = rnn.dtype.name
     known = [own, "bfloat16"] if own == "float32" else [own]
     if weight_dtype is not None and weight_dtype not in known:
@@ -59,10 +59,10 @@ def check_weight_dtype(weight_dtype: str | None, rnn: RNN) -> None:
 
 
 def read_as_bfloat16(name: str, parameter: NDArray[Any]) -> NDArray[Any]:
-    """The values of a parameter that sampling with bfloat16 weights computes with.
+    """The values of a parameter that sampling with bfloat16 weights uses.
 
-    Matrices are rounded, but for layer 0's input weights, of which a token reads one row, and for
-    the weights of a unit's own (peepholes), which are vectors side by side.
+    Matrices are rounded. Two kinds are not: layer 0's input weights, of which a token reads one
+    row, and peephole weights, which are vectors.
     """
     whole = name == "weight_ih_l0" or name.startswith(_UNIT_WEIGHTS)
     matrix = parameter.ndim == 2 and not whole
@@ -70,10 +70,10 @@ def read_as_bfloat16(name: str, parameter: NDArray[Any]) -> NDArray[Any]:
 
 
 def rounded_to_bfloat16(weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Every element's nearest bfloat16 (8 bits of significand), ties to even, as float32."""
+    """The nearest bfloat16 (8-bit significand) of every element, ties to even, as float32."""
     bits = np.ascontiguousarray(weights).view(np.uint32)
     nearest = (bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
-    # Rounding up a NaN could end beyond the largest one.
+    # Rounding up could overflow a NaN beyond the largest one.
     return np.where(np.isnan(weights), weights, nearest.view(np.float32))
 
 
@@ -81,8 +81,9 @@ def rounded_to_bfloat16(weights: NDArray[np.float32]) -> NDArray[np.float32]:
 class Request:
     """A text to draw.
 
-    prime: the ids [N] that it begins with; read: the ids, one at least, that the network reads
-    before the first draw; length: the draws at most; stops: the text ends before the first of them.
+    prime: the ids [N] that the text begins with. read: the ids, at least one, that the network
+    reads before the first draw. length: the most tokens to draw. stops: the text ends before the
+    first stop string.
     """
 
     prime: NDArray[np.int32]
@@ -93,7 +94,7 @@ class Request:
 
 
 def checked_stops(stop: Stop, vocabulary: Vocabulary) -> tuple[str, ...]:
-    """The stop strings; ValueError for an empty one, and for one that cannot occur."""
+    """The stop strings; ValueError for an empty one and for one that cannot occur."""
     if stop is None:
         return ()
     named = {"stop": stop} if isinstance(stop, str) else _numbered_stops(stop)
@@ -115,7 +116,7 @@ def _numbered_stops(stop: Sequence[str]) -> dict[str, str]:
 def draw_pieces(
     rnn: RNN, vocabulary: Vocabulary, request: Request, seed: int, block: int
 ) -> Iterator[str]:
-    """The text of one seed in pieces, none of them empty, as every `block` tokens are drawn."""
+    """The text of one seed in non-empty pieces, one for every `block` tokens drawn."""
     text = _Text(vocabulary, request.stops)
     if piece := text.begin(request.prime):
         yield piece
@@ -133,7 +134,7 @@ def draw_pieces(
 def draw_texts(
     rnn: RNN, vocabulary: Vocabulary, request: Request, seeds: Sequence[int]
 ) -> Iterator[str]:
-    """The text of each seed, in order. Many are drawn together, as many as the memory allows."""
+    """The text of each seed, in order. As many are drawn as one batch as the memory allows."""
     first = _read(rnn, request.read)
     count = max(1, min(_STREAMS, _TOGETHER // max(1, request.length)))
     for begin in range(0, len(seeds), count):
@@ -163,8 +164,8 @@ def _texts(drawing: _Drawing, vocabulary: Vocabulary, request: Request) -> list[
 class _Text:
     """The text of a stream of tokens, piece by piece, up to the first stop string.
 
-    Stop strings are looked for in what was drawn, not in the prime. What may be the beginning of
-    one is held back until it is known, and so are the first bytes of a character.
+    Stop strings are searched for in drawn text, not in the prime. A possible beginning of one is
+    held back until it is decided, and so are the first bytes of a character.
     """
 
     def __init__(self, vocabulary: Vocabulary, stops: tuple[str, ...]) -> None:
@@ -172,7 +173,7 @@ class _Text:
         self._stops = stops
         self._held = ""
         self.ended = False
-        """Whether a stop string has come."""
+        """Whether a stop string was drawn."""
 
     def begin(self, prime: NDArray[np.int32]) -> str:
         return self._decoder.decode(prime)
@@ -184,13 +185,13 @@ class _Text:
         return text[: len(text) - held]
 
     def finish(self) -> str:
-        """What was held back, once nothing more is drawn."""
+        """The text held back, once drawing has ended."""
         if self.ended:
             return ""
         return self._cut(self._held + self._decoder.decode([], final=True))
 
     def _cut(self, text: str) -> str:
-        """text up to the stop string that is complete first; of several, the longest."""
+        """text up to the stop string that is completed first; if several are, the longest."""
         found = [(at + len(s), at) for s in self._stops if (at := text.find(s)) >= 0]
         self.ended = bool(found)
         return text[: min(found)[1]] if found else text
@@ -209,14 +210,14 @@ def _beginning_of_stop(text: str, stops: tuple[str, ...]) -> int:
 
 @dataclass(frozen=True)
 class _Start:
-    """Where drawing begins: the state of one row (kernels' layout), and the token to read next."""
+    """Where drawing begins: the state of one row (kernels' layout) and the token to read next."""
 
     state: NDArray[Any]
     token: int
 
 
 def _read(rnn: RNN, tokens: NDArray[np.int32]) -> _Start:
-    """Reads tokens [N], N >= 1, from the zero state; the last of them is left for the drawing."""
+    """Reads tokens [N], N >= 1, from the zero state, except the last: drawing reads that one."""
     network: Any = rnn.core
     state = rnn.states.zeros(1)
     for start in range(0, len(tokens) - 1, _PRIME_BLOCK):
@@ -225,11 +226,10 @@ def _read(rnn: RNN, tokens: NDArray[np.int32]) -> _Start:
 
 
 class _Drawing:
-    """Streams of tokens, one for each seed, from a common start.
+    """Streams of tokens, one per seed, from a common start.
 
-    Draw n of a stream (counted from 0) depends on its seed and n alone: neither on the other
-    streams nor on how many tokens are drawn at once. The kernels keep their packed copy of the
-    weights from call to call.
+    Draw n of a stream (counted from 0) depends only on its seed and n: not on other streams, and
+    not on how many tokens are drawn per call. The kernels keep their packed weights between calls.
     """
 
     def __init__(self, rnn: RNN, start: _Start, seeds: Sequence[int], sampling: Sampling) -> None:
@@ -266,7 +266,7 @@ class _Drawing:
         return drawn
 
     def keep(self, streams: Sequence[int]) -> None:
-        """Goes on with these of the streams alone, in this order."""
+        """Keeps only these streams, in this order."""
         rows = np.array(streams, np.intp)
         self._seeds, self._last = self._seeds[rows], self._last[rows]
         self._select(rows)

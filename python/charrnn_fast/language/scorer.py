@@ -20,14 +20,14 @@ def log_probabilities(
 ) -> NDArray[np.float64]:
     """log p of each text, in nats [N]: the sum of log p(id | first, all ids before) over its ids.
 
-    texts: N arrays of ids [T], each T >= 0. Every text begins at the zero state, with the id
-    `first` read before it. A text's result does not depend on the others.
+    texts: N arrays of ids [T], each T >= 0. Every text starts from the zero state, and the network
+    reads the id `first` before it. A text's result does not depend on the others.
     """
     width = rnn.hidden_size * (rnn.num_layers + 4)
-    # The same for all texts, whose sums go by it: another number would round them otherwise.
+    # The same for all texts: their sums go block by block, and other blocks would round otherwise.
     steps = min(_STEPS, max(1, _ELEMENTS // (width + (rnn.output_size or 1))))
     result = np.zeros(len(texts))
-    # Texts of about one length, the longest first: a batch then has few rows that have ended.
+    # Sorted by length, the longest first: a batch then has little padding.
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     while order and len(texts[order[0]]):
         longest = min(len(texts[order[0]]), steps)
@@ -40,7 +40,7 @@ def log_probabilities(
 def _together(
     rnn: RNN, first: int, texts: Sequence[NDArray[np.int32]], steps: int
 ) -> NDArray[np.float64]:
-    """As `log_probabilities`, for texts in the order of their lengths, the longest first."""
+    """`log_probabilities` for texts sorted by length, the longest first."""
     network: Any = rnn.core
     sums = np.zeros(len(texts))
     last = np.full(len(texts), first, np.int32)

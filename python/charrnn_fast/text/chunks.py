@@ -1,4 +1,4 @@
-"""The pieces of a text that a training reads, in their order."""
+"""The chunks of a text that training reads, in order."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from .documents import Documents
 class Chunks:
     """The chunks of one epoch for stateful truncated backpropagation through time.
 
-    Stream b of B reads the b-th of B contiguous pieces of the ids; chunk i holds the steps i T to
-    (i + 1) T - 1 of every stream, and the targets are the ids that follow. A hidden state carried
-    from chunk to chunk has thus read its stream from the start. What is left after the last whole
-    chunk of a piece is not used.
+    The ids are cut into B contiguous streams. Chunk i holds the steps i T to (i + 1) T - 1 of every
+    stream; the targets are the ids that follow. A hidden state carried from chunk to chunk has thus
+    read its stream from the start. The rest of a stream after its last whole chunk is not used.
     """
 
     def __init__(self, ids: Ids, batch_size: int, seq_len: int, unit: str) -> None:
@@ -29,18 +28,18 @@ class Chunks:
                 f"{called('seq_len')}, or more text"
             )
         self._ids = ids
-        # [T + 1, B] of the first chunk, its inputs' and, one behind, its targets'.
+        # [T + 1, B] of the first chunk: of its inputs and, one later, of its targets.
         self._places = np.arange(seq_len + 1)[:, None] + np.arange(batch_size) * piece
         self._count = piece // seq_len
 
     def __len__(self) -> int:
-        """The chunks of an epoch."""
+        """The number of chunks of an epoch."""
         return self._count
 
     def read(self, index: int, offset: int = 0) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """inputs and targets [T, B] of a chunk.
 
-        offset: where in the ids the first stream begins; behind the last id comes the first one.
+        offset: where in the ids the first stream begins; reading wraps around at the end.
         """
         ids = columns_of(self._ids, self._places + self._shift(index, offset)).astype(np.int32, "C")
         return ids[:-1], ids[1:]
@@ -48,9 +47,9 @@ class Chunks:
     def read_documents(
         self, index: int, documents: Documents, offset: int = 0
     ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]:
-        """As `read`, and [T, B] whether an input begins a document.
+        """As `read`, plus [T, B]: whether an input begins a document.
 
-        documents: of the text that begins with the ids. Their first one begins a document too.
+        documents: of the text that begins with the ids. The first id begins a document too.
         """
         before, places = documents.mark_size, self._places + self._shift(index, offset)
         earlier = places[0] - np.arange(before, 0, -1)[:, None]

@@ -26,15 +26,15 @@ from .vocabulary import Vocabulary
 
 
 class Corpus(Settled):
-    """The ids of a text: the first 90 % to train on, the last 10 % to validate with.
+    """The ids of a text: the first 90 % for training, the last 10 % for validation.
 
-    ids [N] are of the smallest unsigned integer type that holds the vocabulary. `train` and
-    `validation` are read-only parts of them. Those of `from_text` are arrays; those of `from_files`
-    stay in a file: they have a length and a dtype, and a slice of them is an array in memory.
+    ids [N] have the smallest unsigned integer type that holds the vocabulary. `train` and
+    `validation` are read-only parts of them. `from_text` keeps ids in arrays. `from_files` keeps
+    them in a file: they have a length and a dtype, and slicing them gives an array in memory.
 
-    A deep copy has arrays of its own; of ids in a file both read the same one, which nobody writes
-    to. A pickle holds the ids, of a temporary file too. Of a file that is read where it is (see
-    `from_files`) it holds the path, and loading it raises OSError where that file has changed.
+    A deep copy has its own arrays, but shares a file of ids, which is never written to. A pickle
+    holds the ids, also those of a temporary file. For a file that is read in place (see
+    `from_files`) it holds the path: loading raises OSError if that file has changed.
     """
 
     vocabulary: Vocabulary
@@ -56,7 +56,8 @@ class Corpus(Settled):
     ) -> None:
         """ids [N], N >= 1, integers below ``len(vocabulary)``; use `from_text` or `from_files`.
 
-        file_starts: the positions at which files begin; with a document_mark, documents as well.
+        file_starts: the positions where files begin; with a document_mark, documents begin there
+        too.
         """
         instance("vocabulary", vocabulary, Vocabulary, "a Vocabulary")
         if not isinstance(ids, FileArray):
@@ -106,28 +107,28 @@ class Corpus(Settled):
         min_count: int = 1,
         document_mark: str | None = None,
     ) -> Corpus:
-        """The corpus of files, one after the other; it may exceed the memory.
+        """The corpus of files, concatenated; it may exceed the memory.
 
-        paths: files, folders (all regular files below them but hidden ones, sorted) and patterns
-        such as ``"notes/**/*.txt"``, pipes, and "-" for the standard input. Each is read once,
-        strictly decoded from an encoding that Python knows; a byte order mark at its start is left
-        out, and line ends stay as they are.
+        paths: files, folders (all regular files below them except hidden ones, sorted), patterns
+        such as ``"notes/**/*.txt"``, pipes, and "-" for standard input. Each is read once and
+        decoded strictly from encoding, any that Python knows. A byte order mark at a file's start
+        is dropped; line ends are kept.
 
         vocabulary None: the characters of the files. Those that occur fewer than min_count times
-        are mapped to the vocabulary's unknown symbol, and so is what other texts will hold.
+        map to the unknown symbol, and so will unknown characters of other texts.
 
-        document_mark: the text that ends a document; it stays a part of the text. A document
-        begins behind each mark and at each file's start. The mark's characters are in the
-        vocabulary however rare they are. "": files alone are documents.
+        document_mark: the text that ends a document; it stays part of the text. A document begins
+        after each mark and at each file's start. The vocabulary includes the mark's characters
+        however rare they are. "": only files are documents.
 
-        Ids are kept in a temporary file (in the folder that TMPDIR names, one to four bytes for a
-        character) that vanishes with the corpus. With `Vocabulary.from_bytes()` nothing is decoded,
-        and a single file is not copied but read where it is: it must stay as it is while the corpus
-        is in use, and whatever reads from it raises OSError once it has changed.
+        Ids are kept in a temporary file (in TMPDIR, one to four bytes per character) that is
+        deleted with the corpus. With `Vocabulary.from_bytes()` nothing is decoded, and a single
+        file is read in place. It must not change while the corpus is in use: reading a changed file
+        raises OSError.
 
-        Raises ValueError with file and byte offset where a file is not in the encoding, with file
-        and position at a character that a given vocabulary lacks, and where document_mark does not
-        occur in the text.
+        Raises ValueError with file and byte offset if a file is not in the encoding, with file and
+        position for a character that a given vocabulary lacks, and if document_mark does not occur
+        in the text.
         """
         if not paths:
             raise TypeError("from_files must have at least one path, got none")
@@ -157,10 +158,10 @@ class Corpus(Settled):
     def of_each_file(
         cls, paths: Sequence[str], vocabulary: Vocabulary, encoding: str = UTF8
     ) -> list[Corpus]:
-        """The corpus of each file by itself, as `from_files` gives it; each file is read once.
+        """One corpus per file, as `from_files` makes it; each file is read once.
 
-        paths: of files, pipes, and "-" for the standard input. The ids of several stand in one
-        temporary file, so that many files take one descriptor. Raises ValueError as `from_files`.
+        paths: files, pipes, and "-" for standard input. The ids of several share one temporary
+        file, so that many files need one descriptor. Raises ValueError as `from_files` does.
         """
         if len(paths) == 1:
             return [cls.from_files(paths[0], vocabulary=vocabulary, encoding=encoding)]
@@ -206,10 +207,11 @@ class Corpus(Settled):
         )
 
     def starts_within(self, first: int, last: int) -> NDArray[np.int64]:
-        """The positions in first to last - 1 at which a document begins, ascending, without 0.
+        """The positions from first to last - 1 where a document begins, ascending, without 0.
 
-        Positions are those of the whole text, of which `train` is the beginning. They are found in
-        the ids at each call, so that many documents take no memory. Empty without a document_mark.
+        Positions count from the start of the whole text, which is also that of `train`. They are
+        searched for at each call, so that many documents take no memory. Empty without a
+        document_mark.
         """
         if self._documents is None:
             return np.empty(0, np.int64)
@@ -222,21 +224,21 @@ class Corpus(Settled):
 
     @property
     def documents(self) -> Documents | None:
-        """Where documents begin, for the modules of this package; None: the text is read as one."""
+        """Where documents begin, for this package's modules; None: one continuous text."""
         return self._documents
 
     @property
     def document_mark(self) -> str | None:
-        """What ends a document; None: the text is read as one."""
+        """The text that ends a document; None: one continuous text."""
         return None if self._documents is None else self._documents.mark
 
     @property
     def fingerprint(self) -> str:
-        """A digest that tells corpora apart."""
+        """A digest that identifies the corpus."""
         return self._fingerprint
 
     def identity(self) -> dict[str, Any]:
-        """What tells, in a checkpoint, whether a training is resumed on its own text."""
+        """What a checkpoint stores to check that training resumes on the same text."""
         starts = None  # where they matter
         if self._documents is not None:
             starts = hashlib.sha256(self._documents.file_starts.tobytes()).hexdigest()
@@ -248,12 +250,12 @@ class Corpus(Settled):
         }
 
     def validation_starts(self, first: int, last: int) -> NDArray[np.int64]:
-        """As `starts_within`, of positions in the validation part."""
+        """As `starts_within`, for positions in the validation part."""
         split = len(self.train)
         return self.starts_within(split + first, split + last) - split
 
     def num_unknown(self) -> int:
-        """How many characters of the text are mapped to the vocabulary's unknown symbol."""
+        """How many characters of the text map to the vocabulary's unknown symbol."""
         unknown = self.vocabulary.unknown_id
         if unknown < 0:
             return 0
@@ -262,7 +264,7 @@ class Corpus(Settled):
 
     @cached_property
     def _fingerprint(self) -> str:
-        """Tells corpora apart without reading all of a large one: up to 1024 spread blocks."""
+        """Identifies a corpus without reading all of a large one: up to 1024 spread blocks."""
         digest = hashlib.sha256(f"{len(self)} {self.ids.dtype}".encode())
         block = 1 << 16
         for start in range(0, len(self), max(block, len(self) // 1024)):

@@ -12,18 +12,18 @@ STEPS = 2_500  # about a minute on two cores
 # that of 3.13.
 BOUND = 1.70
 
-# They come last, and so are the validation part: prose and code as in most of the library, in
-# every version of Python. What the alphabet puts last can be a table of opcodes instead.
+# They come last and are thus the validation part: prose and code as in most of the library, in
+# every version of Python. The alphabetically last module can be a table of opcodes instead.
 _LAST = ("shutil", "subprocess", "tempfile", "threading")
 
 
 def text() -> str:
     """SIZE characters: top-level modules in alphabetical order, ASCII only, then those of _LAST.
 
-    Raises FileNotFoundError where the standard library is installed without its source.
+    Raises FileNotFoundError if the standard library is installed without its source.
     """
     folder = Path(sysconfig.get_path("stdlib"))
-    # Private modules are often generated tables, and some are there on one system only.
+    # Private modules are often generated tables, and some exist on one system only.
     names = [n for n in sorted(sys.stdlib_module_names) if not n.startswith("_")]
     first = "".join(_source(folder / f"{name}.py") for name in names if name not in _LAST)
     last = "".join(_source(folder / f"{name}.py") for name in _LAST)
@@ -37,7 +37,7 @@ def text() -> str:
 
 
 def _source(path: Path) -> str:
-    """The text of a module; empty if there is no such file, or if it is not ASCII."""
+    """The text of a module; empty if there is no such file or it is not ASCII."""
     if not path.is_file():
         return ""
     source = path.read_bytes().replace(b"\r\n", b"\n")

@@ -1,9 +1,9 @@
 """Where documents begin, in a text and in a chunk: each document starts from the zero state.
 
-A row of a chunk, T steps of a stream, is cut where documents begin; the parts become rows of their
-own, of different lengths. The first part of a stream goes on from the state that it carries, the
-others begin at zero, and the last one's state is carried on. Padding takes no time in the kernels,
-so that a chunk takes the time that it takes without documents.
+A row of a chunk, T steps of a stream, is cut where documents begin. The pieces become rows of their
+own, of different lengths. The first piece of a stream starts from the carried state, the others
+from zero; the last one's state is carried on. Padding is never computed, so a chunk takes as long
+as without documents.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .vocabulary import Vocabulary
 
 
 class Documents:
-    """Where the documents of a text begin: behind every mark, and where a file does."""
+    """Where the documents of a text begin: after every mark and at every file's start."""
 
     def __init__(
         self, ids: Ids, vocabulary: Vocabulary, mark: str, file_starts: Sequence[int]
     ) -> None:
-        """mark "" is nowhere. Raises ValueError where the text does not hold the mark."""
+        """mark "" occurs nowhere. Raises ValueError if the mark is not in the text."""
         self._ids = ids
         self.mark = mark
         encoded = vocabulary.encode_part(mark, called("document_mark"), 0)
@@ -45,24 +45,24 @@ class Documents:
             )
 
     def starts_within(self, first: int, last: int) -> NDArray[np.int64]:
-        """The positions in first to last - 1 at which a document begins, ascending, without 0."""
+        """The positions from first to last - 1 where a document begins, ascending, without 0."""
         first, last = max(first, 1), min(last, len(self._ids))
         found = [self._behind_marks(*ends) for ends in in_blocks(first, last)]
         begin, end = np.searchsorted(self.file_starts, (first, last))
-        if len(found) == 1 and begin == end:  # a short stretch, as training asks for
+        if len(found) == 1 and begin == end:  # a short range, as training asks for
             return found[0]
         return np.unique(np.concatenate([self.file_starts[begin:end], *found]))
 
     @property
     def mark_size(self) -> int:
-        """M, the ids of the mark."""
+        """M, the number of ids of the mark."""
         return len(self._mark_ids)
 
     def begin_at(self, places: NDArray[np.int64], ids: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """[T, B]: whether a document begins at a place [T, B] of the text; at 0 one does.
+        """[T, B]: whether a document begins at a place [T, B] of the text; at place 0 one does.
 
-        ids [M + T, B]: in each column those at the places, and the M before them; of those before
-        the text's beginning any.
+        ids [M + T, B]: in each column the ids at the places and the M before them; before the
+        text's beginning they can be any.
         """
         size = self.mark_size
         begins: NDArray[np.bool_] = places == 0
@@ -70,7 +70,7 @@ class Documents:
             at = np.searchsorted(self.file_starts, places)
             begins |= self.file_starts[np.minimum(at, self.file_starts.size - 1)] == places
         if size:
-            # [n] the steps and the streams that the mark may be before: with all its ids so far.
+            # [n] the steps and streams that may follow a mark: all its ids so far match.
             steps, streams = np.nonzero(ids[:-size] == self._mark_ids[0])
             for offset in range(1, size):
                 held = ids[steps + offset, streams] == self._mark_ids[offset]
@@ -80,7 +80,7 @@ class Documents:
         return begins
 
     def _is_marked(self) -> bool:
-        """Whether there is a mark at all; what comes after the first one is not read."""
+        """Whether there is a mark at all; reading stops at the first one."""
         size = self._mark_ids.itemsize
         with text_files.progress(len(self._ids) * size, "looking for documents") as bar:
             for first, last in in_blocks(1, len(self._ids) + 1):
@@ -90,7 +90,7 @@ class Documents:
         return False
 
     def _behind_marks(self, first: int, last: int) -> NDArray[np.int64]:
-        """The positions p in first to last - 1 with the mark as ids[p - M : p]."""
+        """The positions p from first to last - 1 with the mark as ids[p - M : p]."""
         size = len(self._mark_ids)
         begin = max(first - size, 0)
         ids = self._ids[begin : last - 1]
@@ -106,16 +106,16 @@ class Documents:
 
 @dataclass(frozen=True)
 class Parts:
-    """A chunk of B streams as R rows, R >= B; the first B rows are the streams' first parts."""
+    """A chunk of B streams as R rows, R >= B; the first B rows are the streams' first pieces."""
 
-    inputs: NDArray[np.int32]  # [T', R], T' the longest part; 0 past a row's end
-    targets: NDArray[np.int32]  # [T', R], -1 past a row's end
+    inputs: NDArray[np.int32]  # [T', R], T' the longest piece; 0 in padding
+    targets: NDArray[np.int32]  # [T', R], -1 in padding
     lengths: NDArray[np.int64]  # [R], 1 to T'
-    carried: NDArray[np.int64]  # the streams whose first part does not begin a document
-    last: NDArray[np.int64]  # [B] the row of each stream's last part
+    carried: NDArray[np.int64]  # the streams whose first piece does not begin a document
+    last: NDArray[np.int64]  # [B] the row of each stream's last piece
 
     def first_state(self, parts: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        """States [L, R, .] of the rows, from those [L, B, .] that the streams carry."""
+        """States [L, R, .] of the rows, from the carried ones [L, B, .] of the streams."""
         states = []
         for part in parts:
             layers, _, width = part.shape
@@ -135,13 +135,13 @@ def cut(inputs: NDArray[np.int32], targets: NDArray[np.int32], begins: NDArray[n
     begins [T, B]: whether an input begins a document.
     """
     steps, batch = inputs.shape
-    # The rows: the first parts of all streams, then the others, stream by stream.
+    # The rows: the first pieces of all streams, then the others, stream by stream.
     streams, first = np.nonzero(begins[1:].T)
     last = np.arange(batch)
-    last[streams] = batch + np.arange(len(streams))  # of several the last one is kept
+    last[streams] = batch + np.arange(len(streams))  # the last of several is kept
     streams = np.concatenate([np.arange(batch), streams])
     first = np.concatenate([np.zeros(batch, np.int64), first + 1])
-    # As one text of all streams, stream by stream: a part ends where the next one begins.
+    # As one text of all streams, stream by stream: a piece ends where the next one begins.
     places = streams * steps + first
     order = np.argsort(places)
     lengths = np.empty(len(order), np.int64)

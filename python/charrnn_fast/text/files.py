@@ -1,4 +1,4 @@
-"""Which files a text is made of, and how they are read: in blocks, strictly decoded."""
+"""Input files: which files a text is made of, and reading them in blocks, strictly decoded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLOCK = 1 << 22  # bytes read at a time
 UTF8 = "utf-8"
 
 _BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"  # U+FEFF
-# Python's codecs for host names, and the one that always fails: none of them reads texts.
+# Python's codecs for host names, and the one that always fails: none of them decodes texts.
 _NOT_FOR_TEXTS = ("idna", "punycode", "undefined")
 _MOST_NAMES = 3  # of files in one message
 
@@ -28,7 +28,7 @@ _Text = TypeVar("_Text", bound=str | bytes, covariant=True)
 
 
 class Block(NamedTuple, Generic[_Text]):
-    """A part of a file, decoded or not, and where in that file's text or bytes it begins."""
+    """A block of a file, decoded or not, and its position in that file's text or bytes."""
 
     path: str
     position: int
@@ -36,17 +36,17 @@ class Block(NamedTuple, Generic[_Text]):
 
 
 def find_files(paths: Iterable[StrPath], without: Iterable[StrPath] = ()) -> list[str]:
-    """The files that paths name: files, folders, and patterns that the shell left as they were.
+    """The files that paths name: files, folders, and patterns that the shell did not expand.
 
-    A folder stands for all regular files below it, a pattern (``*``, ``?``, ``[...]``, ``**`` for
-    folders of any depth) for those that match and those below folders that match; both without
-    hidden ones (a name that begins with a dot), in the order of their paths' parts, each file
-    once. Links to files are followed; in a folder, links to folders are not. A path that exists is
-    never read as a pattern. Paths come in the order given, and as often. without: files that
-    folders and patterns do not stand for.
+    A folder stands for all regular files below it. A pattern (``*``, ``?``, ``[...]``, ``**`` for
+    folders of any depth) stands for the files that match and those below folders that match. Both
+    skip hidden files (names that begin with a dot), are sorted by the paths' parts, and contain
+    each file once. Links to files are followed; in a folder, links to folders are not. A path that
+    exists is never a pattern. Paths keep their order and repetitions. without: files to exclude
+    from folders and patterns.
 
-    Raises ValueError where a folder or a pattern has no file, and OSError for a folder that cannot
-    be read. Other paths are returned as they are, whether there is a file or not.
+    Raises ValueError if a folder or a pattern has no file, and OSError for an unreadable folder.
+    Other paths are returned as they are, whether the file exists or not.
     """
     found: list[str] = []
     others = {os.path.realpath(path) for path in without}
@@ -66,8 +66,8 @@ def find_files(paths: Iterable[StrPath], without: Iterable[StrPath] = ()) -> lis
 
 
 def check(paths: Sequence[str]) -> None:
-    """Raises ValueError where one is a device, all are empty files, or what can be read once only,
-    as the standard input ("-") and pipes, is named twice.
+    """Raises ValueError if one is a device, if all are empty files, or if standard input ("-") or
+    a pipe, which can be read only once, is named twice.
     """
     size, streams = 0, list[str]()
     for path in paths:
@@ -82,25 +82,25 @@ def check(paths: Sequence[str]) -> None:
 
 
 def in_blocks(first: int, last: int) -> Iterator[tuple[int, int]]:
-    """first to last in pieces that fit into memory, each by its two ends."""
+    """Splits first to last into blocks that fit into memory, each given by its two ends."""
     for start in range(first, last, BLOCK):
         yield start, min(start + BLOCK, last)
 
 
 def names(paths: Sequence[str]) -> str:
-    """Paths for a message, the first few of many."""
+    """Paths for a message, only the first few of many."""
     first = ", ".join(map(shown, paths[:_MOST_NAMES]))
     return first if len(paths) <= _MOST_NAMES else f"{first} and {len(paths) - _MOST_NAMES} more"
 
 
 def check_encoding(encoding: object) -> str:
-    """encoding, unless Python has no codec of this name that reads texts: then ValueError."""
+    """encoding; ValueError unless Python has a text codec of this name."""
     instance("encoding", encoding, str, "the name of an encoding")
     assert isinstance(encoding, str)
     try:
         io.TextIOWrapper(io.BytesIO(), encoding=encoding)
         known = codecs.lookup(encoding).name not in _NOT_FOR_TEXTS
-    except (LookupError, ValueError):  # unknown, or no encoding of texts; a NUL in the name
+    except (LookupError, ValueError):  # unknown, or not a text encoding; a NUL in the name
         known = False
     if not known:
         raise ValueError(
@@ -111,8 +111,8 @@ def check_encoding(encoding: object) -> str:
 
 
 def read_bytes(paths: Sequence[str]) -> Iterator[Block[bytes]]:
-    """The contents of files in blocks, at each file's end an empty one."""
-    # How much comes from a pipe is not known before its end.
+    """The contents of files in blocks, with an empty one at each file's end."""
+    # The size of a pipe's content is not known before its end.
     total = None if any(map(is_stream, paths)) else sum(map(os.path.getsize, paths))
     about = shown(paths[0]) if len(paths) == 1 else f"{len(paths):,} files"
     with progress(total, f"reading {about}") as bar:
@@ -129,7 +129,7 @@ def read_bytes(paths: Sequence[str]) -> Iterator[Block[bytes]]:
 def read_text(paths: Sequence[str], encoding: str) -> Iterator[Block[str]]:
     """The texts of files in blocks, strictly decoded.
 
-    A byte order mark at a file's start is left out; everything else stays, line ends too.
+    A byte order mark at a file's start is dropped; everything else is kept, line ends too.
     """
     make_decoder = codecs.getincrementaldecoder(encoding)
     for path, start, data in read_bytes(paths):
@@ -143,7 +143,7 @@ def read_text(paths: Sequence[str], encoding: str) -> Iterator[Block[str]]:
 
 
 def progress(total: int | None, description: str) -> tqdm[Any]:
-    """A bar for total bytes, None: nobody knows; on a terminal and for what takes long."""
+    """A bar for total bytes (None: unknown), on a terminal and for long work only."""
     from tqdm import tqdm  # slow to import
 
     return tqdm(
@@ -152,7 +152,7 @@ def progress(total: int | None, description: str) -> tqdm[Any]:
         unit="B",
         unit_scale=True,
         unit_divisor=1024,
-        delay=1,  # seconds: nothing is shown for a file that is read at once
+        delay=1,  # seconds: a file that is read quickly shows nothing
         leave=False,
         disable=None,  # unless on a terminal
     )
@@ -161,14 +161,14 @@ def progress(total: int | None, description: str) -> tqdm[Any]:
 def _decode(
     decoder: codecs.IncrementalDecoder, data: bytes, path: str, encoding: str, start: int
 ) -> str:
-    """The text that data, which begins at byte start of its file, completes; no data: the end."""
+    """The text completed by data, which begins at byte start of its file; no data: the end."""
     pending = len(decoder.getstate()[0])
     try:
         return decoder.decode(data, final=not data)
     except UnicodeDecodeError as error:
         at = start - pending + error.start
         wrong = f"at byte {at} (0x{error.object[error.start]:02x}: {error.reason})"
-    except UnicodeError as error:  # a codec that does not tell where
+    except UnicodeError as error:  # from a codec that does not say where
         wrong = f"({error})"
     if codecs.lookup(encoding).name == UTF8:
         encoding = "UTF-8"
@@ -195,7 +195,7 @@ def _raise(error: OSError) -> None:
 
 
 def _once(paths: Iterable[str], others: set[str]) -> list[str]:
-    """The regular files among paths but others, sorted, each by one path only."""
+    """The regular files among paths that are not in others, sorted, each with one path only."""
     files: dict[str, str] = {}
     for path in sorted(filter(os.path.isfile, paths), key=lambda path: path.split(os.sep)):
         files.setdefault(os.path.realpath(path), path)

@@ -1,4 +1,4 @@
-"""How the texts of files become ids in a temporary file, in one pass and in little memory."""
+"""Turns the texts of files into ids in a temporary file, in one pass and little memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Text = TypeVar("_Text", bound=str | bytes)
 
 @contextmanager
 def naming_folder() -> Iterator[None]:
-    """An error of a full disk gets the name of the folder of temporary files."""
+    """Names the folder of temporary files in the error of a full disk."""
     try:
         yield
     except OSError as error:
@@ -40,7 +40,7 @@ def id_dtype(vocabulary: Vocabulary) -> np.dtype[Any]:
 
 
 def noting_starts(blocks: Iterable[Block[_Text]], starts: list[int]) -> Iterator[Block[_Text]]:
-    """The blocks; starts gets the positions in the whole text at which their files begin."""
+    """Passes on blocks; starts gets the positions in the whole text where their files begin."""
     total = 0
     for block in blocks:
         if block.position == 0:
@@ -65,12 +65,12 @@ def write_and_find(
     kept: str,
     files: Sequence[str],
 ) -> Vocabulary:
-    """Writes the ids of blocks, and finds their vocabulary, in one pass.
+    """Writes the ids of blocks and finds their vocabulary, in one pass.
 
-    Ids are given as characters turn up, and put into the vocabulary's order at the end.
+    Characters get ids as they appear; the ids are put into the vocabulary's order at the end.
     """
     found = np.empty(0, np.int64)  # [D] code points; an index is an id
-    table = np.zeros(UNICODE_SIZE, np.int32)  # the other way round
+    table = np.zeros(UNICODE_SIZE, np.int32)  # the inverse
     counts = np.zeros(UNICODE_SIZE, np.int64)
     dtype = np.dtype(np.uint8)
     for block in blocks:
@@ -95,10 +95,10 @@ def write_and_find(
 
 
 def _translate(spool: IO[bytes], dtype: np.dtype[Any], table: NDArray[Any]) -> None:
-    """Replaces each id by its entry in table, whose type may be another one, in place."""
+    """Replaces each id by its entry in table, in place; the entries may have another type."""
     count = spool.tell() // dtype.itemsize
     starts = range(0, count, text_files.BLOCK)
-    # Wider ids are written from the end: so only ids that have been read are written over.
+    # Wider ids are written from the end, so that only ids already read are overwritten.
     for start in reversed(starts) if table.itemsize > dtype.itemsize else starts:
         spool.seek(start * dtype.itemsize)
         ids = np.frombuffer(spool.read(text_files.BLOCK * dtype.itemsize), dtype)

@@ -1,4 +1,4 @@
-"""The symbols of a text, characters or bytes, and their ids: the tokens of a language model."""
+"""Vocabularies: the symbols of a text, characters or bytes, and their ids, the model's tokens."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Kind = Literal["characters", "bytes"]
 
 UNICODE_SIZE = 0x110000  # code points
 _BLOCK = 1 << 22  # characters counted at a time
-_REPLACEMENT = 0xFFFD  # U+FFFD REPLACEMENT CHARACTER, Unicode's own for what is not known
+_REPLACEMENT = 0xFFFD  # U+FFFD REPLACEMENT CHARACTER, Unicode's unknown character
 
 
 class Unknown(NamedTuple):
-    """What the unknown symbol stood for in the text that a vocabulary was made from."""
+    """What the unknown symbol stood for in the text that the vocabulary was made from."""
 
     characters: int  # distinct ones
     share: float  # of the text
@@ -36,7 +36,7 @@ class _Codec(NamedTuple):
 
 
 _CODECS: dict[Kind, _Codec] = {
-    # surrogatepass: a str may hold lone surrogates, and a round trip must not change it.
+    # surrogatepass: a str may hold lone surrogates, which a round trip must keep.
     "characters": _Codec(np.dtype("<u4"), "utf-32-le", "surrogatepass", "surrogatepass"),
     "bytes": _Codec(np.dtype("u1"), "utf-8", "strict", "replace"),
 }
@@ -45,17 +45,17 @@ _CODECS: dict[Kind, _Codec] = {
 class Vocabulary(Settled):
     """Distinct symbols with the ids 0 to ``len(vocabulary) - 1``; immutable.
 
-    Made by `from_text` (characters) or `from_bytes` (the 256 bytes of UTF-8). Two vocabularies are
-    equal if they give every symbol the same id.
+    Make one with `from_text` (characters) or `from_bytes` (the 256 bytes of UTF-8). Two
+    vocabularies are equal if they give every symbol the same id.
 
-    A vocabulary of characters may have an unknown symbol: U+FFFD, whose id then stands for every
-    character that has none of its own. A U+FFFD in a text is thus as unknown as the rest, and the
-    ids of a decoded text are those that it was decoded from.
+    A vocabulary of characters may have an unknown symbol, U+FFFD. Its id stands for every character
+    without an id of its own. A U+FFFD in a text is thus unknown too, and encoding a decoded text
+    gives its ids back.
     """
 
     kind: Kind
     unknown: Unknown | None
-    """What the unknown symbol stood for when it was made; None: there is no unknown symbol."""
+    """What the unknown symbol stood for; None: there is no unknown symbol."""
 
     _advice = {"": "a vocabulary is immutable; make another one"}  # noqa: RUF012
     _covered = frozenset(("_codec", "_symbols", "_unknown_id", "_ids"))
@@ -65,7 +65,7 @@ class Vocabulary(Settled):
     ) -> None:
         """symbols [V]: distinct code points, or the bytes 0 to 255; an index is an id.
 
-        With unknown, U+FFFD must be one of the code points, and is the unknown symbol.
+        With unknown, U+FFFD must be among the code points: it is the unknown symbol.
         """
         if kind not in _CODECS:
             raise ValueError(f"kind must be one of {', '.join(_CODECS)}, got {kind!r}")
@@ -93,7 +93,7 @@ class Vocabulary(Settled):
         self._symbols: NDArray[Any] = values.astype(self._codec.dtype)
         self._symbols.flags.writeable = False
         self._unknown_id = -1 if unknown is None else int(np.argmax(values == _REPLACEMENT))
-        # One element more than the largest symbol: whatever lies above it is clipped to that.
+        # One element beyond the largest symbol: all larger ones are clipped to that.
         self._ids = np.full(int(values.max()) + 2, self._unknown_id, np.int32)
         self._ids[values] = np.arange(values.size, dtype=np.int32)
 
@@ -101,14 +101,14 @@ class Vocabulary(Settled):
     def from_text(cls, text: str, min_count: int = 1) -> Vocabulary:
         """The distinct characters of a text, sorted by code point.
 
-        min_count above 1: those that occur so often or more, and the unknown symbol for the rest
-        and for whatever another text may hold.
+        min_count above 1: only those that occur at least so often, and the unknown symbol for the
+        rest and for unknown characters of other texts.
         """
         return cls.from_text_keeping(text, integer("min_count", min_count, 1), "")
 
     @classmethod
     def from_text_keeping(cls, text: str, min_count: int, kept: str) -> Vocabulary:
-        """As `from_text`; the characters of kept are so even where they are rare."""
+        """As `from_text`, but the characters of kept are included even if they are rare."""
         instance("text", text, str, "a str")
         counts = np.zeros(UNICODE_SIZE, np.int64)
         for start in range(0, len(text), _BLOCK):
@@ -118,7 +118,7 @@ class Vocabulary(Settled):
 
     @classmethod
     def from_counts(cls, counts: NDArray[np.int64], min_count: int, kept: str) -> Vocabulary:
-        """As `from_text_keeping`, of a text in which code point i occurs counts[i] times."""
+        """As `from_text_keeping`, for a text in which code point i occurs counts[i] times."""
         points = np.flatnonzero(counts)
         if not points.size:
             raise ValueError("text is empty; a vocabulary needs at least one character")
@@ -138,23 +138,23 @@ class Vocabulary(Settled):
 
     @classmethod
     def from_bytes(cls) -> Vocabulary:
-        """The 256 bytes: any text, any language and any binary file, one symbol for each byte."""
+        """The 256 bytes, one symbol each: for any text, language or binary file."""
         return cls(np.arange(256), "bytes")
 
     def encode(self, text: str | bytes) -> NDArray[np.int32]:
-        """The ids of a text, [N]. A byte vocabulary takes bytes too, or encodes a str as UTF-8.
+        """The ids of a text, [N]. A byte vocabulary takes bytes, or encodes a str as UTF-8.
 
         Raises ValueError with the first character that is not in the vocabulary and its position,
-        unless there is an unknown symbol for it.
+        unless there is an unknown symbol.
         """
         return self.encode_part(text, "text", 0)
 
     def decode(self, ids: ArrayLike) -> str:
-        """The text of ids [N]. Bytes that are no valid UTF-8 become U+FFFD."""
+        """The text of ids [N]. Bytes that are not valid UTF-8 become U+FFFD."""
         return self.units(ids).decode(self._codec.encoding, self._codec.decode_errors)
 
     def one_hot(self, ids: ArrayLike, dtype: DTypeLike = np.float32) -> NDArray[Any]:
-        """[..., V] for ids [...]: 1 at each id and 0 elsewhere."""
+        """One-hot vectors [..., V] for ids [...]."""
         tokens = self._checked(ids)
         try:
             vectors = np.zeros((*tokens.shape, len(self)), dtype)
@@ -194,14 +194,14 @@ class Vocabulary(Settled):
         Vocabulary.__init__(self, saved["symbols"], saved["kind"], saved["unknown"])
 
     def to_config(self) -> dict[str, Any]:
-        """What a checkpoint's configuration holds of it; the symbols are a tensor of their own."""
+        """Its part of a checkpoint's configuration; the symbols are a tensor."""
         if self.unknown is None:
             return {"vocabulary": self.kind}
         return {"vocabulary": self.kind, "unknown": self.unknown._asdict()}
 
     @classmethod
     def from_config(cls, symbols: ArrayLike, config: Mapping[str, Any]) -> Vocabulary:
-        """The inverse of `to_config`, with the symbols."""
+        """The inverse of `to_config`, given the symbols."""
         unknown = config.get("unknown")
         return cls(symbols, config["vocabulary"], None if unknown is None else Unknown(**unknown))
 
@@ -212,7 +212,7 @@ class Vocabulary(Settled):
 
     @property
     def unknown_id(self) -> int:
-        """The id of the unknown symbol, -1 where there is none."""
+        """The id of the unknown symbol; -1: there is none."""
         return self._unknown_id
 
     @property
@@ -221,7 +221,7 @@ class Vocabulary(Settled):
         return "character" if self.kind == "characters" else "byte"
 
     def describe(self) -> str:
-        """The size, the first symbols and what is unknown, on one line."""
+        """The size, the first symbols and the unknown ones, on one line."""
         if self.kind == "bytes":
             return "the 256 bytes"
         shown = f"{len(self)} characters: {self.shown()}"
@@ -238,17 +238,17 @@ class Vocabulary(Settled):
         return shown if len(self) <= most else f"{shown} and {len(self) - most} more"
 
     def id_of(self, symbol: int) -> int:
-        """The id of a code point or byte, -1 if it has none of its own."""
+        """The id of a code point or byte; -1 if it has none of its own."""
         found = int(self._ids[min(symbol, self._ids.size - 1)])
         return found if found >= 0 and self._symbols[found] == symbol else -1
 
     def ids_of(self, symbols: NDArray[Any]) -> NDArray[np.int32]:
-        """The ids of code points or bytes; below 0 where one has none and none is unknown."""
+        """The ids of code points or bytes; negative for one without an id or unknown symbol."""
         ids: NDArray[np.int32] = self._ids.take(symbols, mode="clip")
         return ids
 
     def encode_part(self, text: str | bytes, source: str, offset: int) -> NDArray[np.int32]:
-        """As `encode`; errors speak of `source`, where `text` begins at position `offset`."""
+        """As `encode`; errors name `source`, in which `text` begins at position `offset`."""
         if isinstance(text, bytes) and self.kind == "bytes":
             data = text
         elif isinstance(text, str):
@@ -289,7 +289,7 @@ class Vocabulary(Settled):
 
 
 class StreamDecoder:
-    """Decodes ids that arrive piece by piece; a character of several bytes is never split."""
+    """Decodes ids that arrive in pieces, without splitting a character of several bytes."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         codec = _CODECS[vocabulary.kind]
@@ -297,18 +297,18 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder(codec.encoding)(codec.decode_errors)
 
     def decode(self, ids: ArrayLike, *, final: bool = False) -> str:
-        """The text that ids [N] complete; the pieces join to what `Vocabulary.decode` gives."""
+        """The text that ids [N] complete; the pieces join to the text of `Vocabulary.decode`."""
         return self._decoder.decode(self._vocabulary.units(ids), final)
 
 
 def code_points(text: str) -> NDArray[np.uint32]:
-    """[N], one for each character."""
+    """[N]: the code point of each character."""
     codec = _CODECS["characters"]
     return np.frombuffer(text.encode(codec.encoding, codec.encode_errors), codec.dtype)
 
 
 def _integers(values: ArrayLike, name: str) -> NDArray[Any]:
-    """A copy: what is checked is what is used, whatever another thread does to the caller's."""
+    """A checked copy, which no other thread can change."""
     array = np.array(array_like(name, values))
     if array.size == 0:
         return array.astype(np.int32)

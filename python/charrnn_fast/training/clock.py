@@ -1,6 +1,6 @@
-"""Time that has passed, and speeds, also where the clock stands still or goes back.
+"""Elapsed time and speeds, robust to a clock that stands still or goes back.
 
-The clocks of some virtual machines, of frozen time in tests and of browsers' sandboxes do.
+Some virtual machines, tests with frozen time and browser sandboxes have such clocks.
 """
 
 from __future__ import annotations

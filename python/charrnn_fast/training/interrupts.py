@@ -1,4 +1,4 @@
-"""Ctrl-C and its like, put off until a training can stop with nothing lost."""
+"""Ctrl-C and similar signals, deferred until a training can stop without losing anything."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C, SIGTERM and SIGHUP (a terminal that closes) only make the function it yields return
-    True; a second one acts as ever.
+    """Defers Ctrl-C, SIGTERM and SIGHUP (a closed terminal): the function that it yields then
+    returns True. A second signal acts as usual.
 
-    Leaves alone a handler that the program has set, and threads, which get no signals.
+    Handlers that the program has set are kept. Outside the main thread, which alone gets signals,
+    nothing changes.
     """
     received = False
     usual: dict[signal.Signals, Any] = {

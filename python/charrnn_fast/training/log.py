@@ -1,15 +1,18 @@
-"""A training's log: a file of JSON lines, as `JsonLog` writes it, and TensorBoard's.
+"""Training logs: JSON lines, as `JsonLog` writes them, and TensorBoard's format.
 
-Each line is an object with a ``type``. ``start``: the version, the model, the settings, the text.
-``updates``: the means of loss and gradient norm over the updates since the last such line, the
-learning rate of the last one, characters per second (null where the clock stood still), and
-seconds of training since it was started or resumed. ``evaluation``: an `Evaluation` and the text
-drawn with it. ``checkpoint``: the first one has been written, of this step. ``resume``: a training
-goes on behind this step. All losses are in nats per character (or byte).
+Each line is an object with a ``type``. All losses are in nats per character (or byte).
 
-A new training that is to replace another one, whose checkpoint it has not replaced yet, begins
-behind that one's lines; with its first checkpoint those are taken out. A training that ended before
-its first evaluation and its first checkpoint has left nothing that is kept.
+``start``: the version, the model, the settings, the text
+``updates``: mean loss and mean gradient norm over the updates since the last such line, the
+    learning rate of the last one, characters per second (null if the clock stood still), and
+    seconds of training since it was started or resumed
+``evaluation``: an `Evaluation` and the text drawn with it
+``checkpoint``: the first checkpoint is written, at this step
+``resume``: a training resumes after this step
+
+A new training appends its lines to those of the training that it will replace, and removes the
+latter with its first checkpoint. Nothing is kept of a training that ends before its first
+evaluation and its first checkpoint.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 
 _LINE_LIMIT = 1 << 28  # bytes: a text of many characters is drawn at an evaluation
 
-# What readers lean on; other keys, and entries of other types, may come with later versions.
+# What readers rely on; later versions may add keys and types of entries.
 _SIZE = schema.number(least=0)
 _STEP = schema.integer(0, 2**63 - 1)
 _ENTRY = schema.table(
@@ -71,18 +74,18 @@ _FLUSH_SECONDS = 30.0  # of TensorBoard's log, between evaluations
 
 
 class JsonLog(Callback):
-    """Writes what happens to a file of JSON lines, each of them at once.
+    """Writes events to a file of JSON lines, each line at once.
 
-    A resumed training goes on in the file of the one before: what was written after the step that
-    it is resumed from, and will come again, is taken out. Only one training at a time has a file.
-    To standard error, as ``/dev/stderr``, lines are added only.
+    A resumed training continues the file: lines after the step that it resumes from are removed,
+    since they will come again. Only one training at a time can use a file. On standard error, as
+    ``/dev/stderr``, lines are only added.
     """
 
     def __init__(self, path: StrPath, every: int = 100) -> None:
-        """every: the updates that one line sums up, or fewer before a checkpoint.
+        """every: updates per line, or fewer before a checkpoint.
 
-        Raises OSError where path cannot be written, holds a file that is no such log or no regular
-        file, or is the log of a training that goes on.
+        Raises OSError if path cannot be written, holds a file that is not such a log or not
+        regular, or is the log of a running training.
         """
         self._path = os.fspath(path)
         self._every = integer("every", every, 1)
@@ -90,7 +93,7 @@ class JsonLog(Callback):
         self._lock: atomic_file.Lock | None = None
         self._window: list[Update] = []
         self._seconds = 0.0
-        self._replaces = False  # whether another training's lines are still there
+        self._replaces = False  # whether another training's lines are still in the file
         self._has_checkpoint = False
         self._is_stream = atomic_file.is_standard_error(path)
         check_writable(path)
@@ -124,7 +127,7 @@ class JsonLog(Callback):
         self._write({"type": "evaluation", **evaluation._asdict(), "sample": sample})
 
     def saved(self, trainer: Trainer, path: str) -> None:
-        self._sum_up(trainer)  # what a training that is resumed from here finds is whole
+        self._sum_up(trainer)  # so that a training resumed from here finds whole lines
         if path != trainer.checkpoint_path:
             return
         if self._replaces:
@@ -160,7 +163,7 @@ class JsonLog(Callback):
         self._window, self._seconds = [], trainer.seconds
 
     def _write(self, entry: dict[str, Any]) -> None:
-        """Adds a line; where it fails, the lines before it stay whole, and no more are written."""
+        """Adds a line. If that fails, earlier lines stay whole and no more are written."""
         if self._file is None:
             return
         status = os.fstat(self._file.fileno())
@@ -168,7 +171,7 @@ class JsonLog(Callback):
         try:
             while rest:
                 written = self._file.write(rest)
-                if written is None:  # another program has made the stream not wait
+                if written is None:  # another program has made the stream non-blocking
                     select.select([], [self._file], [])
                 rest = rest[written or 0 :]
         except OSError as error:
@@ -180,7 +183,7 @@ class JsonLog(Callback):
             raise atomic_file.of_path(error, self._path) from error
 
     def _open(self, trainer: Trainer) -> list[dict[str, Any]]:
-        """Opens the file, and returns what stays of it."""
+        """Opens the file and returns the entries that are kept."""
         if self._is_stream:
             self._file = open(os.dup(2), "wb", buffering=0)  # noqa: SIM115
             return []
@@ -201,7 +204,7 @@ class JsonLog(Callback):
             self._lock = None
 
     def _rewrite(self, entries: list[dict[str, Any]]) -> None:
-        """Replaces the file as one."""
+        """Replaces the file atomically."""
         atomic_file.replace(self._path, map(_line, entries), _LOG)
         if self._file is not None:
             self._file.close()
@@ -209,15 +212,15 @@ class JsonLog(Callback):
 
 
 class TensorBoardLog(Callback):
-    """Writes the same numbers for TensorBoard; takes the extra ``charrnn-fast[tensorboard]``.
+    """Writes the same numbers for TensorBoard; needs the extra ``charrnn-fast[tensorboard]``.
 
-    Each training adds a file to the folder. Of those before, TensorBoard shows the steps up to the
-    one that this training begins behind.
+    Each training adds a file to the folder. Of earlier files, TensorBoard shows the steps up to the
+    one from which this training starts.
     """
 
     def __init__(self, folder: StrPath) -> None:
-        """Raises ImportError, which names the extra, where tensorboardX is not installed, and
-        OSError where the folder cannot be made or written to.
+        """Raises ImportError, which names the extra, if tensorboardX is not installed, and OSError
+        if the folder cannot be made or written to.
         """
         try:
             from tensorboardX import record_writer, summary
@@ -227,7 +230,7 @@ class TensorBoardLog(Callback):
                 "TensorBoard's log takes tensorboardX: pip install 'charrnn-fast[tensorboard]'"
             ) from error
         self._folder = os.fspath(folder)
-        # Not its SummaryWriter: that writes in a thread, and where it cannot, waits for ever.
+        # Not its SummaryWriter: that writes in a thread, and waits forever where it cannot.
         self._records: Any = record_writer
         self._summary: Any = summary
         self._proto: Any = event_pb2
@@ -240,7 +243,7 @@ class TensorBoardLog(Callback):
         return type(self), (self._folder,), own
 
     def started(self, trainer: Trainer, steps: int) -> None:
-        # TensorBoard reads the files in the order of their names.
+        # TensorBoard reads files in the order of their names.
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         with self._errors():
             self._records.directory_check(self._folder)
@@ -249,7 +252,7 @@ class TensorBoardLog(Callback):
             )
         self._flushed = time.monotonic()
         self._write(0, file_version="brain.Event:2")
-        # What a failed or a killed training has written behind this step is hidden by TensorBoard.
+        # TensorBoard hides what a failed or killed training wrote after this step.
         start = self._proto.SessionLog(status=self._proto.SessionLog.START)
         self._write(trainer.num_steps + 1, session_log=start)
 
@@ -289,12 +292,12 @@ class TensorBoardLog(Callback):
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Lets errors name the folder; after one nothing more is written."""
+        """Names the folder in errors; after one nothing more is written."""
         try:
             yield
         except OSError as error:
             writer, self._writer = self._writer, None
-            with suppress(OSError):  # it tries again what it could not write
+            with suppress(OSError):  # close() retries the failed write
                 if writer is not None:
                     writer.close()
             raise atomic_file.of_path(error, self._folder) from error
@@ -309,17 +312,16 @@ def _check_idle(log: Callback, idle: bool) -> None:
 
 
 def read(path: StrPath) -> Iterator[dict[str, Any]]:
-    """The entries of the training that a log is of, the last one where it holds two.
+    """The entries of a log's training, or of the last one if it holds two.
 
-    A last line without an end, of a training that is at it or was killed, is left out. Raises
-    ValueError, with the line's number, for a file that is no log, and for an entry whose numbers
-    are none.
+    An unfinished last line, of a running or killed training, is skipped. Raises ValueError, with
+    the line's number, for a file that is not a log and for an entry with invalid numbers.
     """
     return iter(_trainings(path)[-1])
 
 
 def _trainings(path: StrPath) -> list[list[dict[str, Any]]]:
-    """The entries of each training in a file, one at least."""
+    """The entries of each training in a file, at least one list."""
     trainings: list[list[dict[str, Any]]] = [[]]
     name = os.fspath(path)
     with input_files.open_input(path) as file:
@@ -353,7 +355,7 @@ def check_folder(path: StrPath) -> None:
 
 
 def is_worth_keeping(path: StrPath) -> bool:
-    """Whether path is the log of a training that came to an evaluation or to a checkpoint."""
+    """Whether path is the log of a training that reached an evaluation or a checkpoint."""
     if atomic_file.is_standard_error(path) or not os.path.exists(path):
         return False
     return not all(map(_came_to_nothing, _trainings(path)))
@@ -368,7 +370,7 @@ def _line(entry: dict[str, Any]) -> bytes:
 
 
 def _entry(line: bytes) -> dict[str, Any]:
-    """ValueError or TypeError, for a message that has named the line, where it is no entry."""
+    """ValueError or TypeError, to follow the line's number in a message, if it is no entry."""
     try:
         if len(line) == _LINE_LIMIT:
             raise ValueError("it is too long")
@@ -378,7 +380,7 @@ def _entry(line: bytes) -> dict[str, Any]:
     except (ValueError, TypeError) as error:
         raise ValueError(f" is no entry ({error})") from None
     try:
-        with calling({}):  # the file's keys are no arguments
+        with calling({}):  # the file's keys are not arguments
             _ENTRY("", entry)
             _ENTRIES.get(entry["type"], _ENTRY)("", entry)
     except (ValueError, TypeError) as error:
@@ -417,8 +419,8 @@ _LOG = atomic_file.Kind("log of a training", _is_log)
 
 
 def _kept(path: str, trainer: Trainer) -> list[dict[str, Any]]:
-    """What stays of a log when a training begins or goes on."""
-    before = _trainings(path)[0]  # of two, the later one never came to a checkpoint
+    """The entries of a log that are kept when a training begins or resumes."""
+    before = _trainings(path)[0]  # of two, the later one never reached a checkpoint
     last = trainer.num_steps
     if last == 0:
         return [] if trainer.checkpoint_path is None or _came_to_nothing(before) else before

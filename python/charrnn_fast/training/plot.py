@@ -1,4 +1,4 @@
-"""Pictures of trainings from their logs; takes the extra ``charrnn-fast[plot]``."""
+"""Plots of trainings from their logs; needs the extra ``charrnn-fast[plot]``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .._checks import StrPath
 from ..storage import atomic_file
 from . import log
 
-_LARGEST = 1e100  # that is drawn: axes with margins around larger numbers exceed the floats
+_LARGEST = 1e100  # drawn: around larger numbers, axes with margins overflow
 
 
 @dataclass
@@ -26,12 +26,12 @@ class _Run:
 
 
 def curves(paths: Sequence[StrPath], picture: StrPath) -> None:
-    """Draws losses, learning rate and gradient norm of trainings over their epochs.
+    """Plots losses, learning rate and gradient norm of trainings over their epochs.
 
-    paths: logs of `charrnn_fast.log.JsonLog`. picture: a file whose ending tells its format, as
-    .png, .svg or .pdf; it is replaced. Raises ValueError for a file that is no log, for a log
-    without updates and for an unknown ending, ImportError where matplotlib is not installed, and
-    OSError, before any work, where the picture cannot be written or is no regular file.
+    paths: logs of `charrnn_fast.log.JsonLog`. picture: the file to write or replace; its extension,
+    as .png, .svg or .pdf, is the format. Raises ValueError for a file that is not a log, a log
+    without updates and an unknown extension, ImportError if matplotlib is not installed, and
+    OSError, before any work, if the picture cannot be written or is not a regular file.
     """
     atomic_file.check(picture)
     runs = [_read(path) for path in paths]
@@ -79,21 +79,21 @@ def curves(paths: Sequence[StrPath], picture: StrPath) -> None:
 
 
 def save(figure: Any, picture: StrPath, **options: Any) -> None:
-    """Writes a figure of matplotlib as a whole; options are those of its savefig.
+    """Writes a matplotlib figure atomically; options are those of its savefig.
 
-    Raises ValueError for an ending that matplotlib does not know.
+    Raises ValueError for an extension that matplotlib does not know.
     """
     data = io.BytesIO()
     try:
         figure.savefig(data, format=os.path.splitext(picture)[1][1:], **options)
-    except ValueError as error:  # matplotlib names the endings that it knows
+    except ValueError as error:  # matplotlib lists the extensions that it knows
         raise ValueError(f"{os.fspath(picture)}: {error}") from None
     atomic_file.replace(picture, [data.getvalue()])
 
 
 def _read(path: StrPath) -> _Run:
     name = os.path.basename(os.fspath(path))
-    run = _Run(name.replace("$", r"\$"))  # two of them would be mathematics
+    run = _Run(name.replace("$", r"\$"))  # two of them would be math
     for entry in log.read(path):
         if entry["type"] == "start":
             run.unit = entry.get("unit", run.unit)
@@ -111,7 +111,7 @@ def _series(entries: Sequence[dict[str, Any]], name: str) -> list[float]:
 
 
 def _limits(runs: Sequence[_Run]) -> tuple[float, float]:
-    """Of the losses: without the fall at the beginning, which would flatten all that follows."""
+    """Limits of the losses, without the fall at the beginning, which would flatten the rest."""
     lows, highs = [], []
     for run in runs:
         training = _series(run.updates, "loss")

@@ -1,4 +1,4 @@
-"""What a person sees of a training: a bar on a terminal, elsewhere a line now and then."""
+"""The progress display of a training: a bar on a terminal, elsewhere a line now and then."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 _AVERAGED = 100  # updates in the loss that is shown
-_FAR = 3  # times the loss of uniform guessing: what no text does to a network that learns
+_FAR = 3  # times the loss of uniform guessing: only divergence gets there
 _LINE_PERIOD, _BAR_PERIOD = 10.0, 0.1  # seconds
 
 
 class Progress(Callback):
-    """Loss, speed and time left; each evaluation, and a text drawn from the model."""
+    """Shows loss, speed and time left, each evaluation, and text drawn from the model."""
 
     def started(self, trainer: Trainer, steps: int) -> None:
         self._total = steps * trainer.symbols_per_step
@@ -68,7 +68,7 @@ class Progress(Callback):
             f"nats/{self._unit} ({brief(nats / math.log(2), 3)} bits){rate}"
         )
         if sample:
-            # Escaped wherever it goes: a file of progress is looked at on a terminal, later.
+            # Always escaped: a file of progress may be shown on a terminal later.
             self._print(indent(streams.visible(sample), "    | ", lambda line: True))
 
     def ended(self, trainer: Trainer) -> None:
@@ -93,7 +93,7 @@ class Progress(Callback):
 
 
 def bar(**options: Any) -> tqdm[Any] | None:
-    """A bar on the standard error, where that is a terminal; options: tqdm's."""
+    """A bar on standard error if that is a terminal; options: tqdm's."""
     terminal = streams.output(sys.stderr, optional=True)
     if not terminal.isatty():
         return None
@@ -103,7 +103,7 @@ def bar(**options: Any) -> tqdm[Any] | None:
 
 
 def say(text: str, above: tqdm[Any] | None, stream: TextIO | None) -> None:
-    """Prints lines, above a bar where there is one."""
+    """Prints lines, above a bar if there is one."""
     if above is not None:
         above.clear()
     print(text, file=streams.output(stream, optional=stream is sys.stderr), flush=True)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a training, the files that it is written to, and how it is resumed."""
+"""A training in a checkpoint: what it holds, its files, and how it is resumed."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Stored(NamedTuple):
 
 
 def read_stored(path: StrPath, corpus: Corpus | None, changes: Mapping[str, Any]) -> Stored:
-    """The training of a checkpoint, with which `Trainer.resume` may go on.
+    """The training of a checkpoint that `Trainer.resume` continues.
 
-    Raises as that does where the file is damaged, holds no training, or one that corpus and changes
-    do not go with.
+    Raises as `Trainer.resume` does if the file is damaged, holds no training, or does not match
+    corpus and changes.
     """
     name = os.fspath(path)
     tensors, config = configuration.read(path)
@@ -86,7 +86,7 @@ def read_stored(path: StrPath, corpus: Corpus | None, changes: Mapping[str, Any]
 
 @contextmanager
 def errors_name(path: StrPath, changes: Mapping[str, Any]) -> Iterator[None]:
-    """Within it a trainer is made of what the checkpoint at path holds: errors name the file."""
+    """Names the file in errors while a trainer is made from the checkpoint at path."""
     name = os.fspath(path)
     try:
         yield
@@ -105,7 +105,7 @@ def errors_name(path: StrPath, changes: Mapping[str, Any]) -> Iterator[None]:
 def tensors_of(
     model: CharLM, optimizer: optim.Optimizer, state: NDArray[Any] | None
 ) -> dict[str, NDArray[Any]]:
-    """What a checkpoint holds beside the model: the optimizer's tensors and the carried state."""
+    """The tensors besides the model's: the optimizer's and the carried state."""
     tensors = {
         _slot_name(slot, name): optimizer.core.slot(slot, name)
         for slot in optimizer.core.slot_names
@@ -118,7 +118,7 @@ def tensors_of(
 
 
 def restore_optimizer(stored: Stored, optimizer: optim.Optimizer) -> None:
-    """Puts back what `tensors_of` gave for it; CheckpointError for another optimizer's tensors."""
+    """Restores the optimizer from `tensors_of`; CheckpointError for another optimizer's tensors."""
     core = optimizer.core
     core.num_steps = stored.training["optimizer_steps"]
     names = {
@@ -135,7 +135,7 @@ def restore_optimizer(stored: Stored, optimizer: optim.Optimizer) -> None:
 
 
 def restored_state(stored: Stored) -> NDArray[Any] | None:
-    """The state that the training carries, in the kernels' form; None: zero."""
+    """The carried state of the training, in the kernels' form; None: zero."""
     if not stored.training["has_state"]:
         return None
     tensors = stored.tensors
@@ -152,8 +152,8 @@ def best_path(path: StrPath) -> str:
 
 
 def check_checkpoints(path: StrPath) -> None:
-    """Raises OSError or ValueError if the checkpoints of a training cannot, or should not, be
-    written: to path and to `best_path` of it. Changes nothing.
+    """Raises OSError or ValueError if checkpoints cannot, or should not, be written to path and
+    its `best_path`. Changes nothing.
     """
     best = best_path(path)
     for file in (path, best):
@@ -167,9 +167,9 @@ def check_checkpoints(path: StrPath) -> None:
 
 @contextmanager
 def locked(path: StrPath | None) -> Iterator[None]:
-    """Keeps path and `best_path` of it for one training; None: nothing.
+    """Locks path and its `best_path` for one training; None: nothing.
 
-    Raises BlockingIOError where a training that goes on saves to one of them.
+    Raises BlockingIOError if a running training saves to one of them.
     """
     with ExitStack() as held:
         for file in () if path is None else (path, best_path(path)):

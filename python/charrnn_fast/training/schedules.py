@@ -1,9 +1,9 @@
-"""Learning-rate schedules: what the learning rate is multiplied by as a training goes on.
+"""Learning-rate schedules: the factor on the learning rate over a training.
 
-``Trainer(model, corpus, schedule=Cosine(epochs=20, warmup=1))``. A schedule keeps no state: its
-factor follows from the epochs done and the evaluations so far, so that a resumed training goes on
-exactly. A new schedule is one class here, with its entry in `_SCHEDULES`, and what CONTRIBUTING.md
-lists.
+``Trainer(model, corpus, schedule=Cosine(epochs=20, warmup=1))``. A schedule has no state: its
+factor follows from the epochs done and the evaluations so far, so a resumed training continues
+exactly. To add a schedule, write one class here, enter it in `_SCHEDULES`, and see CONTRIBUTING.md
+for the rest.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .._checks import called, integer, real
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """What all have: `warmup` epochs in which the rate rises from 0 along a straight line.
+    """The base of all schedules, with `warmup`: epochs of linear warmup from 0.
 
-    The rise (Goyal et al., 2017, section 2.2) spares Adam's first updates, whose steps are large
+    Warmup (Goyal et al., 2017, section 2.2) keeps Adam's first updates small: they would be large
     while its averages are young.
     """
 
@@ -33,19 +33,19 @@ class Schedule:
         real("warmup", self.warmup, least=0)
 
     def factor(self, epoch: float, drops: int = 0) -> float:
-        """Of the learning rate of an update, in the middle of which `epoch` epochs are done.
+        """The factor on the learning rate of the update in whose middle `epoch` epochs are done.
 
-        drops: what `drops` gives for the evaluations so far.
+        drops: what `drops` returns for the evaluations so far.
         """
         rise = epoch / self.warmup if epoch < self.warmup else 1.0
         return rise * self._fall(epoch, drops)
 
     def drops(self, losses: Sequence[float]) -> int:
-        """How often the validation losses of all evaluations so far have lowered the rate."""
+        """How often the schedule has lowered the rate, given all validation losses so far."""
         return 0
 
     def describe(self) -> str:
-        """In words, for the line that tells how a model is trained."""
+        """In words, for the line that says how a model is trained."""
         rise = f"rising over {self.warmup:.4g} epochs" if self.warmup else ""
         return ", ".join(filter(None, (rise, self._describe_fall())))
 
@@ -58,14 +58,14 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Constant(Schedule):
-    """The same learning rate all the time, but for the warm-up."""
+    """A constant learning rate, after the warmup."""
 
     name: ClassVar[str] = "constant"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decay(Schedule):
-    """Multiplied by `decay` after `after` epochs, and after each one from then on."""
+    """Multiplies the rate by `decay` after `after` epochs and after each further one."""
 
     decay: float = 0.97
     after: int = 10  # epochs
@@ -80,7 +80,7 @@ class Decay(Schedule):
     def _fall(self, epoch: float, drops: int) -> float:
         try:
             return float(self.decay ** max(0, int(epoch) - self.after + 1))
-        except OverflowError:  # of a decay above 1
+        except OverflowError:  # decay is above 1
             return sys.float_info.max
 
     def _describe_fall(self) -> str:
@@ -89,9 +89,9 @@ class Decay(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
-    """Falls to `final` at the end of `epochs`, along half a cosine (Loshchilov and Hutter, 2017).
+    """Cosine annealing to `final` at the end of `epochs` (Loshchilov and Hutter, 2017).
 
-    The fall begins where the warm-up ends. After its end the factor stays at `final`.
+    It begins where the warmup ends. Afterwards the factor stays at `final`.
     """
 
     epochs: float = 20.0
@@ -114,7 +114,7 @@ class Cosine(Schedule):
         return self.final + (1 - self.final) * self._shape(min(max(done, 0.0), 1.0))
 
     def _shape(self, done: float) -> float:
-        """From 1 at done = 0 to 0 at done = 1."""
+        """Falls from 1 at done = 0 to 0 at done = 1."""
         return 0.5 + 0.5 * math.cos(math.pi * done)
 
     def _describe_fall(self) -> str:
@@ -124,7 +124,7 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Cosine):
-    """Falls to `final` at the end of `epochs` along a straight line."""
+    """Linear decay to `final` at the end of `epochs`."""
 
     name: ClassVar[str] = "linear"
 
@@ -134,10 +134,10 @@ class Linear(Cosine):
 
 @dataclass(frozen=True, kw_only=True)
 class Plateau(Schedule):
-    """Multiplied by `decay` whenever `patience` evaluations in a row have brought no new best.
+    """Multiplies the rate by `decay` after `patience` evaluations in a row without a new best.
 
-    The count starts again after each drop. With it the weights depend on how often the validation
-    part is looked at, unlike with every other schedule.
+    The count restarts after each drop. Only with this schedule do the weights depend on how often
+    the model is evaluated.
     """
 
     decay: float = 0.5

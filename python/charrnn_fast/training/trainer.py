@@ -56,25 +56,25 @@ from .update import MASKS, OFFSETS, Chunk, Rule, make_optimizer, random_number, 
 class Trainer(Settled):
     """Trains a model on chunks of [seq_len, batch_size] characters.
 
-    The training part is cut into batch_size contiguous pieces, read side by side; the hidden state
-    is carried from chunk to chunk and starts at zero at each epoch, the gradient stays within a
-    chunk (Williams and Peng, 1990; Mikolov et al., 2010).
+    The training part is cut into batch_size contiguous streams, read in parallel. The hidden state
+    is carried from chunk to chunk and reset at each epoch; gradients stay within a chunk (Williams
+    and Peng, 1990; Mikolov et al., 2010).
 
-    `history` has an `Evaluation` for each look at the validation part; callbacks see every update.
+    `history` has an `Evaluation` for each validation; callbacks see every update.
 
-    A deep copy, by `copy` or `pickle`, has a model, an optimizer, callbacks and a corpus of its own
-    and goes on with the same bits. It has the same checkpoint_path too: two of them cannot `fit` at
-    the same time. A pickle is read by the version that wrote it; `save` writes what is to be kept.
+    A deep copy, by `copy` or `pickle`, has its own model, optimizer, callbacks and corpus, and
+    continues with the same bits. It shares the checkpoint_path, so the two cannot `fit` at the same
+    time. A pickle can be loaded only by the version that wrote it: for storage, use `save`.
     """
 
     model: CharLM
     corpus: Corpus | None
     optimizer: optim.Optimizer
     configuration: dict[str, Any]
-    """JSON values that a checkpoint keeps for whoever trains; empty at first."""
+    """The caller's own JSON values, stored in checkpoints; empty at first."""
     history: list[Evaluation]
     seconds: float
-    """Time that the updates of the last `fit` have taken, without evaluations and saving."""
+    """Time of the updates of the last `fit`, without evaluations and saving."""
 
     _settable = frozenset(("configuration", "history", "seconds"))
     _advice = {  # noqa: RUF012
@@ -83,7 +83,7 @@ class Trainer(Settled):
         "learning_rate": "it follows from optimizer.lr and the schedule, which may be set",
         "num_steps": "it is counted; Trainer.resume goes on from a checkpoint",
     }
-    _format = _core.build_info()["version"]  # private attributes and all: of this version alone
+    _format = _core.build_info()["version"]  # pickles hold private attributes
     _covered = frozenset(("_chunks",))
 
     @suggesting
@@ -111,39 +111,37 @@ class Trainer(Settled):
         mask_seed: int = 0,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        """corpus None permits `step` only; batch_size and seq_len are those of `fit`.
+        """Sets up training; corpus None allows only `step`. batch_size and seq_len are for `fit`.
 
-        optimizer: sgd, rmsprop, adagrad, adam or adamw, or an object of `charrnn_fast.optim` made
-        for ``model.rnn``; with an object, whose settings a checkpoint does not hold, `resume` is
-        refused. learning_rate None: 2e-3, or the object's own; the schedule, of
-        `charrnn_fast.schedules`, changes it as the training goes on; None: ``Decay()``. clip_norm
-        bounds the gradient's norm, then clip_value its elements; None or inf: no bound. reduction:
-        the loss is the "mean" over a chunk's characters or their "sum".
+        optimizer: "sgd", "rmsprop", "adagrad", "adam" or "adamw", or an object of
+        `charrnn_fast.optim` made for ``model.rnn``. An object's settings are not in checkpoints, so
+        `resume` is refused. learning_rate None: 2e-3, or the object's own. schedule, of
+        `charrnn_fast.schedules`, changes the learning rate over the training; None: ``Decay()``.
+        clip_norm bounds the norm of the gradient, then clip_value each element; None or inf: no
+        bound. reduction: the loss is the "mean" or the "sum" over a chunk's characters.
 
-        random_offset: each epoch begins at another place of the training part, drawn from
-        mask_seed, and reads it around its end, so that the same text is cut differently each time.
+        random_offset: each epoch starts at a random place of the training part, drawn from
+        mask_seed, and wraps around at the end, so that the text is cut differently each time.
 
-        micro_batches: an update computes its gradient in so many parts of the batch, one after the
-        other, in about as much less memory. The sum is that of the whole batch, but for rounding.
+        micro_batches: the number of micro-batches whose gradients an update accumulates. Memory
+        shrinks by about this factor; the gradient is that of the whole batch, up to rounding.
 
-        `fit` evaluates every evaluate_every steps, or, None, at each epoch's end, and at its own
-        end, and shows sample_length characters drawn from the model. evaluate_length: how many
-        characters of the validation part are looked at, from its beginning; None: all. After
-        patience evaluations in a row without a new best one, `fit` ends; None: it does not.
+        `fit` evaluates every evaluate_every steps (None: at each epoch's end) and at its own end,
+        and shows sample_length characters drawn from the model. evaluate_length: use only so many
+        characters from the beginning of the validation part; None: all. patience: early stopping,
+        after so many evaluations in a row without a new best one; None: no early stopping.
 
         A checkpoint is written to checkpoint_path at each evaluation and every checkpoint_every
-        steps; the one of the best evaluation is kept beside it, see `best_path`.
+        steps. The one of the best evaluation is kept beside it, see `best_path`.
 
-        mask_seed: of the random numbers of training. What a model with dropout, weight_drop or
-        zoneout leaves out in update n, counted from 0, has the first two words of
-        ``philox(mask_seed, n)``, the low one first, as the network's mask_seed.
+        mask_seed: seed of the dropout masks and random offsets. The network's mask_seed in update
+        n, counted from 0, is the first two words of ``philox(mask_seed, n)``, the low one first.
 
-        callbacks are told what happens, see `charrnn_fast.callbacks`.
+        callbacks: told of each event, see `charrnn_fast.callbacks`.
 
-        Raises ValueError where the corpus has another vocabulary than the model or is too short
-        for one chunk, OSError where checkpoint_path cannot be written, or is something else than a
-        checkpoint, and MemoryError, before it is taken, where the machine has less memory than the
-        training takes.
+        Raises ValueError if the corpus has another vocabulary than the model or is too short for
+        one chunk, OSError if checkpoint_path cannot be written or is not a checkpoint, and
+        MemoryError, before allocating, if the machine has less memory than the training needs.
         """
         instance("model", model, CharLM, "a CharLM")
         instance("corpus", corpus, (Corpus, type(None)), "a Corpus or None")
@@ -180,7 +178,7 @@ class Trainer(Settled):
         self.configuration = {}
         self.seconds = 0.0
         self._num_steps = 0
-        self._losses = (0, 0.0)  # number and sum since the last evaluation
+        self._losses = (0, 0.0)  # count and sum since the last evaluation
         self._stopping = False
         self._evaluation_due = False
         self._state: NDArray[Any] | None = None
@@ -188,14 +186,14 @@ class Trainer(Settled):
 
     @classmethod
     def resume(cls, path: StrPath, corpus: Corpus | None = None, **changes: Any) -> Trainer:
-        """The trainer of a checkpoint; `fit` goes on as if it had never stopped, bit for bit.
+        """The trainer of a checkpoint; `fit` then continues bit for bit as if never stopped.
 
         changes: keywords of the constructor that replace those of the checkpoint. Paths are not
-        stored: give checkpoint_path to go on saving.
+        stored: pass checkpoint_path to keep saving.
 
-        Raises `CheckpointError` where the file is damaged, and ValueError where it holds no
-        training, where the corpus is not the one it was trained on, and for another batch_size,
-        seq_len or optimizer, with which its position and state would have no meaning.
+        Raises `CheckpointError` if the file is damaged. Raises ValueError if it holds no training,
+        if corpus is not the one of the training, and for another batch_size, seq_len or optimizer,
+        which would not fit the stored position and state.
         """
         stored = read_stored(path, corpus, changes)
         settings = dict(stored.settings)
@@ -262,19 +260,19 @@ class Trainer(Settled):
 
     @property
     def _rows(self) -> int:
-        """The streams whose gradient is computed at a time."""
+        """The streams of a micro-batch."""
         return -(-self._batch_size // self._micro_batches)
 
     @property
     def memory(self) -> int:
-        """The bytes that `fit` needs beside the text: model, gradients, optimizer and workspace."""
+        """Bytes that `fit` needs besides the text: model, gradients, optimizer and workspace."""
         network: Any = self.model.rnn.core
         optimizer: Any = self.optimizer.core
         return int(network.memory(self._seq_len, self._rows) + optimizer.held_memory)
 
     @property
     def patience(self) -> int | None:
-        """The evaluations in a row without a new best one after which `fit` ends; None: never."""
+        """Early stopping: evaluations in a row without a new best one; None: off."""
         return self._patience
 
     @property
@@ -284,12 +282,12 @@ class Trainer(Settled):
 
     @property
     def saved_step(self) -> int | None:
-        """The step that the file at `checkpoint_path` holds; None: none yet."""
+        """The step of the checkpoint at `checkpoint_path`; None: none yet."""
         return self._saved_step
 
     @property
     def evaluation_due(self) -> bool:
-        """Whether an evaluation was put off by an interrupt; the next `fit` begins with it."""
+        """Whether an interrupt postponed an evaluation; the next `fit` begins with it."""
         return self._evaluation_due
 
     @property
@@ -299,7 +297,7 @@ class Trainer(Settled):
 
     @property
     def schedule(self) -> Schedule:
-        """How the learning rate changes; another one may take its place."""
+        """How the learning rate changes; may be set."""
         return self._schedule
 
     @schedule.setter
@@ -309,7 +307,7 @@ class Trainer(Settled):
         self._count_drops()
 
     def _count_drops(self) -> None:
-        """By the schedule, of the learning rate, so far."""
+        """Counts how often the schedule has lowered the learning rate so far."""
         self._drops = self._schedule.drops([entry.validation_loss for entry in self.history])
 
     @property
@@ -319,9 +317,9 @@ class Trainer(Settled):
 
     @property
     def learning_rate(self) -> float:
-        """Of the next update: the optimizer's, as the schedule changes it.
+        """The learning rate of the next update: the optimizer's times the schedule's factor.
 
-        Without a corpus there are no epochs, and the optimizer's own is taken.
+        Without a corpus there are no epochs, and it is the optimizer's own.
         """
         lr = real("optimizer.lr", self.optimizer.lr, least=0)
         if not self.steps_per_epoch:
@@ -330,15 +328,15 @@ class Trainer(Settled):
         return min(lr * self.schedule.factor(middle, self._drops), sys.float_info.max)
 
     def reset(self) -> None:
-        """Sets the hidden state that is carried from update to update to zero."""
+        """Sets the hidden state that is carried between updates to zero."""
         self._state = None
 
     def step(self, inputs: ArrayLike, targets: ArrayLike) -> float:
-        """One update by hand on ids [T, B]; returns the loss before it, in nats.
+        """One manual update on ids [T, B]; returns the loss before it, in nats.
 
-        Targets of -1 are ignored. The hidden state is carried from call to call, and starts at
-        zero: at first, after `reset`, and where B changes. Raises FloatingPointError, with weights
-        and state as they were, where the loss or the gradient is not finite.
+        Targets of -1 are ignored. The hidden state is carried from call to call. It is zero at
+        first, after `reset`, and when B changes. Raises FloatingPointError if the loss or the
+        gradient is not finite; weights and state are then unchanged.
         """
         x, y = self._tokens("inputs", inputs, 0), self._tokens("targets", targets, -1)
         if x.shape != y.shape:
@@ -351,19 +349,20 @@ class Trainer(Settled):
     def fit(
         self, *, epochs: int | None = None, steps: int | None = None, progress: bool = True
     ) -> None:
-        """Trains for so many more epochs or steps (updates), from where it stands.
+        """Trains for so many more epochs or steps (updates).
 
-        progress: a bar on a terminal (a line every ten seconds elsewhere), the evaluations, and
-        texts drawn from the model.
+        progress: shows a bar on a terminal (elsewhere a line every ten seconds), the evaluations,
+        and text drawn from the model.
 
-        The first Ctrl-C (or SIGTERM, SIGHUP) takes effect after the update at hand: a checkpoint is
-        written, then KeyboardInterrupt raised. An evaluation that was due, or at which the training
-        was, is done when it goes on. Raises FloatingPointError where the loss, the gradient or a
-        weight is no longer finite; the last checkpoint stays as it is. Raises BlockingIOError where
-        another training, of any process, saves to the same files, and OSError where a checkpoint or
-        what a callback writes cannot be written, after a checkpoint, if that can be; the error says
-        which step is saved, and `fit` may go on. Any other error of a callback is raised after a
-        checkpoint, too.
+        The first Ctrl-C (or SIGTERM, SIGHUP) takes effect after the current update: `fit` writes a
+        checkpoint and raises KeyboardInterrupt. An evaluation that was due or interrupted is done
+        on resuming.
+
+        Raises FloatingPointError if the loss, the gradient or a weight is no longer finite; the
+        last checkpoint is kept. Raises BlockingIOError if another training, of any process, saves
+        to the same files. Raises OSError if a checkpoint or a callback's output cannot be written,
+        after a last checkpoint if possible: the error names the saved step, and `fit` may be called
+        again. Other errors of callbacks are raised after a checkpoint, too.
         """
         corpus, chunks = self.corpus, self._chunks
         if corpus is None or chunks is None:
@@ -386,7 +385,7 @@ class Trainer(Settled):
         callbacks: Sequence[Callback],
         shown: Sequence[Callback],
     ) -> None:
-        """Trains up to the step last; shown: callbacks as `_look` takes them."""
+        """Trains up to the step last; shown: callbacks as in `_look`."""
         self._stopping, self.seconds = self.is_stale(), 0.0
         begun, everyone = self._num_steps, (*callbacks, *shown)
         try:
@@ -395,7 +394,7 @@ class Trainer(Settled):
                 self._watched(everyone, last - self._num_steps),
                 interrupts.deferred() as interrupted,
             ):
-                if self._evaluation_due:  # it was put off by an interrupt
+                if self._evaluation_due:  # an interrupt postponed it
                     self._look(corpus, callbacks, shown, interrupted)
                 while self._num_steps < last and not self._stopping and not interrupted():
                     update = self._next_update(chunks)
@@ -403,8 +402,8 @@ class Trainer(Settled):
                     self._evaluation_due = self._due(every) or self._num_steps == last
                     try:
                         self._tell(everyone, "updated", update)
-                    except BaseException as error:  # the updates up to here are not lost by it
-                        if not isinstance(error, OSError):  # of which the handler below takes care
+                    except BaseException as error:  # keeps the updates up to here
+                        if not isinstance(error, OSError):  # which the handler below treats
                             self._save(everyone)
                         raise
                     if self._evaluation_due or self._stopping:
@@ -412,22 +411,22 @@ class Trainer(Settled):
                     elif interrupted() or self._due(self._checkpoint_every):
                         self._save(everyone)
                 if self._stopping and self._losses[0] and not interrupted():
-                    # stopped from elsewhere than an update
+                    # stop() was not called from an update
                     self._look(corpus, callbacks, shown, interrupted)
                 if interrupted():
                     raise KeyboardInterrupt
-        except OSError as error:  # a disk is full, say, or nobody reads the progress any more
+        except OSError as error:  # such as a full disk, or a closed pipe for the progress
             if self._num_steps > begun and self._saved_step != self._num_steps:
-                with suppress(OSError, FloatingPointError):  # the error at hand says what is saved
+                with suppress(OSError, FloatingPointError):  # the first error says what is saved
                     self._save(())
             _add_to_message(error, self._last_checkpoint())
             raise
 
     @contextmanager
     def _watched(self, callbacks: Sequence[Callback], steps: int) -> Iterator[None]:
-        """Tells callbacks that `fit` begins, and, whatever happens, that it ends.
+        """Tells callbacks that `fit` begins and, whatever happens, that it ends.
 
-        The first error is raised; it takes note of those that come after it.
+        The first error is raised, with later ones as its notes.
         """
 
         def end(callback: Callback, _: object, error: BaseException | None, __: object) -> None:
@@ -445,17 +444,17 @@ class Trainer(Settled):
             yield
 
     def stop(self) -> None:
-        """Lets `fit` end after the update at hand, with an evaluation and a checkpoint.
+        """Ends `fit` after the current update, with an evaluation and a checkpoint.
 
-        For callbacks, and for other threads; a `fit` that comes later is not held up by it.
+        For callbacks and other threads; it does not affect a later `fit`.
         """
         self._stopping = True
 
     def save(self, path: StrPath) -> None:
         """Writes a checkpoint: the model, the optimizer, the carried state and the position.
 
-        Raises FloatingPointError where a weight is not finite, and OSError where path cannot be
-        written or holds a file that is no checkpoint; a file there then stays as it is.
+        Raises FloatingPointError if a weight is not finite, and OSError if path cannot be written
+        or holds a file that is not a checkpoint. That file then stays unchanged.
         """
         tensors, config = self.model.to_checkpoint()
         tensors |= tensors_of(self.model, self.optimizer, self._state)
@@ -478,7 +477,7 @@ class Trainer(Settled):
             ) from None
 
     def _check_memory(self, optimizer: str | optim.Optimizer) -> None:
-        """MemoryError where the machine has less than `fit` will need; it is not allocated yet."""
+        """MemoryError if the machine has less memory than `fit` needs; allocates nothing."""
         free = available_memory()
         if free is None:
             return
@@ -583,10 +582,9 @@ class Trainer(Settled):
         shown: Sequence[Callback],
         interrupted: Callable[[], bool],
     ) -> None:
-        """An evaluation, which is due where it is interrupted, and a checkpoint.
+        """An evaluation (still due if interrupted) and a checkpoint.
 
-        shown: callbacks that are told once the checkpoint is written: what shows the training may
-        wait for its reader.
+        shown: callbacks that are told after the checkpoint, since showing may wait for a reader.
         """
         self._evaluation_due = True
         evaluation = self._evaluate(corpus, interrupted)
@@ -595,13 +593,13 @@ class Trainer(Settled):
             if evaluation is not None and (callbacks or shown):
                 sample = self.model.sample(self._sample_length, seed=self._num_steps)
                 self._tell(callbacks, "evaluated", evaluation, sample)
-        finally:  # an error of a callback does not lose it
+        finally:  # also after a callback's error
             self._save((*callbacks, *shown))
         if evaluation is not None:
             self._tell(shown, "evaluated", evaluation, sample)
 
     def _tell(self, callbacks: Sequence[Callback], event: str, *arguments: object) -> None:
-        """Tells all of them, also where one raises; then raises the first error."""
+        """Tells all of them, even if one raises; then raises the first error."""
         errors: list[BaseException] = []
         for callback in callbacks:
             try:
@@ -614,7 +612,7 @@ class Trainer(Settled):
             raise errors[0]
 
     def _evaluate(self, corpus: Corpus, interrupted: Callable[[], bool]) -> Evaluation | None:
-        """Adds an entry to the history and returns it; None where interrupted."""
+        """Adds an entry to the history and returns it; None if interrupted."""
         predicted, nats = 0, 0.0
         pieces = self.model.losses(
             corpus.validation, self._evaluate_length, corpus.validation_starts
@@ -643,7 +641,7 @@ class Trainer(Settled):
         return evaluation
 
     def is_stale(self) -> bool:
-        """Whether the last `patience` evaluations have brought no new best one."""
+        """Whether the last `patience` evaluations brought no new best one: early stopping."""
         best = self.best
         if self._patience is None or best is None:
             return False
@@ -657,20 +655,20 @@ class Trainer(Settled):
             return
         best, last = best_path(self._checkpoint_path), self._checkpoint_path
         evaluation = self.best
-        # The best one first: a training that is killed between the two, and resumed from the
-        # last one, comes past the best one again.
+        # The best one first: a training that is killed between the two and resumed from the last
+        # one reaches the best one again.
         is_best = evaluation is not None and evaluation.step == self._num_steps
         paths = (best, last) if is_best else (last,)
         for path in paths:
             self.save(path)
-        if evaluation is None:  # what is there is another training's, which this one replaces
+        if evaluation is None:  # any file there is of the training replaced
             checkpoint.remove(best)
         self._saved_step = self._num_steps
         for path in paths:
             self._tell(callbacks, "saved", path)
 
     def _keep_best(self) -> None:
-        """Writes the best checkpoint where it is missing, as beside one that was copied."""
+        """Writes the best checkpoint if it is missing, as beside a copied one."""
         path, best = self._checkpoint_path, self.best
         if path is None or best is None or best.step != self._num_steps:
             return
@@ -678,13 +676,13 @@ class Trainer(Settled):
             self.save(best_path(path))
 
     def _note_saved(self, path: StrPath) -> None:
-        """The checkpoint at path is one of the step at hand."""
+        """Notes that the checkpoint at path has the current step."""
         last = self._checkpoint_path
         if last is not None and os.path.realpath(path) == os.path.realpath(last):
             self._saved_step = self._num_steps
 
     def _last_checkpoint(self) -> str:
-        """What an error's message ends with: which step is saved."""
+        """The end of an error's message: which step is saved."""
         path, step = self._checkpoint_path, self._saved_step
         if path is None:
             return ""
@@ -695,7 +693,7 @@ class Trainer(Settled):
         return f"; {path} holds step {step}"
 
     def settings(self) -> dict[str, Any]:
-        """The keywords that make a trainer like this one, as JSON values."""
+        """The constructor's keywords for a trainer like this one, as JSON values."""
         return {
             "batch_size": self._batch_size,
             "seq_len": self._seq_len,

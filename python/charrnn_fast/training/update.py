@@ -1,4 +1,4 @@
-"""One update of a network by a chunk: rows of documents, parts of the batch, random numbers."""
+"""One update of a network on a chunk: document rows, micro-batches, random numbers."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ..rnn import RNN
 from ..text.documents import cut
 
 MASKS, OFFSETS = 0, 1
-"""What random numbers of a training are for: a word of their counter."""
+"""Uses of a training's random numbers: a word of their counter."""
 
 
 class Chunk(NamedTuple):
-    """What B streams read in an update, and where documents begin in it."""
+    """What B streams read in an update, and where documents begin."""
 
     inputs: NDArray[np.int32]  # [T, B]
     targets: NDArray[np.int32]  # [T, B], -1: nothing to predict
     begins: NDArray[np.bool_] | None = None
-    """[T, B] whether an input begins a document; None: there are no documents."""
+    """[T, B]: whether an input begins a document; None: no documents."""
 
 
 class Rule(NamedTuple):
-    """How an update follows from a gradient."""
+    """How a gradient becomes an update."""
 
     optimizer: optim.Optimizer
     learning_rate: float
@@ -44,11 +44,11 @@ def update(
     micro_batches: int = 1,
     mask_seed: int | None = None,
 ) -> tuple[float, float, NDArray[Any]]:
-    """One update of rnn's weights, not done where its loss or the norm is not finite.
+    """One update of rnn's weights, skipped if its loss or gradient norm is not finite.
 
-    state: that of the streams, in the kernels' form, which may be changed in place. micro_batches:
-    the parts of the batch that are computed in turn. mask_seed: as in `RNN.forward`. Returns the
-    loss, the norm of its gradient before clipping, and the new state.
+    state: of the streams, in the kernels' form; may be changed in place. micro_batches:
+    micro-batches whose gradients are accumulated one after the other. mask_seed: as in
+    `RNN.forward`. Returns the loss, the norm of the gradient before clipping, and the new state.
     """
     network: Any = rnn.core
     settings = (rule.optimizer.core, rule.learning_rate, rule.clip_norm, rule.clip_value)
@@ -85,9 +85,9 @@ def update(
 
 
 class _Rows:
-    """The rows that the kernels get for the streams of a chunk, and the states in and out.
+    """The kernels' rows for the streams of a chunk, and their states.
 
-    Without documents these are the streams, with their states (which the kernels change in place).
+    Without documents the rows are the streams, whose states the kernels change in place.
     """
 
     def __init__(self, rnn: RNN, chunk: Chunk, state: NDArray[Any]) -> None:
@@ -115,7 +115,7 @@ def random_number(seed: int, position: int, use: int) -> int:
 def make_optimizer(
     optimizer: str | optim.Optimizer, model: CharLM, learning_rate: float | None
 ) -> optim.Optimizer:
-    """The optimizer of a name or an object, made for model, with a learning rate if one is given.
+    """An optimizer for model from a name or an object, with the learning rate if one is given.
 
     Raises ValueError and TypeError as `Trainer` does.
     """
