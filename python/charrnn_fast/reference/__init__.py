@@ -2,16 +2,16 @@
 
 cells     one step of a layer: the equations
 layers    one layer in one direction over a sequence: layer norm, masks, projection
-network   layers, directions, the decoder; the article's class
+network   layers, directions, decoder; the article's class
 masks     random numbers, dropout, zoneout
 losses    losses, clipping
 optim     optimizers
 sampling  drawing tokens
 
-Everything is a plain function of arrays, in any floating dtype; each backward stands right under
-its forward. Shapes: T seq_len, B batch, I input_size, H hidden_size, L num_layers, D directions
-(1 or 2), G num_gates, P proj_size, R the width of h (P, or H without a projection), V output_size.
-Time comes first and batch second; one row of a matrix belongs to one unit.
+Everything is a plain function of arrays, in any floating dtype. Each backward stands under its
+forward. Shapes: T seq_len, B batch, I input_size, H hidden_size, L num_layers, D directions
+(1 or 2), G num_gates, P proj_size, R width of h (P, or H without a projection), V output_size.
+Time comes first, batch second; one row of a matrix belongs to one unit.
 
     the article     shape       the name in a dict of parameters (PyTorch's)
     W_xh            [G*H, I]    weight_ih_l0   (upper layers: weight_ih_l1 [G*H, D*R], ...)
@@ -31,7 +31,7 @@ Sources: "the article" is A. Karpathy, The Unreasonable Effectiveness of Recurre
 of Gers et al. (2000), its variants: Greff et al., LSTM: A Search Space Odyssey (2017), its
 projection: Sak et al. (2014); GRU: Cho et al. (2014), with the reset gate behind the matrix
 product, as in cuDNN and PyTorch; two directions: Schuster and Paliwal (1997). Gate order and
-formulas are those of torch.nn.RNN, LSTM and GRU. Further ones stand where they are used.
+formulas are those of torch.nn.RNN, LSTM and GRU. Other sources are named where they are used.
 """
 
 from __future__ import annotations

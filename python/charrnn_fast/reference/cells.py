@@ -1,9 +1,9 @@
-"""The cells: the math of one step of one layer, each backward right under its forward.
+"""The cells: one step of one layer, each backward under its forward.
 
-gx, gh [B, G*H] are the input's and the recurrent part of the gates, states are [B, H]. prev are the
-states before the step and, behind them, the weights of the units' own, where the cell has such. The
-cell's h is the one before a projection; prev[0] is then a projected one, [B, P]. The kernels' cells
-stand in ``cpp/include/charrnn_fast/cells.hpp``.
+gx, gh [B, G*H] are the input's and the recurrent part of the gates; states are [B, H]. prev holds
+the states before the step and, after them, the per-unit weights of cells that have such. A cell's h
+is the one before projection; prev[0] is projected, [B, P]. The kernels' cells are in
+``cpp/include/charrnn_fast/cells.hpp``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .arrays import Array, States
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)) without its overflow."""
+    """1 / (1 + exp(-x)) without overflow."""
     y: Array = 0.5 * np.tanh(0.5 * x) + 0.5
     return y
 
@@ -64,7 +64,7 @@ def _lstm_backward(saved: States, prev: States, dnext: States) -> tuple[Array, A
 
 
 def _peephole_lstm(gx: Array, gh: Array, prev: States) -> tuple[States, States]:
-    # the gates see c: i and f the one before the step, o the one after it
+    # the gates see c: i and f the c before the step, o the c after it
     a_i, a_f, a_g, a_o = np.split(gx + gh, 4, axis=-1)
     _, c_prev, (p_i, p_f, p_o) = prev
     i, f, g = sigmoid(a_i + p_i * c_prev), sigmoid(a_f + p_f * c_prev), np.tanh(a_g)
@@ -89,7 +89,7 @@ def _peephole_lstm_backward(
 
 
 def _coupled_lstm(gx: Array, gh: Array, prev: States) -> tuple[States, States]:
-    # as much comes in as is forgotten: i = 1 - f
+    # the input gate is coupled to the forget gate: i = 1 - f
     a_f, a_g, a_o = np.split(gx + gh, 3, axis=-1)
     f, g, o = sigmoid(a_f), np.tanh(a_g), sigmoid(a_o)
     c = f * prev[1] + (1 - f) * g
@@ -127,21 +127,21 @@ def _gru_backward(saved: States, prev: States, dnext: States) -> tuple[Array, Ar
 
 
 class Cell(NamedTuple):
-    """What a layer has to know of a cell."""
+    """The properties of a cell that a layer needs."""
 
     num_gates: int
     num_states: int
     forward: Callable[[Array, Array, States], tuple[States, States]]
-    # gives only the pointwise part of dprev: the recurrence adds dgh @ W_hh to dh
+    # returns only the pointwise part of dprev: the recurrence adds dgh @ W_hh to dh
     backward: Callable[[States, States, States], tuple[Array, Array, States]]
-    blocks: tuple[int, ...] = (1,)  # the shares of the gates that layer norm takes together
-    weights: tuple[str, int] | None = None  # of the units' own: what follows "weight_", rows [., H]
+    blocks: tuple[int, ...] = (1,)  # numbers of gates that layer norm takes together
+    weights: tuple[str, int] | None = None  # per unit: the name after "weight_", rows [., H]
 
 
 CELLS = {
     ("rnn", "tanh"): Cell(1, 1, _rnn_tanh, _rnn_tanh_backward),
     ("rnn", "relu"): Cell(1, 1, _rnn_relu, _rnn_relu_backward),
-    ("gru", "tanh"): Cell(3, 1, _gru, _gru_backward, blocks=(2, 1)),  # r and z; n by itself
+    ("gru", "tanh"): Cell(3, 1, _gru, _gru_backward, blocks=(2, 1)),  # r and z; n alone
     ("lstm", "tanh"): Cell(4, 2, _lstm, _lstm_backward),
     ("peephole_lstm", "tanh"): Cell(
         4, 2, _peephole_lstm, _peephole_lstm_backward, weights=("peephole", 3)
@@ -151,7 +151,7 @@ CELLS = {
 
 
 def find_cell(cell: str, nonlinearity: str) -> Cell:
-    """The cell of these names; ValueError where there is none."""
+    """The cell of these names; ValueError if there is none."""
     try:
         return CELLS[cell, nonlinearity]
     except KeyError:

@@ -22,7 +22,7 @@ from .masks import (
     site,
 )
 
-Norm = tuple[Array, Array] | None  # what layer norm keeps: N(v) and 1 / sqrt(var + 1e-5)
+Norm = tuple[Array, Array] | None  # layer norm saves N(v) and 1 / sqrt(var + 1e-5)
 
 
 def normalize(v: Array, blocks: tuple[int, ...]) -> tuple[Array, Array]:
@@ -41,7 +41,7 @@ def normalize_backward(dn: Array, n: Array, scale: Array, blocks: tuple[int, ...
 
 
 def _means(v: Array, blocks: tuple[int, ...]) -> Array:
-    """Each column holds its block's mean; blocks are given by their shares of the columns."""
+    """In each column the mean of its block; blocks are given as shares of the columns."""
     edges = np.cumsum(blocks)[:-1] * v.shape[-1] // sum(blocks)
     parts = np.split(v, edges, axis=-1)
     means = [np.broadcast_to(part.mean(-1, keepdims=True), part.shape) for part in parts]
@@ -49,28 +49,28 @@ def _means(v: Array, blocks: tuple[int, ...]) -> Array:
 
 
 class Call(NamedTuple):
-    """What `forward` was asked for that is the same for all layers."""
+    """The arguments of `forward` that are the same for all layers."""
 
     regularization: Regularization
     seed: int | None
     dtype: DTypeLike
-    time: Array  # [T, 1, 1], the steps in the order of the walk
+    time: Array  # [T, 1, 1], the steps in processing order
     streams: Array  # [B, 1]
-    alive: Array | None  # [T, B, 1], whether the row has such a step; None: every row has
+    alive: Array | None  # [T, B, 1], False in padding; None: no padding
 
     def turned(self) -> Call:
         alive = None if self.alive is None else self.alive[::-1]
         return self._replace(time=self.time[::-1], alive=alive)
 
     def dropout(self, site: int, rate: float, units: Array) -> Array | None:
-        """Multipliers [T, B, units]; None for no dropout."""
+        """Multipliers [T, B, units]; None: no dropout."""
         if self.seed is None or rate == 0:
             return None
         time = 0 * self.time if self.regularization.variational else self.time
         return multipliers(self.seed, site, rate, time, self.streams, units).astype(self.dtype)
 
     def weight_drop(self, site: int, W_hh: Array) -> Array | None:
-        """Multipliers of W_hh's shape; None for no dropout."""
+        """Multipliers of W_hh's shape; None: no dropout."""
         rate = self.regularization.weight_drop
         if self.seed is None or rate == 0:
             return None
@@ -78,17 +78,17 @@ class Call(NamedTuple):
         return multipliers(self.seed, site, rate, 0, rows, columns).astype(self.dtype)
 
     def held(self, site: int, rate: float, units: Array) -> Array | None:
-        """The old state's share of the new one, [T, B, units or 1]; None where it has none."""
+        """The old state's share of the new one, [T, B, units or 1]; None: no share."""
         held: Array | None = np.full(self.time.shape, rate) if rate else None
         if rate and self.seed is not None:
             held = mask(self.seed, site, rate, self.time, self.streams, units)
-        if self.alive is not None:  # a row that has ended keeps its state
+        if self.alive is not None:  # padding keeps the state
             held = np.where(self.alive, 0 if held is None else held, 1)
         return None if held is None else held.astype(self.dtype)
 
 
 class Noise(NamedTuple):
-    """The masks of one layer and direction, as `Call` gives them."""
+    """The masks of one layer and direction, as `Call` returns them."""
 
     x: Array | None
     h: Array | None
@@ -97,7 +97,7 @@ class Noise(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What a layer keeps of one direction for its backward; time as the direction walks it."""
+    """What one direction of a layer saves for its backward, with time in processing order."""
 
     x: Array  # [T, B, I] after dropout, or tokens [T, B]
     x_norm: Norm
@@ -121,7 +121,7 @@ def _gates(product: Array, own: Parameters, side: str, cell: Cell) -> tuple[Arra
 def _gates_backward(
     dg: Array, own: Parameters, side: str, cell: Cell, norm: Norm, grads: Parameters
 ) -> Array:
-    """The gradient of the product; those of gain and bias are added to `grads`."""
+    """The gradient of the product; adds those of gain and bias to `grads`."""
     axes = tuple(range(dg.ndim - 1))
     if f"bias_{side}" in own:
         grads[f"bias_{side}"] += dg.sum(axes)
@@ -134,9 +134,9 @@ def _gates_backward(
 def direction(
     cell: Cell, own: Parameters, x: Array, first: States, call: Call, layer: int, direction: int
 ) -> tuple[Array, Trace]:
-    """One layer in one direction from x and its initial states: its hidden vectors [T, B, R].
+    """The hidden vectors [T, B, R] of one layer in one direction, from x and its initial states.
 
-    `own` are its parameters, without the suffix; x and `call` have time as it walks.
+    `own` are its parameters, without the suffix; x and `call` have time in processing order.
     """
     W_xh, W_hh, unit_weights = own["weight_ih"], own["weight_hh"], _unit_weights(cell, own)
     rates, sites = call.regularization, [site(kind, layer, direction) for kind in range(OUTPUT)]
@@ -153,7 +153,7 @@ def direction(
     W_hh = times(W_hh, noise.W_hh)
     if are_tokens(x):
         check_ids("x", x, W_xh.shape[1])
-        product = times(W_xh.T[x], noise.x)  # the column that a one-hot vector picks
+        product = times(W_xh.T[x], noise.x)  # the column that a one-hot vector selects
     else:
         x = times(x, noise.x)
         product = x @ W_xh.T
@@ -217,7 +217,7 @@ def _unit_weights(cell: Cell, own: Parameters) -> States:
 
 
 def times(a: Array, m: Array | None, t: Any = ...) -> Array:
-    """a ⊙ m[t], or a where there is no m."""
+    """a ⊙ m[t], or a if there is no m."""
     return a if m is None else a * m[t]
 
 

@@ -1,4 +1,4 @@
-"""Losses with their gradients, and the clipping of gradients."""
+"""Losses with their gradients, and gradient clipping."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def cross_entropy(
 ) -> tuple[float, Array]:
     """Softmax cross-entropy in nats: -log p(target), p = exp(logits) / sum(exp(logits)).
 
-    logits [..., V], integer targets [...] in [0, V), or -1 where there is nothing to predict,
-    weights [...] (None: 1) of the rows. `reduction` is "sum", of weight times loss, or "mean": that
-    over the sum of the weights where targets are not -1 (0 where that is 0).
+    logits [..., V], integer targets [...] in [0, V), or -1: ignored; weights [...] (None: 1) of the
+    rows. `reduction` is "sum", of weight times loss, or "mean": that sum divided by the sum of the
+    weights whose targets are not -1 (0 if that is 0).
     Returns the loss and its gradient dlogits [..., V] = p - one_hot(target), weighted likewise.
     Raises ValueError for other targets and another reduction.
     """
     check_ids("targets", targets, logits.shape[-1], lowest=-1)
     counted = targets != -1
     w, scale = _weighting(weights, counted, reduction)
-    # the largest logit is taken off so that exp cannot overflow; p stays the same
+    # the largest logit is subtracted so that exp cannot overflow; p stays the same
     shifted = logits - logits.max(axis=-1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     index = np.where(counted, targets, 0)[..., None]
@@ -45,7 +45,7 @@ def binary_cross_entropy(
     Returns the loss and its gradient dlogits = p - z, weighted likewise.
     """
     w, scale = _weighting(weights, np.ones(logits.shape, bool), reduction)
-    # the same loss with nothing in it that overflows
+    # the same loss, without overflow
     loss = np.maximum(logits, 0) - logits * targets + np.log1p(np.exp(-np.abs(logits)))
     dlogits = (sigmoid(logits) - targets) * w / scale
     return float((loss * w).sum()) / scale, dlogits.astype(logits.dtype, copy=False)
@@ -66,7 +66,7 @@ def mean_square(
 
 
 def _weighting(weights: Array | None, counted: Array, reduction: str) -> tuple[Array, float]:
-    """Each loss's weight, 0 where it does not count, and what their sum is divided by."""
+    """Each loss's weight, 0 if ignored, and the divisor of their sum."""
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
     w = counted if weights is None else np.where(counted, weights, 0)
@@ -87,6 +87,6 @@ def clip_grad_norm(grads: Parameters, max_norm: float) -> float:
 
 
 def clip_grad_value(grads: Parameters, limit: float) -> None:
-    """Bring every element of every gradient into [-limit, limit], in place (min-char-rnn: 5)."""
+    """Clip every element of every gradient to [-limit, limit], in place (min-char-rnn: 5)."""
     for g in grads.values():
         np.clip(g, -limit, limit, out=g)

@@ -1,4 +1,4 @@
-"""The network: layers on each other, directions beside each other, a decoder on top."""
+"""The network: stacked layers, directions in parallel, a decoder on top."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def init_parameters(
     dtype: DTypeLike = "float32",
     seed: int = 0,
 ) -> Parameters:
-    """Parameters drawn uniformly from [-1/sqrt(H), 1/sqrt(H)), by name, as PyTorch draws them.
+    """Parameters drawn uniformly from [-1/sqrt(H), 1/sqrt(H)), by name, as in PyTorch.
 
-    `output_size=None` leaves out the decoder. `bias` is True (bias_ih and bias_hh), "single"
-    (bias_ih only) or False (neither, and no decoder.bias). `proj_size=0` leaves h as it is; the
-    gains of `layer_norm` start at 1. Raises ValueError for others.
+    `output_size=None`: no decoder. `bias`: True (bias_ih and bias_hh), "single" (bias_ih only) or
+    False (neither, and no decoder.bias). `proj_size=0`: no projection. The gains of `layer_norm`
+    start at 1. Raises ValueError for other values.
     """
     unit, H = find_cell(cell, "tanh"), hidden_size
     if bias not in (True, False, "single"):
@@ -96,12 +96,12 @@ def init_parameters(
 
 
 class Cache(NamedTuple):
-    """What `forward` keeps for `backward`."""
+    """What `forward` saves for `backward`."""
 
     cell: Cell
     layers: list[Trace]  # L*D
     h: Array  # [T, B, D*R], the top layer's hidden vectors after dropout
-    noise: Array | None  # the multipliers in them
+    noise: Array | None  # their dropout multipliers
     alive: Array | None  # [T, B, 1]
 
 
@@ -119,13 +119,13 @@ def forward(
     """Run a stack of layers over a sequence from `state` (None: zero).
 
     x: [T, B, I], or integer tokens [T, B]; a token stands for its one-hot vector. Directions,
-    projection and layer norm are those that `parameters` has.
-    lengths [B]: row b has lengths[b] steps (None: T). Past them x is not read, y is 0 and the state
-    stays; the reverse direction starts at the row's own last step.
-    mask_seed: the key of the masks of `regularization`, an integer of 64 bits; None: no masks.
+    projection and layer norm follow from `parameters`.
+    lengths [B]: row b has lengths[b] steps (None: T), the rest is padding. Padding is not read, its
+    y is 0 and it keeps the state; the reverse direction starts at the row's own last step.
+    mask_seed: the 64-bit seed of the masks of `regularization`; None: no masks.
     Returns y [T, B, V] (without a decoder: the top layer's h [T, B, D*R]), the final state, and
     what `backward` needs. Raises ValueError for an unknown cell, a token outside [0, I), lengths
-    outside [0, T] and for zoneout of an h that is projected.
+    outside [0, T] and zoneout of a projected h.
     """
     unit, rates = find_cell(cell, nonlinearity), regularization or Regularization()
     names, W_hh = _suffixes(parameters), parameters["weight_hh_l0"]
@@ -149,7 +149,7 @@ def forward(
     for k, directions in enumerate(names):
         halves = []
         for d, suffix in enumerate(directions):
-            # the reverse direction is the other one with time turned round
+            # the reverse direction is the forward one with time reversed
             turn, its = (slice(None, None, -1), call.turned()) if d else (slice(None), call)
             own = _own(parameters, suffix)
             half, trace = direction(unit, own, h[turn], next(firsts), its, k, d)
@@ -203,20 +203,20 @@ def backward(
 
 
 def _suffixes(parameters: Parameters) -> list[list[str]]:
-    """For each layer the ends of its parameters' names, one for each direction."""
+    """For each layer the suffixes of its parameters' names, one per direction."""
     directions = ["", "_reverse"] if "weight_hh_l0_reverse" in parameters else [""]
     num_layers = sum(name.startswith("weight_hh_l") for name in parameters) // len(directions)
     return [[f"_l{k}{direction}" for direction in directions] for k in range(num_layers)]
 
 
 def _own(parameters: Parameters, suffix: str) -> Parameters:
-    """One layer's and direction's parameters, by names without the suffix."""
+    """The parameters of one layer and direction, by names without the suffix."""
     ending = {name: p for name, p in parameters.items() if name.endswith(suffix)}
     return {name.removesuffix(suffix): p for name, p in ending.items()}
 
 
 def _living(a: Array, alive: Array | None) -> Array:
-    """a [T, B, ...] with 0 where rows have ended."""
+    """a [T, B, ...] with 0 in padding."""
     return a if alive is None else np.where(alive, a, 0)
 
 

@@ -24,11 +24,11 @@ class Optimizer(ABC):
 
     @abstractmethod
     def _update(self, p: Array, g: Array, slot: Parameters) -> None:
-        """Update p from g, which has the weight decay in it; `slot` holds p's running averages."""
+        """Update p from g, which includes the weight decay; `slot` holds p's running averages."""
 
 
 class SGD(Optimizer):
-    """buf = momentum buf + (1 - dampening) g, the first time g; p -= lr buf."""
+    """buf = momentum buf + (1 - dampening) g, at first g; p -= lr buf."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class SGD(Optimizer):
 class RMSprop(Optimizer):
     """v = alpha v + (1 - alpha) g^2; p -= lr g / (sqrt(v) + eps). Tieleman and Hinton (2012).
 
-    `centered` takes the square of g's own running mean off v; `momentum` is that of SGD.
+    `centered` subtracts the square of g's running mean from v; `momentum` is as in SGD.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Adagrad(Optimizer):
 
 
 class Adam(Optimizer):
-    """Kingma and Ba (2015), algorithm 1: moments m and v of g, both corrected for their start."""
+    """Kingma and Ba (2015), algorithm 1: moments m and v of g, both with bias correction."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Drawing tokens, and letting networks write."""
+"""Sampling: drawing tokens, and generating text."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def sample_tokens(
 ) -> NDArray[np.int32]:
     """One draw for each row of logits [B, V] from softmax(logits / temperature): tokens [B].
 
-    `temperature=0` takes the largest logit. `top_k` keeps the k most probable tokens; `top_p` then
-    the fewest of these whose share of the probability left reaches p (at least one). Of equals the
-    lower id counts as more probable. Row b's draw depends on seeds[b] and `position` alone.
+    `temperature=0` takes the largest logit. `top_k` keeps the k most probable tokens. `top_p` then
+    keeps the fewest of these whose share of the remaining probability reaches p (at least one). Of
+    equals the lower id counts as more probable. Row b's draw depends only on seeds[b] and
+    `position`.
     """
     if temperature == 0:
         return np.asarray(logits.argmax(axis=-1), np.int32)
@@ -39,7 +40,7 @@ def sample_tokens(
             cumulative = np.cumsum(weights[order])
             order = order[: np.searchsorted(cumulative, top_p * cumulative[-1]) + 1]
         cumulative = np.cumsum(weights[order])
-        # the first token whose cumulative weight exceeds u times the whole
+        # the first token whose cumulative weight exceeds u times the total
         u = uniform(seed, position)
         chosen = np.searchsorted(cumulative, u * cumulative[-1], side="right")
         tokens[b] = order[min(chosen, len(order) - 1)]
@@ -61,10 +62,10 @@ def sample(
     top_k: int | None = None,
     top_p: float = 1.0,
 ) -> tuple[NDArray[np.int32], State]:
-    """Let B networks write: feed tokens [B], draw from y, feed what was drawn, `length` times.
+    """Generate with B streams: feed tokens [B], draw from y, feed the drawn tokens, `length` times.
 
     Returns the drawn tokens [length, B] and the state after the last token that was fed. `position`
-    counts the draws; the options are those of `sample_tokens`. Of `regularization`, the zoneout
+    counts the draws; the options are those of `sample_tokens`. Of `regularization` only zoneout
     acts, by its expectation.
     """
     kind: dict[str, Any] = {"cell": cell, "nonlinearity": nonlinearity}

@@ -1,4 +1,4 @@
-"""A look inside a language model: one HTML page of a text, coloured by the model's cells.
+"""A look inside a language model: an HTML page of a text, coloured by the model's cells.
 
 After A. Karpathy, The Unreasonable Effectiveness of Recurrent Neural Networks (2015), and Karpathy,
 Johnson and Fei-Fei, Visualizing and Understanding Recurrent Networks (2015).
@@ -34,7 +34,7 @@ from .reading import Reading, is_bounded, quantity, read
 __all__ = ["page"]
 
 GENERATOR = "charrnn-fast view"
-"""How the `generator` of each page begins."""
+"""The beginning of each page's `generator`."""
 
 _MOST_ACTIVATIONS = 50_000_000  # bytes of a page; browsers become slow before they fail
 _LEVELS = 127  # of an activation, on either side of 0
@@ -48,19 +48,19 @@ def page(
     title: str = "A look inside",
     about: Mapping[str, str] | None = None,
 ) -> str:
-    """One HTML page, which needs nothing else and loads nothing: text as the model's cells see it.
+    """A self-contained HTML page that shows a text as the model's cells see it.
 
-    Each character is coloured by one cell, tanh(c) of the LSTMs, else h, after the model has read
-    it; under it stand the five likeliest next characters with their shares; a table tells which
-    cells follow quotes, brackets, indentation and the like, by correlation (`features`). The model
-    reads from the zero state.
+    Each character is coloured by one cell after the model has read it: tanh(c) of the LSTMs, else
+    h. Below it are the five likeliest next characters with their probabilities. A table ranks the
+    cells that follow quotes, brackets, indentation and the like, by correlation (`features`). The
+    model starts from the zero state.
 
-    text: two characters or more, with a byte vocabulary bytes too. layers: those to show, 0 the
-    first, as in weight_ih_l0; None: all. title and about (lines of label and value) head the page.
+    text: at least two characters, or bytes for a byte vocabulary. layers: the layers to show, from
+    0, as in weight_ih_l0; None: all. title and about (lines of label and value) head the page.
 
-    Raises ValueError for a character that the vocabulary lacks, and where text and layers make more
-    than 50 million activations, which take a byte and a third each; FloatingPointError for a model
-    with weights that are not finite.
+    Raises ValueError for a character that is not in the vocabulary, and if text and layers make
+    more than 50 million activations, of 4/3 bytes each. Raises FloatingPointError if the model's
+    weights are not finite.
     """
     instance("model", model, CharLM, "a CharLM")
     instance("title", title, str, "a str")
@@ -128,14 +128,14 @@ def _layers(layers: Iterable[int] | None, count: int) -> list[int]:
 
 
 def _plain(model: CharLM, ids: NDArray[np.int32]) -> str:
-    """The text, one character for each id: a byte above 127 counts as a small letter."""
+    """The text, one character per id: a byte above 127 counts as a small letter."""
     if model.vocabulary.kind == "characters":
         return model.vocabulary.decode(ids)
     return np.where(ids < 0x80, ids, ord("ä")).astype(np.uint8).tobytes().decode("latin-1")
 
 
 def _quantised(cells: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Activations [C, N] as levels [C, N] of -127 to 127, of which 127 is scales [C]."""
+    """Activations [C, N] as levels [C, N] from -127 to 127; level 127 means scales [C]."""
     scales = np.abs(cells).max(1)
     steps = np.where(scales > 0, scales, 1) / _LEVELS
     return np.rint(cells / steps[:, None]).astype(np.int8), scales
@@ -155,7 +155,7 @@ def _described(ranking: Ranking) -> dict[str, Any]:
 def _arrays(
     seen: Reading, shown: Shown, ids: NDArray[np.int32], levels: NDArray[np.int8]
 ) -> dict[str, NDArray[Any]]:
-    """What the page reads as typed arrays, by the names that it calls them."""
+    """The page's typed arrays, by the names that it uses."""
     index = np.min_scalar_type(len(shown.table) - 1)
     came = seen.guesses[:-1] == ids[1:, None]
     return {
@@ -191,7 +191,7 @@ def _assemble(
         ),
         "script": script,
     }
-    # One pass: what is put in is not looked at again.
+    # One pass: inserted text is not searched again.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _source("page.html"))
 
 
@@ -200,25 +200,25 @@ def _source(name: str) -> str:
 
 
 def _sha256(source: str) -> str:
-    """The source of a script or a style as a Content-Security-Policy names it."""
+    """A script's or style's hash for the Content-Security-Policy."""
     digest = hashlib.sha256(source.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
 
 
 def _escaped(text: str) -> str:
-    """Text as HTML, without what has no place there: controls, what turns the direction of the
-    rest around, and lone surrogates, as of a file name that is no UTF-8."""
+    """Text as HTML, without control characters, direction overrides and lone surrogates, as of a
+    file name that is not UTF-8."""
     unwanted = r"[\0-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
     return html.escape(re.sub(unwanted, "\ufffd", text))
 
 
 def _json(value: Any) -> str:
-    """JSON that neither ends the script element it stands in nor means anything else in HTML."""
+    """JSON that cannot end its script element and means nothing else in HTML."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _javascript_name(array: NDArray[Any]) -> str:
-    """The typed array of JavaScript with an array's elements."""
+    """JavaScript's typed array for an array's dtype."""
     kind = {"i": "Int", "u": "Uint", "f": "Float"}[array.dtype.kind]
     return f"{kind}{8 * array.dtype.itemsize}Array"

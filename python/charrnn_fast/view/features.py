@@ -1,14 +1,14 @@
-"""What a cell may follow in a text, and which cells do.
+"""Features of a text that a cell may follow, and the cells that do.
 
-A feature gives a number for each character: of the text up to it, itself included, as an activation
-is that of a network which has just read the character. How well a cell follows a feature is told by
-Pearson's correlation r of the two over the text (K. Pearson, 1895), for a feature of zeros and ones
-the point-biserial correlation.
+A feature has a number for each character, computed from the text up to and including it: an
+activation is also that of a network that has just read the character. Pearson's correlation r over
+the text (K. Pearson, 1895) measures how well a cell follows a feature; for a feature of zeros and
+ones it is the point-biserial correlation.
 
-Among many cells, some correlate with anything. What chance alone gives is found from the same text:
-the feature is moved along it, what leaves at the end coming back at the beginning, to 20 places at
-equal distances. The largest |r| of any cell with any of these is the chance level. Moved features
-keep what makes large correlations likely: how often and how long a feature is there.
+Among many cells, some correlate with anything by chance. The chance level comes from the same text:
+the feature is shifted cyclically to 20 equidistant places, and the largest |r| of any cell with any
+of these is the chance level. Shifted features keep what makes large correlations likely: how often
+and how long a feature is present.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from numpy.typing import NDArray
 
 NUM_SHIFTS = 20
 NUM_BEST = 6
-_CONSTANT = 1e-6  # a smaller standard deviation is that of rounding
+_CONSTANT = 1e-6  # a smaller standard deviation is rounding
 
 
 class Feature(NamedTuple):
-    """Something that a text has at each of its characters."""
+    """A number for each character of a text."""
 
     name: str
     about: str
     measure: Callable[[str], Iterator[float]]
     takes_memory: bool = True
-    """False: the character alone tells it."""
+    """False: it depends on the character alone."""
 
 
 class Ranking(NamedTuple):
@@ -53,7 +53,7 @@ class Ranking(NamedTuple):
 def rank(activations: NDArray[np.float32], text: str) -> tuple[list[Ranking], list[Feature]]:
     """Rankings of cells with activations [C, N] on a text of N characters.
 
-    The second list has the features that are the same all over the text: nothing can follow them.
+    The second list has the features that are constant over the text: nothing can follow them.
     """
     cells, size = _standardised(activations), len(text)
     places = sorted({i * size // (NUM_SHIFTS + 1) for i in range(1, NUM_SHIFTS + 1)} - {0})
@@ -96,7 +96,7 @@ def _single_quotes(text: str) -> Iterator[float]:
     inside, before = False, ""
     for character in text:
         if character == "'" and before != "\\":
-            # behind a letter it is an apostrophe, or closes
+            # after a letter it is an apostrophe, or closes
             inside = not inside and not _in_word(before)
         elif character == "\n":
             inside = False

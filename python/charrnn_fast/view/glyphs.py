@@ -1,4 +1,4 @@
-"""How symbols are shown: one glyph for each, what is invisible included."""
+"""Glyphs: how each symbol is shown, invisible ones included."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _CONTROLS = {
     "\x7f": "DELETE",
 }
 _CATEGORIES = {"Cs": "lone surrogate", "Co": "private use", "Cn": "unassigned"}
-_PLACEHOLDER = "▯"  # for what has no look of its own
+_PLACEHOLDER = "▯"  # for symbols without a look of their own
 
 
 class Glyph(NamedTuple):
-    """What stands for a symbol, in one column of the page."""
+    """The text shown for a symbol, in one column of the page."""
 
     shown: str
     name: str
@@ -57,7 +57,7 @@ def of_byte(byte: int) -> Glyph:
 
 
 class Shown(NamedTuple):
-    """The glyphs of a page, and where they stand."""
+    """The glyphs of a page and their places."""
 
     table: list[Glyph]
     text: NDArray[np.int64]
@@ -67,7 +67,7 @@ class Shown(NamedTuple):
 
     @property
     def newline(self) -> int:
-        """The index of the glyph that ends a line, -1 where there is none."""
+        """The index of the glyph that ends a line; -1: there is none."""
         newline = of_character("\n")
         return self.table.index(newline) if newline in self.table else -1
 
@@ -75,8 +75,8 @@ class Shown(NamedTuple):
 def show(vocabulary: Vocabulary, ids: NDArray[np.int32], guesses: NDArray[np.int64]) -> Shown:
     """ids [N] and guesses [N, K] as glyphs.
 
-    A character of several bytes stands on its last byte, with which the network has read all of
-    it; the bytes before it, and those that are no UTF-8, are shown in hex.
+    A character of several bytes is shown at its last byte, where the network has read all of it.
+    Its other bytes, and bytes that are not UTF-8, are shown in hex.
     """
     of = of_byte if vocabulary.kind == "bytes" else lambda symbol: of_character(chr(symbol))
     table: dict[Glyph, int] = {}

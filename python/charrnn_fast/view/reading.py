@@ -1,4 +1,4 @@
-"""What a model computes while it reads a text: activations, guesses and losses."""
+"""What a model computes while reading a text: activations, guesses and losses."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _LOGITS_AT_ONCE = 2**22
 
 
 class Reading(NamedTuple):
-    """N symbols that were read one after another, from the zero state. K: guesses, at most 5."""
+    """N symbols read one after another, from the zero state. K: guesses, at most 5."""
 
     activations: NDArray[np.float32]
-    """[L, H, N]: tanh(c) of the LSTMs, else h, after symbol n was read; the layers asked for."""
+    """[L, H, N]: tanh(c) of the LSTMs, else h, after reading symbol n; only requested layers."""
     guesses: NDArray[np.int64]
-    """[N, K]: the ids that the model takes to be the likeliest to follow symbol n, best first."""
+    """[N, K]: the likeliest ids after symbol n, by the model, best first."""
     shares: NDArray[np.float64]
     """[N, K]: the probabilities of the guesses."""
     losses: NDArray[np.float64]
@@ -28,7 +28,7 @@ class Reading(NamedTuple):
 
 
 def quantity(rnn: RNN) -> str:
-    """What `Reading.activations` are."""
+    """The name of the quantity in `Reading.activations`."""
     return "tanh(c)" if rnn.kind.num_states > 1 else "h"
 
 
@@ -38,15 +38,15 @@ def is_bounded(rnn: RNN) -> bool:
 
 
 def read(model: CharLM, ids: NDArray[np.int32], layers: list[int]) -> Reading:
-    """Reads ids [N], N >= 2. Raises FloatingPointError where the model gives no finite numbers."""
+    """Reads ids [N], N >= 2. Raises FloatingPointError if the model's numbers are not finite."""
     rnn, size = model.rnn, len(ids)
     num_guesses = min(NUM_GUESSES, len(model.vocabulary))
     activations = np.empty((len(layers), rnn.hidden_size, size), np.float32)
     guesses = np.empty((size, num_guesses), np.int64)
     shares = np.empty((size, num_guesses))
     losses = np.empty(size - 1)
-    # `step` on a state of our own: the one that the network carries stays what it is, and the
-    # weights are packed once, not at each step as by `forward`.
+    # `step` on our own state: the network's carried state does not change, and weights are packed
+    # once, not at each step as by `forward`.
     state = rnn.states.zeros(1)
     cells = rnn.states.parts(state)[-1]  # a view: c [L, 1, H] of the LSTMs, else h
     block = max(1, _LOGITS_AT_ONCE // len(model.vocabulary))
@@ -79,7 +79,7 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """[n, count]: where the largest values of each row [n, V] are, in falling order."""
+    """[n, count]: the indices of the largest values of each row [n, V], in descending order."""
     found = np.argpartition(-values, count - 1, 1)[:, :count]
     order = np.argsort(-np.take_along_axis(values, found, 1), 1, kind="stable")
     result: NDArray[np.int64] = np.take_along_axis(found, order, 1)
