@@ -1,4 +1,4 @@
-"""Checks of single arguments, with messages that name the argument, what it got and takes."""
+"""Checks of single arguments, with messages that name the argument, its limits and its value."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 StrPath = str | os.PathLike[str]
 
-LARGEST = 2**31 - 1  # what the kernels count with
+LARGEST = 2**31 - 1  # the kernels' integers
 LARGEST_SEED = 2**64 - 1
-MOST_STEPS = 2**62  # of a training; far from where a 64-bit counter ends
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64))  # that networks have
-_MUCH_MEMORY = 2**26  # bytes, from which on is asked whether there are so many
+MOST_STEPS = 2**62  # of a training; far below a 64-bit counter's end
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))  # dtypes of networks
+_MUCH_MEMORY = 2**26  # bytes; from here on the available memory is checked
 
 _names: ContextVar[Mapping[str, str] | None] = ContextVar("_names", default=None)
 
@@ -30,9 +30,9 @@ _tell: ContextVar[Callable[[str], None] | None] = ContextVar("_tell", default=No
 
 
 def called(name: str) -> str:
-    """What a message calls an argument: its name, or what `calling` gives in its place.
+    """An argument's name in messages: its own, or the one that `calling` gives.
 
-    An element, as "stop[1]", is then called as its argument is.
+    An element, as "stop[1]", is called as its argument is.
     """
     names = _names.get()
     return name if names is None else names.get(name.partition("[")[0], name)
@@ -40,7 +40,7 @@ def called(name: str) -> str:
 
 @contextmanager
 def calling(names: Mapping[str, str]) -> Iterator[None]:
-    """Within it messages call arguments by other names, as the command line does by its flags."""
+    """Gives arguments other names in messages, as the command line gives them its flags."""
     token = _names.set(names)
     try:
         yield
@@ -49,7 +49,7 @@ def calling(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def warn(message: str) -> None:
-    """A UserWarning at the line that called this package, or as `telling` has it."""
+    """A UserWarning at the line that called this package, or a call of what `telling` set."""
     tell = _tell.get()
     if tell is not None:
         tell(message)
@@ -67,7 +67,7 @@ def _is_ours(frame: FrameType) -> bool:
 
 @contextmanager
 def telling(tell: Callable[[str], None]) -> Iterator[None]:
-    """Within it warnings go to tell."""
+    """Sends warnings to tell."""
     token = _tell.set(tell)
     try:
         yield
@@ -76,16 +76,16 @@ def telling(tell: Callable[[str], None]) -> Iterator[None]:
 
 
 def instance(name: str, value: object, kind: type | tuple[type, ...], takes: str) -> None:
-    """TypeError unless value is of a kind; takes says which."""
+    """TypeError unless value is of a kind; takes names the kind in the message."""
     if not isinstance(value, kind):
         raise TypeError(f"{called(name)} must be {takes}, got {type(value).__name__}")
 
 
 def array(name: str, value: object, takes: str = "a NumPy array") -> NDArray[Any]:
-    """value as a plain array, in the same memory; TypeError for anything that is no array.
+    """value as a plain array that shares its memory; TypeError for anything else than an array.
 
-    A subclass, such as numpy.memmap, counts as the array that it is. A masked one is refused: what
-    its mask hides would be read.
+    A subclass, such as numpy.memmap, counts as a plain array. Masked arrays are refused: masked
+    values would be read.
     """
     _check_unmasked(name, value)
     if not isinstance(value, np.ndarray):
@@ -95,7 +95,7 @@ def array(name: str, value: object, takes: str = "a NumPy array") -> NDArray[Any
 
 
 def array_like(name: str, value: object) -> NDArray[Any]:
-    """As `array`, for anything that NumPy makes an array of: lists, tensors, tables."""
+    """As `array`, for anything that NumPy can convert to an array: lists, tensors, tables."""
     _check_unmasked(name, value)
     try:
         return np.asarray(value)
@@ -115,7 +115,7 @@ def _check_unmasked(name: str, value: object) -> None:
 
 
 def floats(name: str, value: object, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """value as a plain, C-contiguous array of a network's dtype; TypeError and ValueError else."""
+    """value as a plain, C-contiguous array of a network's dtype; else TypeError or ValueError."""
     value = array(name, value, f"a NumPy array of {dtype}")
     code = name.split()[0]  # of "state[0] (h)"
     if value.dtype != dtype:
@@ -134,23 +134,23 @@ def floats(name: str, value: object, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def tokens(name: str, given: NDArray[Any], lowest: int, end: int) -> NDArray[np.int32]:
-    """Integers of any type as int32, for the kernels: they copy them, and check that copy.
+    """Integers of any type as int32 for the kernels, which copy them and check the copy.
 
-    ValueError names the first outside [lowest, end) where int32 does not hold them all.
+    ValueError names the first one outside [lowest, end) if int32 cannot hold them all.
     """
     flags = given.flags
     if given.dtype == np.int32 and flags.c_contiguous and flags.aligned:
         return given
     ids = given.astype(np.int32, order="C")
     if not np.can_cast(given.dtype, np.int32) and np.count_nonzero(ids != given):
-        given = np.array(given)  # which no other thread changes
+        given = np.array(given)  # a copy that no other thread changes
         in_range(name, given, lowest, end)
         ids = given.astype(np.int32, order="C")
     return ids
 
 
 def in_range(name: str, ids: NDArray[Any], lowest: int, end: int) -> None:
-    """ValueError unless all of some integers are in [lowest, end); names the first bad one."""
+    """ValueError unless all integers are in [lowest, end); names the first bad one."""
     bad = (ids < lowest) | (ids >= end)
     if not bad.any():
         return
@@ -161,7 +161,7 @@ def in_range(name: str, ids: NDArray[Any], lowest: int, end: int) -> None:
 
 
 def integer(name: str, value: object, minimum: int, maximum: int = LARGEST) -> int:
-    """value as an int; TypeError for anything that is no integer, ValueError out of range."""
+    """value as an int; TypeError if it is not an integer, ValueError if out of range."""
     takes = f">= {minimum}" if maximum == LARGEST else f"in {minimum} to {maximum}"
     try:
         number = operator.index(value)  # type: ignore[arg-type]
@@ -183,8 +183,8 @@ def real(
     most: float = math.inf,
     below: float = math.inf,
 ) -> float:
-    """value as a finite float in the bounds; TypeError for anything that is no number."""
-    # A protocol, asked for last, takes longer than all the rest.
+    """value as a finite float within bounds; TypeError if it is not a number."""
+    # The protocol comes last: checking it is slow.
     is_number = isinstance(value, (float, int, SupportsFloat)) and not isinstance(value, bool)
     number = math.nan
     if is_number:
@@ -202,9 +202,9 @@ def real(
 
 
 def available_memory() -> int | None:
-    """Bytes that programs may still take, as Linux estimates it; None where it cannot be told.
+    """Bytes of available memory, as Linux estimates it; None if unknown.
 
-    The limit of a control group counts as well (cgroup v2, as containers see it).
+    The limit of a control group counts too (cgroup v2, as in containers).
     """
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
@@ -224,10 +224,10 @@ def available_memory() -> int | None:
 
 @contextmanager
 def enough_memory(needed: int, what: str, advice: str) -> Iterator[None]:
-    """MemoryError, of what is allocated within too, that says what takes it and what helps.
+    """Turns a MemoryError within into one that says what needs the memory and what helps.
 
-    needed: bytes; where they are many and more than there are, nothing is allocated, for the system
-    may promise more memory than it has, and end the process later.
+    needed: bytes; if many and more than available, nothing is allocated: the system may promise
+    more memory than it has and kill the process later.
     """
     free = available_memory() if needed > _MUCH_MEMORY else None
     try:
@@ -240,13 +240,13 @@ def enough_memory(needed: int, what: str, advice: str) -> Iterator[None]:
 
 
 def shown(number: int) -> str:
-    """number for a message; Python refuses to write out thousands of digits."""
+    """number for a message; Python refuses to print thousands of digits."""
     return (
         str(number) if number.bit_length() <= 1024 else f"an integer of {number.bit_length()} bits"
     )
 
 
 def brief(number: float, digits: int, width: int = 9) -> str:
-    """number with so many digits behind its point, or, where that is wider, as 8.123e+31."""
+    """number with so many digits after its point or, if that is wider, like 8.123e+31."""
     fixed = f"{number:.{digits}f}"
     return fixed if len(fixed) <= width else f"{number:.4g}"

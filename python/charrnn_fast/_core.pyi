@@ -1,8 +1,8 @@
-"""The compiled kernels. Everything here is private; `charrnn_fast` is the public face.
+"""The compiled kernels. Everything here is private; `charrnn_fast` is the public API.
 
-Shapes: T seq_len, B batch, I input_size, H hidden_size, L num_layers (times two of a bidirectional
-network), S num_states (rnn and gru 1: h; the LSTMs 2: h, c), O output_size (where there is no
-decoder, the features of the top layer's h). With a projection a state is flat: all h, then all c.
+Shapes: T seq_len, B batch, I input_size, H hidden_size, L num_layers (twice that if bidirectional),
+S num_states (rnn and gru 1: h; the LSTMs 2: h, c), O output_size (without a decoder the width of
+the top layer's h). With a projection a state is flat: all h, then all c.
 Arrays are C-contiguous and of the network's dtype; tokens and targets are int32.
 Wrong dtypes raise TypeError, wrong shapes and values ValueError, before any work.
 """
@@ -16,7 +16,7 @@ _F = TypeVar("_F", np.float32, np.float64)
 Tokens = NDArray[np.int32]
 Floats = NDArray[Any]
 
-# What the kernels have to choose from; charrnn_fast.registry tells what the entries are.
+# The kernels' choices; charrnn_fast.registry explains the entries.
 cells: tuple[dict[str, Any], ...]
 optimizers: tuple[dict[str, Any], ...]
 dropout_rates: tuple[str, ...]
@@ -26,16 +26,16 @@ def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...
 def available_isas() -> list[str]: ...
 def pool_self_test(rounds: int) -> int:
-    """Rounds of barriers on all threads; returns the sum of the team's size over them."""
+    """Runs rounds of barriers on all threads; returns the sum of their team sizes."""
 
 def pool_teams() -> int:
     """How often work was shared by more than one thread."""
 
 def set_sharing_limits(operations_per_thread: float, operations_per_barrier: float) -> None:
-    """From how much work on more threads are called (1e6, 1e5); 0, 0: always. For tests."""
+    """The least work per thread and per barrier (1e6, 1e5); 0, 0: always share. For tests."""
 
 def cgroup_quota(root: str = "") -> float:
-    """Processors' worth of time that the control groups grant, inf where they set no limit."""
+    """CPU quota of the control groups, in processors; inf: no limit."""
 
 class _Model(Generic[_F]):
     """A stack of recurrent layers and, if output_size > 0, a linear decoder."""
@@ -64,9 +64,9 @@ class _Model(Generic[_F]):
     def version(self) -> int: ...  # raised by every change of a parameter
     @property
     def kept(self) -> tuple[int, int, int]:
-        """Of what `backward` goes back from: its number, T, B; the number is 0 where there is none.
+        """The forward that `backward` differentiates: its number, T, B; number 0: there is none.
 
-        Forwards with keep are numbered from 1 on.
+        Forwards with keep are numbered from 1.
         """
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]: ...
@@ -79,11 +79,11 @@ class _Model(Generic[_F]):
         state: Floats | None,
         keep: bool,
         lengths: NDArray[np.int64] | None = None,  # [B], 0 to T
-        mask_seed: int | None = None,  # of the regularization's masks; None: there are none
+        mask_seed: int | None = None,  # seed of the regularization masks; None: no masks
     ) -> tuple[NDArray[_F], NDArray[_F]]:
         """x [T, B, I] or tokens [T, B], state [S, L, B, H] -> y [T, B, O], state_n [S, L, B, H].
 
-        keep: save what `backward` needs.
+        keep: saves what `backward` needs.
         """
 
     def forward_kept(
@@ -94,24 +94,24 @@ class _Model(Generic[_F]):
         lengths: NDArray[np.int64] | None = None,
         mask_seed: int | None = None,
     ) -> tuple[NDArray[_F], NDArray[_F], int]:
-        """As `forward`, with the number that it has in `kept`; 0 without keep."""
+        """As `forward`, plus its number in `kept`; 0 without keep."""
 
     def backward(
         self, dy: Floats | None, dstate: Floats | None, id: int = 0
     ) -> tuple[NDArray[_F] | None, NDArray[_F], dict[str, NDArray[_F]]]:
-        """-> dx [T, B, I] (None for tokens), dstate_0 [S, L, B, H], gradients by name (fresh).
+        """-> dx [T, B, I] (None for tokens), dstate_0 [S, L, B, H], gradients by name (new arrays).
 
-        RuntimeError where id is given and not that of `kept`, as another thread may have changed.
+        RuntimeError if id is given and differs from that of `kept`: another thread may change it.
         """
 
     def read(self, x: Floats | Tokens, state: Floats) -> None:
-        """`forward` for its state alone, carried in place: x [T, B, I] or tokens [T, B]."""
+        """`forward` for its state only, updated in place: x [T, B, I] or tokens [T, B]."""
 
     def step(self, x: Floats | Tokens, state: Floats) -> NDArray[_F]:
         """x [B, I] or tokens [B]; state [S, L, B, H] is updated in place -> y [B, O]."""
 
     def step_plain(self, x: Floats, state: Floats, /) -> NDArray[_F] | None:
-        """`step` for x [I] or [B, I] that need no conversion; None, nothing done, for all else."""
+        """`step` for x [I] or [B, I] without conversion; otherwise None, with nothing done."""
 
     def train_step(
         self,
@@ -126,11 +126,11 @@ class _Model(Generic[_F]):
         mask_seed: int | None = None,
         lengths: NDArray[np.int64] | None = None,  # [B], 0 to T
     ) -> tuple[float, float]:
-        """One update on tokens [T, B]; state [S, L, B, H] is carried in place.
+        """One update on tokens [T, B]; state [S, L, B, H] is updated in place.
 
-        Targets past a row's end are not read; its state is that of its end.
+        Targets in padding are not read; the last state is each row's own.
         -> loss (nats; over the targets that are not -1), norm of the gradient before clipping.
-        A loss or a norm that is not finite changes neither the parameters nor the state.
+        If either is not finite, parameters and state do not change.
         """
 
     def accumulate(
@@ -141,13 +141,13 @@ class _Model(Generic[_F]):
         mask_seed: int | None = None,
         lengths: NDArray[np.int64] | None = None,
     ) -> tuple[float, int, NDArray[_F]]:
-        """Adds the gradient of a part of a batch, tokens [T, B], to what `update` takes.
+        """Accumulates the gradient of a micro-batch, tokens [T, B], for `update`.
 
-        The streams of the parts are numbered on: with one mask_seed for all (which it has to be)
-        the masks are those of all streams in one batch. A change of the parameters drops what has
-        been added up; so do train_step and clear_gradients.
-        -> sum of the losses in nats, count of targets that are not -1, the new state, which the
-        caller puts in the place of `state` once the update is finite.
+        Streams are numbered across micro-batches. mask_seed must be the same for all: the masks
+        are then those of the whole batch. A change of the parameters, train_step and
+        clear_gradients drop the accumulated gradients.
+        -> sum of the losses in nats, count of targets that are not -1, the new state, which
+        replaces the caller's `state` once the update is finite.
         """
 
     def update(
@@ -156,16 +156,16 @@ class _Model(Generic[_F]):
         learning_rate: float,
         clip_norm: float,
         clip_value: float,
-        reduction: str,  # "mean" (over the targets of all parts) | "sum"
+        reduction: str,  # "mean" (over the targets of all micro-batches) | "sum"
     ) -> tuple[float, float]:
-        """The update by all parts -> loss, norm, as of one train_step; then the sum is empty.
+        """The update from all micro-batches -> loss, norm, as of one train_step; clears them.
 
-        Where they are not finite the parameters have not changed. ValueError where nothing has
-        been accumulated.
+        If either is not finite, the parameters do not change. ValueError if nothing has been
+        accumulated.
         """
 
     def clear_gradients(self) -> None:
-        """Drops what has been accumulated."""
+        """Drops the accumulated gradients."""
 
     def evaluate(
         self,
@@ -174,7 +174,7 @@ class _Model(Generic[_F]):
         state: Floats,
         lengths: NDArray[np.int64] | None = None,
     ) -> tuple[float, int]:
-        """-> sum of the losses in nats, count of targets that are not -1; state is carried."""
+        """-> sum of the losses in nats, count of targets that are not -1; updates state."""
 
     def stream_losses(
         self,
@@ -183,7 +183,7 @@ class _Model(Generic[_F]):
         state: Floats,
         lengths: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float64]:
-        """`evaluate` with the sum of each stream's losses: -> [B] in nats."""
+        """`evaluate` per stream: -> the sums of the losses [B] in nats."""
 
     def memory(
         self,
@@ -192,22 +192,22 @@ class _Model(Generic[_F]):
         training: bool = True,
         lengths: NDArray[np.int64] | None = None,
     ) -> int:
-        """Bytes that a new network like this comes to hold by one train_step (or evaluate) of such
-        a batch, masks included; the optimizer's are its own. Allocates nothing of that."""
+        """Bytes that a new network like this holds after one train_step (or evaluate) of such a
+        batch, with masks but without the optimizer. Does not allocate them."""
 
     @property
     def held_memory(self) -> int: ...  # bytes that it holds now
     def sample(
         self,
         length: int,
-        tokens: Tokens,  # [B] the tokens fed first
+        tokens: Tokens,  # [B] the first tokens fed
         state: Floats,  # [S, L, B, H] updated in place
         seeds: NDArray[np.uint64],  # [B]
         position: int,  # the random counter of the first draw
         temperature: float,  # 0: greedy
         top_k: int,  # 0: all
         top_p: float,  # 1: all
-        bfloat16: bool = False,  # weights stored so, all but layer 0's input; float32 only
+        bfloat16: bool = False,  # for all weights but layer 0's input weights; float32 only
     ) -> Tokens:
         """-> drawn tokens [length, B]."""
 
@@ -231,7 +231,7 @@ class _Optimizer(Generic[_F]):
     def step(self, gradients: dict[str, Floats], learning_rate: float) -> None: ...
     @staticmethod
     def memory(rule: str, model: Any, hyper: dict[str, float]) -> int:
-        """Bytes that an optimizer made with these arguments holds."""
+        """Bytes of an optimizer made with these arguments."""
 
     @property
     def held_memory(self) -> int: ...  # bytes that it holds now
@@ -242,19 +242,20 @@ class OptimizerFloat64(_Optimizer[np.float64]): ...
 def cross_entropy(
     logits: Floats, targets: Tokens, reduction: str, weights: Floats | None
 ) -> tuple[float, Floats]:
-    """logits [N, V], targets of N elements in any shape, by which messages say which is bad (-1:
-    ignored), weights [N] -> loss in nats, dlogits [N, V]."""
+    """logits [N, V], N targets (-1: ignored), weights [N] -> loss in nats, dlogits [N, V].
+
+    targets may have any shape, by which messages index a wrong one."""
 
 def read_rows(
     file: int,  # a descriptor
     begin: int,
     end: int,  # the bytes of the file that rows are read from
-    starts: NDArray[np.int64],  # [B] bytes behind begin, 0 to end - begin - 1
+    starts: NDArray[np.int64],  # [B] bytes after begin, 0 to end - begin - 1
     rows: NDArray[Any],  # [B, N], read into
 ) -> bool:
-    """Row b becomes the bytes from starts[b] on; behind the last one comes the first one again.
+    """Reads row b from byte starts[b] on, wrapping around at the end.
 
-    False where the file ends before them. OSError where it cannot be read.
+    False if the file ends too early. OSError if it cannot be read.
     """
 
 def binary_cross_entropy(
@@ -281,7 +282,7 @@ def sample_tokens(
     top_k: int,
     top_p: float,
 ) -> Tokens:
-    """One draw for each row: what `sample` does at each character."""
+    """One draw per row, as `sample` does at each token."""
 
 def mask(
     seed: int,
@@ -302,7 +303,7 @@ def philox(seed: int, position: int, lane: int) -> tuple[int, int, int, int]:
     """Philox4x32-10 of key `seed` and counter (position, lane): four 32-bit words."""
 
 def apply_math(function: str, x: Floats) -> Floats:
-    """exp, sigmoid, tanh or softplus of every element by the kernels' own code (for tests)."""
+    """exp, sigmoid, tanh or softplus of every element, by the kernels' code (for tests)."""
 
 def math_ulp_bound(function: str) -> float:
     """The largest error in ulp that math.hpp states for float32."""
@@ -318,7 +319,7 @@ def fma_peak(dtype: str, seconds: float) -> float:
     """FLOP/s of independent FMAs on one thread, with the instruction set in use."""
 
 def read_bandwidth(bytes: int, seconds: float) -> float:
-    """Bytes per second of one thread that reads a buffer of so many bytes over and over."""
+    """Bytes per second of one thread that repeatedly reads a buffer of this size."""
 
 def time_steps(model: _Model[_F], x: Floats, state: Floats, count: int) -> float:
-    """Seconds per step: `step` on x [B, I] called `count` times from C++; state is carried."""
+    """Seconds per step: `step` on x [B, I] called `count` times from C++; updates state."""

@@ -1,4 +1,4 @@
-"""What other programs call our settings, so that whoever types their names is told ours.
+"""Other programs' names of our settings, so that errors can suggest ours.
 
 The names are those of char-rnn and torch-rnn (Torch), char-rnn-tensorflow, char-rnn.pytorch,
 PyTorch's word_language_model and layers, AWD-LSTM, Keras, nanoGPT and Hugging Face's `generate`.
@@ -20,8 +20,8 @@ _T = TypeVar("_T")
 # Of difflib's ratio: "hiden_size" is near "hidden_size", "rnn_size" is not near "proj_size".
 _NEAR = 0.8
 
-# Ours, and the others' names for it, whose values mean the same. Of several of ours with the same
-# other name, the first one counts that the command or function has.
+# Our name, and other names whose values mean the same. If several of ours share another name, the
+# first one that the command or function has counts.
 _SAME = {
     "hidden_size": (
         "rnn_size hidden_dim hidden_units num_hidden num_hidden_units n_hidden nhid units "
@@ -104,7 +104,7 @@ _SAME = {
     "vocabulary": "vocab",
 }
 
-# What there is no such setting for, and what to do. A name in braces is one of our settings.
+# Names without such a setting here, and what to do. A name in braces is one of our settings.
 _OTHERWISE = {
     "leave it out, it runs on the CPU": (
         "gpu gpuid gpu_backend opencl cuda no_cuda cudnn mps accel device use_gpu "
@@ -154,7 +154,7 @@ _Ours = dict[str, tuple[str, ...]]
 
 
 def _plain(name: str) -> str:
-    """A name without what tools write differently: hyphens, underscores, capitals."""
+    """A name without the differences between tools: hyphens, underscores, capitals."""
     return name.replace("-", "").replace("_", "").lower()
 
 
@@ -175,7 +175,7 @@ def is_foreign(name: str) -> bool:
 
 
 def meant(name: str, known: Collection[str]) -> str | None:
-    """The one of known that a name means, which is not among them: ours, or one misspelt."""
+    """The known name that an unknown one means: our name for it, or the correct spelling."""
     plain = {_plain(one): one for one in known}
     if _plain(name) in plain:
         return plain[_plain(name)]
@@ -184,14 +184,14 @@ def meant(name: str, known: Collection[str]) -> str | None:
             return ours
     if _plain(name) in _REMARKS:
         return None
-    # A slip of the fingers hardly ever changes the first letter.
+    # A typo hardly ever changes the first letter.
     rivals = [one for one in plain if one[0] == _plain(name)[:1]]
     near = difflib.get_close_matches(_plain(name), rivals, 1, _NEAR)
     return plain[near[0]] if near else None
 
 
 def remark(name: str) -> str | None:
-    """What to do about a setting of another program that we do not have."""
+    """Advice for another program's setting that we do not have."""
     texts = _REMARKS.get(_plain(name))
     return None if texts is None else texts[0].format_map(_Called())
 
@@ -202,7 +202,7 @@ class _Called(dict[str, str]):
 
 
 def suggesting(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """function, with a TypeError that tells the keyword that was meant by one it does not take."""
+    """Wraps function: its TypeError for an unknown keyword suggests the one that was meant."""
     parameters = inspect.signature(function).parameters
     known = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
     takes_any = len(known) < len(parameters)

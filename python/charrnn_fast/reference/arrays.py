@@ -19,7 +19,7 @@ def are_tokens(x: Array) -> bool:
 
 
 def check_ids(name: str, ids: Array, size: int, lowest: int = 0) -> None:
-    """ValueError for an id outside [lowest, size): NumPy would count a negative one from the end."""
+    """ValueError for an id outside [lowest, size): NumPy counts a negative one from the end."""
     if ids.size and not lowest <= ids.min() <= ids.max() < size:
         found = f"{ids.min()} to {ids.max()}"
         raise ValueError(f"{name} must be integers in [{lowest}, {size}), got {found}")

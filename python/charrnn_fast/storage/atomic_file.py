@@ -1,8 +1,8 @@
-"""How all files of the package are written: as a whole, so that readers see the old or the new one.
+"""Atomic writing of all files of the package: readers see the old file or the new one.
 
-`check` tells before any work whether `replace` can write to a path; `Lock` keeps it for one writer.
-Nothing but regular files is ever replaced; a symbolic link counts as what it points to. Logs alone
-are appended to (see `append`), a line at a time.
+`check` tells before any work whether `replace` can write to a path; `Lock` reserves it for one
+writer. Only regular files are ever replaced; a symbolic link counts as its target. Only logs are
+appended to (see `append`), a line at a time.
 """
 
 from __future__ import annotations
@@ -31,42 +31,42 @@ _SPECIAL: dict[int, str] = {
     stat.S_IFIFO: "pipe",
     stat.S_IFSOCK: "socket",
 }
-# Errors by which a system or a file system says that it has no locks.
+# Errors of a system or a file system without locks.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
-# For files of our own by their names, where others may have put something else.
+# For our own files, at names where others may have put something else.
 _NO_WAIT = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _ACL = "system.posix_acl_access"
 
 
 class Kind(NamedTuple):
-    """Files that a new one may take the place of: what they are called, and what tells them."""
+    """Files that a new one may replace: their name in messages, and a test for them."""
 
     name: str
     is_ours: Callable[[str], bool]
 
 
 def replace(path: StrPath, parts: Iterable[bytes], kind: Kind | None = None) -> None:
-    """Puts a new file of these parts in the place of the one at path, in one step and durably.
+    """Replaces the file at path by one of these parts, atomically and durably.
 
-    The old file stays until the new one's data have reached the disk, also where OSError is raised;
-    the new one has its permissions, and its owner where the system allows that. Of writers at the
-    same time all succeed, and the last one's file stays. Raises OSError as `check` does.
+    The old file stays until the new data have reached the disk, also if OSError is raised. The new
+    file has its permissions, and its owner if the system allows. Simultaneous writers all succeed,
+    and the last one's file stays. Raises OSError as `check` does.
     """
     data = list(parts)
     with _errors_name(path):
         target = _replaceable(path, kind)
         remove_litter(path)
         with _new_file(target, data) as name:
-            _replaceable(path, kind)  # it may have become something else meanwhile
+            _replaceable(path, kind)  # it may have changed meanwhile
             os.replace(name, target)
         _sync_folder(os.path.dirname(target))
 
 
 def check(path: StrPath, kind: Kind | None = None) -> None:
-    """Raises OSError where `replace` could not, or should not, write to path. Changes nothing.
+    """Raises OSError if `replace` could not, or should not, write to path. Changes nothing.
 
-    What is there must be a regular file that may be written to; one that is not empty must be of
-    this kind. What `replace` does is done with an empty file, up to its last step.
+    An existing file must be regular and writable and, unless it is empty, of this kind. All steps
+    of `replace` but the last are tried with an empty file.
     """
     with _errors_name(path):
         target = _replaceable(path, kind)
@@ -77,28 +77,28 @@ def check(path: StrPath, kind: Kind | None = None) -> None:
 
 
 def remove(path: StrPath, kind: Kind) -> None:
-    """Removes the file at path, if there is one. Raises OSError where it is not of this kind."""
+    """Removes the file at path, if there is one. Raises OSError if it is not of this kind."""
     with _errors_name(path), suppress(FileNotFoundError):
         os.unlink(_replaceable(path, kind))
 
 
 def check_folder(path: StrPath) -> None:
-    """Raises OSError where path is no folder to write to, and none that can be made."""
+    """Raises OSError unless path is a writable folder or one that can be made."""
     folder = os.path.abspath(path)
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     with _errors_name(path):
         if not os.path.isdir(folder):
             raise NotADirectoryError(errno.ENOTDIR, _what(os.stat(folder), "folder"))
-        # The permissions alone do not tell: the file system may be read-only, or the user root.
+        # Permissions are not enough: the file system may be read-only, or the user root.
         with tempfile.TemporaryFile(dir=folder):
             pass
 
 
 def append(path: StrPath) -> IO[bytes]:
-    """Opens a file, which is made if it is missing, to add to its end, unbuffered.
+    """Opens a file to append to, unbuffered; makes it if it is missing.
 
-    Raises OSError where path is something else than a regular file.
+    Raises OSError if path is not a regular file.
     """
     with _errors_name(path):
         target = _target(path)[0]
@@ -113,14 +113,14 @@ def append(path: StrPath) -> IO[bytes]:
 
 
 def is_standard_error(path: StrPath) -> bool:
-    """Whether path is a name, such as /dev/stderr, for what this process has as standard error."""
+    """Whether path, such as /dev/stderr, is this process's standard error."""
     return _descriptor(path) in (f"/proc/{os.getpid()}/fd/2", "/dev/fd/2")
 
 
 def remove_litter(path: StrPath) -> None:
-    """Removes what `replace` has left beside path where it was killed between its last two steps.
+    """Removes what a `replace` beside path left when killed between its last two steps.
 
-    Those of one that is still at work stay: it holds a lock on its new file.
+    Files of a `replace` that is still running stay: their lock is held.
     """
     folder, prefix = os.path.split(_hidden(os.path.realpath(path), ""))
     pattern = re.compile(re.escape(prefix) + r"\.[0-9a-f]{16}\.new")
@@ -131,21 +131,21 @@ def remove_litter(path: StrPath) -> None:
 
 
 class Lock:
-    """Keeps a file that is to be written, be it there or not, for one holder until `close`.
+    """Reserves a file to be written, existing or not, for one holder until `close`.
 
-    What is locked is a hidden file beside it, which goes with the lock; one that stays behind where
-    a process was killed keeps nobody out. File systems without locks, and Windows, have none.
+    The lock is on a hidden file beside it, removed with the lock. One left behind by a killed
+    process blocks nobody. File systems without locks, and Windows, have none.
     """
 
     def __init__(self, path: StrPath, message: str) -> None:
-        """Raises BlockingIOError with message where another one, of any process, has the lock."""
+        """Raises BlockingIOError with message if another holder, of any process, has the lock."""
         self._process = os.getpid()
         with _errors_name(path):
             self._name = _hidden(_target(path)[0], ".lock")
             self._descriptor = self._open()
             try:
                 while (is_ours := _try_lock(self._descriptor)) and not self._is_current():
-                    os.close(self._descriptor)  # whoever had it has removed it since it was opened
+                    os.close(self._descriptor)  # its holder removed it after it was opened here
                     self._descriptor = self._open()
                 if is_ours is False:
                     raise BlockingIOError(errno.EWOULDBLOCK, message)
@@ -162,7 +162,7 @@ class Lock:
 
     def _open(self) -> int:
         while True:
-            # Not one call with O_CREAT: in sticky folders it would not open another user's file.
+            # Not one call with O_CREAT: in sticky folders that cannot open another user's file.
             with suppress(FileNotFoundError):
                 try:
                     return os.open(self._name, os.O_RDWR | _NO_WAIT)
@@ -179,13 +179,13 @@ class Lock:
 
 
 def of_path(error: OSError, path: StrPath) -> OSError:
-    """The error of a temporary file, as that of the path that was given."""
+    """The error of a temporary file, with the path that was given."""
     return type(error)(error.errno, error.strerror, os.fspath(path))
 
 
 @contextmanager
 def _errors_name(path: StrPath) -> Iterator[None]:
-    """Lets errors name path, whichever file they came from."""
+    """Names path in errors, whichever file they came from."""
     try:
         yield
     except OSError as error:
@@ -193,13 +193,13 @@ def _errors_name(path: StrPath) -> Iterator[None]:
 
 
 def _target(path: StrPath) -> tuple[str, os.stat_result | None]:
-    """The file that path means, through all links, and its status, None if it is not there.
+    """The file that path means, through all links, and its status; None: it does not exist.
 
-    Raises OSError where it is no regular file and where there is no folder for it.
+    Raises OSError if it is not a regular file and if its folder does not exist.
     """
     target, status = os.path.realpath(path), None
     with suppress(FileNotFoundError, NotADirectoryError):
-        status = os.stat(path)  # of a link in a circle it raises OSError
+        status = os.stat(path)  # raises OSError for a circular link
     if status is not None and not stat.S_ISREG(status.st_mode):
         error = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
         raise OSError(error, _what(status, "file"))
@@ -216,13 +216,13 @@ def _target(path: StrPath) -> tuple[str, os.stat_result | None]:
 
 
 def _replaceable(path: StrPath, kind: Kind | None) -> str:
-    """The file that path means; OSError where a new one must not take its place."""
+    """The file that path means; OSError if it must not be replaced."""
     target, status = _target(path)
     if status is None:
         return target
     if kind is not None and status.st_size and not kind.is_ours(target):
         raise FileExistsError(errno.EEXIST, f"this file is no {kind.name}; it is not overwritten")
-    # To replace it would take no right to write to it.
+    # Replacing it would not need the right to write to it.
     if not os.access(target, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise PermissionError(errno.EACCES, "this file is read-only")
     return target
@@ -234,11 +234,11 @@ def _what(status: os.stat_result, wanted: str) -> str:
 
 
 def _descriptor(path: StrPath) -> str | None:
-    """/proc/PID/fd/N (without /proc, /dev/fd/N) if path is a name for an open file, as /dev/stderr
-    is, or a link to such a name.
+    """/proc/PID/fd/N (without /proc, /dev/fd/N) if path names an open file, as /dev/stderr does,
+    or links to such a name.
     """
     name = os.fsdecode(path)
-    for _ in range(40):  # as many links as Linux follows
+    for _ in range(40):  # Linux follows as many links
         folder, last = os.path.split(name)
         folder = re.sub(r"(?<=^/proc/)(\d+)/task/\d+(?=/fd$)", r"\1", os.path.realpath(folder))
         if re.fullmatch(r"/proc/\d+/fd|/dev/fd", folder):
@@ -251,7 +251,7 @@ def _descriptor(path: StrPath) -> str | None:
 
 
 def _hidden(target: str, ending: str) -> str:
-    """A name in the folder of target that is target's alone, short however long its own is."""
+    """A name in target's folder, unique to target, and short even if target's is long."""
     folder, name = os.path.split(target)
     digest = hashlib.blake2b(os.fsencode(os.path.normcase(name)), digest_size=8).hexdigest()
     return os.path.join(folder, f".charrnn_fast-{digest}{ending}")
@@ -259,10 +259,10 @@ def _hidden(target: str, ending: str) -> str:
 
 @contextmanager
 def _new_file(target: str, parts: Iterable[bytes]) -> Iterator[str]:
-    """The name, in the folder of target, of a new file of these parts that has reached the disk.
+    """A new file in target's folder, of these parts, that has reached the disk; yields its name.
 
-    It is removed again, unless it has been renamed. A kill leaves nothing, but for one while it has
-    the name, or, where the system has no files without one, at any time.
+    It is removed at the end unless it has been renamed. A kill leaves a file only while it has a
+    name: shortly, or, on systems without unnamed files, at any time.
     """
     name, descriptor, is_named = _created(target)
     try:
@@ -280,17 +280,17 @@ def _new_file(target: str, parts: Iterable[bytes]) -> Iterator[str]:
 
 
 def _created(target: str) -> tuple[str, int, bool]:
-    """The name of a new file that is to take target's place, its descriptor, whether it has a name.
+    """A new file to replace target: its name, its descriptor, whether it has a name.
 
     It is locked, so that `remove_litter` leaves it alone.
     """
-    # Permissions are those that the umask leaves, as of any file that a program creates.
+    # Permissions follow the umask, as for any new file.
     name = _hidden(target, f".{secrets.token_hex(8)}.new")
     if hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd"):
         try:
             descriptor = os.open(os.path.dirname(target), os.O_TMPFILE | os.O_WRONLY, 0o666)
         except OSError as error:
-            # EISDIR: a kernel, and EOPNOTSUPP: a file system, that does not know O_TMPFILE.
+            # EISDIR: a kernel without O_TMPFILE; EOPNOTSUPP: a file system without it.
             if error.errno not in (errno.EISDIR, errno.EOPNOTSUPP):
                 raise
         else:
@@ -299,14 +299,14 @@ def _created(target: str) -> tuple[str, int, bool]:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     descriptor = os.open(name, flags, 0o666)
     if _try_lock(descriptor) is False or not os.path.lexists(name):
-        os.close(descriptor)  # taken for litter before it was locked
+        os.close(descriptor)  # removed as litter before it was locked
         return _created(target)
     return name, descriptor, True
 
 
 def _give_name(descriptor: int, name: str) -> None:
-    # No system call replaces a file by one without a name: it is named, then renamed. And os.link
-    # follows the link that /proc has for the file only where a folder is given.
+    # No system call replaces a file by an unnamed one: it is named, then renamed. And os.link
+    # follows /proc's link to the file only if a folder is given.
     descriptors = os.open("/proc/self/fd", os.O_RDONLY)
     try:
         os.link(str(descriptor), name, src_dir_fd=descriptors, follow_symlinks=True)
@@ -315,7 +315,7 @@ def _give_name(descriptor: int, name: str) -> None:
 
 
 def _take_permissions(descriptor: int, target: str) -> None:
-    """Gives a new file the owner, group and permissions of target, as far as the system allows."""
+    """Gives a new file the owner, group and permissions of target, as far as allowed."""
     if os.name == "nt" or not os.path.exists(target):
         return
     old, new = os.stat(target), os.fstat(descriptor)
@@ -326,7 +326,7 @@ def _take_permissions(descriptor: int, target: str) -> None:
                 os.fchown(descriptor, old.st_uid, old.st_gid)
             except OSError:
                 os.fchown(descriptor, -1, old.st_gid)
-        except OSError:  # its group is another one, which gets no more than all others
+        except OSError:  # the group differs, and gets no more rights than others
             mode = mode & ~stat.S_IRWXG | (mode & stat.S_IRWXO) << 3
     if mode != stat.S_IMODE(new.st_mode):
         os.fchmod(descriptor, mode)
@@ -336,10 +336,10 @@ def _take_permissions(descriptor: int, target: str) -> None:
 
 
 def _check_gives_way(target: str) -> None:
-    """OSError where the system does not let a new file take the place of the one at target."""
+    """OSError if the system does not let a new file replace target."""
     with suppress(FileNotFoundError, NotADirectoryError):
-        # Asks for all that a rename onto target takes (sticky folders and immutable files may
-        # refuse it), and then does nothing, since it is no folder.
+        # Needs all rights of a rename onto target (sticky folders and immutable files may refuse
+        # it), and then does nothing, since target is not a folder.
         os.rmdir(target)
     if _is_mounted(target):
         raise OSError(
@@ -349,7 +349,7 @@ def _check_gives_way(target: str) -> None:
 
 
 def _is_mounted(target: str) -> bool:
-    """Whether a file is a mount of its own, as containers have them."""
+    """Whether a file is a mount of its own, as in containers."""
     escaped = re.sub(rb"[ \t\n\\]", lambda found: b"\\%03o" % ord(found[0]), os.fsencode(target))
     try:
         with open("/proc/self/mountinfo", "rb") as mounts:
@@ -359,7 +359,7 @@ def _is_mounted(target: str) -> bool:
 
 
 def _try_lock(descriptor: int) -> bool | None:
-    """Whether an open file's lock could be had; None where there are no locks."""
+    """Whether an open file could be locked; None: there are no locks."""
     if sys.platform == "win32":
         return None
     try:
@@ -374,7 +374,7 @@ def _try_lock(descriptor: int) -> bool | None:
 
 
 def _unlock(descriptor: int) -> None:
-    """At once, though a forked child may have the file open, too."""
+    """Unlocks at once, though a forked child may have the file open, too."""
     if sys.platform != "win32":
         with suppress(OSError):  # there are no locks
             fcntl.flock(descriptor, fcntl.LOCK_UN)
@@ -396,7 +396,7 @@ def _sync_folder(folder: str) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # by which file systems say that they sync no folders
+        if error.errno != errno.EINVAL:  # from file systems that cannot sync folders
             raise
     finally:
         os.close(descriptor)

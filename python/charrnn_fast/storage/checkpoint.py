@@ -1,9 +1,9 @@
 """Checkpoints: one safetensors file of tensors, a configuration and a checksum over both.
 
 The header's metadata has one entry, ``charrnn_fast``: a JSON object of the format's number, the
-configuration, and the SHA-256 of the configuration (JSON, keys sorted) followed by each tensor
-in the order of their names: name, dtype and shape, then the data as they lie in the file.
-docs/format.md describes the format, and how it may change.
+configuration, and a SHA-256. That covers the configuration (JSON, keys sorted) and each tensor in
+the order of their names: name, dtype and shape, then the data as in the file. docs/format.md
+describes the format and how it may change.
 """
 
 from __future__ import annotations
@@ -35,16 +35,15 @@ Config = dict[str, Any]
 
 
 class CheckpointError(ValueError):
-    """A file is no checkpoint of this package, or it is damaged."""
+    """A file is not a checkpoint of this package, or is damaged."""
 
 
 def write(path: StrPath, tensors: Tensors, config: Config) -> None:
     """Replaces the file at path by a checkpoint of tensors and a configuration (JSON values).
 
-    The new file takes the old one's place in one step, after its data have reached the disk:
-    whoever reads sees the old checkpoint or the new one, whole, even after a crash. Raises
-    OSError where writing fails or the old file is no checkpoint, and FloatingPointError where a
-    tensor is not finite, and leaves the old file as it was.
+    The replacement is atomic, after the data have reached the disk: readers see the old or the new
+    checkpoint, whole, even after a crash. Raises OSError if writing fails or the old file is not a
+    checkpoint, and FloatingPointError if a tensor is not finite; the old file then stays unchanged.
     """
     data = _packed(path, tensors, config)
     atomic_file.replace(path, [data], _CHECKPOINT)
@@ -53,9 +52,9 @@ def write(path: StrPath, tensors: Tensors, config: Config) -> None:
 def read(path: StrPath) -> tuple[dict[str, NDArray[Any]], Config]:
     """The tensors (read-only) and the configuration of a checkpoint, its checksum verified.
 
-    Raises CheckpointError where the file is foreign, cut off, changed or of another format, and
-    where a tensor is not finite; OSError where it cannot be read. What the configuration must be
-    is for `configuration.read`.
+    Raises CheckpointError if the file is not a checkpoint, is truncated, changed or of another
+    format, or if a tensor is not finite; OSError if it cannot be read. `configuration.read` checks
+    the configuration.
     """
     name = os.fspath(path)
     try:
@@ -63,7 +62,7 @@ def read(path: StrPath) -> tuple[dict[str, NDArray[Any]], Config]:
     except ValueError as error:
         raise CheckpointError(str(error)) from None
     with file:
-        # The header first: of a file of another kind no more is read.
+        # The header first: no more is read of other kinds of files.
         start, text, there = _beginning(file)
         outer, header = _header(path, start, text, there)
         _check_format(name, header)
@@ -86,19 +85,19 @@ def read(path: StrPath) -> tuple[dict[str, NDArray[Any]], Config]:
 def check_writable(path: StrPath) -> None:
     """Raises OSError if a checkpoint cannot, or should not, be written to path.
 
-    A file that is there is only replaced if it is a checkpoint (or empty). Nothing is changed.
+    An existing file is only replaced if it is a checkpoint (or empty). Changes nothing.
     """
     atomic_file.check(path, _CHECKPOINT)
 
 
 def remove(path: StrPath) -> None:
-    """Removes a checkpoint, if it is there; raises OSError where path is anything else."""
+    """Removes a checkpoint, if it exists; raises OSError if path is anything else."""
     atomic_file.remove(path, _CHECKPOINT)
 
 
 def check_beginning(path: StrPath) -> None:
-    """Raises CheckpointError where the file at path is foreign, or its header cut off or damaged;
-    OSError where it cannot be read.
+    """Raises CheckpointError if the file at path is not a checkpoint, or its header is truncated
+    or damaged; OSError if it cannot be read.
     """
     with input_files.open_input(path) as file:
         _header(path, *_beginning(file))
@@ -116,7 +115,7 @@ _CHECKPOINT = atomic_file.Kind("checkpoint", _begins_as_checkpoint)
 
 
 def _packed(path: StrPath, tensors: Tensors, config: Config) -> bytes:
-    """What `write` writes to path."""
+    """The bytes that `write` writes to path."""
     for name, tensor in tensors.items():
         if not _is_finite(tensor):
             raise FloatingPointError(f"{name} is no longer finite; no checkpoint is written")
@@ -127,14 +126,14 @@ def _packed(path: StrPath, tensors: Tensors, config: Config) -> bytes:
     size = int.from_bytes(data[:8], "little")
     try:
         _parsed(data[8 : 8 + size], len(data))
-    except ValueError as error:  # a history or a configuration without end
+    except ValueError as error:  # the history or the configuration is too long
         raise ValueError(f"{os.fspath(path)} would be no valid checkpoint: {error}") from None
     return data
 
 
 def _beginning(file: IO[bytes]) -> tuple[bytes, bytes, int]:
-    """Eight bytes, the header's length; the header, or what there is of it; the file's size, 0
-    where it is none that has one.
+    """Eight bytes, the header's length; the header, as far as it exists; the file's size, 0 if it
+    has none.
     """
     start = file.read(8)
     size = min(int.from_bytes(start, "little"), _HEADER_LIMIT + 1)
@@ -144,7 +143,7 @@ def _beginning(file: IO[bytes]) -> tuple[bytes, bytes, int]:
 def _header(path: StrPath, start: bytes, text: bytes, there: int) -> tuple[Config, Config]:
     """The header of a safetensors file, and our entry of its metadata.
 
-    start, text, there: as of `_beginning`.
+    start, text, there: as from `_beginning`.
     """
     try:
         if len(start) < 8 or len(text) < int.from_bytes(start, "little"):
@@ -158,7 +157,7 @@ def _header(path: StrPath, start: bytes, text: bytes, there: int) -> tuple[Confi
 
 
 def _parsed(text: bytes, there: int) -> tuple[Config, Config]:
-    """As `_header`, of a header that is all there; ValueError and the like for another one."""
+    """As `_header`, for a complete header; ValueError and the like for a bad one."""
     if len(text) > _HEADER_LIMIT:
         raise ValueError(f"its header has {len(text):,} bytes, at most {_HEADER_LIMIT:,} are taken")
     most = _FREE_VALUES + there // _BYTES_PER_VALUE
@@ -183,7 +182,7 @@ def _check_format(name: str, header: Config) -> None:
 
 
 def _data_size(outer: Config) -> int:
-    """The bytes that follow the header; wrong entries are for safetensors to tell."""
+    """The bytes after the header; safetensors finds wrong entries."""
     ends = [0]
     for entry in outer.values():
         offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
@@ -193,7 +192,7 @@ def _data_size(outer: Config) -> int:
 
 
 def _is_finite(tensor: NDArray[Any]) -> bool:
-    """Without an array of answers, which would take memory."""
+    """Does not make an array of booleans, which would take memory."""
     return not tensor.size or (math.isfinite(tensor.min()) and math.isfinite(tensor.max()))
 
 

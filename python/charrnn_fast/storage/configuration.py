@@ -1,8 +1,8 @@
-"""The configuration in a checkpoint, format 1: every key, what it takes, and what goes together.
+"""The configuration in a checkpoint, format 1: every key, its values, and their combinations.
 
-docs/format.md tells what the keys mean and how the format may change. In short: a key that comes
-later is an optional one here, and is written only where it is not its default, so that older
-versions read all files but those that they would misunderstand, and refuse those by the key.
+docs/format.md says what the keys mean and how the format may change. In short: a new key is
+optional here and is written only if it is not its default. Older versions then read all files
+except those that they would misunderstand, and refuse those by the key.
 """
 
 from __future__ import annotations
@@ -128,12 +128,12 @@ _CONFIGURATION = table(
 
 
 def check_own(values: Any) -> None:
-    """As `check`, of a trainer's own configuration alone."""
+    """As `check`, for a trainer's own configuration."""
     _OWN("configuration", values)
 
 
 def check(config: checkpoint.Config) -> None:
-    """Raises ValueError or TypeError, with the key, where config is no checkpoint's."""
+    """Raises ValueError or TypeError, with the key, if config is not a checkpoint's."""
     _CONFIGURATION("", config)
     if "unknown" in config and config["vocabulary"] == "bytes":
         raise ValueError("unknown must be absent where vocabulary is 'bytes'")
@@ -142,7 +142,7 @@ def check(config: checkpoint.Config) -> None:
 
 
 def read(path: StrPath) -> tuple[dict[str, Any], checkpoint.Config]:
-    """As `checkpoint.read`, the configuration checked, too."""
+    """As `checkpoint.read`, and checks the configuration."""
     tensors, config = checkpoint.read(path)
     try:
         check(config)
@@ -158,7 +158,7 @@ def write(path: StrPath, tensors: checkpoint.Tensors, config: checkpoint.Config)
 
 
 def _check_training(training: dict[str, Any]) -> None:
-    """What the keys must be in view of each other."""
+    """Checks combinations of keys."""
     settings, steps, history = training["settings"], training["num_steps"], training["history"]
     batch_size, micro_batches = settings["batch_size"], settings["micro_batches"]
     if micro_batches > batch_size:

@@ -16,7 +16,7 @@ from .._checks import available_memory
 
 
 class Ids(Protocol):
-    """Ids [N] in memory or in a file: what a slice gives is an array in memory."""
+    """Ids [N] in memory or in a file; a slice of them is an array in memory."""
 
     @property
     def dtype(self) -> np.dtype[Any]: ...
@@ -26,26 +26,26 @@ class Ids(Protocol):
 
 
 class FileArray:
-    """A read-only array [N] in a file, of which each slice is read when it is asked for.
+    """A read-only array [N] in a file; each slice is read on access.
 
-    Read, not mapped: a mapped file that somebody shortens kills the process that reads there
-    (SIGBUS), and what has been read of a mapping counts as this process's memory.
+    It is read, not mapped: if somebody shortens a mapped file, reading kills the process (SIGBUS),
+    and pages read from a mapping count as this process's memory.
     """
 
     dtype: np.dtype[Any]
 
     def __init__(self, descriptor: int, dtype: DTypeLike, path: str | None = None) -> None:
-        """The whole file behind an open descriptor, which may be closed afterwards.
+        """The whole file of an open descriptor, which may be closed afterwards.
 
-        path: of a file that others may change. From now on it must stay as it is: reading raises
-        OSError once its size or its time of modification is another one. None: a file of our own.
+        path: of a file that others may change. It must not change from now on: reading raises
+        OSError if its size or its modification time has changed. None: our own file.
         """
         self.dtype = np.dtype(dtype)
         self._file = _File(descriptor, path)
         self._first, self._last = 0, self._file.size // self.dtype.itemsize
 
     def part(self, first: int, last: int) -> FileArray:
-        """The elements first to last - 1, 0 <= first <= last <= N; nothing is read."""
+        """The elements first to last - 1, 0 <= first <= last <= N; reads nothing."""
         part = object.__new__(FileArray)
         part.dtype, part._file = self.dtype, self._file
         part._first, part._last = self._first + first, self._first + last
@@ -53,7 +53,7 @@ class FileArray:
 
     @property
     def stamp(self) -> tuple[int, int]:
-        """Size and time of modification of the file, as it was opened."""
+        """Size and modification time of the file when it was opened."""
         return self._file.stamp
 
     def __len__(self) -> int:
@@ -74,9 +74,9 @@ class FileArray:
         return np.frombuffer(data, self.dtype)
 
     def rows(self, starts: NDArray[np.int64], count: int) -> NDArray[Any]:
-        """[B, count]: in row b the elements from starts[b] on; behind the last one comes the first.
+        """[B, count]: in row b the elements from starts[b] on, wrapping around at the end.
 
-        starts [B], each in 0 to N - 1. Takes no call from Python for each row.
+        starts [B], each in 0 to N - 1. One call reads all rows.
         """
         size = self.dtype.itemsize
         rows = np.empty((len(starts), count), self.dtype)
@@ -84,7 +84,7 @@ class FileArray:
         return rows
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
-        """All of it; numpy.asarray asks for this."""
+        """All elements, for numpy.asarray."""
         if copy is False:
             raise ValueError("an array in a file cannot be had in memory without a copy")
         return self[:].astype(self.dtype if dtype is None else dtype, copy=False)
@@ -96,9 +96,9 @@ class FileArray:
         return self.part(0, len(self))  # the file is only read
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """By the path of a file that others may change; else by all elements.
+        """By path for a file that others may change; else by all elements.
 
-        Raises MemoryError, before it is taken, where the machine has less memory than these take.
+        Raises MemoryError, before allocating, if the machine has too little memory for them.
         """
         file = self._file
         if file.path is not None:
@@ -117,7 +117,7 @@ class FileArray:
 
 
 def columns_of(ids: Ids, places: NDArray[np.int64]) -> NDArray[Any]:
-    """The ids at places [T, B], each column of which goes up by one; place N is 0 again."""
+    """The ids at places [T, B], each column of which counts up by one; place N is 0 again."""
     if isinstance(ids, FileArray):
         return ids.rows(places[0] % len(ids), len(places)).T
     return np.asarray(ids).take(places, mode="wrap")
@@ -126,7 +126,7 @@ def columns_of(ids: Ids, places: NDArray[np.int64]) -> NDArray[Any]:
 def _opened_again(
     path: str, dtype: str, stamp: tuple[int, int], ends: tuple[int, int]
 ) -> FileArray:
-    """Of a pickle: a part of the file at path, which must be as it was."""
+    """From a pickle: a part of the file at path, which must be unchanged."""
     with open(path, "rb") as file:
         whole = FileArray(file.fileno(), dtype, path)
     if whole.stamp != stamp:
@@ -135,7 +135,7 @@ def _opened_again(
 
 
 def _written_again(elements: NDArray[Any]) -> FileArray:
-    """Of a pickle: the elements in a temporary file."""
+    """From a pickle: the elements in a temporary file."""
     with tempfile.TemporaryFile(prefix="charrnn_fast-") as file:
         file.write(np.ascontiguousarray(elements).data)
         file.flush()
@@ -154,7 +154,7 @@ class _File:
         self.size = self.stamp[0]
 
     def read(self, first: int, last: int) -> bytes:
-        """The bytes first to last - 1; safe on several threads."""
+        """The bytes first to last - 1; thread-safe."""
         descriptor = self._file.fileno()
         data = os.pread(descriptor, last - first, first)
         while len(data) < last - first:  # one call reads 2 GB at most
@@ -168,13 +168,13 @@ class _File:
     def read_rows(
         self, first: int, last: int, starts: NDArray[np.int64], rows: NDArray[Any]
     ) -> None:
-        """As `_core.read_rows`, of the bytes first to last - 1; safe on several threads."""
+        """As `_core.read_rows`, for the bytes first to last - 1; thread-safe."""
         if not _core.read_rows(self._file.fileno(), first, last, starts, rows):
             raise self._changed()
         self._check_unchanged()
 
     def _check_unchanged(self) -> None:
-        """After the reading: a file's stamp changes before what is written to it can be read."""
+        """To be called after reading: a file's stamp changes before its new content can be read."""
         if self.path is not None and self._now() != self.stamp:
             raise self._changed()
 

@@ -1,6 +1,6 @@
-"""Files that are read: what may be one, how large it may be, and the byte order mark before texts.
+"""Input files other than training text: what may be one, its size, and the byte order mark.
 
-`charrnn_fast.text.files` reads the texts to train on, of any size; this is for all else.
+`charrnn_fast.text.files` reads the training text, of any size.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BYTE_ORDER_MARK = codecs.BOM_UTF8
 def open_input(path: StrPath) -> IO[bytes]:
     """Opens a file or a pipe; ValueError for a device, which may never end.
 
-    A terminal ends where somebody ends it, and the null device at once.
+    Terminals, which a user ends, and the null device are allowed.
     """
     file = open(path, "rb")  # noqa: SIM115
     status = os.fstat(file.fileno())
@@ -38,9 +38,9 @@ def open_input(path: StrPath) -> IO[bytes]:
 
 
 def is_stream(path: str) -> bool:
-    """Whether path can be read once only: the standard input, a pipe, a terminal.
+    """Whether path can be read only once: standard input, a pipe, a terminal.
 
-    ValueError for a device, OSError where there is nothing.
+    ValueError for a device, OSError if it does not exist.
     """
     if path == STANDARD_INPUT:
         _check_standard_input()
@@ -53,7 +53,7 @@ def is_stream(path: str) -> bool:
 
 @contextmanager
 def opened(path: str) -> Iterator[IO[bytes]]:
-    """A file, a pipe or, for "-", the standard input, which stays open."""
+    """A file, a pipe or, for "-", standard input, which stays open."""
     if path == STANDARD_INPUT:
         yield standard_input()
         return
@@ -62,7 +62,7 @@ def opened(path: str) -> Iterator[IO[bytes]]:
 
 
 def standard_input() -> IO[bytes]:
-    """To be read now, of which whoever is to type is told. ValueError where it is closed."""
+    """Standard input for reading; tells a user at a terminal. ValueError if it is closed."""
     _check_standard_input()
     if sys.stdin.isatty():
         hint = "reading what is typed; Ctrl-D at the beginning of a line ends it"
@@ -76,14 +76,14 @@ def _check_standard_input() -> None:
 
 
 def shown(path: str) -> str:
-    """A path, or what "-" stands for, in a message."""
+    """A path in a message, or what "-" stands for."""
     return "standard input" if path == STANDARD_INPUT else path
 
 
 def read_whole(path: str, most: int, what: str) -> bytes:
-    """All of a file, or of the standard input for "-".
+    """All of a file, or of standard input for "-".
 
-    ValueError for a device and for more than so many bytes: what says of what there are too many.
+    ValueError for a device and for more than `most` bytes; what names the content in that message.
     """
     if path == STANDARD_INPUT:
         data = _in_pieces(standard_input(), most + 1)
@@ -96,9 +96,9 @@ def read_whole(path: str, most: int, what: str) -> bytes:
 
 
 def read_at_most(file: IO[bytes], most: int) -> bytes:
-    """The next bytes of a file or a pipe, so many or all that come; takes no more memory than that.
+    """The next bytes of a file or a pipe, at most so many; takes no more memory than they need.
 
-    As `IO.read`, which allocates all that it is asked for.
+    `IO.read` allocates all that it is asked for.
     """
     status = os.fstat(file.fileno())
     if stat.S_ISREG(status.st_mode) and status.st_size:
@@ -115,7 +115,7 @@ def _in_pieces(file: IO[bytes], most: int) -> bytes:
 
 
 def without_mark(data: bytes) -> bytes:
-    """UTF-8 without the byte order mark that it may begin with, which is no part of the text."""
+    """UTF-8 without a byte order mark at the beginning, which is not part of the text."""
     return data.removeprefix(_BYTE_ORDER_MARK)
 
 

@@ -1,8 +1,8 @@
-"""What JSON from a file must look like, declared in one place and checked before it is used.
+"""Schemas of JSON from files, declared in one place and checked before use.
 
-A `Check` takes the dotted name of a value and the value, and raises ValueError or TypeError that
+A `Check` takes the dotted name of a value and the value. It raises ValueError or TypeError that
 says which value is wrong, what it is and what it must be. Types are JSON's own and strict: true is
-no integer, "7" no number, and no number is infinite.
+not an integer, "7" not a number, and no number is infinite.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ Check = Callable[[str, Any], None]
 _DEPTH = 32  # of lists and objects in each other
 _FREE_VALUES = 20_000  # strings, lists and objects that any text may have
 _LENGTH_PER_VALUE = 24  # characters of text, for each one more
-# A string (to the end of the text where it has none) or a bracket. Possessive: no way back is kept.
+# A string (if unterminated, to the end of the text) or a bracket. Possessive: no backtracking.
 _STRUCTURE = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[{\]}]', re.DOTALL)
 
 
 def loads(text: str, depth: int = _DEPTH, values: int | None = None) -> Any:
-    """The value of a JSON text; ValueError where it is none, or none that this package writes.
+    """The value of a JSON text; ValueError unless it is one that this package may write.
 
-    Limits are checked before anything is parsed, so that a text takes no more than a few times its
-    size in memory: lists and objects are at most so deep in each other, and there are at most so
-    many of them and of strings, None: as many as a text of this length may have. No key stands
-    twice in an object, and no number is NaN or infinite by name.
+    Limits are checked before parsing, so that a text takes at most a few times its size in memory:
+    on the depth of lists and objects, and on the number of them and of strings (None: by the text's
+    length). Keys are unique in an object, and no number is NaN or infinite by name.
     """
     if values is None:
         values = _FREE_VALUES + len(text) // _LENGTH_PER_VALUE
@@ -50,7 +49,7 @@ def loads(text: str, depth: int = _DEPTH, values: int | None = None) -> Any:
             raise ValueError(f"it has more than {values:,} strings, lists and objects")
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except RecursionError:  # below another program's deep stack
+    except RecursionError:  # called from a deep stack
         raise ValueError("lists and objects are too deep in each other") from None
 
 
@@ -99,7 +98,7 @@ def one_of(*choices: str | bool) -> Check:
 
 
 def optional(inner: Check) -> Check:
-    """null, or what inner takes."""
+    """null, or a value that inner accepts."""
 
     def check(name: str, value: Any) -> None:
         if value is not None:
@@ -133,9 +132,7 @@ def list_of(inner: Check) -> Check:
 def table(
     keys: Mapping[str, Check], optional: Mapping[str, Check] | None = None, *, others: bool = False
 ) -> Check:
-    """An object with these keys, with some or all of the optional ones, and with no others, unless
-    others is True.
-    """
+    """An object with these keys, any of the optional ones and no others, unless others is True."""
     may = optional or {}
 
     def check(name: str, value: Any) -> None:
@@ -156,7 +153,7 @@ def table(
 
 
 def variant(key: str, kinds: Mapping[str, Check]) -> Check:
-    """An object whose key tells which of the checks its others have to pass."""
+    """An object whose key selects the check for its other keys."""
     kind = one_of(*kinds)
 
     def check(name: str, value: Any) -> None:
@@ -207,7 +204,7 @@ def _wrong(name: str, takes: str, value: Any) -> NoReturn:
 
 
 def shown(value: Any) -> str:
-    """value for a message, however long and deep it is."""
+    """value for a message, shortened however long and deep it is."""
     return _checks.shown(value) if type(value) is int else reprlib.repr(value)
 
 
@@ -216,7 +213,7 @@ def _key(key: str) -> str:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; ValueError where a key stands twice, of which readers would take either."""
+    """A JSON object; ValueError for a duplicate key, of which readers would take either."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key stands twice")

@@ -1,8 +1,7 @@
-"""The standard streams, be they missing, broken or a terminal.
+"""The standard streams, robust to missing and broken ones; escapes on terminals.
 
-A stream that is missing (closed by ``>&-``, or None under pythonw) is silence. On a terminal the
-characters that it would obey instead of showing are written as escapes; files and pipes get every
-text as it is.
+A missing stream (closed by ``>&-``, or None under pythonw) is silent. On a terminal, characters
+that it would obey instead of showing are escaped; files and pipes get every text unchanged.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ def visible(text: str) -> str:
 class Output:
     """A text stream to print to.
 
-    The first OSError of writing to it is kept and raised; after that it is silent.
+    The first OSError on writing is kept and raised; after that it is silent.
     """
 
     failure: OSError | None
     goes_on: bool
-    """Whether an error is only kept: any but that of a pipe whose reader has gone."""
+    """Whether errors are only kept, except that of a pipe whose reader has gone."""
 
     def __init__(
         self, stream: TextIO | None, *, optional: bool = False, escaped: bool = True
@@ -74,11 +73,11 @@ class Output:
                 self._fail(error)
 
     def obeyed(self) -> Output:
-        """The same stream without escapes: for a bar, which moves the cursor."""
+        """The same stream without escapes, for a bar, which moves the cursor."""
         return Output(self._stream, optional=True, escaped=False)
 
     def close(self) -> OSError | None:
-        """Writes what is left; returns the error if there was one, at any time."""
+        """Flushes; returns the error if there was one at any time."""
         self._optional = True
         self.flush()
         if self.failure is not None:
@@ -109,15 +108,15 @@ class Output:
 
 
 def output(stream: TextIO | Output | None, *, optional: bool = False) -> Output:
-    """An `Output` on a stream; the stream itself where it is one."""
+    """An `Output` on a stream; an `Output` is returned as it is."""
     return stream if isinstance(stream, Output) else Output(stream, optional=optional)
 
 
 @contextmanager
 def standard() -> Iterator[Output]:
-    """Within it, the standard output and error are `Output`; yields that of the output.
+    """Makes standard output and error `Output` within it; yields that of the output.
 
-    Nothing depends on the standard error: where it is broken, it is silent.
+    Nothing depends on standard error: if it is broken, it is silent.
     """
     before = sys.stdout, sys.stderr
     out, error = Output(sys.stdout), Output(sys.stderr, optional=True)
@@ -131,12 +130,12 @@ def standard() -> Iterator[Output]:
 
 
 def settle() -> None:
-    """Makes the descriptors of the standard streams ones that can be read and written.
+    """Makes the descriptors of the standard streams readable and writable.
 
-    Those that are closed are opened on the null device: the next files to be opened would otherwise
-    take their numbers, and what libraries and the system write to the standard error would go into
-    them. Those that another program has left in its mode of not waiting do wait: a reader that is
-    slow is no error, and a writer that is slow is no end.
+    Closed ones are opened on the null device: otherwise the next files would take their numbers,
+    and what libraries and the system write to standard error would go into them. Those that another
+    program left non-blocking are made blocking: a slow reader is not an error, and a slow writer is
+    not an end.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
