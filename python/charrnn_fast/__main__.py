@@ -16,8 +16,8 @@ _INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command as a process of its own, or says in one line why it cannot be loaded.
 
-    While it is loaded, and once it is done, Ctrl-C ends the process in the system's way: an
-    exception would come in the middle of an import, which fails with a traceback of its own.
+    While it is loaded, and after it is done, Ctrl-C ends the process by the system's default: an
+    exception in the middle of an import would print a traceback.
     """
     handler = _exchange(signal.default_int_handler, signal.SIG_DFL)
     from .storage import streams
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     streams.settle()
     try:
         from . import cli
-    except ImportError as error:  # an instruction set in CHARRNN_ISA that there is not, say
+    except ImportError as error:  # such as an unknown instruction set in CHARRNN_ISA
         with streams.standard():
             message = " ".join(str(error).split())
             print(f"charrnn-fast: error: {message}", file=sys.stderr)
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _exchange(usual: Any, handler: Any) -> Any:
-    """Puts a handler of SIGINT in the place of the usual one, and of no other; returns the old."""
+    """Replaces the default handler of SIGINT, and no other; returns the old one."""
     before = signal.getsignal(signal.SIGINT)
     if before is usual:
         signal.signal(signal.SIGINT, handler)

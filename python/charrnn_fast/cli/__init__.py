@@ -1,4 +1,4 @@
-"""The command ``charrnn-fast``: a module for each command, `main` in front of them."""
+"""The command ``charrnn-fast``: `main`, and a module for each command."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _BROKEN_PIPE = 141  # exit status, as a shell reports SIGPIPE
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status.
 
-    0: done; 1: the training diverged, or the demonstration missed its bound; 2: the arguments or
-    the files were wrong, or the standard output could not be written, told in one line; 130:
-    interrupted; 141: whoever read the standard output has gone.
+    0: done; 1: the training diverged, or the demonstration missed its bound; 2: wrong arguments or
+    files, or standard output cannot be written, with a one-line error; 130: interrupted; 141: the
+    reader of standard output has gone.
     """
     with streams.standard() as output:
         try:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _ended(status: Any, output: streams.Output) -> Any:
-    """The exit status of a command: another one than its own where its output has failed."""
+    """The exit status of a command; it differs from the command's own if its output failed."""
     failure = output.close()
     if failure is None:
         return status
@@ -50,9 +50,9 @@ def _ended(status: Any, output: streams.Output) -> Any:
 
 
 def _status(argv: Sequence[str] | None, output: streams.Output) -> int:
-    """Runs the command and tells its error, but for one of the standard output."""
+    """Runs the command and prints its error, unless it is one of standard output."""
     try:
-        get_num_threads()  # complains of a CHARRNN_NUM_THREADS that is no number
+        get_num_threads()  # raises for a CHARRNN_NUM_THREADS that is not a number
         parser = _parser()
         parser.check(sys.argv[1:] if argv is None else argv)
         arguments, more = parser.parse_known_args(argv)
@@ -69,10 +69,10 @@ def _status(argv: Sequence[str] | None, output: streams.Output) -> int:
         return complain(str(error), FAILED)
     except OSError as error:
         if error is output.failure:
-            return 0  # `_ended` tells it
+            return 0  # `_ended` prints it
         name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         return complain(f"{name}{_in_words(error)}", USER_ERROR)
-    except ImportError as error:  # of an extra; it says which
+    except ImportError as error:  # of an extra, which it names
         if _was_interrupted(error):
             return INTERRUPTED
         return complain(str(error), USER_ERROR)
@@ -84,14 +84,14 @@ def _status(argv: Sequence[str] | None, output: streams.Output) -> int:
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C kept a module from loading: a compiled one makes an ImportError of it."""
+    """Whether Ctrl-C interrupted an import: a compiled module turns it into an ImportError."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 def _in_words(error: OSError) -> str:
-    """What went wrong; the system's own words for a path's shape leave out what to do."""
+    """An error's message; it adds what to do where the system's message about a path does not."""
     words = str(error.strerror or error)
     if error.errno is None or words != os.strerror(error.errno):
         return words

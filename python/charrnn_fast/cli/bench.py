@@ -1,4 +1,4 @@
-"""``charrnn-fast bench``: the speed of the kernels beside their peers."""
+"""``charrnn-fast bench``: the kernels' speed, compared with peers."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..bench import command  # imports much that nothing else needs
+    from ..bench import command  # slow to import, and used only here
 
     names = [field.name for field in fields(command.Options)]
     given = {name: getattr(arguments, name) for name in names if name != "threads"}

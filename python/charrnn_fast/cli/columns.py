@@ -1,4 +1,4 @@
-"""Texts side by side on a terminal."""
+"""Texts in columns on a terminal."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 _GAP = " | "
-_NARROWEST = 16  # cells of a column: what does not fit beside the others goes below them
+_NARROWEST = 16  # cells of a column; further columns go below
 _TAB = 4
 
 
 def side_by_side(titles: Sequence[str], texts: Sequence[str], width: int) -> Iterator[str]:
-    """Lines of at most `width` cells (2 at least): each of one or more texts under its title.
+    """One or more texts in columns, each under its title: lines of at most `width` cells (>= 2).
 
-    Lines are broken at a space where there is one. Where the columns would be too narrow, as
-    many as fit stand side by side, and the others below them.
+    Lines are broken at spaces if possible. If the columns would be too narrow, as many as fit are
+    side by side, and the others below them.
     """
     fitting = max(1, (width + len(_GAP)) // (_NARROWEST + len(_GAP)))
     bands = math.ceil(len(texts) / fitting)
-    count = math.ceil(len(texts) / bands)  # of columns in a band: about as many in each
+    count = math.ceil(len(texts) / bands)  # columns in a band: about equally many in each
     cells = max(2, (width - (count - 1) * len(_GAP)) // count)
     pairs = list(zip(titles, texts, strict=True))
     for first in range(0, len(pairs), count):
@@ -39,13 +39,13 @@ def _wrapped(text: str, cells: int) -> list[str]:
 
 
 def _broken(line: str, cells: int) -> list[str]:
-    """A line in parts of at most so many cells; a space at which it is broken is left out."""
+    """A line in pieces of at most so many cells; spaces at breaks are dropped."""
     parts, used, start, space = [], 0, 0, -1
     for i, character in enumerate(line):
         used += _cells(character)
         if used > cells:
             at = i if character == " " else space
-            # Not in an indentation, which would leave an empty line.
+            # Not within the indentation, which would leave an empty line.
             if at >= start and line[start:at].strip():
                 parts.append(line[start:at])
                 start = at + 1
@@ -59,7 +59,7 @@ def _broken(line: str, cells: int) -> list[str]:
 
 
 def _printable(line: str) -> str:
-    """A line without tabs, and with U+FFFD for what would move the cursor or show nothing."""
+    """A line without tabs, and with U+FFFD for characters that move the cursor or are invisible."""
     return "".join(
         " " if unicodedata.category(c) == "Zs" else c if _shows(c) else "\ufffd"
         for c in line.expandtabs(_TAB)
@@ -75,7 +75,7 @@ def _width(text: str) -> int:
 
 
 def _cells(character: str) -> int:
-    """How wide a terminal shows a character: marks take no cell, East Asian wide ones two."""
+    """The cells of a character on a terminal: none for marks, two for East Asian wide ones."""
     if unicodedata.category(character) in ("Mn", "Me"):
         return 0
     return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1

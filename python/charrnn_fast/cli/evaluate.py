@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
 
 @dataclass(frozen=True)
 class _Loss:
-    """Of one text or several: characters in all, the unknown and the predicted ones, nats."""
+    """Of one text or several: numbers of all, unknown and predicted characters; nats."""
 
     characters: int
     unknown: int
@@ -58,12 +58,12 @@ class _Loss:
 
     @property
     def mean(self) -> float:
-        """Nats per character predicted."""
+        """Nats per predicted character."""
         return self.nats / self.predicted
 
     @property
     def bits(self) -> float:
-        """Per character predicted."""
+        """Per predicted character."""
         return self.mean / math.log(2)
 
     @property
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     stored = CharLM.load(arguments.model)
     paths = find_files(arguments.text)
     text_files.check(paths)
-    # All of them, each once, before the first is measured.
+    # Reads all files, each once, before evaluating the first.
     corpora = Corpus.of_each_file(paths, stored.vocabulary, arguments.encoding)
     corpora = [
         _checked(path, corpus, arguments.document_mark)
@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _checked(path: str, corpus: Corpus, mark: str | None) -> Corpus:
-    """The corpus of a file, with documents where there is a mark; ValueError names the file."""
+    """The corpus of a file, with documents if there is a mark; ValueError names the file."""
     if len(corpus) < 2:
         raise ValueError(
             f"{shown(path)} has one {corpus.vocabulary.unit}; to evaluate takes two or more: the "
@@ -112,14 +112,14 @@ def _checked(path: str, corpus: Corpus, mark: str | None) -> Corpus:
 
 
 def _measured(model: CharLM, corpus: Corpus) -> _Loss:
-    """Of one text: one stream from the zero state, its first character given."""
+    """Of one text: one stream from the zero state; its first character is not predicted."""
     predicted = len(corpus) - 1
     nats = model.evaluate_ids(corpus.ids, corpus.starts_within) * predicted
     return _Loss(len(corpus), corpus.num_unknown(), predicted, nats)
 
 
 _Writer = Callable[[str | None, _Loss], None]
-"""Writes the line of a file, or, None, that of all."""
+"""Writes the line of a file or, for None, that of all files."""
 
 
 def _json_writer() -> _Writer:

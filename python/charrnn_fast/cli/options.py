@@ -1,7 +1,7 @@
-"""What shapes a training: one table for flags, TOML files, ``--set`` and checkpoints.
+"""Options of a training: one table for flags, TOML files, ``--set`` and checkpoints.
 
 A value comes from the flag, else from ``--set``, else from the file of ``--config``, else, with
-``--resume``, from the checkpoint, else from the defaults below. The same words everywhere:
+``--resume``, from the checkpoint, else from the defaults below. Names are the same everywhere:
 ``--seq-len 50`` is ``seq_len = 50``.
 """
 
@@ -41,7 +41,7 @@ _KEY = "charrnn-fast train"  # in a checkpoint's configuration
 
 @dataclass(frozen=True)
 class Option:
-    """A setting of a training: of its text, of the model, or of how the model is trained."""
+    """A setting of a training: of its text, its model, or the training itself."""
 
     name: str  # as in the Python API; the flag has hyphens
     default: Any
@@ -88,7 +88,7 @@ class Option:
 
 _count, _share = integer_option(1), number_option(least=0, below=1)
 
-PATHS = Option("text", None, str, "files, folders and patterns")  # what stands without a flag
+PATHS = Option("text", None, str, "files, folders and patterns")  # the arguments without a flag
 
 TEXT = (
     Option(
@@ -227,7 +227,7 @@ NAMES = tuple(option.name for option in ALL)
 
 
 def add(parser: Parser) -> None:
-    """Adds the flags. None has a default in the parser: `given` must tell what was asked for."""
+    """Adds the flags, without defaults in the parser: `given` must know what the user set."""
     for title, options in (
         ("text", TEXT),
         ("model", NETWORK),
@@ -269,7 +269,7 @@ def add(parser: Parser) -> None:
 
 
 def given(arguments: argparse.Namespace) -> Values:
-    """What the file of ``--config``, ``--set`` and flags ask for, each before the one after."""
+    """The settings of the file of ``--config``, ``--set`` and flags; later sources win."""
     values: Values = {}
     if arguments.config is not None:
         name = input_files.shown(arguments.config)
@@ -292,12 +292,12 @@ def _read_toml(path: str, name: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except RecursionError:
         raise ValueError(f"{name} is no TOML file: it is too deep") from None
-    except ValueError as error:  # of TOML, or of a number with thousands of digits
+    except ValueError as error:  # bad TOML, or a number with thousands of digits
         raise ValueError(f"{name} is no TOML file: {error}") from None
 
 
 def override(values: Mapping[str, Any], stronger: Mapping[str, Any], source: str) -> Values:
-    """values, replaced by those that source gives; epochs and steps exclude each other."""
+    """values, updated from source; epochs and steps exclude each other."""
     result = {**values, **stronger}
     if stronger.get("epochs") and stronger.get("steps"):
         raise ValueError(f"{source} gives both epochs and steps; give one of them")
@@ -308,13 +308,13 @@ def override(values: Mapping[str, Any], stronger: Mapping[str, Any], source: str
 
 
 def stored(values: Values) -> dict[str, Any]:
-    """What a checkpoint's configuration holds of settings, as `restored` takes it."""
+    """Settings as a checkpoint's configuration stores them; `restored` reads them."""
     # JSON has no infinity.
     return {_KEY: {n: "inf" if value == math.inf else value for n, value in values.items()}}
 
 
 def restored(configuration: Mapping[str, Any], source: str) -> Values:
-    """The settings that the checkpoint source holds; none, if the command has not made it."""
+    """The settings in the checkpoint source; none if the command did not make it."""
     table = configuration.get(_KEY, {})
     name = f"training.configuration.{_KEY}"
     if not isinstance(table, dict):
@@ -326,10 +326,10 @@ def restored(configuration: Mapping[str, Any], source: str) -> Values:
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """Settings as a file for ``--config``, one in each line. Those of the logs are left out: they
-    are of one training alone.
+    """Settings as a file for ``--config``, one per line, without those of the logs, which belong to
+    one training.
 
-    Raises ValueError for what TOML cannot hold, as the name of a file that is no UTF-8.
+    Raises ValueError for what TOML cannot hold, such as a file name that is not UTF-8.
     """
     logs = [option.name for option in LOGS]
     shown = {n: value for n, value in values.items() if value is not None and n not in logs}
@@ -337,7 +337,7 @@ def to_toml(values: Mapping[str, Any]) -> str:
 
 
 def _toml(name: str, value: Any) -> str:
-    # JSON writes booleans, numbers, lists and strings as TOML does, all but infinity and U+007F.
+    # JSON writes booleans, numbers, lists and strings as TOML does, except infinity and U+007F.
     text = "inf" if value == math.inf else json.dumps(value, ensure_ascii=False)
     try:
         text.encode()
@@ -353,7 +353,7 @@ def _converted(table: Mapping[str, Any], source: str) -> Values:
             if isinstance(value, dict):
                 raise ValueError(f"{source}: there are no sections; leave out the line [{name}]")
             ours = _names.meant(name, by_name)
-            with calling({}):  # the words of a file
+            with calling({}):  # the names of a file
                 remark = _names.remark(name) or "see charrnn-fast train --help"
             hint = remark if ours is None else f"did you mean {ours!r}?"
             raise ValueError(f"{source}: there is no setting {name!r}; {hint}")
@@ -361,5 +361,5 @@ def _converted(table: Mapping[str, Any], source: str) -> Values:
 
 
 def pick(options: Iterable[Option], values: Mapping[str, Any]) -> Values:
-    """The values of some options, or their defaults."""
+    """The values of some options, else their defaults."""
     return {option.name: values.get(option.name, option.default) for option in options}

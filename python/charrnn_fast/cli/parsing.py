@@ -1,4 +1,4 @@
-"""What the commands' arguments are made of: argparse with one-line errors, numbers in bounds."""
+"""Parsing arguments: argparse with one-line errors, bounded numbers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..text.files import UTF8, check_encoding
 
 _T = TypeVar("_T")
 
-_NEGATIVE = re.compile(r"-\d+|-\d*\.\d+")  # as argparse knows them
+_NEGATIVE = re.compile(r"-\d+|-\d*\.\d+")  # as in argparse
 
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.?)", re.DOTALL)
 _ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "\\": "\\"}
 
-# What the command returns besides 0.
+# Exit statuses besides 0.
 FAILED = 1  # the training diverged, or the demonstration missed its bound
 USER_ERROR = 2  # the arguments or the files were wrong
 INTERRUPTED = 130  # as a shell reports SIGINT
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
     commands: Mapping[str, Parser] = {}  # by their names, of the parser in front of them
 
     def check(self, arguments: Sequence[str]) -> None:
-        """Ends with an error where there are flags that the command does not have."""
+        """Exits with an error for flags that the command does not have."""
         at = next((i for i, argument in enumerate(arguments) if argument in self.commands), 0)
         known = self.flags().values()
         for flag in (a for a in arguments[:at] if _is_flag(a) and a not in known):
@@ -58,14 +58,14 @@ class Parser(argparse.ArgumentParser):
         }
 
     def refuse_unknown(self, arguments: Sequence[str]) -> None:
-        """Ends with an error where there are flags that are none of this command's.
+        """Exits with an error for flags that are not this command's.
 
-        argparse by itself would take "-opencl" for "-o pencl", and "--sample" for a longer flag
-        that begins so.
+        argparse alone would take "-opencl" for "-o pencl", and "--sample" for a longer flag with
+        this beginning.
         """
         known = {flag: action for action in self._actions for flag in action.option_strings}
         wrong = []
-        before: argparse.Action | None = None  # what a value may belong to
+        before: argparse.Action | None = None  # the action that a value may belong to
         for i, argument in enumerate(arguments):
             if argument == "--":
                 break
@@ -87,13 +87,13 @@ class Parser(argparse.ArgumentParser):
             self.error(f"there is {'; '.join(wrong)}")
 
     def refuse(self, more: Sequence[str]) -> NoReturn:
-        """Ends with an error about arguments behind the last that the command takes."""
+        """Exits with an error about arguments after the last that the command takes."""
         self.error(
             f"{shlex.join(more)} is more than {self.prog} takes; what has blanks stands in quotes"
         )
 
     def _reads(self, name: str, known: Mapping[str, argparse.Action]) -> bool:
-        """Whether argparse makes of an unknown flag what whoever typed it will have meant."""
+        """Whether argparse reads an unknown flag as the user probably meant it."""
         words = [_word(flag) for flag in known if flag.startswith("--")]
         if not name.startswith("--"):
             is_word = _names.is_foreign(name) or _names.meant(name, words) is not None
@@ -104,7 +104,7 @@ class Parser(argparse.ArgumentParser):
         return len(longer) == 1 and _names.meant(name, words) == _word(longer[0])
 
     def _advice(self, arguments: Sequence[str]) -> str:
-        """What to do about an unknown flag, the first of these arguments."""
+        """Advice for an unknown flag, the first of these arguments."""
         name, equals, value = arguments[0].partition("=")
         if not equals and len(arguments) > 1 and not _is_flag(arguments[1]):
             value = arguments[1]
@@ -130,25 +130,25 @@ class Parser(argparse.ArgumentParser):
 
 
 def _word(flag: str) -> str:
-    """The name of a setting whose flag this is."""
+    """The name of a flag's setting."""
     return flag.lstrip("-").replace("-", "_")
 
 
 def _is_flag(argument: str) -> bool:
-    """Whether argparse takes an argument that is no flag of ours for one, and not for a value."""
+    """Whether argparse takes an argument that is not our flag for a flag, not for a value."""
     hyphen = len(argument) > 1 and argument[0] == "-"
     return hyphen and " " not in argument and not _NEGATIVE.fullmatch(argument)
 
 
 class Commands:
-    """The commands' parsers; each command's module adds its own."""
+    """The parsers of all commands; each command's module adds its own."""
 
     def __init__(self, parser: Parser) -> None:
         self._commands = parser.add_subparsers(required=True, metavar="command")
         parser.commands = self._commands.choices
 
     def add(self, name: str, run: Callable[[argparse.Namespace], int], about: str) -> Parser:
-        """A command: run takes the parsed options and returns the exit status."""
+        """Adds a command: run takes the parsed options and returns the exit status."""
         sub: Parser = self._commands.add_parser(name, help=about, description=about)
         sub.set_defaults(run=run, parser=sub, threads=None)
         return sub
@@ -196,7 +196,7 @@ def number_option(**bounds: float) -> Callable[[str], float]:
 
 
 def numbers_option(**bounds: float) -> Callable[[str], list[float]]:
-    """Numbers with commas between them."""
+    """Numbers separated by commas."""
     number = number_option(**bounds)
 
     def convert(text: str) -> list[float]:
@@ -212,7 +212,7 @@ def bound_option(text: str) -> float:
 
 
 def zoneout_option(text: str) -> float | list[float]:
-    parts = text.strip("[]").split(",")  # as TOML writes them, too
+    parts = text.strip("[]").split(",")  # with or without TOML's brackets
     rates = [number_option(least=0, below=1)(part) for part in parts]
     if len(rates) > 2:
         raise argparse.ArgumentTypeError(f"must be one rate or two, got {text!r}")
@@ -227,7 +227,7 @@ def encoding_option(text: str) -> str:
 
 
 def file_option(text: str) -> str:
-    """The name of a file, be it there or not; "-" may be one."""
+    """The name of a file, existing or not; "-" is allowed."""
     if not text:
         raise argparse.ArgumentTypeError("must be the name of a file, got ''")
     if os.path.basename(text) in ("", os.curdir, os.pardir):
@@ -238,7 +238,7 @@ def file_option(text: str) -> str:
 
 
 def output_option(*endings: str) -> Callable[[str], str]:
-    """The name of a file that is written, of which more is needed than one of these endings."""
+    """The name of an output file, which must be more than one of these extensions."""
 
     def convert(text: str) -> str:
         name = os.path.basename(file_option(text))
@@ -253,7 +253,7 @@ def output_option(*endings: str) -> Callable[[str], str]:
 
 
 def folder_option(text: str) -> str:
-    """The name of a folder, be it there or not."""
+    """The name of a folder, existing or not."""
     if not text:
         raise argparse.ArgumentTypeError("must be the name of a folder, got ''")
     return text
@@ -270,7 +270,7 @@ def path_option(text: str) -> str:
 
 
 def text_option(text: str, otherwise: str = "") -> str:
-    """What an argument with escapes stands for. otherwise: what may be done about other bytes."""
+    """An argument with its escapes replaced. otherwise: advice about other bytes."""
     return _checked(lambda: unescaped(text, otherwise))
 
 
@@ -287,12 +287,12 @@ def mark_option(text: str) -> str:
 
 
 def unescaped(text: str, otherwise: str = "") -> str:
-    r"""text with ``\n``, ``\x1e`` and the like replaced by what they stand for.
+    r"""text with ``\n``, ``\x1e`` and the like replaced by their characters.
 
-    Raises ValueError for other escapes, and for bytes that were no characters in an argument.
+    Raises ValueError for other escapes, and for bytes of an argument that are not characters.
     """
     at = next((i for i, c in enumerate(text) if "\udc80" <= c <= "\udcff"), None)
-    if at is not None:  # as Python writes such bytes
+    if at is not None:  # a surrogate, as Python represents such bytes
         encoding = sys.getfilesystemencoding()
         before = len(text[:at].encode(encoding, "surrogateescape"))
         if encoding != UTF8:
@@ -321,7 +321,7 @@ def _character(escape: re.Match[str]) -> str:
 
 
 def _checked(check: Callable[[], _T]) -> _T:
-    """What a check returns; argparse puts the option's name before its message."""
+    """The result of a check; argparse puts the option's name before its message."""
     try:
         return check()
     except ValueError as error:

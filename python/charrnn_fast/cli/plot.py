@@ -1,4 +1,4 @@
-"""``charrnn-fast plot``: curves of trainings from their logs."""
+"""``charrnn-fast plot``: learning curves of trainings, from their logs."""
 
 from __future__ import annotations
 

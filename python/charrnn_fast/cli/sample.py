@@ -92,7 +92,7 @@ def add(commands: Commands) -> None:
 
 
 def _add_drawing(parser: Parser) -> None:
-    """How a character is drawn."""
+    """The options of how a character is drawn."""
     temperature = parser.add_mutually_exclusive_group()
     temperature.add_argument(
         "--temperature",
@@ -191,7 +191,7 @@ def _requests(arguments: argparse.Namespace, model: CharLM) -> list[Request]:
 
 
 def _read_prime(path: str, vocabulary: Vocabulary) -> str | bytes:
-    """The whole file; with a byte vocabulary it may hold anything."""
+    """The whole file; any bytes with a byte vocabulary."""
     data = read_whole(path, _LONGEST_PRIME, "a prime")
     if vocabulary.kind == "bytes":
         return data
@@ -242,7 +242,7 @@ def _write_columns(
 
 
 def _heading(seed: int, seeds: Sequence[int]) -> str:
-    """What tells several texts apart, as head and tail tell files apart."""
+    """A heading that tells several texts apart, like those of head and tail."""
     if len(seeds) == 1:
         return ""
     gap = "" if seed == seeds[0] else "\n"

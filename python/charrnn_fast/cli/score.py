@@ -1,4 +1,4 @@
-"""``charrnn-fast score``: the log-probability of each line of the standard input."""
+"""``charrnn-fast score``: the log-probability of each line of standard input."""
 
 from __future__ import annotations
 
@@ -77,10 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _arriving(file: IO[bytes]) -> Iterator[list[bytes]]:
-    """The lines of a file, without their newlines, as many at once as have arrived.
+    """The lines of a file, without newlines, in batches of those that have arrived.
 
-    So whoever writes a line and waits for its score gets it, and whoever writes many at once has
-    them scored together.
+    A writer that waits for each score thus gets it, and many lines written at once are one batch.
     """
     rest = bytearray()  # the beginning of a line
     while data := _read(file):
@@ -96,7 +95,7 @@ def _arriving(file: IO[bytes]) -> Iterator[list[bytes]]:
 
 
 def _read(file: IO[bytes]) -> bytes:
-    """What has arrived, as soon as there is something; nothing at the end."""
+    """The bytes that have arrived, as soon as there are any; empty at the end."""
     try:
         return file.read1(_BLOCK)  # type: ignore[attr-defined, no-any-return]
     except OSError as error:
@@ -106,10 +105,10 @@ def _read(file: IO[bytes]) -> bytes:
 def _encoded(
     lines: list[bytes], before: int, ending: bytes, vocabulary: Vocabulary, allow_unknown: bool
 ) -> tuple[list[_Ids | None], ValueError | None]:
-    """The ids of the lines, None for one that the vocabulary cannot spell.
+    """The ids of the lines; None for one with a character that is not in the vocabulary.
 
-    Unless such are allowed, the ids up to the first of them, and the error that it is. before: the
-    number of lines that came before these.
+    Unless such lines are allowed, the ids up to the first of them, and its error. before: the
+    number of earlier lines.
     """
     ids: list[_Ids | None] = []
     for number, line in enumerate(lines, before + 1):
@@ -143,14 +142,14 @@ def _ids(line: bytes, vocabulary: Vocabulary) -> _Ids:
 
 
 def _scores(model: CharLM, ids: list[_Ids | None]) -> list[float]:
-    """Nats; what the vocabulary cannot spell has the probability 0."""
+    """Nats; a line that the vocabulary cannot spell has probability 0."""
     scores = iter(model.score_ids([text for text in ids if text is not None]).tolist())
     return [-math.inf if text is None else next(scores) for text in ids]
 
 
 _Format = Callable[[int, bytes, int | None, float], str]
-"""The output for a line: its number, itself, its characters predicted (None where the vocabulary
-cannot spell it), its nats."""
+"""The output for a line, from its number, itself, its number of predicted characters (None if the
+vocabulary cannot spell it) and its nats."""
 
 
 def _format(arguments: argparse.Namespace) -> _Format:
@@ -178,7 +177,7 @@ def _json(number: int, line: bytes, characters: int | None, nats: float) -> str:
 
 
 def _mean(nats: float, characters: int | None) -> float:
-    """Of no characters there is none: nan; -inf for a line that cannot be spelled."""
+    """nan for no characters, -inf for a line that the vocabulary cannot spell."""
     if characters is None:
         return nats
     return nats / characters if characters else math.nan

@@ -53,12 +53,12 @@ def losses(nats: float, vocabulary: Vocabulary) -> str:
 
 
 def json_number(value: float) -> float | None:
-    """JSON has no infinity and no NaN: None stands for them."""
+    """None for infinity and NaN, which JSON lacks."""
     return value if math.isfinite(value) else None
 
 
 def count(number: float, name: str) -> str:
-    """As "1 step", "2,000 steps", "0.5 epochs"."""
+    """Like "1 step", "2,000 steps", "0.5 epochs"."""
     shown = f"{number:,}" if isinstance(number, int) else f"{number:.4g}"
     return f"{shown} {name}{'s' * (number != 1)}"
 
@@ -77,6 +77,6 @@ def warn(message: str) -> None:
 
 
 def complain(message: str, status: int) -> int:
-    """Tells an error in one line, whatever a file's name or a message holds; returns status."""
+    """Prints an error in one line, whatever a file's name or a message holds; returns status."""
     print(f"charrnn-fast: error: {' '.join(message.split())}", file=sys.stderr)
     return status

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         corpus = corpus_of(arguments, files, values, origin)
         trainer, steps = trainer_of(arguments, corpus, values, given, origin, log_path)
         begun = trainer.num_steps
-        streams.output(sys.stdout).goes_on = True  # the model is worth more than what is printed
+        streams.output(sys.stdout).goes_on = True  # the model matters more than the printed lines
         describe(trainer, corpus, len(files), steps)
     if not trainer.evaluation_due and (begun >= steps or trainer.is_stale()):
         print(f"nothing left to train: {ending(trainer, steps)}")

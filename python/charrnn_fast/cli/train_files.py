@@ -1,4 +1,4 @@
-"""The files that ``charrnn-fast train`` reads and writes: whether they may be, before any work."""
+"""Checks, before any work, of the files that ``charrnn-fast train`` reads and writes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def default_log(output: str) -> str:
 
 @contextmanager
 def checked_output(arguments: argparse.Namespace, demo: bool) -> Iterator[None]:
-    """Keeps the output for this training until it begins, which keeps it from then on.
+    """Locks the output until the training begins and locks it itself.
 
-    Refuses, before any work, one with which the training could not end well.
+    Refuses, before any work, an output that would make the training fail later.
     """
     output: str | None = arguments.output
     if output is None:
@@ -41,7 +41,7 @@ def checked_output(arguments: argparse.Namespace, demo: bool) -> Iterator[None]:
     if arguments.resume and not os.path.exists(output):
         raise ValueError(f"{output} does not exist: nothing to resume")
     if arguments.resume and os.path.isfile(output):
-        checkpoint.check_beginning(output)  # or it would be told as a file of another kind
+        checkpoint.check_beginning(output)  # else the error would call it a file of another kind
     check_checkpoints(output)
     with locked(output):
         if not (arguments.resume or arguments.overwrite) and _is_there(output):
@@ -84,7 +84,7 @@ def files_of(
     given: options.Values,
     log_path: str | None,
 ) -> list[str]:
-    """The files to train on; ValueError where what is written would be one of them."""
+    """The files to train on; ValueError if an output file is one of them."""
     paths = values.get("text") or []
     if values.get("demo"):
         if paths:
@@ -115,7 +115,7 @@ def files_of(
 
 
 def _check_again(paths: list[str], output: str | None) -> None:
-    """ValueError where a text that a training was begun on could be read once only."""
+    """ValueError if the text of a resumed training could be read only once."""
     for path in paths:
         kept = os.path.isfile(path) or os.path.isdir(path) or not os.path.exists(path)
         if path == STANDARD_INPUT or not kept:

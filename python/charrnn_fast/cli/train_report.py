@@ -1,4 +1,4 @@
-"""What ``charrnn-fast train`` says before and after a training."""
+"""The lines that ``charrnn-fast train`` prints before and after a training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .parsing import FAILED
 
 
 def ending(trainer: Trainer, steps: int) -> str:
-    """Why a training goes no further."""
+    """Why a training ends."""
     if trainer.num_steps >= steps:
         return f"{trainer.num_steps:,} steps are done; --epochs or --steps asks for more"
     patience = trainer.patience
@@ -30,7 +30,7 @@ def ending(trainer: Trainer, steps: int) -> str:
 
 
 def interrupted(arguments: argparse.Namespace, trainer: Trainer, begun: int) -> None:
-    """Says what is saved, and how to go on."""
+    """Prints what is saved, and how to resume."""
     print(f"\ninterrupted after step {trainer.num_steps:,}")
     output: str | None = arguments.output
     saved = begun if trainer.saved_step is None else trainer.saved_step
@@ -44,7 +44,7 @@ def interrupted(arguments: argparse.Namespace, trainer: Trainer, begun: int) -> 
 
 
 def describe(trainer: Trainer, corpus: Corpus, num_files: int, steps: int) -> None:
-    """What is trained, on what and for how long, before it begins."""
+    """Prints, before the training, the model, the text and the duration."""
     in_files = f" in {num_files:,} files" if num_files > 1 else ""
     print(
         f"text        {len(corpus):,} {corpus.vocabulary.kind}{in_files}: {len(corpus.train):,} to "
@@ -66,9 +66,9 @@ def describe(trainer: Trainer, corpus: Corpus, num_files: int, steps: int) -> No
 def conclude(
     arguments: argparse.Namespace, trainer: Trainer, *, demonstration: bool, plain: bool
 ) -> int:
-    """Says what came of the training, and what to do with it.
+    """Prints the result of the training, and what to do with it.
 
-    plain: it was the demonstration as it is, so that its bound holds.
+    plain: this was the unchanged demonstration, so that its bound holds.
     """
     model = trainer.model
     loss, best = trainer.history[-1].validation_loss, trainer.best

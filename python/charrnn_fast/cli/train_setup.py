@@ -1,4 +1,4 @@
-"""What ``charrnn-fast train`` trains: model, text and trainer, as the settings say."""
+"""Builds what ``charrnn-fast train`` trains, from its settings: model, text and trainer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .parsing import unescaped
 
 _EPOCHS = 20
 
-# The settings of schedules are called otherwise than their flags.
+# Schedules' settings have other names than their flags.
 _OF_SCHEDULES = {
     "warmup": "--warmup",
     "epochs": "--epochs",
@@ -35,7 +35,7 @@ _OF_SCHEDULES = {
 
 
 class Origin(NamedTuple):
-    """A checkpoint that a training goes on with, or begins from."""
+    """A checkpoint that a training resumes or starts from."""
 
     path: str
     model: CharLM
@@ -43,7 +43,7 @@ class Origin(NamedTuple):
 
 
 def resumed(origin: Origin, given: options.Values) -> options.Values:
-    """The settings of a training that is gone on with."""
+    """The settings of a resumed training."""
     values = options.override(origin.values, given, "")
     for one, other in (("text", "demo"), ("demo", "text")):
         if given.get(one):
@@ -52,9 +52,9 @@ def resumed(origin: Origin, given: options.Values) -> options.Values:
 
 
 def origin_of(arguments: argparse.Namespace, given: options.Values) -> Origin | None:
-    """The checkpoint that a training is to go on with or to begin from; None: there is none.
+    """The checkpoint that a training resumes or starts from; None: there is none.
 
-    Raises ValueError where it has another shape than what is asked for.
+    Raises ValueError if its shape differs from the given settings.
     """
     path = arguments.output if arguments.resume else arguments.init_from
     if path is None:
@@ -63,7 +63,7 @@ def origin_of(arguments: argparse.Namespace, given: options.Values) -> Origin | 
     model = CharLM.from_checkpoint(path, tensors, config)
     training = config.get("training", {})
     values = options.restored(training.get("configuration", {}), path)
-    # What is left out in training may be another thing for another text.
+    # Regularization may differ for another text.
     fixed = options.MODEL if arguments.resume else options.SHAPE
     for option in fixed:
         asked, stored = given.get(option.name), model.settings()[option.name]
@@ -84,11 +84,11 @@ def origin_of(arguments: argparse.Namespace, given: options.Values) -> Origin | 
 def corpus_of(
     arguments: argparse.Namespace, files: list[str], values: options.Values, origin: Origin | None
 ) -> Corpus:
-    """The text to train on, read as the settings of the text say."""
+    """The text to train on, read by its settings."""
     text = options.pick(options.TEXT, values)
     encoding, mark = text["encoding"], text["document_mark"]
     mark = None if mark is None else unescaped(mark)
-    # The vocabulary of a training that is gone on with was made by the number it began with.
+    # The vocabulary of a resumed training was made with the min_count that it began with.
     min_count = 1 if arguments.resume else text["min_count"]
     vocabulary = None
     if origin is not None:
@@ -125,10 +125,10 @@ def trainer_of(
     origin: Origin | None,
     log_path: str | None,
 ) -> tuple[Trainer, int]:
-    """The trainer, new or gone on with, and the number of steps that it is to reach."""
+    """The trainer, new or resumed, and the step at which it ends."""
     asked = given if arguments.resume else options.pick(options.TRAINING, values)
     training = {o.name: asked[o.name] for o in options.TRAINING if o.name in asked}
-    # A training that Python began has no settings of the command: what it has stays.
+    # A training that Python began has no settings of the command: its own configuration stays.
     foreign = arguments.resume and origin is not None and not origin.values
     run = options.pick(options.RUN, values)
     epochs, steps, log_every = run.pop("epochs"), run.pop("steps"), run.pop("log_every")

@@ -52,7 +52,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    # Before any work, where no page can be written or something else would be lost.
+    # Before any work: fails if no page can be written or another file would be lost.
     kind = atomic_file.Kind("page of charrnn-fast view", _is_page)
     atomic_file.check(arguments.output, kind)
     model = CharLM.load(arguments.model)
