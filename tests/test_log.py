@@ -140,7 +140,7 @@ def test_one_training_at_a_time_has_a_log(tmp_path: Path) -> None:
 
     class Another(Callback):
         def updated(self, trainer: Trainer, update: Update) -> None:
-            with pytest.raises(BlockingIOError, match="a training that goes on writes to this"):
+            with pytest.raises(BlockingIOError, match="a running training writes to this"):
                 JsonLog(path)
             told.append(update.step)
 

@@ -522,11 +522,11 @@ def test_an_output_is_of_one_training_at_a_time(
             assert main(["train", "-o", str(output), *extra, *where, *SMALL]) == 2
             printed, error = capsys.readouterr()
             assert printed == ""
-            assert error.endswith(f"{output}: a training that goes on saves to this file\n")
+            assert error.endswith(f"{output}: a running training saves to this file\n")
         trainers = [make(checkpoint_path=link), make(checkpoint_path=best)]
         trainers.append(Trainer.resume(path, Corpus.from_text(TEXT), checkpoint_path=path))
         for trainer in trainers:
-            with pytest.raises(BlockingIOError, match="a training that goes on saves to this file"):
+            with pytest.raises(BlockingIOError, match="a running training saves to this file"):
                 trainer.fit(steps=1, progress=False)
         assert path.read_bytes() == before
         process.kill()
@@ -540,7 +540,7 @@ def test_an_output_is_of_one_training_at_a_time(
 def test_the_best_checkpoint_of_one_is_not_the_output_of_another(tmp_path: Path) -> None:
     class Another(Callback):
         def updated(self, trainer: Trainer, update: Update) -> None:
-            with pytest.raises(BlockingIOError, match=r"m\.best: a training that goes on|m\.best"):
+            with pytest.raises(BlockingIOError, match=r"m\.best: a running training|m\.best"):
                 another.fit(steps=1, progress=False)
             told.append(update.step)
 

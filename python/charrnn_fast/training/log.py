@@ -69,7 +69,7 @@ _ENTRIES = {
 }
 
 _NO_LOG = " is no log of a training"
-_IN_USE = "a training that goes on writes to this log"
+_IN_USE = "a running training writes to this log"
 _FLUSH_SECONDS = 30.0  # of TensorBoard's log, between evaluations
 
 

@@ -16,7 +16,7 @@ from ..storage import atomic_file, checkpoint, configuration
 from ..text.corpus import Corpus
 from .schedules import from_config
 
-_IN_USE = "a training that goes on saves to this file"
+_IN_USE = "a running training saves to this file"
 
 
 class Stored(NamedTuple):

@@ -78,10 +78,10 @@ class Trainer(Settled):
 
     _settable = frozenset(("configuration", "history", "seconds"))
     _advice = {  # noqa: RUF012
-        "": "the settings of a training are given to Trainer(...), or to Trainer.resume(...), "
-        "which goes on with others from a checkpoint",
+        "": "settings are given to Trainer(...), or, to change them for a resumed training, to "
+        "Trainer.resume(...)",
         "learning_rate": "it follows from optimizer.lr and the schedule, which may be set",
-        "num_steps": "it is counted; Trainer.resume goes on from a checkpoint",
+        "num_steps": "it is counted; to continue from a checkpoint, use Trainer.resume",
     }
     _format = _core.build_info()["version"]  # pickles hold private attributes
     _covered = frozenset(("_chunks",))
