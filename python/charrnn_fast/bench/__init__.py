@@ -1,4 +1,4 @@
-"""Benchmarks of the kernels beside their peers, in one run. Imported only by the command `bench`.
+"""Benchmarks of the kernels against their peers, in one run. Imported only by the command `bench`.
 
 cases      what is computed, how many operations and bytes that takes
 problem    the arrays of one case, the same for every side

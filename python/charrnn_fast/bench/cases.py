@@ -1,8 +1,8 @@
 """What is measured: the suites, their cases, and what each case costs at least.
 
-A unit of a suite is what its times are given for: a training step, a pass over a sequence, a
-character, a step of a layer, a product. FLOP counts multiply-adds of matrix products as two and
-backward as twice forward; layer 0 of a character model is a gather and counts nothing.
+Times are per unit of a suite: a training step, a pass over a sequence, a character, a step of a
+layer, a product. FLOP counts a multiply-add of matrix products as two, and backward as twice
+forward. Layer 0 of a character model is a gather and counts as nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FLOAT = 4  # bytes
 class Suite:
     name: str
     about: str
-    unit: str  # what one time is of
+    unit: str  # what a time is per
     scale: float  # units of time shown per second: 1e3 for ms
     reads_text: bool = True  # the vocabulary is the text's
 
@@ -64,12 +64,12 @@ class Case:
 
     @property
     def recurrent_weights(self) -> int:
-        """Of all matrices of the layers but the one of layer 0 that a token picks a column of."""
+        """Of all matrices of the layers except layer 0's, of which a token selects a column."""
         return (2 * self.num_layers - 1) * gates(self.cell) * self.hidden_size**2
 
     @property
     def weights(self) -> int:
-        """Elements of the matrices that every step of a stream has to multiply by."""
+        """Elements of the matrices that every step of a stream multiplies by."""
         if self.suite == "step":
             return self.recurrent_weights + gates(self.cell) * self.hidden_size * self.input_size
         if self.suite in ("forward", "backward"):
@@ -94,7 +94,7 @@ class Case:
 
     @property
     def bytes_read(self) -> float | None:
-        """Of weights for a unit, where reading them can be the limit; None elsewhere."""
+        """Bytes of weights per unit, if reading them can be the limit; else None."""
         if self.suite == "sample":
             return self.weight_bytes / self.batch
         return float(self.weight_bytes) if self.suite == "step" else None
@@ -203,7 +203,7 @@ _QUICK: dict[str, tuple[Shape, ...]] = {
 
 
 def footprint(size: int) -> str:
-    """A number of bytes, a power of two, for a reader."""
+    """A readable number of bytes, a power of two."""
     return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
 
 
@@ -245,6 +245,6 @@ def _fits(suite: str, shape: Shape) -> bool:
 def _case(suite: str, shape: Shape) -> AnyCase:
     if len(shape) == 3:
         return Product(*shape)
-    # The step of the field's small example has 8 inputs; all others those of a text.
+    # The field's small step example has 8 inputs; all other cases have those of a text.
     features = (8 if shape[3] == 32 else 65) if suite == "step" else 0
     return Case(suite, *shape, input_size=features)

@@ -23,7 +23,7 @@ _LONGEST_TEXT = 1_000_000_000  # bytes
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says; None: the default."""
+    """The command line's options; None: the default."""
 
     suites: list[str]
     quick: bool = False
@@ -39,7 +39,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Runs the benchmarks and returns the exit status; BenchError for what cannot be done."""
+    """Runs the benchmarks and returns the exit status; BenchError if they cannot run."""
     suites = _chosen("suite", options.suites or list(SUITES), tuple(SUITES))
     # `--peers` without a name: none
     named = DEFAULT_PEERS if options.peers is None else options.peers
@@ -63,7 +63,7 @@ def run(options: Options) -> int:
     runner = Runner(cases, peers, _settings(options), text)
     try:
         runner.run()
-    finally:  # what an interrupted run has measured is kept
+    finally:  # keeps what an interrupted run has measured
         if runner.result.rows:
             _write(runner.result, options, base)
     return 0
@@ -88,7 +88,7 @@ def _chosen(what: str, names: list[str], known: tuple[str, ...]) -> list[str]:
 
 def _check_pictures(folder: Path, suites: Iterable[str]) -> None:
     if not folder.exists():
-        atomic_file.check(folder)  # a file could be made there, and so can a folder
+        atomic_file.check(folder)  # if a file can be made there, so can a folder
         return
     if not folder.is_dir():
         raise BenchError(f"--plots: {folder} is a file, not a folder")
@@ -114,7 +114,7 @@ def _write(result: Run, options: Options, base: Run | None) -> None:
             result.write(Path(options.json))
         if options.markdown is not None:
             atomic_file.replace(options.markdown, [document.encode()])
-    finally:  # files first, which a closed terminal does not keep from being written
+    finally:  # files first, so that they are written even if the terminal is closed
         print(document, end="", flush=True)
     if options.plots is not None:
         for path in plots.write(result, Path(options.plots)):

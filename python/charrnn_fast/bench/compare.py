@@ -1,8 +1,8 @@
 """Head against base: two runs, row by row.
 
-Absolute times drift with the machine; what is compared is the share of the peak that was measured
-beside each row (on one thread: while the kernels had the processor), which is a time in units of
-the least one possible.
+Absolute times drift with the machine. The comparison thus uses the share of the peak measured
+beside each row (on one thread: while the kernels had the processor), which is the time in units of
+the least possible one.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from .results import Row, Run
 
 @dataclass(frozen=True)
 class Change:
-    """ratio: normalised time now over that of the base, below 1 where it is faster now."""
+    """ratio: normalised time of the head over that of the base; below 1: the head is faster."""
 
     row: Row
     ratio: float
-    outside: bool  # the quartiles of the two do not meet
+    outside: bool  # the two quartile ranges do not overlap
 
     @property
     def verdict(self) -> str:
@@ -29,7 +29,7 @@ class Change:
 
 
 def changes(head: Run, base: Run) -> list[Change]:
-    """Of the rows that both have, in the head's order."""
+    """Of the rows in both, in the head's order."""
     old = {row.key: row.efficiency for row in base.rows}
     return [
         Change(row, before.median / row.efficiency.median, not row.efficiency.overlaps(before))
@@ -39,7 +39,7 @@ def changes(head: Run, base: Run) -> list[Change]:
 
 
 def markdown(head: Run, base: Run, name: str) -> str:
-    """name: what the base is called."""
+    """name: of the base."""
     found = changes(head, base)
     lines = [
         [

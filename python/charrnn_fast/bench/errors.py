@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 class BenchError(ValueError):
-    """What keeps the benchmarks from running; the command line tells it in one line."""
+    """The benchmarks cannot run; the command line prints the reason in one line."""
 
 
 class UnavailableError(Exception):
-    """Why a peer cannot take part: it is left out, and named with this reason."""
+    """A peer cannot take part: it is skipped and listed with this reason."""

@@ -1,4 +1,4 @@
-"""What the figures were measured on: the machine's facts, its FMA peak and its read bandwidth."""
+"""The machine of a measurement: its facts, its FMA peak and its read bandwidth."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ def facts() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """That this process may run on."""
+    """The number of cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 class Peak(NamedTuple):
-    """rate: FLOP/s or bytes/s; free: the part of its cores' time that the measuring got."""
+    """rate: FLOP/s or bytes/s; free: the share of its cores' time that the measurement got."""
 
     rate: float
     free: float
 
 
 def fma_peak(threads: int, seconds: float) -> Peak:
-    """FLOP/s of so many threads at once, in registers."""
+    """FLOP/s of this many threads at once, in registers."""
     return _together(threads, lambda: _core.fma_peak("float32", seconds))
 
 
 def read_bandwidth(size: float, threads: int, seconds: float) -> Peak:
-    """Bytes/s of so many threads at once, each reading its share of `size` bytes over and over."""
+    """Bytes/s of this many threads, each repeatedly reading its share of `size` bytes."""
     share = max(64, int(size) // threads)
     return _together(threads, lambda: _core.read_bandwidth(share, seconds))
 
@@ -82,7 +82,7 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that holds this file, "+changes" where it has been edited."""
+    """The commit of the checkout that holds this file, with "+changes" if it is modified."""
     here = Path(__file__)
 
     def git(*arguments: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The pictures of a run: a roofline, and for each suite bars of the peers' times over the kernels'.
+"""Plots of a run: a roofline, and for each suite bars of the peers' times over the kernels'.
 
 Needs matplotlib (the extra `plot`).
 """
@@ -19,7 +19,7 @@ _STYLES = ("-", "--", "-.", ":")
 
 
 def paths(suites: Iterable[str], folder: Path) -> list[Path]:
-    """Where the pictures of suites are drawn."""
+    """Where the plots of suites are drawn."""
     return [folder / f"{name}.svg" for name in ("roofline", *suites)]
 
 
@@ -41,7 +41,7 @@ def write(run: Run, folder: Path) -> list[Path]:
 
 
 def _roofline(run: Run) -> Any:
-    """FLOP/s over FLOP per byte of weights, under the roofs that were measured at the start."""
+    """FLOP/s over FLOP per byte of weights, under the roofs measured at the start."""
     from matplotlib.figure import Figure
 
     threads = sorted(run.peaks, key=int)

@@ -1,4 +1,4 @@
-"""The arrays of a case: made once, and given to every side alike."""
+"""The arrays of a case: made once, the same for every side."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Problem:
 
 
 def make(case: AnyCase, text: Text | None) -> Problem:
-    """The problem of a case; BenchError where the text is too short for it."""
+    """The problem of a case; BenchError if the text is too short for it."""
     rng = np.random.default_rng(0)
     if isinstance(case, Product):
         a = rng.uniform(-1, 1, (case.rows, case.depth)).astype(np.float32)
@@ -112,7 +112,7 @@ def network_of(case: Case) -> RNN:
 
 
 def batches(ids: Array, batch: int, seq_len: int) -> Iterator[tuple[Array, Array]]:
-    """Inputs and targets, int32 [T, B] each, of B contiguous pieces of the text, over and over."""
+    """Inputs and targets, int32 [T, B] each, of B contiguous streams of the text, endlessly."""
     length = (len(ids) - 1) // batch
     pieces = ids[: batch * length + 1]
     inputs = pieces[:-1].reshape(batch, length).T.astype(np.int32, order="C")

@@ -89,16 +89,16 @@ class Spread:
         return cls(median, q1, q3, min(values), max(values), len(values))
 
     def overlaps(self, other: Spread) -> bool:
-        """Whether the quartiles of the two meet."""
+        """Whether the two quartile ranges overlap."""
         return self.q1 <= other.q3 and other.q1 <= self.q3
 
 
 @dataclass(frozen=True)
 class Side:
-    """How a peer did. ratio: its time over the kernels', of pairs timed one after the other.
+    """A peer's result. ratio: its time over the kernels', of pairs timed one after the other.
 
-    cores: processor time over time. preparation: seconds of making and checking, compilation
-    included, in none of the times.
+    cores: processor time over time. preparation: seconds of building and checking, compilation
+    included, which no other time contains.
     """
 
     seconds: Spread
@@ -109,7 +109,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Reached:
-    """When a training first had a validation loss (nats per character) of the target or less."""
+    """When a training first reached the target validation loss (nats per character)."""
 
     steps: int
     seconds: float  # of training alone
@@ -121,11 +121,11 @@ class Reached:
 class Row:
     """One case on a number of threads. seconds: the kernels', per unit.
 
-    limit: what bounds the time from below, "fma" (FLOP/s) or "read" (bytes/s of weights); peak:
-    that of the machine, measured beside the case; share: how much of it the kernels reach.
-    efficiency: on one thread, the share while they had the processor, which other programs' turns
-    on it do not lower; on more, the share.
-    free: the part of the cores' time that other programs left, on average, beside the blocks.
+    limit: what bounds the time from below, "fma" (FLOP/s) or "read" (bytes/s of weights). peak: the
+    machine's, measured beside the case. share: the share of it that the kernels reach. efficiency:
+    on one thread, the share while the kernels had the processor, which other programs do not lower;
+    on more threads, the share.
+    free: the share of the cores' time that other programs left, on average, beside the blocks.
     """
 
     suite: str
@@ -170,7 +170,7 @@ class Run:
 
     @classmethod
     def read(cls, path: Path) -> Run:
-        """A run that `write` has written; BenchError where the file holds something else."""
+        """A run written by `write`; BenchError if the file holds something else."""
         try:
             content = input_files.read_whole(str(path), _LARGEST, "a result")
             data = schema.loads(input_files.decoded(content, "it"))

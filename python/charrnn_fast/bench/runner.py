@@ -1,7 +1,7 @@
 """Runs the cases: outputs are compared first, then the sides take turns, A B A B.
 
-A machine that others share drifts: what is compared is timed next to each other, and the peak that
-a share refers to is measured again beside every block of the kernels.
+A shared machine drifts. Compared times are thus taken next to each other, and the peak of a share
+is measured again beside every block of the kernels.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from .results import Reached, Row, Run, Side, Spread
 from .worker import Timing, Worker, time_runs
 
 TOLERANCE = 1e-4  # of the largest element: float32 in another order; a wrong weight is far off
-_FOOTPRINTS = tuple(2**n for n in (14, 17, 19, 21, 23, 25))  # bytes: caches and what is past them
+_FOOTPRINTS = tuple(2**n for n in (14, 17, 19, 21, 23, 25))  # bytes: in and beyond caches
 _MOST_PASSES = 20  # of time-to-loss, per block: when to give up
 _STEPS_BETWEEN_EVALUATIONS = 25
 
 
 @dataclass(frozen=True)
 class Settings:
-    """blocks: how often each side has its turn; block_seconds: how long one takes, about."""
+    """blocks: turns of each side; block_seconds: approximate duration of one."""
 
     threads: tuple[int, ...] = (1, 2)
     blocks: int = 11
@@ -48,7 +48,7 @@ QUICK = Settings((1, 2), 5, 0.03, 0.005, 0.05, 0.8, 2.9)
 
 @dataclass
 class _Timed:
-    """A side of the case at hand."""
+    """A side of the current case."""
 
     name: str
     time: Callable[[int], Timing]
@@ -62,8 +62,8 @@ class _Timed:
     ratios: list[float] = field(default_factory=list)
 
     def calibrate(self, block_seconds: float, side_seconds: float, blocks: int) -> None:
-        """Finds how many runs make a block, and how many blocks there is time for."""
-        self.time(1)  # whatever the first run has to set up
+        """Finds the number of runs per block, and how many blocks fit into the time."""
+        self.time(1)  # the first run sets things up
         count, seconds = 1, self.time(1).seconds
         while seconds < block_seconds / 4 and count < 1_000_000:
             count *= 2
@@ -81,7 +81,7 @@ class _Timed:
 
 
 class Runner:
-    """Cases on some peers. `run` fills `result`: there it is when an interrupt ends the run."""
+    """Cases on some peers. `run` fills `result`, which thus survives an interrupt."""
 
     def __init__(
         self, cases: list[AnyCase], peers: list[str], settings: Settings, text: Text | None
@@ -219,7 +219,7 @@ class Runner:
                     other.ratios.append(other.block() / own)
 
     def _train_to_loss(self, sides: list[_Timed], meter: _Meter) -> dict[str, Reached]:
-        """Trains all sides in turns until each has reached the target, or it takes too long."""
+        """Trains all sides in turns until each reaches the target or it takes too long."""
         settings, reached = self._settings, dict[str, Reached]()
         spent = {side.name: 0.0 for side in sides}
         ours, *others = sides
@@ -244,7 +244,7 @@ class Runner:
 
 
 class _Meter:
-    """The machine's peak beside a case, and with it the least time that a unit can take."""
+    """The machine's peak beside a case, and the least time of a unit that follows from it."""
 
     def __init__(self, case: AnyCase, threads: int, settings: Settings) -> None:
         self._case, self._threads, self._seconds = case, threads, settings.peak_seconds
@@ -276,14 +276,14 @@ class _Meter:
         self.least_seconds = work / peak.rate
 
     def note(self, seconds: float, cores: float) -> None:
-        """Takes up a block of the kernels: seconds per unit, processor time over time."""
+        """Adds a block of the kernels: seconds per unit, processor time over time."""
         self.shares.append(self.least_seconds / seconds)
         alone = self._threads == 1 and cores > 0  # 0: processor time is counted in coarse steps
         self.efficiencies.append(self.shares[-1] / (min(cores, 1) if alone else 1))
 
 
 def compare(case: AnyCase, side: str, outputs: Outputs, expected: Outputs) -> None:
-    """BenchError, with the place and both numbers, where a side computes something else."""
+    """BenchError, with the place and both numbers, if a side computes something else."""
     what = f"{case.suite} {case.label}"
     if set(outputs) != set(expected):
         raise BenchError(f"{what}: {side} gives {sorted(outputs)}, not {sorted(expected)}")

@@ -1,7 +1,7 @@
 """The process in which the peers run.
 
-It starts with its number of threads in the environment, because NumPy's BLAS and XLA read it there
-once and for all; and no peer's threads, memory or crash are those of the kernels beside it.
+It starts with its number of threads in the environment, where NumPy's BLAS and XLA read it once.
+And no peer's threads, memory or crash affect the kernels.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .errors import BenchError, UnavailableError
 from .peers import Peer, Task, load
 from .problem import Outputs, Problem
 
-# Seconds; longer than the system's tick, at which the time of running threads is booked. At most
-# 0.2 s of waiting for pools that never sleep.
+# Seconds; longer than the system's tick, at which threads' time is accounted. At most 0.2 s of
+# waiting for pools that never sleep.
 _NAP, _MOST_NAPS = 0.01, 20
 
 
@@ -31,10 +31,10 @@ class Timing(NamedTuple):
 
 
 def time_runs(task: Task, count: int, threads: int) -> Timing:
-    """Times `count` runs of a task in this process, and returns when its threads have come to rest.
+    """Times `count` runs of a task in this process, and returns when its threads are idle.
 
-    Thread pools wait for more work by spinning (OpenBLAS's for some 100 ms), on the core that
-    whoever has the next turn needs.
+    Thread pools spin while waiting for work (OpenBLAS's for some 100 ms), on the core that the next
+    side needs.
     """
     cpu, start = time.process_time(), time.perf_counter()
     for _ in range(count):
@@ -52,7 +52,7 @@ def time_runs(task: Task, count: int, threads: int) -> Timing:
 
 
 class Worker:
-    """Peers in a process with so many threads. Close it, or use it as a context."""
+    """Peers in a process with this many threads. Close it, or use it as a context manager."""
 
     def __init__(self, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -71,12 +71,12 @@ class Worker:
         self._process.join()
 
     def open(self, peer: str) -> str:
-        """Starts a peer and returns its version; UnavailableError where it cannot start."""
+        """Starts a peer and returns its version; UnavailableError if it cannot start."""
         version: str = self._ask("open", peer)
         return version
 
     def prepare(self, peer: str, problem: Problem) -> dict[str, int]:
-        """Makes the peer's tasks of a problem: the units of a run by name. Drops earlier ones."""
+        """Makes the peer's tasks for a problem: the units of a run by name. Drops earlier ones."""
         units: dict[str, int] = self._ask("prepare", peer, problem)
         return units
 

@@ -1,6 +1,6 @@
-"""The sides of a benchmark. Each is one module with one class; this is what they have in common.
+"""The sides of a benchmark: each is one module with one class; here is their common base.
 
-A new peer is one more such module, and one more line in `MODULES`.
+To add a peer, add such a module and a line in `MODULES`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ MODULES = {
 class Task:
     """One side of one problem, ready to run.
 
-    check: what it computes of the problem, by name, to be compared; called once, before `run`.
-    run: the work that is timed, `units` units of the suite at once.
-    evaluate: time-to-loss only, the validation loss now, in nats per character.
+    check: its outputs for the problem, by name, to be compared; called once, before `run`.
+    run: the timed work, `units` units of the suite at once.
+    evaluate: for time-to-loss only, the current validation loss in nats per character.
     """
 
     check: Callable[[], Outputs]
@@ -39,30 +39,30 @@ class Task:
 
 
 class Peer(Protocol):
-    """A side. Made once in a process that has a number of threads; raises UnavailableError."""
+    """A side. Made once per process, which has a number of threads; raises UnavailableError."""
 
     version: str
     cells: tuple[str, ...]
-    """The cells that it has; problems of others are not given to it."""
+    """The cells that it supports; it gets no problems with others."""
 
     def __init__(self, threads: int) -> None: ...
 
     def tasks(self, problem: Problem) -> dict[str, Task]:
-        """The ways in which this side solves the problem, by name; {} where it has none.
+        """The ways in which this side solves the problem, by name; {} if there are none.
 
-        Raises UnavailableError where it should have one, and has not on this machine.
+        Raises UnavailableError if one should exist but does not on this machine.
         """
 
 
 def load(name: str, threads: int) -> Peer:
-    """The peer of that name; UnavailableError where it is not installed or does not start."""
+    """The peer of this name; UnavailableError if it is not installed or does not start."""
     peer: Any = import_module(f".{MODULES[name]}", __name__)
     made: Peer = peer.PEER(threads)
     return made
 
 
 def require(module: str) -> Any:
-    """An optional module; UnavailableError, with the way to get it, where it is not installed."""
+    """An optional module; UnavailableError, with how to install it, if it is missing."""
     try:
         return import_module(module)
     except ImportError as error:

@@ -1,7 +1,7 @@
 """JAX: lax.scan over time under jit; the input's part of the gates is one product before the scan.
 
-Compiled for the shapes of each problem by its check, before anything is timed. Matrices are stored
-as JAX's own libraries do, [inputs, outputs]; given PyTorch's orientation, XLA copies at each step.
+The check compiles it for the shapes of each problem, before any timing. Matrices are stored as in
+JAX's own libraries, [inputs, outputs]; with PyTorch's orientation XLA would copy at each step.
 """
 
 from __future__ import annotations
