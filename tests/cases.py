@@ -1,4 +1,4 @@
-"""What the kernel tests share: networks of every kind, inputs for them, and ways to run them."""
+"""Shared parts of the kernel tests: networks of every kind, inputs, and ways to run them."""
 
 from __future__ import annotations
 

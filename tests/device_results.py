@@ -1,7 +1,8 @@
-"""A program: on a device, networks, models and trainers compute what they compute on the CPU.
+"""A program: networks, models and trainers give the same results on a device as on the CPU.
 
 It takes the folder of the module guarded_device (tests/cpp/guarded_module.cpp). Its device ends the
-program where anything but the device's own kernels and copies accesses its memory."""
+program if anything but the device's own kernels and copies accesses its memory.
+"""
 
 from __future__ import annotations
 

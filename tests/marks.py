@@ -1,4 +1,4 @@
-"""Marks of parameters, of which a few speak for all where nothing is to take long."""
+"""Marks that select a few of a test's parameters for quick runs."""
 
 from __future__ import annotations
 

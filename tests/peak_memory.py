@@ -1,5 +1,5 @@
-"""What a piece of work needs of memory at most, beyond the package itself: a program, one line of
-JSON. Run it in a process of its own, by `run`: a peak is that of all that came before."""
+"""A program that prints the peak memory of a piece of work, beyond the package itself, as one line
+of JSON. Run it by `run`, in a process of its own: a peak includes all earlier work."""
 
 from __future__ import annotations
 

@@ -2,11 +2,11 @@
 
     python tests/sanitized.py [arguments of pytest]
 
-An access outside an array, a use of what has been freed or an undefined operation, in the module
-itself or in what NumPy does for it, ends the run with its place. Without arguments, the whole suite
-but the tests marked `unsanitized` or `exhaustive`. Takes the package installed, CMake, Ninja,
-pybind11 and GCC (or `CXX`). What the interpreter leaves at its end is no leak, so leaks are not
-looked for here; the preset `asan` does that in the C++ tests.
+An out-of-bounds access, a use after free or undefined behaviour, in the module or in NumPy on its
+behalf, ends the run with its place. Without arguments, runs the whole suite except tests marked
+`unsanitized` or `exhaustive`. Needs the installed package, CMake, Ninja, pybind11 and GCC (or
+`CXX`). Memory that the interpreter keeps at its end is not a leak, so this does not look for leaks;
+the preset `asan` does in the C++ tests.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Arrays of every kind, wherever one is taken: the same bits as of a plain one, or an error."""
+"""Arrays of every kind in every argument: the same bits as a plain one, or an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples that follow the article: each runs as it stands, and its figures are checked."""
+"""The examples that follow the article: each runs unchanged, and its figures are checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmarks: what they compare and report. How fast anything is, no test says."""
+"""The benchmarks: what they compare and report. No test checks a time."""
 
 from __future__ import annotations
 

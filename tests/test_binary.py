@@ -1,5 +1,5 @@
-"""The compiled module as a file: what it is protected by, and that it tells nothing of the machine
-that built it."""
+"""The compiled module as a file: its protections, and no information about the machine that built
+it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Same bits: over threads, company in the batch, steps, one-hot vectors, and the way of sampling.
+"""Same bits: for any threads, batch, steps, one-hot vectors or tokens, and way of sampling.
 
-Nothing here has a tolerance: float arithmetic is exact about what it computes, and the kernels
-compute every output in one order of operations, however the work is shared out.
+Nothing here has a tolerance: floating-point arithmetic is deterministic, and the kernels compute
+every output in one order of operations, however the work is divided.
 """
 
 from __future__ import annotations

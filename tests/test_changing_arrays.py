@@ -1,8 +1,8 @@
-"""Arrays that another thread changes during a call, as a loader does that reuses its buffers.
+"""Arrays that another thread changes during a call, like a loader that reuses its buffers.
 
-Each call runs beside a thread that writes wrong values and right ones into its arguments, in a
-process of its own, which an access outside an array kills. A call may refuse what it finds, or
-give a result; anything else fails.
+Each call runs while a thread writes wrong and right values into its arguments, in a process of its
+own, which an out-of-bounds access kills. A call may raise an error or return a result; anything
+else fails.
 """
 
 from __future__ import annotations

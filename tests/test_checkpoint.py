@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, and read only if they are what was written."""
+"""Checkpoint files: written atomically, and read only if intact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: what it prints, writes and refuses."""
+"""The command line: its output, its files and its errors."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_what_is_left_out_reaches_the_model(
     assert expected.format(trainer.model.num_parameters) in capsys.readouterr().out
     assert trainer.model.rnn.zoneout == (0.1, 0.05)
     assert trainer.settings()["mask_seed"] == 7
-    # the same words again, or none, go on; others do not
+    # the same settings again, or none, resume; others do not
     assert main(["train", str(text), "-o", str(path), "--steps", "4", "--resume", *options]) == 0
     capsys.readouterr()
     for option, message in (
@@ -225,7 +225,7 @@ def test_texts_of_another_encoding(tmp_path: Path, capsys: pytest.CaptureFixture
     train = ["train", str(text), "-o", str(path), *SMALL, "--encoding", "gb18030"]
     assert main([*train, "--steps", "1"]) == 0
     assert "vocabulary  10 characters: '\\n\\r Gerßö字漢'\n" in capsys.readouterr().out
-    # a training that is gone on with knows
+    # a resumed training knows
     assert main(["train", str(text), "-o", str(path), "--steps", "2", "--resume"]) == 0
     assert Trainer.resume(path).num_steps == 2
     capsys.readouterr()
@@ -248,7 +248,7 @@ def test_rare_characters_are_unknown_everywhere(
     assert line in capsys.readouterr().out
     assert main(["info", str(path)]) == 0
     assert line in capsys.readouterr().out
-    # the same number again, or none, goes on; another one does not
+    # the same number again, or none, resumes; another one does not
     assert main([*train, "--steps", "2", "--resume"]) == 0
     assert main(["train", str(text), "-o", str(path), "--steps", "3", "--resume"]) == 0
     capsys.readouterr()
@@ -564,7 +564,7 @@ def test_resume_refuses_another_text(
 def test_a_training_begins_with_the_weights_of_another(
     tmp_path: Path, text: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On another text, with the vocabulary kept; what is left out may change, the shape not."""
+    """On another text, with the same vocabulary; regularization may change, the shape not."""
     other, tuned = tmp_path / "other.txt", tmp_path / "tuned"
     other.write_text("a lazy fox\n" * 80)
     train = ["train", str(other), "-o", str(tuned), "--init-from", str(model), *SMALL]

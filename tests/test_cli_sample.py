@@ -1,4 +1,4 @@
-"""Sampling and measuring from the command line: sample, eval and score."""
+"""Sampling and evaluation from the command line: sample, eval and score."""
 
 from __future__ import annotations
 

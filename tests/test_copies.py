@@ -1,4 +1,4 @@
-"""Deep copies and pickles of every object: they share nothing and go on with the same bits."""
+"""Deep copies and pickles of every object: they share nothing and continue with the same bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/run.py --check: what it tells of, and what it passes over."""
+"""docs/run.py --check: what it reports and what it ignores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents: each starts from the zero state, in training and in evaluation; batches in parts."""
+"""Documents: each starts from the zero state, in training and in evaluation; micro-batches."""
 
 from __future__ import annotations
 

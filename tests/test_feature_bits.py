@@ -1,4 +1,4 @@
-"""The options of the layers keep the promise of the same bits, and the kernels' wide paths."""
+"""The options of the layers give the same bits too; the kernels' wide paths."""
 
 from __future__ import annotations
 

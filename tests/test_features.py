@@ -1,4 +1,4 @@
-"""Everything beside the plain layers, in the reference and in the kernels.
+"""All options of the layers, in the reference and in the kernels.
 
 Gradients by differences, lengths and masks; and the kernels against the reference.
 """

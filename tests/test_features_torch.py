@@ -1,8 +1,7 @@
-"""Everything beside the plain layers, in the reference and in the kernels, against PyTorch.
+"""All options of the layers, in the reference and in the kernels, against PyTorch.
 
-Against torch.nn's own modules where they have the feature; else against the definition written
-out here for one row and one step at a time, with PyTorch's differentiation and the reference's
-masks.
+Against torch.nn's own modules if they have the option. Else against its definition, written out
+here for one row and one step at a time, with PyTorch's differentiation and the reference's masks.
 """
 
 from __future__ import annotations

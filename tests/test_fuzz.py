@@ -1,4 +1,4 @@
-"""The target of the fuzzer of checkpoints, without the fuzzer: its corpus, and mutations of it."""
+"""The target of the checkpoint fuzzer, without the fuzzer: its corpus, and mutations of it."""
 
 from __future__ import annotations
 

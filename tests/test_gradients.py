@@ -1,4 +1,4 @@
-"""Gradients against central differences of the loss: the definition, with no second derivation."""
+"""Gradients against central differences of the loss."""
 
 from __future__ import annotations
 

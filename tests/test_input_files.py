@@ -1,4 +1,4 @@
-"""What is read beside checkpoints and logs: devices, pipes, the standard input, large and deep
+"""Input files other than checkpoints and logs: devices, pipes, standard input, large and deep
 files, byte order marks."""
 
 from __future__ import annotations

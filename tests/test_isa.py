@@ -1,4 +1,4 @@
-"""Every instruction set that this machine runs, each by CHARRNN_ISA in a process of its own."""
+"""Every instruction set of this machine, each by CHARRNN_ISA in a process of its own."""
 
 from __future__ import annotations
 

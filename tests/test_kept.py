@@ -1,5 +1,5 @@
-"""Checkpoints that versions have written, kept as they are: every later version loads them, draws
-from them and goes on with their trainings, with the same bits on each instruction set."""
+"""Checkpoints of all earlier versions: every later version loads them, samples from them and
+resumes their trainings, with the same bits on each instruction set."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_kept_checkpoint_is_gone_on_with(path: Path, isa: str) -> None:
     of_each = json.loads(path.with_suffix(".json").read_text())
     if isa in of_each:
         assert continued == of_each[isa]
-    else:  # one on which no kept checkpoint has been gone on with: within rounding
+    else:  # one on which no kept checkpoint was resumed: within rounding
         (first, *_) = of_each.values()
         assert continued["validation_loss"] == pytest.approx(first["validation_loss"], rel=1e-2)
 

@@ -1,6 +1,6 @@
-"""Kills and failing disks: a checkpoint is the old or the new one, and training goes on exactly.
+"""Kills and failing disks: a checkpoint is the old or the new one, and training resumes exactly.
 
-The tests of single system calls take strace (Debian's package).
+The tests of single system calls need strace (Debian's package).
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ PAIRS = itertools.product(
 def test_a_killed_training_ends_in_the_same_weights(
     tmp_path: Path, cell: str, optimizer: str
 ) -> None:
-    """Killed at random instants, gone on with on another number of threads each time."""
+    """Killed at random instants, resumed with another number of threads each time."""
     path = tmp_path / NAME
     rng = random.Random(f"{cell} {optimizer}")
     program = TRAIN.format(text=TEXT, make=MAKE, steps=STEPS)

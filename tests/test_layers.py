@@ -1,7 +1,6 @@
-"""The structure of the package: modules import downward only, in no circle, and no private names.
+"""The structure of the package: imports go downward only, without cycles or private names.
 
-What is imported is read from the sources, imports in functions and those for type checking alone
-included.
+Imports are read from the sources, including those in functions and for type checking.
 """
 
 from __future__ import annotations

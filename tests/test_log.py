@@ -1,4 +1,4 @@
-"""Logs of trainings, and the pictures drawn from them."""
+"""Logs of trainings, and the plots drawn from them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_log_sums_up_the_updates(tmp_path: Path) -> None:
 
 
 def test_a_resumed_training_goes_on_in_its_log(tmp_path: Path) -> None:
-    """Killed after more steps than its checkpoint holds: what comes again is not there twice."""
+    """Killed after more steps than its checkpoint holds: repeated steps have one line each."""
     straight, path, model = (tmp_path / name for name in ("straight", "log", "model"))
     make(JsonLog(straight, 1)).fit(epochs=3, progress=False)
     killed = make(JsonLog(path, 1), checkpoint_path=model)

@@ -1,4 +1,4 @@
-"""The losses by their formulas in float64: values, gradients, weights, edges, what they refuse."""
+"""The losses against their formulas in float64: values, gradients, weights, edges, errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks of dropout: their bits against NumPy, their rates, and what they take."""
+"""Dropout masks: their bits against NumPy, their rates, and their arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory: logits never stand in memory all at once, and the rest grows with T as the tape does.
+"""Memory: logits are never in memory all at once, and the rest grows with T as the tape does.
 
 Each peak is that of a process of its own. Bounds are of sizes, never of times.
 """

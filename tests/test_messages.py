@@ -1,4 +1,4 @@
-"""What messages say: the arguments by their names or flags, what is wrong, what to do."""
+"""Messages: they name the argument or flag, what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -422,7 +422,7 @@ def test_a_number_of_many_digits_is_told_in_few(number: float, text: str) -> Non
 def test_a_loss_far_above_uniform_guessing_is_told_at_once_and_once(
     inside: Path, capsys: Capture
 ) -> None:
-    """While the training goes on, with the flag that helps; no loss is written out in full."""
+    """During the training, with the flag that helps; losses are shortened."""
     small = ["--hidden-size", "8", "--num-layers", "1", "--batch-size", "6", "--seq-len", "20"]
     train = ["train", "text", "-o", "new", *small, "--steps", "14", "--sample-length", "0"]
     assert main([*train, "--learning-rate", "1e30", "--optimizer", "sgd"]) == 0

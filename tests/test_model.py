@@ -1,4 +1,4 @@
-"""CharLM: what it holds, how it is measured, saved and loaded."""
+"""CharLM: its contents, evaluation, saving and loading."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged checkpoints: one error type, no crash, and no memory beyond what the file can need."""
+"""Damaged checkpoints: one error type, no crash, and no more memory than the file may need."""
 
 from __future__ import annotations
 

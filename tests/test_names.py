@@ -1,4 +1,4 @@
-"""The names that other programs have for our settings, and misspelt ones: what is suggested."""
+"""Suggestions for other programs' names of our settings and for misspelt ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`RNN` and the losses as a caller meets them: what they take, carry, refuse and leave alone."""
+"""`RNN` and the losses as a caller sees them: arguments, state, errors, unchanged inputs."""
 
 from __future__ import annotations
 

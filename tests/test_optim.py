@@ -1,4 +1,4 @@
-"""The optimizers against the NumPy reference, and as a caller meets them."""
+"""The optimizers against the NumPy reference, and as a caller sees them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a training's settings come from: flags, --set, a TOML file, a checkpoint, the defaults."""
+"""Sources of a training's settings: flags, --set, a TOML file, a checkpoint, the defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where memory runs out: the error says how much was asked for and what helps; all goes on."""
+"""Out of memory: the error says how much was requested and what helps; everything stays usable."""
 
 from __future__ import annotations
 

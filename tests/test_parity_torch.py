@@ -1,6 +1,6 @@
 """The kernels against PyTorch, from the same weights, in the same dtype.
 
-PyTorch rounds as well, so that two errors are allowed where one is against the float64 reference.
+PyTorch rounds too, so two errors are allowed where the float64 reference allows one.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Processors that are few, shared with other programs or rationed: the same bits, and an end.
-Which of them workers run on."""
+"""Few processors, oversubscription and CPU quotas: the same bits, and no hang. Which processors
+workers run on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The NumPy reference by itself: against the article's code and differences, in both dtypes."""
+"""The NumPy reference: against the article's code and differences, in both dtypes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cells, optimizers and rates: declared once, the same everywhere; and a cell that is added."""
+"""Cells, optimizers and rates: declared once, the same everywhere; and an added cell."""
 
 from __future__ import annotations
 

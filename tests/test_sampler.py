@@ -1,4 +1,4 @@
-"""Sampling: text depends on the weights, the arguments and its seed alone."""
+"""Sampling: text depends only on the weights, the arguments and its seed."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ STOPS = [
 def test_a_text_ends_before_the_first_stop_string(
     model: CharLM, stops: list[str], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Streamed, alone and in company, wherever the blocks of the drawing end."""
+    """Streamed, alone and in a batch, wherever the blocks of the drawing end."""
     monkeypatch.setattr("charrnn_fast.language.sampler._STOP_BLOCK", block)
     prime, seeds = "the e", range(20)
     expected = [stopped(text, prime, stops) for text in model.sample(90, prime, seeds=seeds)]

@@ -1,4 +1,4 @@
-"""benchmarks/scaling.py: what it computes, and what it says to wrong arguments. No times."""
+"""benchmarks/scaling.py: its computations, and its errors for wrong arguments. No times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores: the log-probability of a text, whatever else is scored with it."""
+"""Scores: the log-probability of a text, whatever else is in the batch."""
 
 from __future__ import annotations
 

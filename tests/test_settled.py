@@ -1,4 +1,4 @@
-"""Options that stay what they are: what may be set, what is refused, and what the refusal says."""
+"""Read-only options: which attributes may be set, which not, and what the error says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state that `step` carries, given and taken by hand; zero states in the form of the others."""
+"""The state that `step` carries, read and set by hand; zero states like the others."""
 
 from __future__ import annotations
 

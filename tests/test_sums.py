@@ -1,4 +1,4 @@
-"""Gradients of long sequences: sums over rows whose error does not grow with the number of rows."""
+"""Gradients of long sequences: sums over rows whose error does not grow with their number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The thread pool: its barriers, callers in each other's way, resizing under load, fork."""
+"""The thread pool: barriers, concurrent callers, resizing under load, fork."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_forward_belongs_to_the_thread_that_called_it() -> None:
         grads = other.submit(network.backward, theirs.dy(), theirs.dstate()).result()[2]
         for name, grad in grads.items():
             assert_same_bits(name, grad, expected[f"d {name}"])
-        network.forward(mine.x(), keep=False)  # mine is not to be gone back from
+        network.forward(mine.x(), keep=False)  # backward cannot follow this one
         # One after the other, as an event loop with worker threads runs them.
         for forward, backward in ((other, None), (None, other), (other, None), (other, other)):
             begin = partial(network.forward, theirs.x(), theirs.state())

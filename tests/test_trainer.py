@@ -1,4 +1,4 @@
-"""Trainer: what each update reads, when it evaluates and saves, and how it ends badly."""
+"""Trainer: what each update reads, when it evaluates and saves, and how it fails."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_plateau_lowers_the_learning_rate(corpus: Corpus) -> None:
 
 
 def test_a_random_offset_is_another_one_each_epoch(corpus: Corpus) -> None:
-    """Each epoch reads the training part turned, as philox(mask_seed, epoch, 1) tells."""
+    """Each epoch starts at an offset, from philox(mask_seed, epoch, 1), and wraps around."""
     straight, turned = make(corpus), make(corpus, random_offset=True, mask_seed=3)
     for epoch in range(2):
         low, high, *_ = cf.reference.philox(3, epoch, 1)
@@ -624,7 +624,7 @@ def test_an_interrupt_saves_and_leaves(corpus: Corpus, tmp_path: Path) -> None:
 def test_an_evaluation_does_not_hold_up_an_interrupt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    """It is put off, and done when the training goes on."""
+    """It is postponed until the training resumes."""
     monkeypatch.setattr("charrnn_fast.language.model._EVALUATION_BLOCK", 10)
     corpus, path = Corpus.from_text(TEXT), tmp_path / "model"
     straight = make(corpus)

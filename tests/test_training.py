@@ -1,5 +1,5 @@
-"""The network's own training step: sequences of different lengths, updates from a batch in parts,
-and how much memory it will take."""
+"""The network's own training step: sequences of different lengths, updates from micro-batches, and
+its memory."""
 
 from __future__ import annotations
 

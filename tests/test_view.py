@@ -1,6 +1,6 @@
-"""`charrnn_fast.view`: what the page is made of, and what the command prints, writes and refuses.
+"""`charrnn_fast.view`: the page's contents, and the command's output, files and errors.
 
-What a browser makes of the page is in test_view_browser.py.
+How a browser shows the page is tested in test_view_browser.py.
 """
 
 from __future__ import annotations

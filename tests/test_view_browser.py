@@ -1,7 +1,7 @@
-"""What a browser makes of the pages of `charrnn_fast.view`: colours, keys, hostile texts.
+"""The pages of `charrnn_fast.view` in a browser: colours, keys, hostile texts.
 
-It takes Chromium (Debian's package chromium), and skips where there is none; `.ci/run` installs it
-and lets nothing skip.
+Needs Chromium (Debian's package chromium), and skips without it; `.ci/run` installs it and lets
+nothing skip.
 """
 
 from __future__ import annotations

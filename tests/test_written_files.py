@@ -1,4 +1,4 @@
-"""Files that are written: what is refused before any work, and what survives a failure."""
+"""Output files: errors before any work, and what survives a failure."""
 
 from __future__ import annotations
 

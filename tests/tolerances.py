@@ -1,18 +1,18 @@
 """Every tolerance of the suite, derived from the dtype and the length of the sums.
 
-The model. An operation in floating point errs by up to eps/2 of its result, in a direction that is
-as good as random, so n roundings in a row leave about sqrt(n) of them (Higham and Mary, A New
-Approach to Probabilistic Rounding Error Analysis, 2019). The tests draw inputs, weights and
-incoming gradients of at most 1 in size: partial sums are of order 1, and an error is measured
-against the largest element of the array or 1, whichever is larger (a small element of a gradient
-is a difference of large ones; measured against itself it has no digits to lose).
+The model. A floating-point operation has an error of up to eps/2 of its result, in an effectively
+random direction, so n roundings in a row add up to about sqrt(n) of them (Higham and Mary, A New
+Approach to Probabilistic Rounding Error Analysis, 2019). Inputs, weights and incoming gradients of
+the tests are at most 1 in size, so partial sums are of order 1. An error is measured against the
+array's largest element or 1, whichever is larger: a small element of a gradient is a difference of
+large ones and, measured against itself, has no digits to lose.
 
-One step of one layer is a sum of `terms` products and a few functions good to some ulp. Each of
-the `steps` that a value runs through, in time and in depth, adds such an error and passes on the
-earlier ones about as they are: weights are uniform in +-1/sqrt(H), so that the step's Jacobian
-neither shrinks nor stretches much.
+One step of one layer is a sum of `terms` products and a few functions accurate to some ulp. Each of
+the `steps` of a value, in time and in depth, adds such an error and passes on earlier ones almost
+unchanged: weights are uniform in +-1/sqrt(H), so that the step's Jacobian neither shrinks nor
+stretches much.
 
-The bounds have no other factor. The suite at its worst reaches a third of `network`; a mistake in a
+The bounds have no other factor. At worst the suite reaches a third of `network`; a mistake in a
 formula exceeds it by far (`test_a_wrong_weight_exceeds_the_tolerance`).
 """
 
