@@ -160,12 +160,12 @@ class RNN(Settled):
 
         bidirectional: each layer reads its input in both directions (Schuster and Paliwal, 1997).
         proj_size: width of the LSTMs' projection h = W_hr (o tanh(c)) (Sak et al., 2014); 0: none.
-        layer_norm: the gates' inputs become gain_ih N(W_ih x) + b_ih + gain_hh N(W_hh h) + b_hh (Ba
+        layer_norm: pre-activations become gain_ih N(W_ih x) + b_ih + gain_hh N(W_hh h) + b_hh (Ba
         et al., 2016). N normalizes over all gates; for "gru" over r and z together, and over n
         alone. c is not normalized.
 
         Regularization is active only in calls that get a mask_seed, as `Trainer` gives them. All
-        rates lie in [0, 1), and kept elements are divided by 1 - rate.
+        rates lie in [0, 1). Dropout and weight_drop divide kept elements by 1 - rate.
 
         input_dropout: dropout rate of x (of a token: of its one-hot vector)
         dropout: dropout rate between layers

@@ -415,7 +415,7 @@ class CharLM(Settled):
     ) -> Iterator[tuple[int, float]]:
         """Pairs, block by block: how many of ids [N] were predicted, and their summed loss in nats.
 
-        ids: of any integer type, in memory or in a file. length: evaluate only so many ids from the
+        ids: of any integer type, in memory or in a file. length: number of ids to use, from the
         beginning; None: all. The state is zero where a document begins.
         """
         length = len(ids) if length is None else min(length, len(ids))

@@ -1,13 +1,13 @@
-"""Training a language model on a corpus, and what watches it.
+"""Training a language model on a corpus: the loop, callbacks, schedules, logs.
 
 trainer     `Trainer`: the loop over epochs, evaluations and checkpoints
-update      one update of the weights by a chunk
-resume      what a checkpoint holds of a training
-interrupts  Ctrl-C and its like, put off until an update is done
-callbacks   what may watch a training, and what it is told
-schedules   how the learning rate changes
-progress    what a person sees of a training
+update      one update of the weights on a chunk
+resume      a training in a checkpoint, and how it is resumed
+interrupts  Ctrl-C and similar signals, deferred until an update is done
+callbacks   the base of callbacks, and their events
+schedules   learning-rate schedules
+progress    the progress display
 log         logs of JSON lines and for TensorBoard
-plot        pictures from logs
+plot        plots from logs
 clock       time and speed
 """

@@ -38,7 +38,7 @@ class Callback:
     """Told of each event of `Trainer.fit`, in the training thread; here all methods do nothing."""
 
     def started(self, trainer: Trainer, steps: int) -> None:
-        """`fit` begins and will do so many updates."""
+        """`fit` begins; steps: the updates that it will do."""
 
     def updated(self, trainer: Trainer, update: Update) -> None:
         """An update is done."""

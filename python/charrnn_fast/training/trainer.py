@@ -127,9 +127,9 @@ class Trainer(Settled):
         shrinks by about this factor; the gradient is that of the whole batch, up to rounding.
 
         `fit` evaluates every evaluate_every steps (None: at each epoch's end) and at its own end,
-        and shows sample_length characters drawn from the model. evaluate_length: use only so many
-        characters from the beginning of the validation part; None: all. patience: early stopping,
-        after so many evaluations in a row without a new best one; None: no early stopping.
+        and shows sample_length characters drawn from the model. evaluate_length: number of
+        characters to use, from the beginning of the validation part; None: all. patience: early
+        stopping after this many evaluations in a row without a new best; None: no early stopping.
 
         A checkpoint is written to checkpoint_path at each evaluation and every checkpoint_every
         steps. The one of the best evaluation is kept beside it, see `best_path`.
@@ -272,7 +272,7 @@ class Trainer(Settled):
 
     @property
     def patience(self) -> int | None:
-        """Early stopping: evaluations in a row without a new best one; None: off."""
+        """Early stopping: evaluations in a row without a new best; None: off."""
         return self._patience
 
     @property
@@ -349,7 +349,7 @@ class Trainer(Settled):
     def fit(
         self, *, epochs: int | None = None, steps: int | None = None, progress: bool = True
     ) -> None:
-        """Trains for so many more epochs or steps (updates).
+        """Trains for this many more epochs or steps (updates).
 
         progress: shows a bar on a terminal (elsewhere a line every ten seconds), the evaluations,
         and text drawn from the model.
