@@ -89,7 +89,7 @@ class FeatureCase(Case):
             if name.startswith("gain"):
                 p += self._draw(200 + n, *p.shape) / 2
             elif self.layer_norm and name.startswith(("weight_ih", "weight_hh", "weight_hr")):
-                # its derivatives grow with the inverse of what it normalises
+                # its derivatives grow with the inverse of what it normalizes
                 p *= 4
         return parameters
 

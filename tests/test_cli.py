@@ -97,7 +97,7 @@ def test_what_is_left_out_reaches_the_model(
     options += ["--zoneout", "0.1,0.05", "--mask-seed", "7"]
     assert main(["train", str(text), "-o", str(path), "--steps", "3", *options]) == 0
     expected = (
-        "normalised, float32: {:,} parameters; in training dropout 0.2, input dropout 0.1, output "
+        "normalized, float32: {:,} parameters; in training dropout 0.2, input dropout 0.1, output "
         "dropout 0.3, recurrent dropout 0.25, weight drop 0.15, zoneout 0.1, 0.05, variational\n"
     )
     trainer = Trainer.resume(path)

@@ -38,7 +38,7 @@ def _kinds() -> list[FeatureCase]:
     """Every option on wide layers of many rows, in float32."""
     cases = [c.but(dtype="float32") for c in combinations() if c.unit in ("gru", "lstm")]
     return [
-        # of few features dropout may leave none, and normalising those magnifies rounding
+        # of few features dropout may leave none, and normalizing those magnifies rounding
         c.but(seq_len=6, batch=23, hidden_size=35, input_size=9, proj_size=c.proj_size and 17)
         for c in cases
     ]
@@ -60,7 +60,7 @@ def test_any_number_of_threads(case: FeatureCase) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("case", _kinds(), ids=label)
 def test_wide_layers_against_the_reference(case: FeatureCase, dtype: str) -> None:
-    # What normalisation divides by may be small: then float32 keeps fewer digits than other sums.
+    # What normalization divides by may be small: then float32 keeps fewer digits than other sums.
     case = case.but(dtype=dtype, layer_norm=case.layer_norm and dtype == "float64")
     parameters = case.parameters()
     found = run(parameters, case, ByKernels)

@@ -160,7 +160,7 @@ def test_gradients_of_any_combination(case: FeatureCase) -> None:
     if case.proj_size:
         zoneout = (0.0, case.regularization.zoneout[1])
         case = case.but(regularization=case.regularization._replace(zoneout=zoneout))
-    # normalising what is dropped or weightless to nothing, or nearly, has no small derivatives
+    # normalizing what is dropped or weightless to nothing, or nearly, has no small derivatives
     if case.layer_norm:
         case = case.but(bias=True, hidden_size=7, input_size=6)
     assume(_smallest_preactivation(case) > 5 * STEP)

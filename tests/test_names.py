@@ -302,7 +302,7 @@ def test_what_argparse_reads_as_meant_stays() -> None:
         ("gpu", "--set: there is no setting 'gpu'; leave it out, it runs on the CPU"),
         (
             "batchnorm",
-            "--set: there is no setting 'batchnorm'; there is layer_norm, which normalises each "
+            "--set: there is no setting 'batchnorm'; there is layer_norm, which normalizes each "
             "step by itself",
         ),
         ("foo", "--set: there is no setting 'foo'; see charrnn-fast train --help"),

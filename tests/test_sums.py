@@ -66,7 +66,7 @@ def test_a_sum_of_four_million_numbers_of_one_sign() -> None:
 @pytest.mark.parametrize(("tokens", "layer_norm"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_of_sixteen_thousand_rows(cell: str, tokens: bool, layer_norm: bool) -> None:
-    # Normalised networks are chaotic: over many steps errors of any size grow to that of h.
+    # Normalized networks are chaotic: over many steps errors of any size grow to that of h.
     T, B, H = (8, 2000, 64) if layer_norm else (2000, 8, 64)
     single, double = _both(cell, (65, H, None), layer_norm=layer_norm)
     rng = np.random.default_rng(0)

@@ -113,7 +113,7 @@ void Network<T>::lay_out() {
     return offset;
   };
   const Index R = width();
-  // With normalisation all gates' input terms have their own gradients.
+  // With normalization all gates' input terms have their own gradients.
   const Index input_split = shape_.layer_norm ? G : split;
   for (Index l = 0; l < shape_.num_layers; ++l)
     for (Index d = 0; d < directions(); ++d) {

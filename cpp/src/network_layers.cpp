@@ -216,7 +216,7 @@ class SequencePass {
                                      parameters_ + p.gain_ih,
                                      bias,
                                      gx,
-                                     keep_ ? tape + layout_.normalised_ih : nullptr,
+                                     keep_ ? tape + layout_.normalized_ih : nullptr,
                                      keep_ ? tape + layout_.inverse_ih : nullptr},
                     rows);
     }
@@ -259,7 +259,7 @@ class SequencePass {
                           ? Projection<T>{packed(Packing::forward, p.hr, k_.gemm_units, H_),
                                           tape + layout_.hidden}
                           : Projection<T>{},
-        .staged = shape_.layer_norm ? tape + layout_.normalised_hh : nullptr,
+        .staged = shape_.layer_norm ? tape + layout_.normalized_hh : nullptr,
         .staged_in_place = !keep_,
     };
     cell_.begin(args, batch_rows);
@@ -306,7 +306,7 @@ class SequencePass {
         .recurrent_mask = recurrent_mask(l, d),
         .zoneout = zoneouts(l, d),
         .norm = norm(p, l, d),
-        .normalised = tape + layout_.normalised_hh,
+        .normalized = tape + layout_.normalized_hh,
         .projection = shape_.proj_size > 0
                           ? Projection<T>{{parameters_ + p.weight_hr, H_, k_.gemm_units},
                                           tape + layout_.hidden}
@@ -340,7 +340,7 @@ class SequencePass {
   // Number of split gates. Gates whose two terms share a gradient come first.
   Index split_gates() const { return shape_.layer_norm ? G_ : cell_.num_split; }
 
-  // Gradients of all biases, gains and the cell's parameters. Then gradients by the normalised
+  // Gradients of all biases, gains and the cell's parameters. Then gradients by the normalized
   // input term become gradients by the input term, in place.
   void norm_backward(const Team& team, const Layer& p, Index l, Index d, T* gradients) const {
     const Index split = cell_.num_split * H_, GH = G_ * H_, summed = GH - split;
@@ -349,8 +349,8 @@ class SequencePass {
     T* const dgx = tape_ + layout_.gates + GH;  // of the input term
     const T* const dsplit = dgx + GH;           // of the recurrent term of split gates
     const T* const dparams = dsplit + split;
-    const T *const hat_ih = tape + layout_.normalised_ih, *const hat_hh =
-                                                              tape + layout_.normalised_hh;
+    const T *const hat_ih = tape + layout_.normalized_ih, *const hat_hh =
+                                                              tape + layout_.normalized_hh;
     const Range mine = team.share(GH, alignment_elements);
     const Range first = intersect(mine, {0, summed});
     const Range second{std::max(mine.begin, summed) - summed, std::max(mine.end, summed) - summed};

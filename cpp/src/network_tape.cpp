@@ -31,9 +31,9 @@ typename Network<T>::TapeLayout Network<T>::tape_layout(const SequenceInput<T>& 
     t.zoneout_raw[s] = take(zoneout && keep && (cell_->reads_next >> s & 1), N * H);
   }
   t.hidden = take(shape_.proj_size > 0, N * H);
-  t.normalised_ih = take(norm && keep, N * G * H);
+  t.normalized_ih = take(norm && keep, N * G * H);
   t.inverse_ih = take(norm && keep, N * 2);
-  t.normalised_hh = take(norm, (keep ? N : B) * G * H);
+  t.normalized_hh = take(norm, (keep ? N : B) * G * H);
   t.inverse_hh = take(norm && keep, N * 2);
   t.direction = used - shared;
   t.layer = shared + D * t.direction;

@@ -20,7 +20,7 @@ struct Network<T>::TapeLayout {
   Index zoneout_mask[2];     // [N, H], or [H] for the expectation
   Index zoneout_raw[2];      // [N, H]
   Index hidden;              // [N, H] before a projection
-  Index normalised_ih, inverse_ih, normalised_hh, inverse_hh;  // [N, G*H], [N, 2]
+  Index normalized_ih, inverse_ih, normalized_hh, inverse_hh;  // [N, G*H], [N, 2]
   Index layer;                                                 // distance from layer to layer
   // After the layers:
   Index first_input;  // [N, I] masked x, or [N] multipliers of the tokens' weights

@@ -125,7 +125,7 @@ _OTHERWISE = {
     "leave it out, progress is told every ten seconds, and in full in the log": (
         "print_every print_cycle verbose quiet display_iteration"
     ),
-    "there is {layer_norm}, which normalises each step by itself": (
+    "there is {layer_norm}, which normalizes each step by itself": (
         "batchnorm batch_normalization bn"
     ),
     "{dropout} takes the share that is left out, which is 1 - keep": (

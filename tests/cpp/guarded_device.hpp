@@ -194,7 +194,7 @@ void check_args(const char* k, const RecurrentBackwardArgs<T>& p) {
   check_args(k, p.steps), check_args(k, p.hh), check_args(k, p.states), check_args(k, p.zoneout);
   for (T* d : p.dstates.of) check_pointers(k, d);
   check_pointers(k, p.params, p.saved, p.dy, p.dgates, p.recurrent_mask.data, p.norm.gain,
-                 p.norm.inverse, p.normalised, p.projection.weights.data, p.projection.hidden,
+                 p.norm.inverse, p.normalized, p.projection.weights.data, p.projection.hidden,
                  p.dprojected);
 }
 template <class T>
@@ -215,11 +215,11 @@ void check_args(const char* k, const ScatterArgs<T>& p) {
 }
 template <class T>
 void check_args(const char* k, const LayerNormArgs<T>& p) {
-  check_pointers(k, p.gain, p.bias, p.x, p.normalised, p.inverse);
+  check_pointers(k, p.gain, p.bias, p.x, p.normalized, p.inverse);
 }
 template <class T>
 void check_args(const char* k, const LayerNormBackwardArgs<T>& p) {
-  check_pointers(k, p.gain, p.normalised, p.inverse, p.d);
+  check_pointers(k, p.gain, p.normalized, p.inverse, p.d);
 }
 template <class T>
 void check_args(const char* k, const MaskArgs<T>& p) {

@@ -1,4 +1,4 @@
-// Layer normalisation of rows (Ba, Kiros and Hinton 2016): forward and, under it, backward.
+// Layer normalization of rows (Ba, Kiros and Hinton 2016): forward and, under it, backward.
 
 // The variance is at least this.
 template <class T>
@@ -27,7 +27,7 @@ CHARRNN_INLINE void copy_row(const T* from, Index n, T* to) {
 
 // x = (x - mean) / sqrt(variance + epsilon), for a row of n; also the divisor's inverse.
 template <class T>
-void normalise(T* x, Index n, T* inverse) {
+void normalize(T* x, Index n, T* inverse) {
   using V = Native<T>;
   if (n == 0) return;
   const auto at = [&](Index j) __attribute__((always_inline)) { return V::load(x + j, n - j); };
@@ -40,16 +40,16 @@ void normalise(T* x, Index n, T* inverse) {
   for (Index j = 0; j < n; j += V::lanes) ((at(j) - mean) * V(*inverse)).store(x + j, n - j);
 }
 
-// Turns d, the gradient of gain * normalised(x), into that of x.
+// Turns d, the gradient of gain * normalized(x), into that of x.
 template <class T>
-void normalise_backward(T* d, const T* gain, const T* normalised, T inverse, Index n) {
+void normalize_backward(T* d, const T* gain, const T* normalized, T inverse, Index n) {
   using V = Native<T>;
   if (n == 0) return;
   const auto scaled = [&](Index j) __attribute__((always_inline)) {
     return V::load(d + j, n - j) * V::load(gain + j, n - j);
   };
   const auto hat = [&](Index j)
-                       __attribute__((always_inline)) { return V::load(normalised + j, n - j); };
+                       __attribute__((always_inline)) { return V::load(normalized + j, n - j); };
   const V mean = V(sum_of<T>(n, scaled) / T(n));
   const V slope =
       V(sum_of<T>(n, [&](Index j) __attribute__((always_inline)) { return scaled(j) * hat(j); }) /
@@ -64,13 +64,13 @@ void layer_norm(const LayerNormArgs<T>& p, Range rows) {
   const Index width = p.widths[0] + p.widths[1];
   for (Index r = rows.begin; r < rows.end; ++r) {
     T *const x = p.x + r * width, inverse[2] = {};
-    normalise(x, p.widths[0], inverse);
-    normalise(x + p.widths[0], p.widths[1], inverse + 1);
+    normalize(x, p.widths[0], inverse);
+    normalize(x + p.widths[0], p.widths[1], inverse + 1);
     if (p.inverse) __builtin_memcpy(p.inverse + r * 2, inverse, sizeof inverse);
     for (Index j = 0; j < width; j += V::lanes) {
       const Index n = width - j;
       const V hat = V::load(x + j, n);
-      if (p.normalised) hat.store(p.normalised + r * width + j, n);
+      if (p.normalized) hat.store(p.normalized + r * width + j, n);
       fma(V::load(p.gain + j, n), hat, p.bias ? V::load(p.bias + j, n) : V(T(0))).store(x + j, n);
     }
   }
@@ -81,6 +81,6 @@ void layer_norm_backward(const LayerNormBackwardArgs<T>& p, Range rows) {
   const Index width = p.widths[0] + p.widths[1];
   for (Index r = rows.begin; r < rows.end; ++r)
     for (Index group = 0, at = 0; group < 2; at += p.widths[group++])
-      normalise_backward(p.d + r * p.stride + at, p.gain + at, p.normalised + r * width + at,
+      normalize_backward(p.d + r * p.stride + at, p.gain + at, p.normalized + r * width + at,
                          p.inverse[r * 2 + group], p.widths[group]);
 }

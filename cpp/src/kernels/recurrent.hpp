@@ -3,7 +3,7 @@
 // A tile in one step: a prologue writes the sums' initial values (the gates' input term; the
 // gradient from above), the tile adds the recurrent product, an epilogue runs the cell. With the
 // fused epilogue, tile and cell share a buffer of one tile in the first-level cache. The staged
-// epilogue first writes whole rows of gates, for code that needs them: layer normalisation. Both
+// epilogue first writes whole rows of gates, for code that needs them: layer normalization. Both
 // run the same code on the same numbers.
 //
 // A step runs in groups of like rows: their state comes from the step before or is initial; they
@@ -290,8 +290,8 @@ CHARRNN_INLINE void step_forward(const RecurrentForwardArgs<T>& p, Index t, bool
   if (p.norm.gain)
     for (Index r = rows.begin; r < rows.end; ++r) {
       T *const gates = staged + r * G * H, inverse[2] = {};
-      normalise(gates, summed * H, inverse);
-      normalise(gates + summed * H, (G - summed) * H, inverse + 1);
+      normalize(gates, summed * H, inverse);
+      normalize(gates + summed * H, (G - summed) * H, inverse + 1);
       if (p.norm.inverse)
         __builtin_memcpy(p.norm.inverse + (step.first + r) * 2, inverse, sizeof inverse);
     }
@@ -479,18 +479,18 @@ struct DhStart {
   }
 };
 
-// Turns the gradients of the normalised gates into those of W_hh h; copies the former to the slots
+// Turns the gradients of the normalized gates into those of W_hh h; copies the former to the slots
 // behind.
 template <class Cell, class T>
-void normalise_gates_backward(const RecurrentBackwardArgs<T>& p, Index n) {
+void normalize_gates_backward(const RecurrentBackwardArgs<T>& p, Index n) {
   constexpr Index G = Cell::num_gates, split = Cell::num_split, summed = G - split;
   const Index H = p.hidden_size;
   T* const d = p.dgates + n * num_slots<Cell>(p) * H;
-  const T *const hat = p.normalised + n * G * H, *const inverse = p.norm.inverse + n * 2;
+  const T *const hat = p.normalized + n * G * H, *const inverse = p.norm.inverse + n * 2;
   copy_row(d, summed * H, d + G * H);
   copy_row(d + summed * H, split * H, d + 2 * G * H);
-  normalise_backward(d, p.norm.gain, hat, inverse[0], summed * H);
-  normalise_backward(d + summed * H, p.norm.gain + summed * H, hat + summed * H, inverse[1],
+  normalize_backward(d, p.norm.gain, hat, inverse[0], summed * H);
+  normalize_backward(d + summed * H, p.norm.gain + summed * H, hat + summed * H, inverse[1],
                      split * H);
 }
 
@@ -537,7 +537,7 @@ CHARRNN_INLINE void step_backward(const RecurrentBackwardArgs<T>& p, Index t, bo
     });
   }
   if (p.norm.gain)
-    for (Index r = rows.begin; r < rows.end; ++r) normalise_gates_backward<Cell>(p, step.first + r);
+    for (Index r = rows.begin; r < rows.end; ++r) normalize_gates_backward<Cell>(p, step.first + r);
 }
 
 template <class Cell, class T>

@@ -197,11 +197,11 @@ struct Zoneouts {
   CHARRNN_INLINE Zoneout<T> operator[](Index s) const { return s < 2 ? of[s] : Zoneout<T>{}; }
 };
 
-// Layer normalisation of the gates' recurrent term (Ba, Kiros and Hinton 2016), which then starts
-// from 0: gh = gain * normalised(W_hh h). Split gates are normalised separately.
+// Layer normalization of the gates' recurrent term (Ba, Kiros and Hinton 2016), which then starts
+// from 0: gh = gain * normalized(W_hh h). Split gates are normalized separately.
 template <class T>
 struct RecurrentNorm {
-  const T* gain;  // [G*H], or null: no normalisation
+  const T* gain;  // [G*H], or null: no normalization
   T* inverse;     // [N, 2] 1 / deviation of the summed and the split gates, or null
 };
 
@@ -233,14 +233,14 @@ struct RecurrentForwardArgs {
   Zoneouts<T> zoneout = {};
   RecurrentNorm<T> norm = {};
   Projection<T> projection = {};
-  // Staged epilogue: the gates' sums, or normalised sums: [N, G*H] or, updated in place, [B, G*H].
+  // Staged epilogue: the gates' sums, or normalized sums: [N, G*H] or, updated in place, [B, G*H].
   T* staged = nullptr;
   bool staged_in_place = false;
 };
 
 // A row of dgates holds: G*H gradients of the gates' recurrent terms; num_split*H of the split
 // gates' input terms; P*H contributions to the gradients of the cell's own parameters. With
-// normalisation all gates are split: G*H gradients of W_hh h; G*H of the input terms; num_split*H
+// normalization all gates are split: G*H gradients of W_hh h; G*H of the input terms; num_split*H
 // of the recurrent terms of the cell's split gates; P*H as before.
 template <class T>
 struct RecurrentBackwardArgs {
@@ -258,7 +258,7 @@ struct RecurrentBackwardArgs {
   Mask<T> recurrent_mask = {};
   Zoneouts<T> zoneout = {};
   RecurrentNorm<T> norm = {};
-  const T* normalised = nullptr;  // [N, G*H]
+  const T* normalized = nullptr;  // [N, G*H]
   Projection<T> projection = {};
   T* dprojected = nullptr;  // [N, R] gradients of h, with a projection
 };
@@ -269,7 +269,7 @@ struct CellKernels : CellInfo {
   // Writes args.recurrent of the rows that begin anywhere; call before forward.
   void (*begin)(const RecurrentForwardArgs<T>&, Range rows);
   // Runs steps `walk` of the walk for the given rows of the batch and panels of units. If panels is
-  // not the whole layer, the caller must synchronise after each step. Normalisation and projection
+  // not the whole layer, the caller must synchronize after each step. Normalization and projection
   // need the whole layer.
   void (*forward)(const RecurrentForwardArgs<T>&, Range walk, Range rows, Range panels);
   // The same, from walk.end - 1 down to walk.begin. Panels are of H and, without projection, of R.
@@ -333,7 +333,7 @@ struct ScatterArgs {
   Index table_stride;
 };
 
-// y = gain * normalised(x) + bias, with normalised(x) = (x - mean) / sqrt(variance + 1e-5), of each
+// y = gain * normalized(x) + bias, with normalized(x) = (x - mean) / sqrt(variance + 1e-5), of each
 // of two groups of columns separately (Ba, Kiros and Hinton 2016, equation 4).
 template <class T>
 struct LayerNormArgs {
@@ -341,7 +341,7 @@ struct LayerNormArgs {
   const T* gain;
   const T* bias;  // null: 0
   T* x;           // [rows, sum of widths], becomes y
-  T* normalised;  // same shape, or null
+  T* normalized;  // same shape, or null
   T* inverse;     // [rows, 2] 1 / deviation, or null
 };
 
@@ -350,7 +350,7 @@ template <class T>
 struct LayerNormBackwardArgs {
   Index widths[2];
   const T* gain;
-  const T* normalised;
+  const T* normalized;
   const T* inverse;
   T* d;
   Index stride;

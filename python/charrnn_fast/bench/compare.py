@@ -15,7 +15,7 @@ from .results import Row, Run
 
 @dataclass(frozen=True)
 class Change:
-    """ratio: normalised time of the head over that of the base; below 1: the head is faster."""
+    """ratio: normalized time of the head over that of the base; below 1: the head is faster."""
 
     row: Row
     ratio: float
@@ -54,7 +54,7 @@ def markdown(head: Run, base: Run, name: str) -> str:
     version, commit = base.machine.get("charrnn_fast"), base.machine.get("commit")
     parts = [
         f"### compared with {name} ({commit or f'version {version}'})",
-        "Ratios of normalised times, base = 1; a verdict only where the quartiles do not meet.",
+        "Ratios of normalized times, base = 1; a verdict only where the quartiles do not meet.",
     ]
     different = [
         f"{fact} is {head.machine.get(fact)}, of the base {base.machine.get(fact)}"

@@ -20,7 +20,7 @@ def model_line(model: CharLM) -> str:
     if config["proj_size"]:
         shape += f" projected to {config['proj_size']}"
     if config["layer_norm"]:
-        shape += ", normalised"
+        shape += ", normalized"
     left_out = [
         f"{name.replace('_', ' ')} {config[name]:g}" for name in DROPOUT_RATES if config[name]
     ]
