@@ -37,6 +37,26 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# The tests of a group run one after another, in one process: they measure the machine or use all
+# of it, or share what takes minutes to build. By file: pytest-xdist's own groups, which are marks,
+# have no effect from pytest 9.2 on.
+_MACHINE = ("bench", "memory", "out_of_memory", "processors", "scaling", "threads")
+_GROUPS = {"test_cpp.py": "cpp", **{f"test_{name}.py": "machine" for name in _MACHINE}}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The processes' tests one by one, but for groups, which stay together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Grouped(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0].rpartition("/")[2]
+            return _GROUPS.get(file, nodeid)
+
+    return Grouped(config, log)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="fail if any test is skipped")
 

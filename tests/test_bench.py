@@ -25,7 +25,6 @@ from charrnn_fast.cli import main
 
 pytestmark = [
     pytest.mark.unsanitized("measures time"),
-    pytest.mark.xdist_group("machine"),  # not beside others that want all of it
 ]
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 40

@@ -18,7 +18,6 @@ ROOT = Path(__file__).parent.parent
 
 pytestmark = [
     pytest.mark.unsanitized("builds programs of its own, as the preset asan does"),
-    pytest.mark.xdist_group("cpp"),  # so that they are built once
 ]
 
 

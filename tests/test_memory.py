@@ -21,7 +21,6 @@ pytestmark = [
         not sys.platform.startswith("linux"), reason="peaks are read from /proc, which Linux has"
     ),
     pytest.mark.unsanitized("measures memory"),
-    pytest.mark.xdist_group("machine"),  # not beside others that want all of it
 ]
 
 MB = 1_000_000

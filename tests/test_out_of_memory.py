@@ -11,8 +11,6 @@ import pytest
 import charrnn_fast as cf
 from charrnn_fast import optim
 
-pytestmark = pytest.mark.xdist_group("machine")  # not beside others that want all of it
-
 # In a process with a bound on its address space. Each call asks for gigabytes.
 PROGRAM = r"""
 import resource

@@ -16,8 +16,6 @@ import pytest
 
 from charrnn_fast import _core
 
-pytestmark = pytest.mark.xdist_group("machine")  # not beside others that want all of it
-
 # Trains both ways of sharing work out, by streams and by units, and prints what came of it.
 PROGRAM = """
 import hashlib, os, sys

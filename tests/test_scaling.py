@@ -17,7 +17,6 @@ from charrnn_fast.bench.results import Spread
 
 pytestmark = [
     pytest.mark.unsanitized("measures time"),
-    pytest.mark.xdist_group("machine"),  # not beside others that want all of it
 ]
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "scaling.py"

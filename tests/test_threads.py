@@ -22,7 +22,6 @@ from tolerances import assert_same_bits
 CASE = Case("lstm", 2, seq_len=20, batch=16, input_size=20, hidden_size=40, output_size=20)
 pytestmark = [
     pytest.mark.usefixtures("threads"),
-    pytest.mark.xdist_group("machine"),  # not beside others that want all of it
 ]
 
 
