@@ -216,7 +216,7 @@ def test_errors_of_the_process(text: Text) -> None:
 
 def test_a_short_text_is_refused() -> None:
     short = Text.of("short.txt", "abc" * 20)
-    with pytest.raises(BenchError, match=r"short.txt: the text is too short for case lstm,50,50,8"):
+    with pytest.raises(BenchError, match=r"short.txt must have more than 2500 .*lstm,50,50,8"):
         make(Case("train", "lstm", 50, 50, 8, 1), short)
 
 
@@ -339,7 +339,7 @@ def test_plots_are_written(tmp_path: Path) -> None:
         (["train", "--cases", "lstm,50"], "case must be a cell of"),
         (["train", "--cases", "tcn,1,2,3,4"], "got 'tcn,1,2,3,4'"),
         (["train", "--cases", "lstm,1,0,3,4"], "got 'lstm,1,0,3,4'"),
-        (["train", "--cases", "1,2,3"], "case 1,2,3 fits none of the suites train"),
+        (["train", "--cases", "1,2,3"], "case must fit one of train, got 1,2,3"),
         (["--compare", "{folder}/no.json"], "no.json: No such file or directory"),
         (["--compare", "{text}"], "text is no result of a benchmark: Expecting value"),
         (["--compare", "{other}"], "other.json is no result of a benchmark of format 1"),

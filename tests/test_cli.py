@@ -120,7 +120,7 @@ def test_what_is_left_out_reaches_the_model(
     [
         (["--dropout", "1"], "--dropout: must be finite, at least 0, below 1, got 1.0"),
         (["--zoneout", "0.1,0.2,0.3"], "--zoneout: must be one rate or two"),
-        (["--proj-size", "8", "--cell", "gru"], "--proj-size=8 is for LSTMs, got --cell='gru'"),
+        (["--proj-size", "8", "--cell", "gru"], "--proj-size must be 0 with --cell='gru', got 8"),
     ],
 )
 def test_wrong_rates_are_told(
@@ -253,7 +253,7 @@ def test_rare_characters_are_unknown_everywhere(
     assert main(["train", str(text), "-o", str(path), "--steps", "3", "--resume"]) == 0
     capsys.readouterr()
     again = ["train", str(text), "-o", str(path), "--resume", "--min-count", "4"]
-    assert f"--min-count is 4, but {path} was trained with 5" in refused(again, capsys)
+    assert f"--min-count must be 5, with which {path} was trained, got 4" in refused(again, capsys)
     text.write_text("the ÄX", encoding="utf-8")
     assert main(["eval", str(path), str(text)]) == 0
     assert capsys.readouterr().out.endswith("  2 unknown\n")
@@ -346,7 +346,7 @@ def test_a_documents_mark_has_escapes(
     assert main([*train, "--steps", "2", "--resume"]) == 0
     assert main([*train, "--steps", "3", "--resume", "--document-mark", "e"]) == 2
     assert marks == ["\\\n\n", "\\\n\n", "e"]
-    error = r"--document-mark is 'e', but {} was trained with '\\\n\n'"
+    error = r"--document-mark must be '\\\n\n', with which {} was trained, got 'e'"
     assert error.format(path) in capsys.readouterr().err
 
 
@@ -527,12 +527,15 @@ def test_divergence_is_told_and_the_checkpoint_stays(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--hidden-size", "9"], "--hidden-size is 9, but {model} was trained with 8"),
-        (["--cell", "gru"], "--cell is gru, but {model} was trained with lstm"),
-        (["--seed", "3"], "--seed is 3, but {model} was trained with 0"),
-        (["--batch-size", "5"], "--batch-size is 5, but {model} was trained with 6"),
-        (["--seq-len", "5"], "--seq-len is 5, but {model} was trained with 20"),
-        (["--optimizer", "sgd"], "optimizer is 'sgd', but {model} was trained with 'adam'"),
+        (["--hidden-size", "9"], "--hidden-size must be 8, with which {model} was trained, got 9"),
+        (["--cell", "gru"], "--cell must be lstm, with which {model} was trained, got gru"),
+        (["--seed", "3"], "--seed must be 0, with which {model} was trained, got 3"),
+        (["--batch-size", "5"], "--batch-size must be 6, with which {model} was trained, got 5"),
+        (["--seq-len", "5"], "--seq-len must be 20, with which {model} was trained, got 5"),
+        (
+            ["--optimizer", "sgd"],
+            "optimizer must be 'adam', with which {model} was trained",
+        ),
         (["--bytes"], "--bytes is given, but {model} was trained on characters"),
     ],
 )
@@ -583,7 +586,7 @@ def test_a_training_begins_with_the_weights_of_another(
     for file in tmp_path.glob("tuned*"):
         file.unlink()
     error = refused([*train, "--hidden-size", "9"], capsys)
-    assert f"--hidden-size is 9, but {model} was trained with 8" in error
+    assert f"--hidden-size must be 8, with which {model} was trained, got 9" in error
     other.write_text("A lazy fox\n" * 80)
     error = refused(train, capsys)
     assert "other.txt has the character 'A' (U+0041) at position 0" in error
@@ -694,7 +697,7 @@ def test_resume_tells_of_a_damaged_checkpoint_as_info_does(
         ),
         (
             ["train", "{text}", "-o", "{out}", "--encoding", "ascii", "--bytes"],
-            "encoding is 'ascii', but with the byte vocabulary nothing is decoded",
+            "encoding must be 'utf-8' with the byte vocabulary, which decodes nothing, got 'ascii'",
         ),
         (
             ["train", "{text}", "-o", "{out}", "--min-count", "0"],
@@ -702,15 +705,15 @@ def test_resume_tells_of_a_damaged_checkpoint_as_info_does(
         ),
         (
             ["train", "{text}", "-o", "{out}", "--min-count", "3", "--bytes"],
-            "--min-count is 3, which is for making a vocabulary from the text, but one is given",
+            "--min-count must be 1 with a given vocabulary, ",
         ),
         (
             ["train", "{text}", "-o", "{out}", "--min-count", "999"],
-            "--min-count is 999, but no character occurs so often: ' ', the most frequent one",
+            "the count of the most frequent character, ' ', got 999",
         ),
         (
             ["train", "{text}", "-o", "{out}", "--document-mark", r"dog\n\n"],
-            r"--document-mark is 'dog\n\n', which does not occur in the text",
+            r"--document-mark must occur in the text, got 'dog\n\n'",
         ),
         (
             ["train", "{text}", "-o", "{out}", "--document-mark", r"\q"],
@@ -721,7 +724,7 @@ def test_resume_tells_of_a_damaged_checkpoint_as_info_does(
             "encoding is ascii, but --demo brings its own",
         ),
         (["train", "{same}", "-o", "{out}"], "vocabulary has one character only"),
-        (["train", "{short}", "-o", "{out}"], "the text is too short: its training part has 9"),
+        (["train", "{short}", "-o", "{out}"], "--seq-len=50, got 9"),
         (["train", "{text}", "-o", "{text}"], "text.txt: this file is no checkpoint; it is not"),
         (["train", "{text}", "-o", "{short}"], "no checkpoint; it is not overwritten"),
         (["train", "{text}", "-o", "{folder}"], "this is a folder, not a file"),
@@ -743,7 +746,10 @@ def test_resume_tells_of_a_damaged_checkpoint_as_info_does(
         (["train", "{text}", "-o", "{out}", "--threads", HUGE], "--threads: must be in 1 to 4096"),
         (["train", "{text}", "-o", "{out}", "--threads", "4097"], "--threads: must be in 1 to"),
         (["train", "{text}", "-o", "{out}", "--hidden-size", HUGE], "--hidden-size: must be in"),
-        (["train", "{text}", "-o", "{out}", "--hidden-size", "2147483647"], "weights, at most 2**"),
+        (
+            ["train", "{text}", "-o", "{out}", "--hidden-size", "2147483647"],
+            "at most 2**40 weights",
+        ),
         (["train", "{text}", "-o", "{out}", "--num-layers", "10001"], "--num-layers must be in 1"),
         (
             ["train", "{text}", "-o", "{out}", "--batch-size", "999"],

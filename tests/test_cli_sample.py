@@ -309,7 +309,7 @@ def test_a_prime_of_a_byte_model_may_hold_anything(
         (["--num-samples", "0"], "--num-samples: must be >= 1, got 0"),
         (
             ["--num-samples", "2", "--seed", str(2**64 - 1)],
-            "the --num-samples 2 - 1 seeds after it exceed the largest, 18446744073709551615",
+            "--seed must be at most 18446744073709551614 with --num-samples 2, got",
         ),
         (
             ["--prime", "a\\q"],
@@ -438,7 +438,7 @@ def test_eval_of_bytes(byte_model: CharLM, byte_path: str, tmp_path: Path, capsy
     [
         ("other", b"the Q", "other has the character 'Q' (U+0051) at position 4"),
         ("empty", b"", "the text is empty: "),
-        ("one", b"a", "one has one character; to evaluate takes two or more"),
+        ("one", b"a", "one must have 2 characters or more, got 1"),
         ("latin", b"a\xfc", "latin: invalid UTF-8 at byte 1"),
     ],
 )

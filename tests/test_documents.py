@@ -214,7 +214,9 @@ def test_a_training_knows_its_documents(tmp_path: Path) -> None:
     trainer.fit(steps=2, progress=False)
     trainer.save(path)
     assert Trainer.resume(path, Corpus.from_text(text, document_mark="|")).num_steps == 2
-    with pytest.raises(ValueError, match=r"document_mark is None, but .*model was trained with"):
+    with pytest.raises(
+        ValueError, match=r"document_mark must be .* with which .*model .*, got None"
+    ):
         Trainer.resume(path, Corpus.from_text(text))
     halves = [tmp_path / "first", tmp_path / "second"]
     halves[0].write_text(text[:420])

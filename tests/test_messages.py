@@ -137,8 +137,9 @@ def test_a_wrong_setting_is_told_with_its_key(
     [
         (
             ["--hidden-size", "100000000"],
-            "RNN(28, 100000000, output_size=28, cell='lstm', num_layers=2, dtype='float32') would "
-            "have 1.2e+17 weights, at most 2**40 are taken; try a smaller --hidden-size",
+            "a network must have at most 2**40 weights, got 1.2e+17 for RNN(28, 100000000, "
+            "output_size=28, cell='lstm', num_layers=2, dtype='float32'); try a smaller "
+            "--hidden-size",
         ),
         (["--num-layers", "10001"], "--num-layers must be in 1 to 10000, got 10001"),
         (
@@ -147,7 +148,8 @@ def test_a_wrong_setting_is_told_with_its_key(
         ),
         (
             ["--zoneout", "0.1,0.1", "--cell", "gru"],
-            "the second rate of --zoneout is for the c of LSTMs, got 0.1 with --cell='gru'",
+            "the second rate of --zoneout must be 0 with --cell='gru', got 0.1: it is for the c of "
+            "LSTMs",
         ),
         (
             ["--zoneout", "0.1", "--proj-size", "3"],
@@ -165,14 +167,14 @@ def test_a_wrong_setting_is_told_with_its_key(
         ),
         (
             ["--batch-size", "100"],
-            "the text is too short: its training part has 792 characters, and one chunk of "
-            "--batch-size=100 streams by --seq-len=20 takes 2001; use a smaller --batch-size or "
+            "the text's training part must have 2001 characters or more, for a chunk of "
+            "--batch-size=100 streams by --seq-len=20, got 792; use a smaller --batch-size or "
             "--seq-len, or more text",
         ),
         (
             ["--bytes", "--encoding", "latin-1"],
-            "--encoding is 'latin-1', but with the byte vocabulary nothing is decoded; leave out "
-            "one of them",
+            "--encoding must be 'utf-8' with the byte vocabulary, which decodes nothing, got "
+            "'latin-1'",
         ),
     ],
 )
@@ -194,7 +196,7 @@ def test_what_a_file_holds_is_called_by_its_name(tmp_path: Path, capsys: Capture
     config["model"]["zoneout"] = [0.0, 0.2]
     checkpoint.write(tmp_path / "model", tensors, config)
     error = refused(capsys, "train", "-o", str(tmp_path / "model"), "--resume")
-    assert "second rate of zoneout is for the c of LSTMs, got 0.2 with cell='gru'" in error
+    assert "second rate of zoneout must be 0 with cell='gru', got 0.2" in error
 
 
 # ---- the names of files ----

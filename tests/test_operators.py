@@ -45,7 +45,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"input_size": 2**31 - 1, "hidden_size": 2**31 - 1},
         ValueError,
-        r"RNN\(2147483647, 2147483647, .* would have 9.22e\+18 weights, at most 2\*\*40 are taken",
+        r"must have at most 2\*\*40 weights, got 9.22e\+18 for RNN\(2147483647, 2147483647, ",
     ),
     ({"cell": "lstm", "forget_bias": 10**400}, ValueError, "forget_bias must be finite, got inf"),
     ({"dtype": None}, TypeError, "dtype.*'float32' or 'float64', got None"),
@@ -65,7 +65,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"variational": 1}, TypeError, "variational must be True or False, got 1"),
     ({"bidirectional": "yes"}, TypeError, "bidirectional must be True or False, got 'yes'"),
     ({"layer_norm": None}, TypeError, "layer_norm must be True or False, got None"),
-    ({"proj_size": 3}, ValueError, "proj_size=3 is for LSTMs, got cell='rnn'"),
+    ({"proj_size": 3}, ValueError, "proj_size must be 0 with cell='rnn', got 3"),
     (
         {"cell": "lstm", "proj_size": 6},
         ValueError,
@@ -74,7 +74,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"zoneout": (0.1, 0.1)},
         ValueError,
-        "second rate of zoneout is for the c of LSTMs, got 0.1.*'rnn'",
+        "second rate of zoneout must be 0 with cell='rnn', got 0.1",
     ),
     ({"zoneout": (0.1,)}, ValueError, r"zoneout must be a rate or a pair \(h, c\)"),
     (

@@ -418,19 +418,23 @@ def test_resuming_something_else_is_refused(corpus: Corpus, tmp_path: Path) -> N
     path = tmp_path / "model"
     make(corpus, checkpoint_path=path).fit(steps=3, progress=False)
     refusals: list[tuple[Corpus, dict[str, Any], str]] = [
-        (corpus, {"batch_size": 5}, "batch_size is 5, but .*model was trained with 6"),
-        (corpus, {"seq_len": 5}, "seq_len is 5, but .*model was trained with 20"),
-        (corpus, {"optimizer": "sgd"}, "optimizer is 'sgd', but .* with 'adam'"),
-        (Corpus.from_text("abc" * 300), {}, "another vocabulary, <.*3 characters.* 28 characters"),
+        (corpus, {"batch_size": 5}, "batch_size must be 6, with which .*model was trained, got 5"),
+        (corpus, {"seq_len": 5}, "seq_len must be 20, with which .*model was trained, got 5"),
+        (corpus, {"optimizer": "sgd"}, "optimizer must be 'adam', .*, got 'sgd'"),
+        (
+            Corpus.from_text("abc" * 300),
+            {},
+            "vocabulary of the model, <.*28 .* 3 characters",
+        ),
         (
             Corpus.from_text(TEXT + "the"),
             {},
-            r"has 883 characters \(fingerprint .*trained on 880 \(fing",
+            r"trained on, 880 characters \(fingerprint .*, got 883 \(fing",
         ),
         (
             Corpus.from_text(TEXT[1:] + "t"),
             {},
-            r"has 880 characters \(fingerprint .*trained on 880 \(fing",
+            r"trained on, 880 characters \(fingerprint .*, got 880 \(fing",
         ),
     ]
     for text, changes, message in refusals:
@@ -823,7 +827,7 @@ def test_an_infinite_bound_is_none(corpus: Corpus) -> None:
 
 def test_texts_that_do_not_fit_are_refused(corpus: Corpus) -> None:
     model = CharLM(Vocabulary.from_text("ab"), 4)
-    with pytest.raises(ValueError, match=r"another vocabulary, <.*28 characters.*2 characters"):
+    with pytest.raises(ValueError, match=r"vocabulary of the model, <.*2 char.*28 characters"):
         Trainer(model, corpus)
     tiny = Corpus.from_text("ab" * 5, model.vocabulary)
     with pytest.raises(ValueError, match="validation part, the last 10 % of 10 characters"):
@@ -861,7 +865,7 @@ def test_fit_takes_epochs_or_steps(corpus: Corpus) -> None:
 
 def test_another_networks_optimizer_is_refused(corpus: Corpus) -> None:
     other = CharLM(corpus.vocabulary, 8)
-    with pytest.raises(ValueError, match="another network"):
+    with pytest.raises(ValueError, match="got one of another network"):
         make(corpus, optimizer=cf.optim.Adam(other.rnn, lr=1e-3))
 
 

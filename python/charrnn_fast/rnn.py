@@ -259,7 +259,8 @@ class RNN(Settled):
         proj_size = integer("proj_size", proj_size, 0)
         if proj_size and not kind.takes_projection:
             raise ValueError(
-                f"{called('proj_size')}={proj_size} is for LSTMs, got {called('cell')}={cell!r}"
+                f"{called('proj_size')} must be 0 with {called('cell')}={cell!r}, got {proj_size}: "
+                f"projections are for LSTMs"
             )
         if proj_size >= hidden_size:
             raise ValueError(
@@ -302,8 +303,8 @@ class RNN(Settled):
         weights = self._count_weights()
         if weights > _MOST_PARAMETERS:
             raise ValueError(
-                f"{self!r} would have {weights:.3g} weights, at most 2**40 are taken; try a "
-                f"smaller {called('hidden_size')}"
+                f"a network must have at most 2**40 weights, got {weights:.3g} for {self!r}; try "
+                f"a smaller {called('hidden_size')}"
             )
         with self._enough_memory():
             self._core: Any = make(
@@ -611,8 +612,8 @@ class RNN(Settled):
             state = self._kernel_zeros(len(x))
         elif (carried := self._states.batch(state)) != len(x):
             raise ValueError(
-                f"x has a batch of {len(x)}, the carried state one of {carried}: call "
-                "reset() first to start anew"
+                f"x must have the carried state's batch of {carried}, got {len(x)}; call reset() "
+                f"first to start anew"
             )
         y = self._core.step(x, state)
         self._carried = state
@@ -711,8 +712,10 @@ def _kind(cell: str, nonlinearity: str) -> registry.Cell:
         takes = " or ".join(map(repr, registry.NONLINEARITIES))
         raise ValueError(f"nonlinearity must be {takes}, got {nonlinearity!r}")
     if nonlinearity not in registry.nonlinearities(cell):
-        cells = " or ".join(repr(name) for name, its in registry.CELLS if its == nonlinearity)
-        raise ValueError(f"nonlinearity={nonlinearity!r} is for cell={cells}, got cell={cell!r}")
+        takes = " or ".join(map(repr, registry.nonlinearities(cell)))
+        raise ValueError(
+            f"nonlinearity must be {takes} with {called('cell')}={cell!r}, got {nonlinearity!r}"
+        )
     return registry.CELLS[cell, nonlinearity]
 
 
@@ -732,8 +735,8 @@ def zoneout_rates(
         h, c = (_rate(f"zoneout[{i}]", rate) for i, rate in enumerate(zoneout))
         if c and kind.num_states == 1:
             raise ValueError(
-                f"the second rate of {called('zoneout')} is for the c of LSTMs, got {c} with "
-                f"{called('cell')}={kind.name!r}"
+                f"the second rate of {called('zoneout')} must be 0 with "
+                f"{called('cell')}={kind.name!r}, got {c}: it is for the c of LSTMs"
             )
     else:
         h = _rate("zoneout", zoneout)

@@ -228,7 +228,7 @@ def select(suites: list[str], shapes: list[Shape] | None, quick: bool) -> list[A
     for shape in shapes or ():
         if not any(_fits(suite, shape) for suite in suites):
             label = ",".join(map(str, shape))
-            raise BenchError(f"case {label} fits none of the suites {', '.join(suites)}")
+            raise BenchError(f"case must fit one of {', '.join(suites)}, got {label}")
     defaults = _QUICK if quick else _DEFAULTS
     return [
         _case(suite, shape)

@@ -85,8 +85,8 @@ def make(case: AnyCase, text: Text | None) -> Problem:
         ids = text.training
         if len(ids) <= B * T:
             raise BenchError(
-                f"{text.name}: the text is too short for case {case.label}, which takes more than "
-                f"{B * T} characters to train on; it has {len(ids)}"
+                f"{text.name} must have more than {B * T} characters to train on for case "
+                f"{case.label}, got {len(ids)}"
             )
         if case.suite in ("train", "time-to-loss"):
             arrays["ids"] = ids

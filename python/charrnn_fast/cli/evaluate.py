@@ -100,8 +100,8 @@ def _checked(path: str, corpus: Corpus, mark: str | None) -> Corpus:
     """The corpus of a file, with documents if there is a mark; ValueError names the file."""
     if len(corpus) < 2:
         raise ValueError(
-            f"{shown(path)} has one {corpus.vocabulary.unit}; to evaluate takes two or more: the "
-            f"first is given, the others are predicted"
+            f"{shown(path)} must have 2 {corpus.vocabulary.unit}s or more, got 1: the first is "
+            f"given, the others are predicted"
         )
     if mark is None:
         return corpus

@@ -165,8 +165,8 @@ def _seeds(arguments: argparse.Namespace) -> range:
         first = secrets.randbelow(LARGEST_SEED + 2 - count)
     elif first + count - 1 > LARGEST_SEED:
         raise ValueError(
-            f"--seed {first} and the --num-samples {count} - 1 seeds after it exceed the largest, "
-            f"{LARGEST_SEED}"
+            f"--seed must be at most {LARGEST_SEED + 1 - count} with --num-samples {count}, got "
+            f"{first}"
         )
     return range(first, first + count)
 

@@ -70,11 +70,14 @@ def origin_of(arguments: argparse.Namespace, given: options.Values) -> Origin | 
         if option.name == "zoneout" and isinstance(asked, float):
             asked = list(zoneout_rates(asked, model.rnn.kind, model.rnn.proj_size))
         if asked not in (None, stored):
-            raise ValueError(f"{option.flag} is {asked}, but {path} was trained with {stored}")
+            raise ValueError(
+                f"{option.flag} must be {stored}, with which {path} was trained, got {asked}"
+            )
     min_count = values.get("min_count", 1)
     if arguments.resume and given.get("min_count", min_count) != min_count:
         raise ValueError(
-            f"--min-count is {given['min_count']}, but {path} was trained with {min_count}"
+            f"--min-count must be {min_count}, with which {path} was trained, got "
+            f"{given['min_count']}"
         )
     if given.get("bytes") and model.vocabulary.kind != "bytes":
         raise ValueError(f"--bytes is given, but {path} was trained on characters")
@@ -113,7 +116,9 @@ def corpus_of(
                 f"{shlex.quote(arguments.output)} --resume"
             ) from None
     if encoding != UTF8:
-        raise ValueError(f"--encoding is {encoding}, but --demo brings its own text")
+        raise ValueError(
+            f"--encoding must be {UTF8} with --demo, which brings its own text, got {encoding}"
+        )
     return Corpus.from_text(demo.text(), vocabulary, min_count=min_count, document_mark=mark)
 
 

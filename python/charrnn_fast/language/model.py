@@ -102,8 +102,8 @@ class CharLM(Settled):
         size = len(vocabulary)
         if size < 2:
             raise ValueError(
-                f"vocabulary has one {vocabulary.unit} only, {vocabulary.shown()}: nothing is "
-                f"left to predict; a language model takes two or more"
+                f"vocabulary must have 2 {vocabulary.unit}s or more, got {vocabulary.shown()} "
+                f"alone: nothing is left to predict"
             )
         self.vocabulary = vocabulary
         self.rnn = RNN(
@@ -182,7 +182,7 @@ class CharLM(Settled):
         instance("vocabulary", vocabulary, Vocabulary, "a Vocabulary")
         instance("rnn", rnn, RNN, "an RNN")
         if not len(vocabulary) == rnn.input_size == rnn.output_size:
-            raise ValueError(f"{rnn!r} is no network over {len(vocabulary)} symbols")
+            raise ValueError(f"rnn must be a network over {len(vocabulary)} symbols, got {rnn!r}")
         self.vocabulary, self.rnn = vocabulary, rnn
         self._config, self._last_seed = saved["config"], saved["last_seed"]
 
@@ -421,8 +421,8 @@ class CharLM(Settled):
         length = len(ids) if length is None else min(length, len(ids))
         if length < 2:
             raise ValueError(
-                f"text has {length} {self.vocabulary.unit}(s); to evaluate takes two or more: "
-                f"the first is given, the others are predicted"
+                f"text must have 2 {self.vocabulary.unit}s or more, got {length}: the first is "
+                f"given, the others are predicted"
             )
         network: Any = self.rnn.core
         states = self.rnn.states

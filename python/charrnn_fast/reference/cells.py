@@ -156,6 +156,7 @@ def find_cell(cell: str, nonlinearity: str) -> Cell:
         return CELLS[cell, nonlinearity]
     except KeyError:
         raise ValueError(
-            f"cell={cell!r} with nonlinearity={nonlinearity!r} does not exist; "
-            f"there are {', '.join(f'{name!r} with {its!r}' for name, its in CELLS)}"
+            f"cell and nonlinearity must be one of "
+            f"{', '.join(f'{name!r} with {its!r}' for name, its in CELLS)}, "
+            f"got {cell!r} with {nonlinearity!r}"
         ) from None

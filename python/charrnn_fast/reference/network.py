@@ -64,7 +64,7 @@ def init_parameters(
     if bias not in (True, False, "single"):
         raise ValueError(f"bias must be True, 'single' or False, got {bias!r}")
     if proj_size and unit.num_states == 1:
-        raise ValueError(f"proj_size={proj_size} is for the LSTMs, got cell={cell!r}")
+        raise ValueError(f"proj_size must be 0 with cell={cell!r}, got {proj_size}")
     rows, R, D = unit.num_gates * H, proj_size or H, 2 if bidirectional else 1
     shapes = dict[str, tuple[int, ...]]()
     for k in range(num_layers):
@@ -136,7 +136,7 @@ def forward(
         alive = (np.arange(T)[:, None] < np.asarray(lengths))[..., None]
         x = x if are_tokens(x) else _living(x, alive)
     if rates.zoneout[0] and "weight_hr_l0" in parameters:
-        raise ValueError(f"zoneout of h is not for projected h, got {rates.zoneout[0]}")
+        raise ValueError(f"zoneout of h must be 0 with a projection, got {rates.zoneout[0]}")
     if state is None:
         rows, (GH, R) = len(names) * len(names[0]), W_hh.shape
         state = np.zeros((rows, B, R), W_hh.dtype)

@@ -22,10 +22,10 @@ class Chunks:
         piece = (len(ids) - 1) // batch_size
         if piece < seq_len:
             raise ValueError(
-                f"the text is too short: its training part has {len(ids)} {unit}s, and one chunk "
-                f"of {called('batch_size')}={batch_size} streams by {called('seq_len')}={seq_len} "
-                f"takes {batch_size * seq_len + 1}; use a smaller {called('batch_size')} or "
-                f"{called('seq_len')}, or more text"
+                f"the text's training part must have {batch_size * seq_len + 1} {unit}s or more, "
+                f"for a chunk of {called('batch_size')}={batch_size} streams by "
+                f"{called('seq_len')}={seq_len}, got {len(ids)}; use a smaller "
+                f"{called('batch_size')} or {called('seq_len')}, or more text"
             )
         self._ids = ids
         # [T + 1, B] of the first chunk: of its inputs and, one later, of its targets.
@@ -59,5 +59,5 @@ class Chunks:
 
     def _shift(self, index: int, offset: int) -> int:
         if not 0 <= index < self._count:
-            raise IndexError(f"chunk {index} of {self._count}")
+            raise IndexError(f"chunk must be in 0 to {self._count - 1}, got {index}")
         return offset + index * (len(self._places) - 1)

@@ -94,7 +94,7 @@ class Corpus(Settled):
             vocabulary = Vocabulary.from_text_keeping(text, min_count, document_mark or "")
         ids = vocabulary.encode(text)
         if not ids.size:
-            raise ValueError("text is empty; a corpus needs at least one character")
+            raise ValueError("text must have 1 character or more, got none")
         return cls(ids.astype(id_dtype(vocabulary)), vocabulary, document_mark=document_mark)
 
     @classmethod
@@ -290,13 +290,13 @@ def _check_options(
         return
     if min_count != 1:
         raise ValueError(
-            f"{called('min_count')} is {min_count}, which is for making a vocabulary from the "
-            f"text, but one is given: {vocabulary.describe()}"
+            f"{called('min_count')} must be 1 with a given vocabulary, {vocabulary.describe()}, "
+            f"got {min_count}: it makes a vocabulary from the text"
         )
     if vocabulary.kind == "bytes" and codecs.lookup(encoding).name != UTF8:
         raise ValueError(
-            f"{called('encoding')} is {encoding!r}, but with the byte vocabulary nothing is "
-            f"decoded; leave out one of them"
+            f"{called('encoding')} must be {UTF8!r} with the byte vocabulary, which decodes "
+            f"nothing, got {encoding!r}"
         )
 
 

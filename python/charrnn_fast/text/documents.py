@@ -40,9 +40,7 @@ class Documents:
         self._mark_ids = encoded.astype(ids.dtype)  # [M]
         self.file_starts = np.setdiff1d(np.array(file_starts, np.int64), [0])
         if mark and not self._is_marked():
-            raise ValueError(
-                f"{called('document_mark')} is {mark!r}, which does not occur in the text"
-            )
+            raise ValueError(f"{called('document_mark')} must occur in the text, got {mark!r}")
 
     def starts_within(self, first: int, last: int) -> NDArray[np.int64]:
         """The positions from first to last - 1 where a document begins, ascending, without 0."""

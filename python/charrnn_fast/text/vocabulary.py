@@ -121,15 +121,14 @@ class Vocabulary(Settled):
         """As `from_text_keeping`, for a text in which code point i occurs counts[i] times."""
         points = np.flatnonzero(counts)
         if not points.size:
-            raise ValueError("text is empty; a vocabulary needs at least one character")
+            raise ValueError("text must have 1 character or more, got none")
         if min_count == 1:
             return cls(points)
         counts = counts[points]
         if counts.max() < min_count:
             raise ValueError(
-                f"{called('min_count')} is {min_count}, but no character occurs so often: "
-                f"{chr(points[counts.argmax()])!r}, the most frequent one, does "
-                f"{counts.max()} times"
+                f"{called('min_count')} must be at most {counts.max()}, the count of the most "
+                f"frequent character, {chr(points[counts.argmax()])!r}, got {min_count}"
             )
         own = (counts >= min_count) | np.isin(points, code_points(kept))
         own &= points != _REPLACEMENT

@@ -41,7 +41,7 @@ def curves(paths: Sequence[StrPath], picture: StrPath) -> None:
         raise ImportError("pictures take matplotlib: pip install 'charrnn-fast[plot]'") from error
     if not os.path.splitext(picture)[1]:  # matplotlib would add one
         raise ValueError(
-            f"{os.fspath(picture)} has no ending; it tells the format, as .png or .svg"
+            f"picture must end in its format, as in .png or .svg, got {os.fspath(picture)}"
         )
     figure = Figure(figsize=(7, 8), layout="constrained")
     losses, rates, norms = figure.subplots(

@@ -56,7 +56,8 @@ def read_stored(path: StrPath, corpus: Corpus | None, changes: Mapping[str, Any]
     for key in ("batch_size", "seq_len", "optimizer"):
         if changes.get(key, settings[key]) != settings[key]:
             raise ValueError(
-                f"{called(key)} is {changes[key]!r}, but {name} was trained with {settings[key]!r}"
+                f"{called(key)} must be {settings[key]!r}, with which {name} was trained, got "
+                f"{changes[key]!r}"
             )
     text = training["corpus"]
     if corpus is not None and text is not None:
@@ -65,16 +66,16 @@ def read_stored(path: StrPath, corpus: Corpus | None, changes: Mapping[str, Any]
         length, fingerprint = text["length"], text["fingerprint"]
         if ours["document_mark"] != text["document_mark"]:
             raise ValueError(
-                f"{called('document_mark')} is {ours['document_mark']!r}, but {name} was "
-                f"trained with {text['document_mark']!r}"
+                f"{called('document_mark')} must be {text['document_mark']!r}, with which {name} "
+                f"was trained, got {ours['document_mark']!r}"
             )
         if (length, fingerprint) != (len(corpus), corpus.fingerprint):
             unit = corpus.vocabulary.unit
             raise ValueError(
-                f"the corpus has {len(corpus)} {unit}s (fingerprint "
-                f"{corpus.fingerprint[:12]}), but {name} was trained on {length} "
-                f"(fingerprint {fingerprint[:12]}); to train its weights on another text, "
-                f"use Trainer(CharLM.load({name!r}), corpus), or train --init-from"
+                f"the corpus must be the one that {name} was trained on, {length} {unit}s "
+                f"(fingerprint {fingerprint[:12]}), got {len(corpus)} (fingerprint "
+                f"{corpus.fingerprint[:12]}); to train its weights on another text, use "
+                f"Trainer(CharLM.load({name!r}), corpus), or train --init-from"
             )
         if ours != text:
             raise ValueError(
@@ -182,8 +183,8 @@ def check_vocabulary(model: CharLM, corpus: Corpus) -> None:
     ours, theirs = model.vocabulary, corpus.vocabulary
     if ours != theirs:
         raise ValueError(
-            f"the corpus has another vocabulary, {theirs!r}, than the model, {ours!r}; read the "
-            f"corpus with vocabulary=model.vocabulary"
+            f"the corpus must have the vocabulary of the model, {ours!r}, got {theirs!r}; read it "
+            f"with vocabulary=model.vocabulary"
         )
 
 

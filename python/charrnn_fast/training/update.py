@@ -129,7 +129,10 @@ def make_optimizer(
     if not isinstance(optimizer, optim.Optimizer):
         raise TypeError(f"optimizer must be a name or of charrnn_fast.optim, got {optimizer!r}")
     if optimizer.rnn is not model.rnn:
-        raise ValueError("optimizer was made for another network than model.rnn")
+        raise ValueError(
+            f"optimizer must be one of model.rnn, {model.rnn!r}, got one of another network, "
+            f"{optimizer.rnn!r}"
+        )
     if learning_rate is not None:
         optimizer.lr = real("learning_rate", learning_rate, above=0)
     return optimizer

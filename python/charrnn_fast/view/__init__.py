@@ -80,15 +80,15 @@ def page_of_ids(
     chosen = _layers(layers, rnn.num_layers)
     if len(ids) < 2:
         raise ValueError(
-            f"text has {len(ids)} {vocabulary.unit}(s); to look inside takes two or more: "
-            f"the first is given, the others are predicted"
+            f"text must have 2 {vocabulary.unit}s or more, got {len(ids)}: the first is given, "
+            f"the others are predicted"
         )
     count = len(ids) * len(chosen) * rnn.hidden_size
     if count > _MOST_ACTIVATIONS:
         raise ValueError(
-            f"a page takes at most {_MOST_ACTIVATIONS:,} activations, and {len(ids):,} "
-            f"{vocabulary.kind} with {len(chosen)} layer(s) of {rnn.hidden_size} cells make "
-            f"{count:,}: take a shorter {called('length')} or fewer {called('layers')}"
+            f"a page must have at most {_MOST_ACTIVATIONS:,} activations, got {count:,} of "
+            f"{len(ids):,} {vocabulary.kind} with {len(chosen)} layer(s) of {rnn.hidden_size} "
+            f"cells; take a shorter {called('length')} or fewer {called('layers')}"
         )
     ids = np.ascontiguousarray(ids, np.int32)
     seen = read(model, ids, chosen)
