@@ -255,9 +255,10 @@ CHARRNN_INLINE void scale_gates(const T* rows, const T* gain, const Start<T>& st
     }
 }
 
+// Not inlined: a copy for each group of rows takes long to compile and is no faster.
 template <class Cell, class T>
-CHARRNN_INLINE void step_forward(const RecurrentForwardArgs<T>& p, Index t, bool begins, Range rows,
-                                 Range panels) {
+__attribute__((noinline)) void step_forward(const RecurrentForwardArgs<T>& p, Index t, bool begins,
+                                            Range rows, Range panels) {
   using V = Native<T>;
   constexpr int G = Cell::num_gates, summed = G - Cell::num_split;
   using Set = Tiles<RowMajor, T, G>;
@@ -495,8 +496,8 @@ void normalize_gates_backward(const RecurrentBackwardArgs<T>& p, Index n) {
 }
 
 template <class Cell, class T>
-CHARRNN_INLINE void step_backward(const RecurrentBackwardArgs<T>& p, Index t, bool begins,
-                                  bool goes_on, Range rows, Range panels) {
+__attribute__((noinline)) void step_backward(const RecurrentBackwardArgs<T>& p, Index t,
+                                             bool begins, bool goes_on, Range rows, Range panels) {
   using V = Native<T>;
   using Set = Tiles<RowMajor, T, 1>;
   if (empty(rows)) return;
