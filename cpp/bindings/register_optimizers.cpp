@@ -24,7 +24,7 @@ struct BoundOptimizer {
 };
 
 template <class T>
-void step(BoundOptimizer<T>& self, const py::dict& gradients, double learning_rate) {
+void optimizer_step(BoundOptimizer<T>& self, const py::dict& gradients, double learning_rate) {
   const Network<T>& network = self.model->network();
   if (gradients.size() != network.parameters().size())
     throw py::value_error("gradients must have " + std::to_string(network.parameters().size()) +
@@ -143,7 +143,7 @@ void register_optimizer(py::module_& m, const char* name, const char* model_name
             device.upload(copy.data(), self.optimizer.elements(), flat);
           },
           py::arg("slot"), py::arg("name"), py::arg("value"))
-      .def("step", &step<T>, py::arg("gradients"), py::arg("learning_rate"))
+      .def("step", &optimizer_step<T>, py::arg("gradients"), py::arg("learning_rate"))
       .def_property_readonly("held_memory", &held_memory<T>)
       .def_static(
           "memory",
