@@ -80,6 +80,7 @@ def test_kernel_objects_export_one_table_each(build: Path) -> None:
     assert found and int(found[1]) >= 2 * len(_core.available_isas()), output
 
 
+@pytest.mark.slow
 def test_public_headers_need_nothing_else(tmp_path: Path) -> None:
     """Each header of the C++ API compiles by itself: no Python, no pybind11, no CUDA."""
     headers = sorted((ROOT / "cpp" / "include").rglob("*.hpp"))
@@ -93,6 +94,7 @@ def test_public_headers_need_nothing_else(tmp_path: Path) -> None:
         assert not re.search(r"#include\s*[<\"](Python|pybind11|cuda)", header.read_text()), header
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 def test_cells_compile_as_device_code(tmp_path: Path) -> None:
     output = run(

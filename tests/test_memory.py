@@ -27,7 +27,7 @@ MB = 1_000_000
 BOUND = 64 * MB  # beside parameters, gradients and optimizer, at B 50, T 50, H 128
 
 
-@pytest.mark.parametrize("work", ["train_step", "language_model"])
+@pytest.mark.parametrize("work", slow_but(["train_step"], ["train_step", "language_model"]))
 def test_logits_are_never_all_in_memory(work: str) -> None:
     T, B, V = 50, 50, 20_000
     assert 4 * T * B * V > 3 * BOUND  # all of them would be far past the bound
@@ -49,7 +49,7 @@ def test_a_vocabulary_of_100_000(work: str, L: int) -> None:
     assert peaks["build"] < peaks["model"]
 
 
-@pytest.mark.parametrize("L", [1, 2])
+@pytest.mark.parametrize("L", slow_but([1], [1, 2]))
 def test_memory_is_linear_in_time(L: int) -> None:
     """Within 10 % of the tape: h, c and five values more of every unit, one layer's gates, dh."""
     T, B, H = np.array([100, 300, 500]), 20, 128

@@ -71,6 +71,7 @@ def test_operations_and_memory_of_a_point(scaling: Any) -> None:
     assert replace(point, vocab_size=100_000, batch=50).block_rows == 41
 
 
+@pytest.mark.slow
 def test_a_small_run(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     files = {name: tmp_path / f"run.{name}" for name in ("json", "markdown", "svg")}

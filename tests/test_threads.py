@@ -63,6 +63,7 @@ def test_callers_at_once_get_the_same_bits() -> None:
     _at_once(caller, caller, caller)
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_may_change_under_load() -> None:
     cf.set_num_threads(1)
     expected = run(CASE.network(), CASE)
