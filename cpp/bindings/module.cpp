@@ -13,5 +13,6 @@ PYBIND11_MODULE(_core, m) {
   charrnn_fast::bindings::register_optimizers(m);
   charrnn_fast::bindings::register_functions(m);
   charrnn_fast::bindings::register_files(m);
+  charrnn_fast::bindings::register_language_models(m);
   charrnn_fast::bindings::register_measurements(m);
 }

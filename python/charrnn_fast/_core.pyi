@@ -323,3 +323,37 @@ def read_bandwidth(bytes: int, seconds: float) -> float:
 
 def time_steps(model: _Model[_F], x: Floats, state: Floats, count: int) -> float:
     """Seconds per step: `step` on x [B, I] called `count` times from C++; updates state."""
+
+# ---- C++'s own reading of checkpoints and its language model (for tests) ----
+
+class CheckpointError(ValueError): ...
+
+def read_safetensors(data: bytes) -> dict[str, tuple[str, list[int], bytes]]:
+    """The dtype (NumPy's name), shape and data of each tensor; ValueError for a damaged file."""
+
+class TextOptions:
+    """What is drawn, as in ``cpp/include/charrnn_fast/language_model.hpp``."""
+
+    def __init__(
+        self,
+        length: int,
+        prime: bytes = b"",
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop: list[bytes] = ...,
+        bfloat16: bool = False,
+    ) -> None: ...
+
+class LanguageModel:
+    """C++'s LanguageModel; texts are UTF-8, lone surrogates included."""
+
+    @staticmethod
+    def load(path: str) -> LanguageModel: ...
+    @staticmethod
+    def from_memory(checkpoint: bytes) -> LanguageModel: ...
+    def sample(self, options: TextOptions, seeds: list[int]) -> list[bytes]: ...
+    def stream(self, options: TextOptions, seed: int) -> list[bytes]: ...
+    def evaluate(self, text: bytes, bfloat16: bool = False) -> float: ...
+    def score(self, texts: list[bytes], bfloat16: bool = False) -> list[float]: ...
+    def parameters(self) -> dict[str, Floats]: ...

@@ -1,0 +1,115 @@
+// LanguageModel: a trained character-level language model, read from a checkpoint, that writes and
+// scores text.
+//
+//   const auto model = charrnn_fast::LanguageModel::load("m.safetensors");
+//   charrnn_fast::TextOptions options;
+//   options.length = 500;
+//   options.prime = "The ";
+//   std::cout << model.sample(options, 1);
+//
+// For the same checkpoint, options and seed the text is the one that CharLM.sample gives in Python,
+// on the same instruction set. Texts are UTF-8; see Vocabulary.
+//
+// Several threads may use one LanguageModel: its network's lock (Model) serializes each call of the
+// network. A TextStream belongs to one thread at a time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "charrnn_fast/checkpoint_error.hpp"
+#include "charrnn_fast/model.hpp"
+#include "charrnn_fast/vocabulary.hpp"
+
+namespace charrnn_fast {
+
+// What is drawn. Symbols are characters, or the bytes of a vocabulary of bytes.
+struct TextOptions {
+  Index length = 0;        // the most symbols to draw
+  std::string prime;       // the text begins with it; empty: the model reads a newline first
+  double temperature = 1;  // divides the logits; 0: always the most probable symbol
+  Index top_k = 0;         // draw from the k most probable symbols; 0: from all
+  double top_p = 1;        // draw from the fewest symbols that reach this probability together
+  // The text ends before the stop string that is completed first (the longest, if one draw
+  // completes several). Stop strings are not searched for in prime.
+  std::vector<std::string> stop;
+  // bfloat16 rounds the weights, which halves the memory that a step reads; for float32 models.
+  Storage weights = Storage::full;
+};
+
+// A text, each piece as soon as it is drawn. The first piece is the prime, and no piece is empty. A
+// character of several bytes is never split. A possible beginning of a stop string is held back
+// until it is known not to be one.
+class TextStream {
+ public:
+  TextStream(TextStream&&) noexcept;
+  TextStream& operator=(TextStream&&) noexcept;
+  ~TextStream();
+
+  // Draws until there is a piece, and moves it to `piece`; false: the text has ended.
+  bool next(std::string& piece);
+
+ private:
+  friend class LanguageModel;
+  struct State;
+  explicit TextStream(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+class LanguageModel {
+ public:
+  // Of a checkpoint written by CharLM.save or by a training. Throws CheckpointError, and
+  // std::system_error if the file cannot be read.
+  static LanguageModel load(const std::string& path);
+  // Of a checkpoint's bytes, which are not needed afterwards.
+  static LanguageModel from_memory(const void* checkpoint, std::size_t bytes);
+
+  const Vocabulary& vocabulary() const;
+  const NetworkShape& shape() const;
+  // "float32" or "float64"
+  const char* dtype() const;
+  // The number of weights and biases.
+  Index num_parameters() const;
+  // The network, shared with this model. Null if its dtype is not T. Changing its parameters
+  // changes this model.
+  template <class T>
+  std::shared_ptr<Model<T>> network() const;
+
+  // prime and a continuation. Throws std::invalid_argument for options out of range, for a prime
+  // and stop strings that the vocabulary does not have, and for empty stop strings.
+  std::string sample(const TextOptions& options, std::uint64_t seed) const;
+  // One text for each seed, drawn as one batch: the same texts as one by one, in less time.
+  std::vector<std::string> sample(const TextOptions& options,
+                                  const std::vector<std::uint64_t>& seeds) const;
+  // The text of `sample`, in pieces. The stream keeps the model alive.
+  TextStream stream(const TextOptions& options, std::uint64_t seed) const;
+  // The same, calling write(piece) for each piece until it returns false.
+  void stream(const TextOptions& options, std::uint64_t seed,
+              const std::function<bool(std::string_view piece)>& write) const;
+
+  // The mean loss of a text in nats per symbol, from the zero state: the mean of -ln p(next | all
+  // before), the first symbol not predicted. weights: of the model that `sample` draws from. Throws
+  // std::invalid_argument for fewer than two symbols, and for those that the vocabulary does not
+  // have.
+  double evaluate(std::string_view text, Storage weights = Storage::full) const;
+  // The log-probability of each text in nats [N]: that `sample` with length N gives this text. An
+  // empty text scores 0. Other texts change nothing.
+  std::vector<double> score(const std::vector<std::string>& texts,
+                            Storage weights = Storage::full) const;
+
+ private:
+  friend class TextStream;
+  struct State;
+  explicit LanguageModel(std::shared_ptr<const State> state);
+  std::shared_ptr<const State> state_;
+};
+
+// A seed from the system's source of randomness.
+std::uint64_t fresh_seed();
+
+}  // namespace charrnn_fast

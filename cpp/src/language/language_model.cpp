@@ -1,0 +1,363 @@
+#include "charrnn_fast/language_model.hpp"
+
+#include <cmath>
+#include <cstring>
+#include <mutex>
+#include <random>
+#include <type_traits>
+#include <utility>
+#include <variant>
+
+#include "charrnn_fast/registry.hpp"
+#include "errors.hpp"
+#include "language/drawing.hpp"
+#include "language/drawn_text.hpp"
+#include "language/scoring.hpp"
+#include "storage/checkpoint.hpp"
+#include "text/utf8.hpp"
+
+namespace charrnn_fast {
+namespace {
+
+constexpr Index block = 1024;  // tokens drawn at once: bounds the memory
+constexpr Index stop_block =
+    64;  // with stop strings: tokens drawn beyond the text's end are wasted
+constexpr Index most_streams = 64;          // texts drawn together: more are hardly faster
+constexpr Index together = Index(1) << 24;  // symbols of these texts, in memory until all are drawn
+
+// ---- weights ------------------------------------------------------------------------------
+
+template <class T>
+std::shared_ptr<Model<T>> read_model(const Checkpoint& file) {
+  std::shared_ptr<Model<T>> model;
+  try {
+    Network<T> network(file.shape);
+    std::vector<Index> widths;
+    for (Index s = 0; s < network.num_states(); ++s) widths.push_back(network.state_width(s));
+    check_tensors(file, network.parameters(), file.shape.num_layers, widths);
+    model = std::make_shared<Model<T>>(std::move(network));
+  } catch (const std::invalid_argument& error) {
+    throw CheckpointError(file.name +
+                          " does not hold the model that it describes: " + error.what());
+  }
+  model->change_parameters([&](T* parameters) {
+    for (const Parameter& p : model->network().parameters()) {
+      const unsigned char* from = file.of(*file.header.find(tensor_name(p.name)));
+      T* const to = parameters + p.offset;
+      if (!p.transposed) {
+        std::memcpy(to, from, static_cast<std::size_t>(p.elements()) * sizeof(T));
+        continue;
+      }
+      for (Index r = 0; r < p.rows; ++r)
+        for (Index c = 0; c < p.cols; ++c, from += sizeof(T))
+          std::memcpy(to + c * p.rows + r, from, sizeof(T));
+    }
+  });
+  return model;
+}
+
+// The nearest bfloat16, ties to even. Weights are finite.
+float rounded_to_bfloat16(float weight) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &weight, sizeof bits);
+  bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000;
+  std::memcpy(&weight, &bits, sizeof bits);
+  return weight;
+}
+
+// Whether bfloat16 weights round a parameter: matrices, but not layer 0's input weights, of which a
+// token reads one row, nor peephole weights, which are vectors.
+bool is_rounded(const Parameter& parameter) {
+  if (parameter.cols == 0 || parameter.name == "weight_ih_l0") return false;
+  for (const CellInfo& cell : cells())
+    if (cell.num_params > 0 &&
+        parameter.name.rfind("weight_" + std::string(cell.params_name) + "_l", 0) == 0)
+      return false;
+  return true;
+}
+
+std::shared_ptr<Model<float>> read_as_bfloat16(Model<float>& model) {
+  auto rounded = std::make_shared<Model<float>>(model.network().shape());
+  std::vector<float> flat(static_cast<std::size_t>(model.network().parameter_elements()));
+  model.network().device().download(model.parameters(), model.network().parameter_elements(),
+                                    flat.data());
+  for (const Parameter& p : model.network().parameters())
+    if (is_rounded(p))
+      for (Index i = p.offset; i < p.offset + p.elements(); ++i) {
+        float& weight = flat[static_cast<std::size_t>(i)];
+        weight = rounded_to_bfloat16(weight);
+      }
+  rounded->change_parameters(
+      [&](float* parameters) { std::copy(flat.begin(), flat.end(), parameters); });
+  return rounded;
+}
+
+// ---- options ------------------------------------------------------------------------------
+
+void check_valid_utf8(const std::string& name, std::string_view text) {
+  Utf8Decoder decoder(true);
+  const auto invalid = [&] { fail(name, " must be valid UTF-8"); };
+  for (const char c : text)
+    decoder.next(static_cast<unsigned char>(c), [](std::uint32_t) {}, invalid);
+  if (decoder.unfinished() > 0) invalid();
+}
+
+// Checked options.
+struct Request {
+  std::vector<Token> prime, read;  // read: what the network reads before the first draw
+  Index length;
+  SamplingOptions sampling;
+  std::vector<std::string> stops;
+  Storage weights;
+};
+
+Token first_id(const Vocabulary& vocabulary) { return std::max(vocabulary.id_of('\n'), 0); }
+
+void check_weights(Storage weights, bool is_float32) {
+  require(weights == Storage::full || is_float32,
+          "weights of a float64 model must be full, got bfloat16");
+}
+
+Request checked(const TextOptions& options, const Vocabulary& vocabulary, bool is_float32) {
+  require(options.length >= 0, "length must be >= 0, got ", options.length);
+  const SamplingOptions sampling{options.temperature, options.top_k, options.top_p};
+  check(sampling);
+  check_weights(options.weights, is_float32);
+  std::vector<Token> prime = vocabulary.encode(options.prime, "prime");
+  for (std::size_t i = 0; i < options.stop.size(); ++i) {
+    const std::string name = "stop[" + std::to_string(i) + "]";
+    require(!options.stop[i].empty(), name, " must have one character or more, got none");
+    check_valid_utf8(name, options.stop[i]);
+    vocabulary.encode(options.stop[i], name.c_str());
+  }
+  std::vector<Token> read = prime.empty() ? std::vector<Token>{first_id(vocabulary)} : prime;
+  return {std::move(prime),
+          std::move(read),
+          options.length,
+          {options.temperature, std::min(options.top_k, vocabulary.size()), options.top_p},
+          options.stop,
+          options.weights};
+}
+
+// The texts of a drawing; a stream whose text has ended is drawn no further.
+template <class T>
+void draw_texts(Drawing<T>& drawing, const Vocabulary& vocabulary, const Request& request,
+                std::vector<std::string>& to) {
+  const auto streams = static_cast<std::size_t>(drawing.count());
+  std::vector<DrawnText> drawn(streams, DrawnText(vocabulary, request.stops));
+  std::vector<std::string> texts;
+  for (DrawnText& text : drawn) texts.push_back(text.begin(request.prime));
+  std::vector<std::size_t> going(streams);
+  for (std::size_t b = 0; b < streams; ++b) going[b] = b;
+  const Index most = request.stops.empty() ? block : stop_block;
+  for (Index position = 0; position < request.length && !going.empty(); position += most) {
+    const Index steps = std::min(most, request.length - position), count = drawing.count();
+    const Token* const tokens = drawing.draw(steps);
+    std::vector<Index> kept;
+    std::vector<std::size_t> going_on;
+    for (Index stream = 0; stream < count; ++stream) {
+      const std::size_t b = going[static_cast<std::size_t>(stream)];
+      texts[b] += drawn[b].extend(tokens + stream, steps, count);
+      if (drawn[b].ended()) continue;
+      kept.push_back(stream);
+      going_on.push_back(b);
+    }
+    if (kept.size() < going.size() && !kept.empty()) drawing.keep(kept);
+    going = std::move(going_on);
+  }
+  for (std::size_t b = 0; b < streams; ++b) to.push_back(std::move(texts[b]) + drawn[b].finish());
+}
+
+}  // namespace
+
+// ---- the model ----------------------------------------------------------------------------
+
+struct LanguageModel::State {
+  std::shared_ptr<const Vocabulary> vocabulary;
+  NetworkShape shape;
+  std::variant<std::shared_ptr<Model<float>>, std::shared_ptr<Model<double>>> model;
+  // With the weights of Storage::bfloat16, and the version of the model that it is of.
+  mutable ForkSafeMutex mutex;
+  mutable std::shared_ptr<Model<float>> rounded;
+  mutable Index rounded_version = 0;
+
+  bool is_float32() const { return model.index() == 0; }
+
+  static std::shared_ptr<const State> of(const Checkpoint& file) {
+    auto state = std::make_shared<State>();
+    state->vocabulary = file.vocabulary;
+    state->shape = file.shape;
+    if (file.dtype == "float32")
+      state->model = read_model<float>(file);
+    else
+      state->model = read_model<double>(file);
+    return state;
+  }
+
+  // Calls f(model) with the one whose weights `sample` reads.
+  template <class F>
+  auto with(Storage weights, F&& f) const {
+    check_weights(weights, is_float32());
+    if (weights == Storage::full)
+      return std::visit([&](const auto& own) { return f(*own); }, model);
+    Model<float>& own = *std::get<0>(model);
+    std::shared_ptr<Model<float>> as_read;
+    {
+      const std::lock_guard<ForkSafeMutex> lock(mutex);
+      const Index version = own.version();
+      if (rounded_version != version) rounded = read_as_bfloat16(own);
+      rounded_version = version;
+      as_read = rounded;
+    }
+    return f(*as_read);
+  }
+};
+
+LanguageModel::LanguageModel(std::shared_ptr<const State> state) : state_(std::move(state)) {}
+
+LanguageModel LanguageModel::load(const std::string& path) {
+  return LanguageModel(State::of(read_checkpoint(path)));
+}
+
+LanguageModel LanguageModel::from_memory(const void* checkpoint, std::size_t bytes) {
+  return LanguageModel(State::of(read_checkpoint(checkpoint, bytes)));
+}
+
+const Vocabulary& LanguageModel::vocabulary() const { return *state_->vocabulary; }
+
+const NetworkShape& LanguageModel::shape() const { return state_->shape; }
+
+const char* LanguageModel::dtype() const { return state_->is_float32() ? "float32" : "float64"; }
+
+Index LanguageModel::num_parameters() const {
+  return std::visit(
+      [](const auto& model) {
+        Index n = 0;
+        for (const Parameter& p : model->network().parameters()) n += p.elements();
+        return n;
+      },
+      state_->model);
+}
+
+template <class T>
+std::shared_ptr<Model<T>> LanguageModel::network() const {
+  const auto* const model = std::get_if<std::shared_ptr<Model<T>>>(&state_->model);
+  return model ? *model : nullptr;
+}
+template std::shared_ptr<Model<float>> LanguageModel::network() const;
+template std::shared_ptr<Model<double>> LanguageModel::network() const;
+
+std::string LanguageModel::sample(const TextOptions& options, std::uint64_t seed) const {
+  return sample(options, std::vector<std::uint64_t>{seed})[0];
+}
+
+std::vector<std::string> LanguageModel::sample(const TextOptions& options,
+                                               const std::vector<std::uint64_t>& seeds) const {
+  const Request request = checked(options, vocabulary(), state_->is_float32());
+  return std::visit(
+      [&](const auto& model) {
+        const auto start = read_tokens(*model, request.read);
+        const auto count = static_cast<std::size_t>(std::max<Index>(
+            1, std::min(most_streams, together / std::max<Index>(1, request.length))));
+        std::vector<std::string> texts;
+        for (std::size_t begin = 0; begin < seeds.size(); begin += count) {
+          const auto from = seeds.begin() + static_cast<std::ptrdiff_t>(begin);
+          const auto n = static_cast<std::ptrdiff_t>(std::min(count, seeds.size() - begin));
+          Drawing drawing(*model, start, std::vector<std::uint64_t>(from, from + n),
+                          request.sampling, request.weights);
+          draw_texts(drawing, vocabulary(), request, texts);
+        }
+        return texts;
+      },
+      state_->model);
+}
+
+double LanguageModel::evaluate(std::string_view text, Storage weights) const {
+  const std::vector<Token> ids = vocabulary().encode(text);
+  require(ids.size() > 1, "text must have two symbols or more, got ", ids.size());
+  return state_->with(weights, [&](auto& model) { return mean_loss(model, ids); });
+}
+
+std::vector<double> LanguageModel::score(const std::vector<std::string>& texts,
+                                         Storage weights) const {
+  std::vector<std::vector<Token>> ids;
+  for (std::size_t i = 0; i < texts.size(); ++i)
+    ids.push_back(vocabulary().encode(texts[i], ("texts[" + std::to_string(i) + "]").c_str()));
+  const Token first = first_id(vocabulary());
+  return state_->with(weights, [&](auto& model) { return log_probabilities(model, first, ids); });
+}
+
+// ---- streams ------------------------------------------------------------------------------
+
+struct TextStream::State {
+  template <class T>
+  State(std::shared_ptr<const LanguageModel::State> owner, Model<T>& model, Request given,
+        std::uint64_t seed)
+      : owner(std::move(owner)),
+        request(std::move(given)),
+        text(*this->owner->vocabulary, request.stops),
+        drawing(std::in_place_type<Drawing<T>>, model, read_tokens(model, request.read),
+                std::vector<std::uint64_t>{seed}, request.sampling, request.weights) {}
+
+  std::shared_ptr<const LanguageModel::State> owner;
+  Request request;
+  DrawnText text;
+  std::variant<Drawing<float>, Drawing<double>> drawing;
+  Index position = -1;  // symbols drawn; -1: the prime is to come
+  bool done = false;
+
+  // The next piece, which may be empty.
+  std::string piece() {
+    if (position < 0) {
+      position = 0;
+      return text.begin(request.prime);
+    }
+    if (position == request.length) {
+      done = true;
+      return text.finish();
+    }
+    const Token token = std::visit([](auto& d) { return *d.draw(1); }, drawing);
+    ++position;
+    std::string result = text.extend(&token, 1, 1);
+    done = text.ended();
+    return result;
+  }
+};
+
+TextStream::TextStream(std::unique_ptr<State> state) : state_(std::move(state)) {}
+TextStream::TextStream(TextStream&&) noexcept = default;
+TextStream& TextStream::operator=(TextStream&&) noexcept = default;
+TextStream::~TextStream() = default;
+
+bool TextStream::next(std::string& piece) {
+  while (!state_->done) {
+    piece = state_->piece();
+    if (!piece.empty()) return true;
+  }
+  return false;
+}
+
+TextStream LanguageModel::stream(const TextOptions& options, std::uint64_t seed) const {
+  Request request = checked(options, vocabulary(), state_->is_float32());
+  return std::visit(
+      [&](const auto& model) {
+        return TextStream(
+            std::make_unique<TextStream::State>(state_, *model, std::move(request), seed));
+      },
+      state_->model);
+}
+
+void LanguageModel::stream(const TextOptions& options, std::uint64_t seed,
+                           const std::function<bool(std::string_view piece)>& write) const {
+  TextStream pieces = stream(options, seed);
+  for (std::string piece; pieces.next(piece);)
+    if (!write(piece)) return;
+}
+
+std::uint64_t fresh_seed() {
+  std::random_device source;
+  const std::uint64_t high = source();
+  return high << 32 | source();
+}
+
+}  // namespace charrnn_fast
