@@ -1,6 +1,6 @@
 """Training speed while other work is on the machine, after rests, and in float64.
 
-    python benchmarks/robustness.py [crowd] [pairs] [rests] [float64]
+    python benchmarks/robustness.py [busy] [pairs] [rests] [float64]
         [--repeats 9] [--seconds 0.6] [--json FILE]
 
 Each figure is a ratio within one run. The blocks of both sides take turns, so that a machine whose
@@ -47,7 +47,7 @@ from charrnn_fast.storage import atomic_file
 
 Case = tuple[str, int, int, int, int]  # cell, batch, seq_len, hidden_size, num_layers
 # by streams and, where these are few, by units, with a barrier per step
-CROWDED: list[Case] = [
+BUSY: list[Case] = [
     ("rnn", 32, 50, 128, 1),
     ("lstm", 4, 50, 256, 1),
     ("lstm", 1, 50, 512, 1),
@@ -66,7 +66,7 @@ STEPS = 30  # in a block
 FLOAT64: list[Case] = [("lstm", 50, 50, 256, 1), ("lstm", 64, 50, 512, 1)]
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 VOCABULARY = 96
-PARTS = ["crowd", "pairs", "rests", "float64"]
+PARTS = ["busy", "pairs", "rests", "float64"]
 
 
 def training(case: Case, dtype: str = "float32") -> Callable[[], object]:
@@ -232,7 +232,7 @@ def main() -> None:
     print("| speed | cell, B, T, H, L | median | range | goal |")
     print("| --- | --- | --- | --- | --- |", flush=True)
     places = {"on the first": processors[0], "on the last": processors[-1], "on any": None}
-    for case in CROWDED if "crowd" in parts else []:
+    for case in BUSY if "busy" in parts else []:
         report(
             f"{every} threads / 1, idle machine",
             case,

@@ -25,7 +25,7 @@ const Kernels<T>& kernels_of(const Device& device) {
 
 class Barrier {
  public:
-  // timed: waits also measure how long they slept until released, see Crowding.
+  // timed: waits also measure how long they slept until released, see Oversubscription.
   Barrier(int parties, bool timed) : parties_(parties), timed_(timed) {}
   void wait();
 

@@ -218,8 +218,8 @@ void check_fork() {
 constexpr std::int64_t ms = 1'000'000;
 
 // A run of `threads`, of which the first loses `first` of its time and each other one `others`.
-Crowding::Run run_of(int threads, double first, double others, double worked_each = 1) {
-  Crowding::Run run;
+Oversubscription::Run run_of(int threads, double first, double others, double worked_each = 1) {
+  Oversubscription::Run run;
   run.wall = 4 * ms;
   run.lost = static_cast<std::int64_t>(double(run.wall) * (first + (threads - 1) * others));
   run.most_lost = static_cast<std::int64_t>(double(run.wall) * std::max(first, others));
@@ -228,16 +228,17 @@ Crowding::Run run_of(int threads, double first, double others, double worked_eac
 }
 
 // The limit after enough runs for a decision, the clock advanced by them.
-int after(Crowding& crowding, int threads, const Crowding::Run& run, std::int64_t& now) {
-  for (int i = 0; i < 5 && crowding.limit(threads, now) == threads; ++i) {
-    CHECK(crowding.measures(now), "a long run is not measured");
+int after(Oversubscription& oversubscription, int threads, const Oversubscription::Run& run,
+          std::int64_t& now) {
+  for (int i = 0; i < 5 && oversubscription.limit(threads, now) == threads; ++i) {
+    CHECK(oversubscription.measures(now), "a long run is not measured");
     now += run.wall;
-    crowding.add(threads, run, now);
+    oversubscription.add(threads, run, now);
   }
-  return crowding.limit(threads, now);
+  return oversubscription.limit(threads, now);
 }
 
-void check_crowding() {
+void check_oversubscription() {
   struct Example {
     int threads;
     double first, others, worked_each;
@@ -256,45 +257,46 @@ void check_crowding() {
            {16, 0.02, 0.02, 0.75, 16, "shares of different size"},
            {8, 0.75, 0.75, 1, 2, "eight threads on two processors"},
        }) {
-    Crowding crowding(e.threads);
+    Oversubscription oversubscription(e.threads);
     std::int64_t now = ms;
-    CHECK(after(crowding, e.threads, run_of(e.threads, e.first, e.others, e.worked_each), now) ==
-              e.expected,
+    CHECK(after(oversubscription, e.threads, run_of(e.threads, e.first, e.others, e.worked_each),
+                now) == e.expected,
           "%s", e.what);
-    CHECK(crowding.limit(1, now) == 1, "%s", e.what);
+    CHECK(oversubscription.limit(1, now) == 1, "%s", e.what);
   }
   // The full team is tried again, less and less often, and kept once it has its processors back.
-  Crowding crowding(2);
+  Oversubscription oversubscription(2);
   std::int64_t now = ms, pause = 0;
-  const Crowding::Run crowded = run_of(2, 0.8, 0), idle = run_of(2, 0, 0);
+  const Oversubscription::Run busy = run_of(2, 0.8, 0), idle = run_of(2, 0, 0);
   for (int trial = 0; trial < 8; ++trial) {
-    CHECK(after(crowding, 2, crowded, now) == 1, "trial %d", trial);
+    CHECK(after(oversubscription, 2, busy, now) == 1, "trial %d", trial);
     const std::int64_t begin = now;
-    while (crowding.limit(2, now) == 1) now += ms;
+    while (oversubscription.limit(2, now) == 1) now += ms;
     CHECK((now - begin >= pause || trial < 2) && now - begin <= 1000 * ms, "trial %d after %d ms",
           trial, static_cast<int>((now - begin) / ms));
     pause = now - begin;
   }
   CHECK(pause > 500 * ms, "%d ms", static_cast<int>(pause / ms));
-  for (int i = 0; i < 10; ++i) CHECK(after(crowding, 2, idle, now) == 2, "idle again, %d", i);
-  after(crowding, 2, crowded, now);
-  CHECK(after(crowding, 2, crowded, now) == 1, "crowded again");
+  for (int i = 0; i < 10; ++i)
+    CHECK(after(oversubscription, 2, idle, now) == 2, "idle again, %d", i);
+  after(oversubscription, 2, busy, now);
+  CHECK(after(oversubscription, 2, busy, now) == 1, "oversubscribed again");
   now += 200 * ms;
-  CHECK(crowding.limit(2, now) == 2, "after an idle time, pauses are short again");
+  CHECK(oversubscription.limit(2, now) == 2, "after an idle time, pauses are short again");
 }
 
 // Time asleep is told from time lost.
 void check_clocks() {
-  const Crowding::Time begin{1000, 100, {10, 20}}, end{2000, 500, {40, 320}};
-  Crowding::Run run;
+  const Oversubscription::Time begin{1000, 100, {10, 20}}, end{2000, 500, {40, 320}};
+  Oversubscription::Run run;
   run.add(900, begin, end);
   // 1100 since it was called, 300 of them asleep with reason, 400 running, 30 of these spinning
   CHECK(run.worked == 370 && run.lost == 400 && run.most_lost == 400, "%d %d %d", int(run.worked),
         int(run.lost), int(run.most_lost));
-  const Crowding::Time before = Crowding::Time::now();
+  const Oversubscription::Time before = Oversubscription::Time::now();
   volatile double sink = 1;
   for (int i = 0; i < 1000000; ++i) sink = sink * 0.5;
-  const Crowding::Time later = Crowding::Time::now();
+  const Oversubscription::Time later = Oversubscription::Time::now();
   CHECK(later.wall > before.wall && later.on_processor > before.on_processor, "clocks stand still");
 }
 
@@ -478,7 +480,7 @@ void check_placement() {}
 
 int main() {
   std::printf("instruction set %s\n", isa_in_use().c_str());
-  check_crowding();
+  check_oversubscription();
   check_clocks();
   sharing_limits() = {0, 0};  // small cases shall run on all threads too
   for (const int threads : {1, 2, 3, 8}) check_barriers(threads, 200);

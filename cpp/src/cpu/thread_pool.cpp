@@ -102,12 +102,12 @@ struct ThreadPool::Worker {
   void* context = nullptr;
   Team team{};
   bool measured = false;
-  Crowding::Time begin{}, end{};  // of a measured call
+  Oversubscription::Time begin{}, end{};  // of a measured call
   Placement::Place place;
   std::thread thread;
 };
 
-ThreadPool::ThreadPool(int n) : size_(n), crowding_(n) {}
+ThreadPool::ThreadPool(int n) : size_(n), oversubscription_(n) {}
 
 #if defined(__unix__) || defined(__APPLE__)
 // The parent's threads do not exist in a forked child: it gets a new pool of the same size. The
@@ -169,7 +169,7 @@ void ThreadPool::resize(int n) {
     fail("set_num_threads must not be called while another thread computes");
   stop_workers();
   size_.store(n);
-  crowding_ = Crowding(n);
+  oversubscription_ = Oversubscription(n);
   busy_.store(false, std::memory_order_release);
 }
 
@@ -178,9 +178,9 @@ void ThreadPool::work(Worker& worker) {
     if (!spin_for_change(worker.ticket, ticket)) sleep_until_change(worker.ticket, ticket, nullptr);
     ticket = worker.ticket.load(std::memory_order_acquire);
     if (!worker.call) return;
-    if (worker.measured) worker.begin = Crowding::Time::now();
+    if (worker.measured) worker.begin = Oversubscription::Time::now();
     worker.call(worker.context, worker.team);
-    if (worker.measured) worker.end = Crowding::Time::now();
+    if (worker.measured) worker.end = Oversubscription::Time::now();
     worker.done.store(ticket, std::memory_order_release);
     worker.done.notify_one();
   }
@@ -193,8 +193,8 @@ void ThreadPool::run_erased(int parts, Call call, void* context) {
   bool measured = false;
   const std::int64_t now = wall_clock();
   if (sharing_limits().operations_per_thread > 0) {
-    parts = crowding_.limit(parts, now);
-    measured = crowding_.measures(now);
+    parts = oversubscription_.limit(parts, now);
+    measured = oversubscription_.measures(now);
   }
   start_workers(parts);
   parts = std::min(parts, static_cast<int>(workers_.size()) + 1);
@@ -204,7 +204,8 @@ void ThreadPool::run_erased(int parts, Call call, void* context) {
   }
   teams_.fetch_add(1, std::memory_order_relaxed);
   placement_.look(now);
-  const Crowding::Time begin = measured ? Crowding::Time::now() : Crowding::Time{};
+  const Oversubscription::Time begin =
+      measured ? Oversubscription::Time::now() : Oversubscription::Time{};
   Barrier barrier(parts, measured);
   for (int i = 1; i < parts; ++i) {
     Worker& worker = *workers_[static_cast<std::size_t>(i - 1)];
@@ -217,7 +218,7 @@ void ThreadPool::run_erased(int parts, Call call, void* context) {
     worker.ticket.notify_one();
   }
   call(context, Team{0, parts, &barrier});
-  Crowding::Run run;
+  Oversubscription::Run run;
   for (int i = 1; i < parts; ++i) {
     Worker& worker = *workers_[static_cast<std::size_t>(i - 1)];
     const std::uint32_t ticket = worker.ticket.load(std::memory_order_relaxed);
@@ -229,10 +230,10 @@ void ThreadPool::run_erased(int parts, Call call, void* context) {
     if (measured) run.add(begin.wall, worker.begin, worker.end);
   }
   if (measured) {
-    const Crowding::Time end = Crowding::Time::now();
+    const Oversubscription::Time end = Oversubscription::Time::now();
     run.wall = end.wall - begin.wall;
     run.add(begin.wall, begin, end);
-    crowding_.add(parts, run, end.wall);
+    oversubscription_.add(parts, run, end.wall);
   }
   busy_.store(false, std::memory_order_release);
 }

@@ -4,8 +4,8 @@
 // thread spins for a bounded time (work comes in bursts, and waking a sleeper costs more than a
 // kernel), then sleeps. If the pool is busy, the caller runs alone, as a team of one. Results do
 // not depend on the team's size, so only the time changes. Teams also shrink under oversubscription
-// (see Crowding). The pool is never destroyed: a thread may still compute while the process exits.
-// A forked child builds a new pool, because the parent's threads do not exist there.
+// (see Oversubscription). The pool is never destroyed: a thread may still compute while the process
+// exits. A forked child builds a new pool, because the parent's threads do not exist there.
 #pragma once
 
 #include <atomic>
@@ -15,7 +15,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "cpu/crowding.hpp"
+#include "cpu/oversubscription.hpp"
 #include "cpu/placement.hpp"
 #include "team.hpp"
 
@@ -66,7 +66,7 @@ class ThreadPool {
 
   std::atomic<int> size_;
   std::atomic<bool> busy_{false};
-  Crowding crowding_;  // these two belong to the thread that set busy_
+  Oversubscription oversubscription_;  // these two belong to the thread that set busy_
   Placement placement_;
   std::atomic<std::uint64_t> teams_{0};
   std::vector<std::unique_ptr<Worker>> workers_;

@@ -1,4 +1,4 @@
-#include "cpu/crowding.hpp"
+#include "cpu/oversubscription.hpp"
 
 #include <algorithm>
 #include <chrono>
@@ -21,7 +21,7 @@ Waits& waits_of_this_thread() {
   return waits;
 }
 
-Crowding::Time Crowding::Time::now() {
+Oversubscription::Time Oversubscription::Time::now() {
   const std::int64_t wall = wall_clock();
 #if defined(__unix__) || defined(__APPLE__)
   timespec t;
@@ -31,7 +31,7 @@ Crowding::Time Crowding::Time::now() {
   return {wall, wall, {}};  // nothing is ever lost
 }
 
-void Crowding::Run::add(std::int64_t called, const Time& begin, const Time& end) {
+void Oversubscription::Run::add(std::int64_t called, const Time& begin, const Time& end) {
   const std::int64_t on_processor = end.on_processor - begin.on_processor;
   worked += on_processor - (end.waits.spinning - begin.waits.spinning);
   const std::int64_t ready = end.wall - called - (end.waits.asleep - begin.waits.asleep);
@@ -49,18 +49,18 @@ constexpr std::int64_t decision_time = 20 * milliseconds, trial_time = 10 * mill
 constexpr std::int64_t shortest_pause = 50 * milliseconds, longest_pause = 800 * milliseconds;
 }  // namespace
 
-int Crowding::limit(int parts, std::int64_t now) {
+int Oversubscription::limit(int parts, std::int64_t now) {
   if (limit_ < most_ && now >= retry_) limit_ = most_, trial_ = true;
   return std::min(parts, limit_);
 }
 
-bool Crowding::measures(std::int64_t now) {
+bool Oversubscription::measures(std::int64_t now) {
   if (limit_ <= 1 || (!trial_ && now - measured_ < between_measurements)) return false;
   measured_ = now;
   return true;
 }
 
-void Crowding::add(int parts, const Run& run, std::int64_t now) {
+void Oversubscription::add(int parts, const Run& run, std::int64_t now) {
   const double wall = static_cast<double>(run.wall);
   wall_ += wall, threads_ += parts * wall;
   worked_ += static_cast<double>(run.worked);

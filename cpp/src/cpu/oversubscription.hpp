@@ -19,7 +19,7 @@ struct Waits {
 };
 Waits& waits_of_this_thread();
 
-class Crowding {
+class Oversubscription {
  public:
   // This thread's time, in nanoseconds.
   struct Time {
@@ -36,7 +36,7 @@ class Crowding {
     void add(std::int64_t called, const Time& begin, const Time& end);
   };
 
-  explicit Crowding(int most) : most_(most), limit_(most) {}
+  explicit Oversubscription(int most) : most_(most), limit_(most) {}
 
   // Number of threads to use for a run that asks for `parts`.
   int limit(int parts, std::int64_t now);
