@@ -944,6 +944,7 @@ def test_help_is_there(command: list[str], capsys: pytest.CaptureFixture[str]) -
             "CHARRNN_NUM_THREADS must be a whole number in 1 to 4096, got 'foo'",
         ),
         ("CHARRNN_ISA", "CHARRNN_ISA must be one of "),
+        ("CHARRNN_EXECUTOR", "CHARRNN_EXECUTOR must be auto, own or openmp, got 'foo'"),
     ],
 )
 def test_a_bad_environment_is_one_clear_line(model: Path, variable: str, message: str) -> None:

@@ -50,7 +50,8 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", _core.available_isas())
 @pytest.mark.parametrize(
-    "program", ["allocations", "bounds", "cells", "device", "kernels", "threads", "training"]
+    "program",
+    ["allocations", "bounds", "cells", "device", "executors", "kernels", "threads", "training"],
 )
 def test_programs(build: Path, program: str, isa: str) -> None:
     """Each of tests/cpp, on every instruction set; its source says what it is about."""

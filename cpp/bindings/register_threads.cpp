@@ -26,6 +26,7 @@ py::dict build_info() {
   info["isa"] = isa_in_use();
   info["runnable_isas"] = runnable_isas();
   info["threads"] = get_num_threads();
+  info["executor"] = executor_in_use();
   info["cuda"] = false;
   return info;
 }
@@ -52,6 +53,8 @@ void register_threads(py::module_& m) {
   m.def("available_isas", &runnable_isas);
   m.def("get_num_threads", &get_num_threads);
   m.def("set_num_threads", &set_num_threads, py::arg("n"));
+  m.def("get_executor", &get_executor);
+  m.def("set_executor", [](const std::string& name) { set_executor(name); }, py::arg("name"));
   m.def(
       "set_sharing_limits",
       [](double operations_per_thread, double operations_per_barrier) {
@@ -60,6 +63,7 @@ void register_threads(py::module_& m) {
       py::arg("operations_per_thread"), py::arg("operations_per_barrier"));
   m.def("cgroup_quota", &cgroup_quota, py::arg("root") = "");
   m.def("pool_teams", [] { return ThreadPool::instance().teams(); });
+  m.def("openmp_teams", [] { return ThreadPool::instance().teams(Threads::openmp); });
   m.def("pool_self_test", &pool_self_test, py::arg("rounds"),
         py::call_guard<py::gil_scoped_release>());
 }

@@ -25,13 +25,14 @@ const Kernels<T>& kernels_of(const Device& device) {
 
 class Barrier {
  public:
-  // timed: waits also measure how long they slept until released, see Oversubscription.
-  Barrier(int parties, bool timed) : parties_(parties), timed_(timed) {}
-  void wait();
+  // Before a team uses it. timed: waits also measure how long they slept until released, see
+  // Oversubscription.
+  void set_timed(bool timed) { timed_ = timed; }
+  // All waits of a team give its size.
+  void wait(int parties);
 
  private:
-  const int parties_;
-  const bool timed_;
+  bool timed_ = false;
   std::int64_t opened_at_ = 0;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<std::uint32_t> round_{0};
@@ -44,7 +45,7 @@ struct Team {
 
   // Returns when all parts have called it; each then sees what the others wrote before.
   void wait() const {
-    if (parts > 1) barrier->wait();
+    if (parts > 1) barrier->wait(parts);
   }
   // This part's share of n items, in multiples of `grain`.
   Range share(Index n, Index grain = 1) const {

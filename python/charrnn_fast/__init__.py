@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from .runtime import build_info, get_num_threads, set_num_threads
+from .runtime import build_info, get_executor, get_num_threads, set_executor, set_num_threads
 
 TYPE_CHECKING = False  # of typing, which takes a while to import
 if TYPE_CHECKING:
@@ -44,12 +44,14 @@ __all__ = [
     "clip_grad_norm",
     "clip_grad_value",
     "cross_entropy",
+    "get_executor",
     "get_num_threads",
     "log",
     "mean_square",
     "optim",
     "reference",
     "schedules",
+    "set_executor",
     "set_num_threads",
 ]
 

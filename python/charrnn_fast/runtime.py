@@ -8,7 +8,10 @@ if TYPE_CHECKING:
 
 
 def build_info() -> dict[str, Any]:
-    """Version, compiler, instruction sets (in use and available), threads, CUDA."""
+    """Version, compiler, instruction sets (in use and available), threads, CUDA.
+
+    `executor` says whose threads a call of the calling thread would use now: "own" or "openmp".
+    """
     from ._core import build_info
 
     return build_info()
@@ -30,3 +33,37 @@ def set_num_threads(n: int) -> None:
     from ._core import set_num_threads
 
     set_num_threads(integer("n", n, 1, 4096))
+
+
+def get_executor() -> str:
+    """What `set_executor` or CHARRNN_EXECUTOR has set; "host" if a C++ program has set its own.
+
+    ``build_info()["executor"]`` says which threads are in use.
+    """
+    from ._core import get_executor
+
+    return get_executor()
+
+
+def set_executor(name: str) -> None:
+    """Sets whose threads the kernels run on; results do not depend on it.
+
+    - "own": threads of this package.
+    - "openmp": those of GCC's OpenMP runtime (libgomp), once a library in the process has loaded
+      it. Each Python thread that calls gets a team of its own there.
+    - "auto", the default: those of PyTorch's libgomp, once PyTorch is imported, for calls from the
+      process's main thread; else threads of this package.
+
+    PyTorch's threads spin for milliseconds after their work, and would compete with others for the
+    processors. With OpenMP, `torch.set_num_threads` bounds the number of threads too. A caller in a
+    parallel region of OpenMP computes alone. Threads of this package are used where OpenMP has one
+    thread, in forked children, and where PyTorch has another OpenMP runtime (LLVM's or Intel's).
+
+    The environment variable CHARRNN_EXECUTOR sets it at the start. Raises `ValueError` for other
+    names and while another thread computes.
+    """
+    from ._core import set_executor
+
+    if name not in ("auto", "own", "openmp"):
+        raise ValueError(f"name must be 'auto', 'own' or 'openmp', got {name!r}")
+    set_executor(name)
