@@ -1,7 +1,7 @@
 """Training speed while other work is on the machine, after rests, and in float64.
 
-    python benchmarks/robustness.py [busy] [pairs] [rests] [float64]
-        [--repeats 9] [--seconds 0.6] [--json FILE]
+    python benchmarks/robustness.py [busy] [pairs] [rests] [float64] [pools]
+        [--repeats 9] [--seconds 0.6] [--cases CASE ...] [--json FILE]
 
 Each figure is a ratio within one run. The blocks of both sides take turns, so that a machine whose
 speed drifts treats them alike. The median over the repeats and their range are given:
@@ -16,7 +16,12 @@ speed drifts treats them alike. The median over the repeats and their range are 
   clock rates), without threads that wake up. For a tenth of a second after NumPy is imported, the
   other threads of its OpenBLAS take processors, waiting for work: fresh processes are measured with
   them and without;
-- training in float64: FLOP/s as a share of what fused multiply-adds that touch no memory reach.
+- training in float64: FLOP/s as a share of what fused multiply-adds that touch no memory reach;
+- a step right after other libraries' thread pools have worked: the median time of 20 steps, each
+  after a product of 500 x 500 matrices by PyTorch, by PyTorch in another thread, and by NumPy,
+  whose time does not count, and each after a rest of 30 ms. On threads of the package's own
+  (executor "own") and on PyTorch's ("auto"), over the median of 20 steps back to back on its own.
+  One thread shows when two are of no use. Needs PyTorch.
 
 A step is embedding to optimizer (Adam). Every block begins with `set_num_threads`, after which the
 package knows nothing of what else runs: finding it out is part of the time.
@@ -34,7 +39,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +72,11 @@ FRESH: dict[str, dict[str, str]] = {  # processes, and their environments
 STEPS = 30  # in a block
 FLOAT64: list[Case] = [("lstm", 50, 50, 256, 1), ("lstm", 64, 50, 512, 1)]
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+POOLS: list[Case] = [("lstm", 50, 50, 128, 2), ("lstm", 64, 50, 512, 1)]
+POOL_STEPS = 20  # in a block
+MATRIX = 500
 VOCABULARY = 96
-PARTS = ["busy", "pairs", "rests", "float64"]
+PARTS = ["busy", "pairs", "rests", "float64", "pools"]
 
 
 def training(case: Case, dtype: str = "float32") -> Callable[[], object]:
@@ -149,12 +159,14 @@ def pair_against_one(case: Case, repeats: int, seconds: float) -> list[float]:
     return [speed_of_all([a, b], seconds) / speed_of_all([a], seconds) for _ in range(repeats)]
 
 
-def median_time(step: Callable[[], object], rest: float = 0.0, steps: int = STEPS) -> float:
-    """Seconds that a step takes, the rests before each not counted."""
+def median_time(
+    step: Callable[[], object], before: Callable[[], object] | None = None, steps: int = STEPS
+) -> float:
+    """Seconds that a step takes, what is called before each not counted."""
     times = []
     for _ in range(steps):
-        if rest:
-            time.sleep(rest)
+        if before:
+            before()
         start = time.perf_counter()
         step()
         times.append(time.perf_counter() - start)
@@ -182,13 +194,55 @@ def after_rests(case: Case, threads: int, repeats: int) -> dict[str, list[float]
         cf.set_num_threads(threads)
         for rest in RESTS:
             steady.append(median_time(step))
-            found.setdefault(f"after {rest * 1e3:.0f} ms", []).append(median_time(step, rest))
+            found.setdefault(f"after {rest * 1e3:.0f} ms", []).append(
+                median_time(step, partial(time.sleep, rest))
+            )
         steady.append(median_time(step))
         for name, environment in FRESH.items():
             fresh = time_in_a_fresh_process(case, threads, environment)
             found.setdefault(name, []).append(fresh)
     found["back to back"] = steady
     return {name: [t / min(steady) for t in times] for name, times in found.items()}
+
+
+def other_pools() -> dict[str, Callable[[], object] | None]:
+    """What precedes each step."""
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    a = np.random.default_rng(0).standard_normal((MATRIX, MATRIX), "float32")
+    b = torch.from_numpy(a)
+    thread = ThreadPoolExecutor(1)
+    return {
+        "back to back": None,
+        "after torch.mm": lambda: torch.mm(b, b),
+        "after torch.mm in another thread": lambda: thread.submit(torch.mm, b, b).result(),
+        "after NumPy's matmul": lambda: a @ a,
+        "after a rest of 30 ms": partial(time.sleep, 0.03),
+    }
+
+
+def beside_other_pools(case: Case, threads: int, repeats: int) -> dict[str, list[float]]:
+    """Times of steps over those back to back on own threads in the same round."""
+    step = training(case)
+    pools = other_pools()
+    sides = [(executor, threads, what) for executor in ("own", "auto") for what in pools]
+    sides.append(("own", 1, "back to back"))
+    times: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        for executor, n, what in sides:
+            time.sleep(0.1)  # until the other pools' threads sleep
+            cf.set_executor(executor)
+            cf.set_num_threads(n)
+            in_use = cf.build_info()["executor"]
+            name = f"{what}, {n} thread{'s'[: n > 1]}, {in_use}"
+            step()
+            times.setdefault(name, []).append(median_time(step, pools[what], POOL_STEPS))
+    first = next(iter(times.values()))
+    return {
+        name: [t / steady for t, steady in zip(found, first, strict=True)]
+        for name, found in times.items()
+    }
 
 
 def share_of_peak(case: Case, repeats: int, seconds: float) -> list[float]:
@@ -200,6 +254,14 @@ def share_of_peak(case: Case, repeats: int, seconds: float) -> list[float]:
     ]
 
 
+def _case(text: str) -> Case:
+    cell, *sizes = text.split(",")
+    if cell not in GATES or len(sizes) != 4 or not all(size.isdecimal() for size in sizes):
+        raise argparse.ArgumentTypeError(f"CASE must be cell,B,T,H,L, got {text!r}")
+    batch, seq_len, hidden, layers = map(int, sizes)
+    return cell, batch, seq_len, hidden, layers
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -207,6 +269,9 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.6, help="of a block")
+    parser.add_argument(
+        "--cases", nargs="+", type=_case, metavar="CASE", help="instead, such as lstm,50,50,128,2"
+    )
     parser.add_argument("--json", type=Path, help="write the rows and the machine's facts there")
     args = parser.parse_args()
     if unknown := [part for part in args.parts if part not in PARTS]:
@@ -231,8 +296,12 @@ def main() -> None:
     print(f"# {facts}")
     print("| speed | cell, B, T, H, L | median | range | goal |")
     print("| --- | --- | --- | --- | --- |", flush=True)
+
+    def chosen(part: str, cases: list[Case]) -> list[Case]:
+        return (args.cases or cases) if part in parts else []
+
     places = {"on the first": processors[0], "on the last": processors[-1], "on any": None}
-    for case in BUSY if "busy" in parts else []:
+    for case in chosen("busy", BUSY):
         report(
             f"{every} threads / 1, idle machine",
             case,
@@ -245,19 +314,22 @@ def main() -> None:
             report(f"{every} threads / 1, another program {place}", case, 0.9, ratios)
         ratios = threads_against_one(case, 4 * every, args.repeats, args.seconds)
         report(f"{4 * every} threads / 1", case, None, ratios)
-    for case in PAIRS if "pairs" in parts else []:
+    for case in chosen("pairs", PAIRS):
         ratios = pair_against_one(case, args.repeats, args.seconds)
         report("two models / one, a thread each", case, 1.7, ratios)
-    for case in RESTED if "rests" in parts else []:
+    for case in chosen("rests", RESTED):
         for threads in (1, every):
             for name, ratios in after_rests(case, threads, args.repeats).items():
                 goal = None
                 if threads > 1 and name != "back to back":
                     goal = 1.3 if name == "after 200 ms" else 1.2
                 report(f"{name}, {threads} thread{'s'[: threads > 1]}", case, goal, ratios)
-    for case in FLOAT64 if "float64" in parts else []:
+    for case in chosen("float64", FLOAT64):
         ratios = share_of_peak(case, args.repeats, args.seconds)
         report("float64, share of its peak", case, 0.7, ratios)
+    for case in chosen("pools", POOLS):
+        for name, ratios in beside_other_pools(case, every, args.repeats).items():
+            report(name, case, 1.15 if name.startswith("after torch.mm,") else None, ratios)
     if args.json:
         data = json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n"
         atomic_file.replace(args.json, [data.encode()])
