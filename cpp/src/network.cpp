@@ -88,10 +88,10 @@ Index Network<T>::num_slots() const {
 
 template <class T>
 Index Network<T>::add_parameter(std::string name, Index rows, Index cols, bool transposed) {
-  const Index offset = parameter_elements_;
-  parameters_.push_back({std::move(name), rows, cols, offset, transposed});
+  const auto entry = static_cast<Index>(parameters_.size());
+  parameters_.push_back({std::move(name), rows, cols, parameter_elements_, transposed});
   parameter_elements_ += aligned(parameters_.back().elements());
-  return offset;
+  return entry;
 }
 
 template <class T>
@@ -163,7 +163,8 @@ Index Network<T>::packed_elements(Packing packing, Storage storage) const {
 }
 
 template <class T>
-void Network<T>::pack(Packing packing, const T* parameters, T* packed, Storage storage) const {
+void Network<T>::pack(Packing packing, const Parameters& parameters, T* packed,
+                      Storage storage) const {
   const Kernels<T>& k = *kernels_;
   const Index H = shape_.hidden_size, R = width(), G = cell_->num_gates, split = cell_->num_split;
   const Index summed = shape_.layer_norm ? 0 : G - split;  // gates whose terms have one gradient
@@ -181,7 +182,7 @@ void Network<T>::pack(Packing packing, const T* parameters, T* packed, Storage s
              team.share(ceil_div(units, groups > 1 ? cell_->forward_units : k.gemm_units)));
     };
     if (packing == Packing::decoder)
-      return run(parameters + decoder_weight_, hidden_width(), 1, 1, shape_.output_size,
+      return run(array(parameters, decoder_weight_), hidden_width(), 1, 1, shape_.output_size,
                  hidden_width(), 0);
     const bool dense = packing == Packing::forward_dense || packing == Packing::backward_dense;
     const bool backward = packing == Packing::backward || packing == Packing::backward_dense;
@@ -189,11 +190,12 @@ void Network<T>::pack(Packing packing, const T* parameters, T* packed, Storage s
       for (Index d = 0; d < directions(); ++d) {
         const Index I = layer_input_size(l);
         const Layer& p = layer(l, d);
-        const T* const hh = parameters + p.weight_hh;
-        const T* const ih = parameters + p.weight_ih;
+        const T* const hh = array(parameters, p.weight_hh);
+        const T* const ih = array(parameters, p.weight_ih);
         const Index ih_row = l == 0 ? 1 : I, ih_col = l == 0 ? G * H : 1;
         if (!dense) backward ? run(hh, 1, R, 1, R, G * H, p.hh_t) : run(hh, R, 1, G, H, R, p.hh);
-        if (!dense && !backward && p.hr >= 0) run(parameters + p.weight_hr, H, 1, 1, R, H, p.hr);
+        if (!dense && !backward && p.hr >= 0)
+          run(array(parameters, p.weight_hr), H, 1, 1, R, H, p.hr);
         if (dense == (l == 0) && !backward) run(ih, ih_row, ih_col, 1, G * H, I, p.ih);
         if (dense == (l == 0) && backward) {
           if (summed > 0) run(ih, ih_col, ih_row, 1, I, summed * H, p.ih_t);
@@ -202,9 +204,9 @@ void Network<T>::pack(Packing packing, const T* parameters, T* packed, Storage s
         }
         if (packing != Packing::forward || team.part > 0 || p.bias_ih < 0) continue;
         // A sum begins with b_ih + b_hh; a split gate's two terms keep their own bias.
-        device_->copy(parameters + p.bias_ih, G * H, packed + p.input_bias);
+        device_->copy(array(parameters, p.bias_ih), G * H, packed + p.input_bias);
         if (p.bias_hh >= 0) {
-          const T* b_hh = parameters + p.bias_hh;
+          const T* b_hh = array(parameters, p.bias_hh);
           k.add(b_hh, {0, (G - split) * H}, packed + p.input_bias);
           if (split > 0) device_->copy(b_hh + (G - split) * H, split * H, packed + p.split_bias);
         }

@@ -6,11 +6,11 @@
 namespace charrnn_fast {
 
 template <class T>
-void Network<T>::decode(const T* parameters, const T* packed, const T* h, Index rows, T* y,
+void Network<T>::decode(const Parameters& parameters, const T* packed, const T* h, Index rows, T* y,
                         Storage storage) const {
   const Kernels<T>& k = *kernels_;
   const Index H = hidden_width(), O = shape_.output_size;
-  const T* const bias = decoder_bias_ >= 0 ? parameters + decoder_bias_ : nullptr;
+  const T* const bias = array(parameters, decoder_bias_);
   const Weights<T> weights =
       weights_at(packed_weights(Packing::decoder, packed), storage, 0, k.gemm_units, H);
   const GemmArgs<T> args{h, H, weights, bias, false, O, H, y, O};
@@ -34,10 +34,10 @@ constexpr Index decoder_block = Index(1) << 16;
 template <class T>
 class DecoderPass {
  public:
-  DecoderPass(const Network<T>& network, const T* parameters)
+  DecoderPass(const Network<T>& network, const ParameterArrays<const T>& parameters)
       : k_(*network.kernels_),
-        weight_(parameters + network.decoder_weight_),
-        bias_(network.decoder_bias_ >= 0 ? parameters + network.decoder_bias_ : nullptr),
+        weight_(network.array(parameters, network.decoder_weight_)),
+        bias_(network.array(parameters, network.decoder_bias_)),
         H_(network.hidden_width()),
         O_(network.shape_.output_size) {}
 
@@ -87,11 +87,13 @@ Index Network<T>::decode_backward_elements(int max_threads) const {
 }
 
 template <class T>
-void Network<T>::decode_backward(const T* parameters, const T* h, const T* dy, Index rows, T* dh,
-                                 T* gradients, int max_threads, T* workspace) const {
+void Network<T>::decode_backward(const Parameters& parameters, const T* h, const T* dy, Index rows,
+                                 T* dh, const Gradients& gradients, int max_threads,
+                                 T* workspace) const {
   const Kernels<T>& k = *kernels_;
   const Index H = hidden_width(), O = shape_.output_size;
-  T* const bias_gradient = decoder_bias_ >= 0 ? gradients + decoder_bias_ : nullptr;
+  T* const weight_gradient = array(gradients, decoder_weight_);
+  T* const bias_gradient = array(gradients, decoder_bias_);
   const DecoderPass<T> pass(*this, parameters);
   const int parts = device_->parts(4.0 * double(rows) * double(H * O));
   run_team(*device_, std::min(max_threads, parts), [&](const Team& team) {
@@ -99,7 +101,7 @@ void Network<T>::decode_backward(const T* parameters, const T* h, const T* dy, I
     k.gemm_tn(GemmTnArgs<T>{dy,
                             O,
                             rows,
-                            {{h, H, H, gradients + decoder_weight_, H}, {}},
+                            {{h, H, H, weight_gradient, H}, {}},
                             1,
                             bias_gradient,
                             std::min(sum_block, head_block_rows())},
@@ -137,15 +139,17 @@ Index Network<T>::head_errors(Index rows) const {
 }
 
 template <class T>
-void Network<T>::head(const T* parameters, const T* h, const Token* targets, Index rows, T scale,
-                      T* losses, T* dh, T* gradients, int max_threads, T* workspace) const {
+void Network<T>::head(const Parameters& parameters, const T* h, const Token* targets, Index rows,
+                      T scale, T* losses, T* dh, const Gradients& gradients, int max_threads,
+                      T* workspace) const {
   const Kernels<T>& k = *kernels_;
   const Index H = hidden_width(), O = shape_.output_size, stride = aligned(O);
   const Index block = head_block_rows(), panels = ceil_div(O, k.gemm_units);
   T* const logits = workspace;
   T* const errors = logits + std::min(rows, block) * stride;
   T* const scratches = errors + head_errors(rows);
-  T* const bias_gradient = gradients && decoder_bias_ >= 0 ? gradients + decoder_bias_ : nullptr;
+  T* const weight_gradient = gradients ? array(gradients, decoder_weight_) : nullptr;
+  T* const bias_gradient = gradients ? array(gradients, decoder_bias_) : nullptr;
   const double operations = (dh ? 6.0 : 2.0) * double(rows) * double(H * O);
   const DecoderPass<T> pass(*this, parameters);
   const int parts = std::min(max_threads, device_->parts(operations));
@@ -171,19 +175,19 @@ void Network<T>::head(const T* parameters, const T* h, const Token* targets, Ind
       // The next block's logits overwrite these, and other threads may compute other rows of them.
       team.wait();
       if (!dh) continue;
-      k.gemm_tn(GemmTnArgs<T>{.a = logits,
-                              .a_stride = stride,
-                              .depth = n,
-                              .products = {{h_block, H, H, gradients + decoder_weight_, H,
-                                            errors + aligned(O), H},
-                                           {}},
-                              .num_products = 1,
-                              .sums = bias_gradient,
-                              .block = std::min(sum_block, block),
-                              .done = first,
-                              .whole = rows,
-                              .sums_errors = errors},
-                team.share(O), scratch);
+      k.gemm_tn(
+          GemmTnArgs<T>{
+              .a = logits,
+              .a_stride = stride,
+              .depth = n,
+              .products = {{h_block, H, H, weight_gradient, H, errors + aligned(O), H}, {}},
+              .num_products = 1,
+              .sums = bias_gradient,
+              .block = std::min(sum_block, block),
+              .done = first,
+              .whole = rows,
+              .sums_errors = errors},
+          team.share(O), scratch);
       team.wait();
     }
   });

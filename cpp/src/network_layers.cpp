@@ -11,8 +11,10 @@ class SequencePass {
  public:
   using Layer = typename Network<T>::Layer;
 
-  SequencePass(const Network<T>& network, const T* parameters, const PackedWeights<T>& packed,
-               const SequenceInput<T>& in, bool keep, T* tape)
+  using Gradients = typename Network<T>::Gradients;
+
+  SequencePass(const Network<T>& network, const typename Network<T>::Parameters& parameters,
+               const PackedWeights<T>& packed, const SequenceInput<T>& in, bool keep, T* tape)
       : network_(network),
         k_(*network.kernels_),
         cell_(*network.cell_),
@@ -56,7 +58,8 @@ class SequencePass {
     });
   }
 
-  void backward(T* dh, T* dstate, T* dx, T* gradients, int max_threads, T* workspace) const {
+  void backward(T* dh, T* dstate, T* dx, const Gradients& gradients, int max_threads,
+                T* workspace) const {
     const Sharing how = sharing(backward_panels_);
     run_team(*network_.device_, std::min(how.threads, max_threads), [&](const Team& team) {
       T* const scratch = workspace + sums_elements() + team.part * tn_scratch();
@@ -86,6 +89,11 @@ class SequencePass {
  private:
   // ---- layout ----
 
+  // The array of an entry of parameters(); null if it is absent.
+  const T* parameter(Index entry) const { return network_.array(parameters_, entry); }
+  T* gradient(const Gradients& gradients, Index entry) const {
+    return network_.array(gradients, entry);
+  }
   Weights<T> packed(Packing packing, Index offset, Index panel_columns, Index depth) const {
     const bool dense = packing == Packing::forward_dense || packing == Packing::backward_dense;
     return weights_at(network_.packed_weights(packing, dense ? packed_.dense : packed_.layers),
@@ -165,7 +173,7 @@ class SequencePass {
   }
   RecurrentNorm<T> norm(const Layer& p, Index l, Index d) const {
     if (!shape_.layer_norm) return {};
-    return {parameters_ + p.gain_hh, keep_ ? direction(l, d) + layout_.inverse_hh : nullptr};
+    return {parameter(p.gain_hh), keep_ ? direction(l, d) + layout_.inverse_hh : nullptr};
   }
 
   // The masks of a layer's recurrence; rows of the sequence and of the batch.
@@ -201,8 +209,8 @@ class SequencePass {
     const T* const bias = p.input_bias >= 0 ? packed_.layers + p.input_bias : nullptr;
     const T* const bias_now = shape_.layer_norm ? nullptr : bias;  // else after the norm
     if (tokens) {
-      k_.gather(GatherArgs<T>{in_.tokens, token_scales(), parameters_ + p.weight_ih, bias_now,
-                              G_ * H_, gx, G_ * H_},
+      k_.gather(GatherArgs<T>{in_.tokens, token_scales(), parameter(p.weight_ih), bias_now, G_ * H_,
+                              gx, G_ * H_},
                 rows);
     } else {
       const Weights<T> weights =
@@ -213,7 +221,7 @@ class SequencePass {
     if (shape_.layer_norm) {
       T* const tape = direction(l, d);
       k_.layer_norm(LayerNormArgs<T>{{(G_ - cell_.num_split) * H_, cell_.num_split * H_},
-                                     parameters_ + p.gain_ih,
+                                     parameter(p.gain_ih),
                                      bias,
                                      gx,
                                      keep_ ? tape + layout_.normalized_ih : nullptr,
@@ -245,10 +253,10 @@ class SequencePass {
         .hh = packed(Packing::forward, p.hh, cell_.forward_units * G_, R_),
         .gx = gather ? nullptr : tape_ + layout_.gates,
         .tokens = gather ? in_.tokens : nullptr,
-        .table = gather ? parameters_ + p.weight_ih : nullptr,
+        .table = gather ? parameter(p.weight_ih) : nullptr,
         .input_bias = gather && p.input_bias >= 0 ? packed_.layers + p.input_bias : nullptr,
         .split_bias = p.split_bias >= 0 ? packed_.layers + p.split_bias : nullptr,
-        .params = parameters_ + p.params,
+        .params = parameter(p.params),
         .states = where,
         .saved = keep_ ? tape + layout_.saved : nullptr,
         .recurrent = has_recurrent() ? tape + layout_.recurrent : nullptr,
@@ -280,7 +288,7 @@ class SequencePass {
 
   // dh [N, D*R]: gradient of the layer's output. to [N, I]: that of its input, or null.
   void backward_layer(const Team& team, bool by_rows, Index l, Index d, const T* dh, T* dstate,
-                      T* to, bool first, T* gradients, T* sums, T* scratch) const {
+                      T* to, bool first, const Gradients& gradients, T* sums, T* scratch) const {
     const Layer& p = network_.layer(l, d);
     const Steps all = steps(d);
     const Index width = network_.num_slots() * H_;
@@ -290,13 +298,13 @@ class SequencePass {
     for (Index s = 0; s < S_; ++s) dstates.of[s] = state_part(dstate, s, l, d);
     // A few streams read a weight about as often as packing would: they read it unpacked.
     const Weights<T> hh = packed_.layers ? packed(Packing::backward, p.hh_t, k_.gemm_units, G_ * H_)
-                                         : Weights<T>{parameters_ + p.weight_hh, R_, k_.gemm_units};
+                                         : Weights<T>{parameter(p.weight_hh), R_, k_.gemm_units};
     const RecurrentBackwardArgs<T> args{
         .steps = all,
         .hidden_size = H_,
         .width = R_,
         .hh = hh,
-        .params = parameters_ + p.params,
+        .params = parameter(p.params),
         .states = states(l, d),
         .saved = tape + layout_.saved,
         .dy = dh + d * R_,
@@ -307,10 +315,10 @@ class SequencePass {
         .zoneout = zoneouts(l, d),
         .norm = norm(p, l, d),
         .normalized = tape + layout_.normalized_hh,
-        .projection = shape_.proj_size > 0
-                          ? Projection<T>{{parameters_ + p.weight_hr, H_, k_.gemm_units},
-                                          tape + layout_.hidden}
-                          : Projection<T>{},
+        .projection =
+            shape_.proj_size > 0
+                ? Projection<T>{{parameter(p.weight_hr), H_, k_.gemm_units}, tape + layout_.hidden}
+                : Projection<T>{},
         .dprojected = tape_ + layout_.dprojected,
     };
     // Sums of the slots' columns, for the biases and the cell's own parameters.
@@ -342,7 +350,8 @@ class SequencePass {
 
   // Gradients of all biases, gains and the cell's parameters. Then gradients by the normalized
   // input term become gradients by the input term, in place.
-  void norm_backward(const Team& team, const Layer& p, Index l, Index d, T* gradients) const {
+  void norm_backward(const Team& team, const Layer& p, Index l, Index d,
+                     const Gradients& gradients) const {
     const Index split = cell_.num_split * H_, GH = G_ * H_, summed = GH - split;
     const Index width = network_.num_slots() * H_;
     T* const tape = direction(l, d);
@@ -354,26 +363,24 @@ class SequencePass {
     const Range mine = team.share(GH, alignment_elements);
     const Range first = intersect(mine, {0, summed});
     const Range second{std::max(mine.begin, summed) - summed, std::max(mine.end, summed) - summed};
-    k_.column_products(dgx, width, hat_ih, GH, N_, mine, gradients + p.gain_ih);
-    k_.column_products(dgx, width, hat_hh, GH, N_, first, gradients + p.gain_hh);
-    k_.column_products(dsplit, width, hat_hh + summed, GH, N_, second,
-                       gradients + p.gain_hh + summed);
-    if (p.bias_ih >= 0) k_.column_sums(dgx, width, N_, mine, gradients + p.bias_ih);
-    if (p.bias_hh >= 0) {
-      k_.column_sums(dgx, width, N_, first, gradients + p.bias_hh);
-      k_.column_sums(dsplit, width, N_, second, gradients + p.bias_hh + summed);
+    T* const gain_hh = gradient(gradients, p.gain_hh);
+    k_.column_products(dgx, width, hat_ih, GH, N_, mine, gradient(gradients, p.gain_ih));
+    k_.column_products(dgx, width, hat_hh, GH, N_, first, gain_hh);
+    k_.column_products(dsplit, width, hat_hh + summed, GH, N_, second, gain_hh + summed);
+    if (T* const bias_ih = gradient(gradients, p.bias_ih))
+      k_.column_sums(dgx, width, N_, mine, bias_ih);
+    if (T* const bias_hh = gradient(gradients, p.bias_hh)) {
+      k_.column_sums(dgx, width, N_, first, bias_hh);
+      k_.column_sums(dsplit, width, N_, second, bias_hh + summed);
     }
     if (cell_.num_params > 0)
       k_.column_sums(dparams, width, N_, team.share(cell_.num_params * H_, alignment_elements),
-                     gradients + p.params);
+                     gradient(gradients, p.params));
     team.wait();
-    k_.layer_norm_backward(LayerNormBackwardArgs<T>{{summed, split},
-                                                    parameters_ + p.gain_ih,
-                                                    hat_ih,
-                                                    tape + layout_.inverse_ih,
-                                                    dgx,
-                                                    width},
-                           team.share(N_));
+    k_.layer_norm_backward(
+        LayerNormBackwardArgs<T>{
+            {summed, split}, parameter(p.gain_ih), hat_ih, tape + layout_.inverse_ih, dgx, width},
+        team.share(N_));
     team.wait();
   }
 
@@ -386,7 +393,7 @@ class SequencePass {
     const auto add_part = [&](const T* d, Index gate, Index offset, Index depth, bool add) {
       const Weights<T> weights =
           l > 0 && !packed_.layers
-              ? Weights<T>{parameters_ + p.weight_ih + gate * H_ * I, I, k_.gemm_units}
+              ? Weights<T>{parameter(p.weight_ih) + gate * H_ * I, I, k_.gemm_units}
               : packed(l > 0 ? Packing::backward : Packing::backward_dense, offset, k_.gemm_units,
                        depth);
       k_.gemm(GemmArgs<T>{d, width, weights, nullptr, add, I, depth, to, I}, rows,
@@ -401,16 +408,16 @@ class SequencePass {
 
   // Weight gradients: rows of gates, depth time and batch, against the layer's input and the
   // recurrent product's input.
-  void weights_backward(const Team& team, const Layer& p, Index l, Index d, T* gradients, T* sums,
-                        T* scratch) const {
+  void weights_backward(const Team& team, const Layer& p, Index l, Index d,
+                        const Gradients& gradients, T* sums, T* scratch) const {
     const Index I = network_.layer_input_size(l), split = split_gates(), summed = G_ - split;
     const Index width = network_.num_slots() * H_;
     const T* const dgates = tape_ + layout_.gates;
     const T* const dgx_split = dgates + G_ * H_;
     const bool gather = l == 0 && in_.tokens;
     const bool norm = shape_.layer_norm;
-    T* const d_ih = gradients + p.weight_ih;
-    T* const d_hh = gradients + p.weight_hh;
+    T* const d_ih = gradient(gradients, p.weight_ih);
+    T* const d_hh = gradient(gradients, p.weight_hh);
     const T* const x = input(l);
     // The previous step's h is one step's rows away from h.
     const StateRows<T> h = states(l, d)[0];
@@ -457,16 +464,14 @@ class SequencePass {
       else
         first_layer(dgx_split, summed, split);
     }
-    if (p.weight_hr >= 0)
-      k_.gemm_tn(
-          GemmTnArgs<T>{
-              tape_ + layout_.dprojected,
-              R_,
-              N_,
-              {{direction(l, d) + layout_.hidden, H_, H_, gradients + p.weight_hr, H_}, {}},
-              1,
-              nullptr},
-          team.share(R_), scratch);
+    if (T* const d_hr = gradient(gradients, p.weight_hr))
+      k_.gemm_tn(GemmTnArgs<T>{tape_ + layout_.dprojected,
+                               R_,
+                               N_,
+                               {{direction(l, d) + layout_.hidden, H_, H_, d_hr, H_}, {}},
+                               1,
+                               nullptr},
+                 team.share(R_), scratch);
     if (norm) return;
     // The sums that no product has computed.
     const Index first_left = (l > 0 ? G_ + split : G_) * H_;
@@ -474,16 +479,19 @@ class SequencePass {
     k_.column_sums(dgates + first_left, width, N_, left, sums + first_left);
   }
 
-  void add_sums(const Layer& p, const T* sums, Range mine, T* gradients) const {
+  void add_sums(const Layer& p, const T* sums, Range mine, const Gradients& gradients) const {
     const Index split = cell_.num_split * H_, GH = G_ * H_, summed = GH - split;
-    if (p.bias_ih >= 0) {
-      k_.add(sums, intersect(mine, {0, summed}), gradients + p.bias_ih);
-      k_.add(sums, intersect(mine, {GH, GH + split}), gradients + p.bias_ih - split);
+    // to [n] += sums [first, first + n), of those that are mine
+    const auto add = [&](Index first, Index n, T* to) {
+      const Range part = intersect(mine, {first, first + n});
+      k_.add(sums + first, {part.begin - first, part.end - first}, to);
+    };
+    if (T* const bias_ih = gradient(gradients, p.bias_ih)) {
+      add(0, summed, bias_ih);
+      add(GH, split, bias_ih + summed);
     }
-    if (p.bias_hh >= 0) k_.add(sums, intersect(mine, {0, GH}), gradients + p.bias_hh);
-    if (cell_.num_params > 0)
-      k_.add(sums, intersect(mine, {GH + split, GH + split + cell_.num_params * H_}),
-             gradients + p.params - (GH + split));
+    if (T* const bias_hh = gradient(gradients, p.bias_hh)) add(0, GH, bias_hh);
+    if (cell_.num_params > 0) add(GH + split, cell_.num_params * H_, gradient(gradients, p.params));
   }
 
   const Network<T>& network_;
@@ -491,7 +499,7 @@ class SequencePass {
   const CellKernels<T>& cell_;
   const NetworkShape& shape_;
   const Regularization& rates_;
-  const T* parameters_;
+  const typename Network<T>::Parameters& parameters_;
   const PackedWeights<T>& packed_;
   const SequenceInput<T>& in_;
   bool keep_;
@@ -502,7 +510,7 @@ class SequencePass {
 };
 
 template <class T>
-void Network<T>::forward(const T* parameters, const PackedWeights<T>& packed,
+void Network<T>::forward(const Parameters& parameters, const PackedWeights<T>& packed,
                          const SequenceInput<T>& in, const T* state_0, bool keep, T* tape,
                          T* state_n) const {
   SequencePass<T>(*this, parameters, packed, in, keep, tape).forward(state_0, state_n);
@@ -515,9 +523,9 @@ Index Network<T>::backward_elements(int max_threads) const {
 }
 
 template <class T>
-void Network<T>::backward(const T* parameters, const PackedWeights<T>& packed,
+void Network<T>::backward(const Parameters& parameters, const PackedWeights<T>& packed,
                           const SequenceInput<T>& in, T* tape, T* dh, T* dstate, T* dx,
-                          T* gradients, int max_threads, T* workspace) const {
+                          const Gradients& gradients, int max_threads, T* workspace) const {
   if (in.rows() == 0) return;
   SequencePass<T>(*this, parameters, packed, in, true, tape)
       .backward(dh, dstate, dx, gradients, max_threads, workspace);

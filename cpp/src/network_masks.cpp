@@ -13,7 +13,7 @@ void Network<T>::multiply_by_weight_masks(std::uint64_t mask_seed, T* weights) c
       for (Index d = 0; d < D; ++d) {
         MaskArgs<T> args = mask_args<T>(MaskKind::dropout, shape_.regularization.weight_drop,
                                         mask_seed, mask_site(l, d, MaskSite::weights));
-        args.x = args.out = weights + layer(l, d).weight_hh;
+        args.x = args.out = array(ParameterArrays<T>(weights), layer(l, d).weight_hh);
         args.x_stride = args.out_stride = args.cols = R;
         k.mask(args, team.share(rows));
       }

@@ -92,6 +92,15 @@ struct Parameter {
   Index elements() const { return rows * (cols > 0 ? cols : 1); }
 };
 
+// Where the arrays of parameters(), or of their gradients, are: in flat memory, each at its offset.
+template <class T>
+struct ParameterArrays {
+  T* flat;
+
+  ParameterArrays(T* flat_memory) : flat(flat_memory) {}
+  explicit operator bool() const { return flat; }
+};
+
 // Input of a sequence: tokens [N] or x [N, I]; the other must be null.
 //
 // Sequences of different lengths must be sorted, longest first, and have no padding. Step t has
@@ -138,6 +147,9 @@ struct PackedWeights {
 template <class T>
 class Network {
  public:
+  using Parameters = ParameterArrays<const T>;
+  using Gradients = ParameterArrays<T>;
+
   // Throws std::invalid_argument for an unknown cell, an impossible size, or float64 on a device
   // without it.
   explicit Network(const NetworkShape& shape, Device& device = cpu_device());
@@ -160,7 +172,8 @@ class Network {
   Index parameter_elements() const { return parameter_elements_; }
 
   Index packed_elements(Packing packing, Storage storage = Storage::full) const;
-  void pack(Packing packing, const T* parameters, T* packed, Storage storage = Storage::full) const;
+  void pack(Packing packing, const Parameters& parameters, T* packed,
+            Storage storage = Storage::full) const;
 
   // Tokens [rows, cols], or [rows] if cols is 0, of the host. They must be in [0, input_size), else
   // std::invalid_argument names the first that is not.
@@ -175,39 +188,41 @@ class Network {
   // tape: what the layers compute, and with keep what backward needs. state_0 or null: zeros;
   // state_n or null; they may be the same.
   Index tape_elements(const SequenceInput<T>& in, bool keep) const;
-  void forward(const T* parameters, const PackedWeights<T>& packed, const SequenceInput<T>& in,
-               const T* state_0, bool keep, T* tape, T* state_n) const;
+  void forward(const Parameters& parameters, const PackedWeights<T>& packed,
+               const SequenceInput<T>& in, const T* state_0, bool keep, T* tape, T* state_n) const;
   // The top layer's h, [N, D*R], on the tape.
   const T* hidden(const SequenceInput<T>& in, bool keep, const T* tape) const;
 
   // After forward with keep, on its tape. Writes over parts of the tape, but not forward's results.
   // dh [N, D*R]: gradient of hidden(), is overwritten. dstate: on entry the gradient of the last
-  // state, on return that of the initial state. dx [N, I] or null. gradients: flat, added to.
+  // state, on return that of the initial state. dx [N, I] or null. gradients: added to.
   Index backward_elements(int max_threads) const;
-  void backward(const T* parameters, const PackedWeights<T>& packed, const SequenceInput<T>& in,
-                T* tape, T* dh, T* dstate, T* dx, T* gradients, int max_threads,
-                T* workspace) const;
+  void backward(const Parameters& parameters, const PackedWeights<T>& packed,
+                const SequenceInput<T>& in, T* tape, T* dh, T* dstate, T* dx,
+                const Gradients& gradients, int max_threads, T* workspace) const;
 
   // y [N, O] = h [N, D*R] @ decoder.weight^T + decoder.bias; packed: Packing::decoder
-  void decode(const T* parameters, const T* packed, const T* h, Index rows, T* y,
+  void decode(const Parameters& parameters, const T* packed, const T* h, Index rows, T* y,
               Storage storage = Storage::full) const;
   // dh [N, D*R] = dy [N, O] @ decoder.weight; gradients: the decoder's are added to.
   Index decode_backward_elements(int max_threads) const;
-  void decode_backward(const T* parameters, const T* h, const T* dy, Index rows, T* dh,
-                       T* gradients, int max_threads, T* workspace) const;
+  void decode_backward(const Parameters& parameters, const T* h, const T* dy, Index rows, T* dh,
+                       const Gradients& gradients, int max_threads, T* workspace) const;
 
   // Decoder, softmax cross-entropy and their backward, in blocks of rows: neither all logits nor a
   // packed decoder are ever in memory. targets [N], -1 ignored; losses [N] in nats; dh and
   // gradients null: losses only. scale: of the gradients, 1 for the sum, 1 / count for the mean.
   Index head_elements(Index rows, int max_threads) const;
-  void head(const T* parameters, const T* h, const Token* targets, Index rows, T scale, T* losses,
-            T* dh, T* gradients, int max_threads, T* workspace) const;
+  void head(const Parameters& parameters, const T* h, const Token* targets, Index rows, T scale,
+            T* losses, T* dh, const Gradients& gradients, int max_threads, T* workspace) const;
 
  private:
-  // Offsets of the arrays of one layer and direction; -1: absent.
+  // One layer and direction; -1: absent.
   struct Layer {
-    // in the parameters and gradients
+    // Numbers of the entries of parameters(). Without parameters of the cell's own, which are then
+    // not read, params is 0.
     Index weight_ih, weight_hh, bias_ih, bias_hh, params, gain_ih, gain_hh, weight_hr;
+    // Offsets in packed weights.
     Index input_bias, split_bias;  // first in Packing::forward: sums of the biases
     Index hh, ih, hr;              // after them; ih of layer 0 in forward_dense
     Index hh_t, ih_t, ih_t_split;  // in backward; ih_t and ih_t_split of layer 0 in backward_dense
@@ -238,6 +253,12 @@ class Network {
   Index head_block_rows() const;
   Index head_scratch() const;
   Index head_errors(Index rows) const;
+  // The array of an entry of parameters(); null if it is absent.
+  template <class U>
+  U* array(const ParameterArrays<U>& arrays, Index entry) const {
+    if (entry < 0) return nullptr;
+    return arrays.flat + parameters_[static_cast<std::size_t>(entry)].offset;
+  }
   // Start of a packing's weights.
   const T* packed_weights(Packing packing, const T* packed) const {
     return packed + packed_[static_cast<int>(packing)].biases;
@@ -250,7 +271,7 @@ class Network {
   std::vector<Parameter> parameters_;
   std::vector<Layer> layers_;
   PackedLayout packed_[num_packings] = {};
-  Index decoder_weight_ = -1, decoder_bias_ = -1;  // in the parameters and gradients
+  Index decoder_weight_ = -1, decoder_bias_ = -1;  // entries of parameters()
   Index parameter_elements_ = 0;
 };
 
