@@ -60,18 +60,11 @@ PackedWeights<T> Model<T>::packed_forward(const Source& from, const SequenceInpu
           in.x ? packed(from, Packing::forward_dense, storage) : nullptr, storage};
 }
 
-// A few streams read unpacked weights. But rows of wide layers lie pages apart: reading them costs
-// more than packing.
-template <class T>
-bool Model<T>::packs_backward(Index batch) const {
-  constexpr Index few_streams = 4, widest = 512;
-  return batch > few_streams || network_.shape().hidden_size > widest;
-}
-
 template <class T>
 PackedWeights<T> Model<T>::packed_backward(const Source& from, const SequenceInput<T>& in,
                                            bool dense) {
-  return {packs_backward(in.batch) ? packed(from, Packing::backward) : nullptr,
+  return {network_.packs_backward(from.parameters, in.batch) ? packed(from, Packing::backward)
+                                                             : nullptr,
           dense ? packed(from, Packing::backward_dense) : nullptr};
 }
 
@@ -121,7 +114,7 @@ Index Model<T>::forward(const Batch& given, const T* state_0, bool keep, T* y, T
   if (network_.shape().output_size > 0) {
     if (!direct(in)) y_.reserve(std::max<Index>(1, rows * O));
     T* const to = direct(in) ? y : y_.get();
-    network_.decode(from.parameters, packed(from, Packing::decoder), result, rows, to);
+    network_.decode(packed(from, Packing::decoder), result, rows, to);
     result = to;
   }
   rows_out(in, result, O, y);
@@ -223,7 +216,7 @@ void Model<T>::step(const SequenceInput<T>& given, T* state, T* y) {
   network_.forward(parameters_.get(), weights, in, carried, false, workspace_.get(), carried);
   const T* const h = network_.hidden(in, false, workspace_.get());
   if (network_.shape().output_size > 0)
-    network_.decode(parameters_.get(), packed(from, Packing::decoder), h, in.batch, result);
+    network_.decode(packed(from, Packing::decoder), h, in.batch, result);
   else
     device_->copy(h, outputs, result);
   if (device_->is_host) return;
@@ -445,8 +438,7 @@ void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
   draw.failure = numbers_.get();
   for (Index i = 0; i < length; ++i) {
     network_.forward(parameters_.get(), weights, in, carried, false, workspace_.get(), carried);
-    network_.decode(parameters_.get(), decoder, network_.hidden(in, false, workspace_.get()), batch,
-                    logits, storage);
+    network_.decode(decoder, network_.hidden(in, false, workspace_.get()), batch, logits, storage);
     draw.position = position + static_cast<std::uint64_t>(i);
     draw.drawn = to + i * batch;
     k.draw(draw, {0, batch});

@@ -35,8 +35,9 @@ typename Model<T>::Needs Model<T>::needs(const SequenceInput<T>& in, bool traini
   };
   Needs n{};
   n.dropped = some(in.mask_seed && network_.shape().regularization.weight_drop > 0, elements);
-  n.packed = copy(true, Packing::forward) + copy(in.x, Packing::forward_dense) +
-             copy(training && packs_backward(in.batch), Packing::backward);
+  n.packed =
+      copy(true, Packing::forward) + copy(in.x, Packing::forward_dense) +
+      copy(training && network_.packs_backward(parameters_.get(), in.batch), Packing::backward);
   n.tape = network_.tape_elements(in, training);
   n.workspace = std::max(network_.head_elements(rows, threads),
                          training ? network_.backward_elements(threads) : 0);

@@ -106,8 +106,8 @@ void Network<T>::lay_out() {
     elements += aligned(columns * (depth + depth % 2));
     return offset;
   };
-  const auto biases = [&](Index n) {
-    Index& elements = packed_[static_cast<int>(Packing::forward)].biases;
+  const auto biases = [&](Packing packing, Index n) {
+    Index& elements = packed_[static_cast<int>(packing)].biases;
     const Index offset = elements;
     elements += aligned(n);
     return offset;
@@ -135,11 +135,13 @@ void Network<T>::lay_out() {
       p.weight_hr =
           shape_.proj_size > 0 ? add_parameter("weight_hr" + suffix, R, H, false) : Index(-1);
 
-      p.input_bias = p.bias_ih < 0 ? -1 : biases(G * H);
-      p.split_bias = p.bias_hh >= 0 && split > 0 ? biases(split * H) : -1;
+      p.input_bias = p.bias_ih < 0 ? -1 : biases(Packing::forward, G * H);
+      p.split_bias = p.bias_hh >= 0 && split > 0 ? biases(Packing::forward, split * H) : -1;
       p.hh = weights(Packing::forward, H, R, gates, G);
       p.hh_t = weights(Packing::backward, R, G * H, plain);
       p.hr = shape_.proj_size > 0 ? weights(Packing::forward, R, H, plain) : -1;
+      p.hr_t = shape_.proj_size > 0 ? weights(Packing::backward, H, R, plain) : -1;
+      p.table = l == 0 ? weights(Packing::forward_tokens, G * H, I, 1) : -1;
       const Packing ih = l == 0 ? Packing::forward_dense : Packing::forward;
       const Packing ih_t = l == 0 ? Packing::backward_dense : Packing::backward;
       p.ih = weights(ih, G * H, I, plain);
@@ -149,8 +151,10 @@ void Network<T>::lay_out() {
     }
   if (shape_.output_size > 0) {
     decoder_weight_ = add_parameter("decoder.weight", shape_.output_size, hidden_width(), false);
-    if (shape_.bias != Bias::none)
+    if (shape_.bias != Bias::none) {
       decoder_bias_ = add_parameter("decoder.bias", shape_.output_size, 0, false);
+      biases(Packing::decoder, shape_.output_size);
+    }
     weights(Packing::decoder, shape_.output_size, hidden_width(), plain);
   }
   parameter_elements_ += alignment_elements;  // read past a row, see Weights
@@ -159,7 +163,24 @@ void Network<T>::lay_out() {
 template <class T>
 Index Network<T>::packed_elements(Packing packing, Storage storage) const {
   const PackedLayout& p = packed_[static_cast<int>(packing)];
-  return p.biases + (storage == Storage::bfloat16 ? p.weights / 2 : p.weights);
+  const bool half = storage == Storage::bfloat16 && packing != Packing::forward_tokens;
+  return p.biases + (half ? p.weights / 2 : p.weights);
+}
+
+template <class T>
+bool Network<T>::reads_whole_vectors(const Parameters& parameters, Index cols) const {
+  return !parameters.separate || cols % kernels_->lanes == 0;
+}
+
+// A few streams read unpacked weights. But rows of wide layers lie pages apart: reading them costs
+// more than packing.
+template <class T>
+bool Network<T>::packs_backward(const Parameters& parameters, Index batch) const {
+  constexpr Index few_streams = 4, widest = 512;
+  const bool readable =
+      reads_whole_vectors(parameters, width()) &&
+      (shape_.proj_size == 0 || reads_whole_vectors(parameters, shape_.hidden_size));
+  return !readable || batch > few_streams || shape_.hidden_size > widest;
 }
 
 template <class T>
@@ -181,9 +202,24 @@ void Network<T>::pack(Packing packing, const Parameters& parameters, T* packed,
                          weights + (half ? to / 2 : to), half},
              team.share(ceil_div(units, groups > 1 ? cell_->forward_units : k.gemm_units)));
     };
-    if (packing == Packing::decoder)
+    if (packing == Packing::decoder) {
+      if (team.part == 0 && decoder_bias_ >= 0)
+        device_->copy(array(parameters, decoder_bias_), shape_.output_size, packed);
       return run(array(parameters, decoder_weight_), hidden_width(), 1, 1, shape_.output_size,
                  hidden_width(), 0);
+    }
+    if (packing == Packing::forward_tokens) {
+      for (Index d = 0; d < directions(); ++d) {
+        const Layer& p = layer(0, d);
+        const T* const ih = array(parameters, p.weight_ih);
+        if (parameters.separate)
+          k.transpose(ih, G * H, shape_.input_size, team.share(G * H, alignment_elements),
+                      packed + p.table);
+        else if (team.part == 0)
+          device_->copy(ih, G * H * shape_.input_size, packed + p.table);
+      }
+      return;
+    }
     const bool dense = packing == Packing::forward_dense || packing == Packing::backward_dense;
     const bool backward = packing == Packing::backward || packing == Packing::backward_dense;
     for (Index l = 0; l < (dense ? 1 : shape_.num_layers); ++l)
@@ -192,10 +228,11 @@ void Network<T>::pack(Packing packing, const Parameters& parameters, T* packed,
         const Layer& p = layer(l, d);
         const T* const hh = array(parameters, p.weight_hh);
         const T* const ih = array(parameters, p.weight_ih);
-        const Index ih_row = l == 0 ? 1 : I, ih_col = l == 0 ? G * H : 1;
+        const bool transposed = l == 0 && !parameters.separate;
+        const Index ih_row = transposed ? 1 : I, ih_col = transposed ? G * H : 1;
         if (!dense) backward ? run(hh, 1, R, 1, R, G * H, p.hh_t) : run(hh, R, 1, G, H, R, p.hh);
-        if (!dense && !backward && p.hr >= 0)
-          run(array(parameters, p.weight_hr), H, 1, 1, R, H, p.hr);
+        if (const T* const hr = array(parameters, p.weight_hr); hr && !dense)
+          backward ? run(hr, 1, H, 1, H, R, p.hr_t) : run(hr, H, 1, 1, R, H, p.hr);
         if (dense == (l == 0) && !backward) run(ih, ih_row, ih_col, 1, G * H, I, p.ih);
         if (dense == (l == 0) && backward) {
           if (summed > 0) run(ih, ih_col, ih_row, 1, I, summed * H, p.ih_t);

@@ -6,11 +6,10 @@
 namespace charrnn_fast {
 
 template <class T>
-void Network<T>::decode(const Parameters& parameters, const T* packed, const T* h, Index rows, T* y,
-                        Storage storage) const {
+void Network<T>::decode(const T* packed, const T* h, Index rows, T* y, Storage storage) const {
   const Kernels<T>& k = *kernels_;
   const Index H = hidden_width(), O = shape_.output_size;
-  const T* const bias = array(parameters, decoder_bias_);
+  const T* const bias = decoder_bias_ >= 0 ? packed : nullptr;
   const Weights<T> weights =
       weights_at(packed_weights(Packing::decoder, packed), storage, 0, k.gemm_units, H);
   const GemmArgs<T> args{h, H, weights, bias, false, O, H, y, O};
@@ -30,16 +29,28 @@ constexpr Index decoder_block = Index(1) << 16;
 
 }  // namespace
 
+// Scratch of one thread: a packed block of the decoder, then a block as it is, then the operands of
+// its gradient.
+template <class T>
+Index Network<T>::decoder_scratch() const {
+  const Kernels<T>& k = *kernels_;
+  const Index H = hidden_width(), as_it_is = std::max(decoder_block, H) + k.gemm_units;
+  return aligned(std::max({k.gemm_tn_scratch(), decoder_block, k.gemm_units * H, as_it_is}));
+}
+
 // Shared by the losses and the backward pass of one call.
 template <class T>
 class DecoderPass {
  public:
-  DecoderPass(const Network<T>& network, const ParameterArrays<const T>& parameters)
-      : k_(*network.kernels_),
+  // bias [O], readable up to the next multiple of a vector, or null; rows() alone reads it.
+  DecoderPass(const Network<T>& network, const ParameterArrays<const T>& parameters, const T* bias)
+      : device_(*network.device_),
+        k_(*network.kernels_),
         weight_(network.array(parameters, network.decoder_weight_)),
-        bias_(network.array(parameters, network.decoder_bias_)),
+        bias_(bias),
         H_(network.hidden_width()),
-        O_(network.shape_.output_size) {}
+        O_(network.shape_.output_size),
+        whole_vectors_(network.reads_whole_vectors(parameters, H_)) {}
 
   // One part's logits. Packs the decoder in blocks: a whole packed copy would take as much memory
   // as the weights, for large vocabularies most of the model.
@@ -65,25 +76,42 @@ class DecoderPass {
   }
 
   // dh [rows, H] = dy [rows, O] @ decoder.weight, unpacked.
-  void rows_backward(const T* dy, Index dy_stride, Range rows, T* dh) const {
+  void rows_backward(const T* dy, Index dy_stride, Range rows, T* dh, T* scratch) const {
+    if (rows.begin >= rows.end) return;
     const Index most = std::max<Index>(1, decoder_block / H_);
     for (Index first = 0; first < O_; first += most) {
-      const Weights<T> weights{weight_ + first * H_, H_, k_.gemm_units};
-      k_.gemm(GemmArgs<T>{dy + first, dy_stride, weights, nullptr, first > 0, H_,
-                          std::min(most, O_ - first), dh, H_},
+      const Index depth = std::min(most, O_ - first);
+      const T* block = weight_ + first * H_;
+      if (first + depth == O_ && !whole_vectors_) {
+        // Vectors past the last row would be read.
+        device_.copy(block, depth * H_, scratch);
+        device_.zero(scratch + depth * H_, k_.gemm_units);
+        block = scratch;
+      }
+      k_.gemm(GemmArgs<T>{dy + first,
+                          dy_stride,
+                          {block, H_, k_.gemm_units},
+                          nullptr,
+                          first > 0,
+                          H_,
+                          depth,
+                          dh,
+                          H_},
               rows, {0, ceil_div(H_, k_.gemm_units)});
     }
   }
 
  private:
+  Device& device_;
   const Kernels<T>& k_;
   const T *weight_, *bias_;
   Index H_, O_;
+  bool whole_vectors_;
 };
 
 template <class T>
 Index Network<T>::decode_backward_elements(int max_threads) const {
-  return max_threads * aligned(kernels_->gemm_tn_scratch());
+  return max_threads * decoder_scratch();
 }
 
 template <class T>
@@ -94,10 +122,11 @@ void Network<T>::decode_backward(const Parameters& parameters, const T* h, const
   const Index H = hidden_width(), O = shape_.output_size;
   T* const weight_gradient = array(gradients, decoder_weight_);
   T* const bias_gradient = array(gradients, decoder_bias_);
-  const DecoderPass<T> pass(*this, parameters);
+  const DecoderPass<T> pass(*this, parameters, nullptr);
   const int parts = device_->parts(4.0 * double(rows) * double(H * O));
   run_team(*device_, std::min(max_threads, parts), [&](const Team& team) {
-    pass.rows_backward(dy, O, team.share(rows), dh);
+    T* const scratch = workspace + team.part * decoder_scratch();
+    pass.rows_backward(dy, O, team.share(rows), dh, scratch);
     k.gemm_tn(GemmTnArgs<T>{dy,
                             O,
                             rows,
@@ -105,7 +134,7 @@ void Network<T>::decode_backward(const Parameters& parameters, const T* h, const
                             1,
                             bias_gradient,
                             std::min(sum_block, head_block_rows())},
-              team.share(O), workspace + team.part * aligned(k.gemm_tn_scratch()));
+              team.share(O), scratch);
   });
 }
 
@@ -117,17 +146,11 @@ Index Network<T>::head_block_rows() const {
   return rows > sum_block ? rows / sum_block * sum_block : rows;
 }
 
-// Scratch of one thread: a packed block of the decoder, then the operands of its gradient.
-template <class T>
-Index Network<T>::head_scratch() const {
-  const Kernels<T>& k = *kernels_;
-  return aligned(std::max({k.gemm_tn_scratch(), decoder_block, k.gemm_units * hidden_width()}));
-}
-
 template <class T>
 Index Network<T>::head_elements(Index rows, int max_threads) const {
-  return std::min(rows, head_block_rows()) * aligned(shape_.output_size) + head_errors(rows) +
-         max_threads * head_scratch();
+  const Index O = shape_.output_size;
+  return std::min(rows, head_block_rows()) * aligned(O) + aligned(O) + head_errors(rows) +
+         max_threads * decoder_scratch();
 }
 
 // Elements of the errors of the gradients' sums, bias and weight, which continue from block to
@@ -146,15 +169,17 @@ void Network<T>::head(const Parameters& parameters, const T* h, const Token* tar
   const Index H = hidden_width(), O = shape_.output_size, stride = aligned(O);
   const Index block = head_block_rows(), panels = ceil_div(O, k.gemm_units);
   T* const logits = workspace;
-  T* const errors = logits + std::min(rows, block) * stride;
+  T* const bias = logits + std::min(rows, block) * stride;
+  T* const errors = bias + stride;
   T* const scratches = errors + head_errors(rows);
   T* const weight_gradient = gradients ? array(gradients, decoder_weight_) : nullptr;
   T* const bias_gradient = gradients ? array(gradients, decoder_bias_) : nullptr;
   const double operations = (dh ? 6.0 : 2.0) * double(rows) * double(H * O);
-  const DecoderPass<T> pass(*this, parameters);
+  if (decoder_bias_ >= 0) device_->copy(array(parameters, decoder_bias_), O, bias);
+  const DecoderPass<T> pass(*this, parameters, decoder_bias_ >= 0 ? bias : nullptr);
   const int parts = std::min(max_threads, device_->parts(operations));
   run_team(*device_, parts, [&](const Team& team) {
-    T* const scratch = scratches + team.part * head_scratch();
+    T* const scratch = scratches + team.part * decoder_scratch();
     // Each thread packs the weights it multiplies by. A large vocabulary is shared among threads,
     // so that it is packed once. For a small one each thread packs all and never waits.
     const bool by_columns = panels >= 8 * team.parts && team.parts > 1;
@@ -171,7 +196,7 @@ void Network<T>::head(const Parameters& parameters, const T* h, const Token* tar
       k.cross_entropy(CrossEntropyArgs<T>{logits, stride, O, targets + first, scale,
                                           dh ? logits : nullptr, stride, losses + first},
                       mine);
-      if (dh) pass.rows_backward(logits, stride, mine, dh + first * H);
+      if (dh) pass.rows_backward(logits, stride, mine, dh + first * H, scratch);
       // The next block's logits overwrite these, and other threads may compute other rows of them.
       team.wait();
       if (!dh) continue;

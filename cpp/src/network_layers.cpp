@@ -1,5 +1,6 @@
 // The recurrent layers over a sequence: forward and backward of the whole stack. This file handles
 // layers, directions and threads; the kernels do the arithmetic.
+#include "errors.hpp"
 #include "network_masks.hpp"
 #include "network_tape.hpp"
 
@@ -94,10 +95,21 @@ class SequencePass {
   T* gradient(const Gradients& gradients, Index entry) const {
     return network_.array(gradients, entry);
   }
+  // Layer 0's input weights [I, G*H], by tokens.
+  const T* table(const Layer& p) const {
+    return parameters_.separate ? packed_.first_layer + p.table : parameter(p.weight_ih);
+  }
+  // A weight [depth, cols] for products with its rows. A few streams read it about as often as
+  // packing would: they read it unpacked.
+  Weights<T> rows_of(Index entry, Index packed_offset, Index cols, Index depth) const {
+    if (!packed_.layers) return {parameter(entry), cols, k_.gemm_units};
+    return packed(Packing::backward, packed_offset, k_.gemm_units, depth);
+  }
   Weights<T> packed(Packing packing, Index offset, Index panel_columns, Index depth) const {
     const bool dense = packing == Packing::forward_dense || packing == Packing::backward_dense;
-    return weights_at(network_.packed_weights(packing, dense ? packed_.dense : packed_.layers),
-                      packed_.storage, offset, panel_columns, depth);
+    return weights_at(
+        network_.packed_weights(packing, dense ? packed_.first_layer : packed_.layers),
+        packed_.storage, offset, panel_columns, depth);
   }
   Steps steps(Index d) const {
     return {T_, B_, in_.device_offsets ? in_.device_offsets : in_.offsets, d > 0};
@@ -209,8 +221,7 @@ class SequencePass {
     const T* const bias = p.input_bias >= 0 ? packed_.layers + p.input_bias : nullptr;
     const T* const bias_now = shape_.layer_norm ? nullptr : bias;  // else after the norm
     if (tokens) {
-      k_.gather(GatherArgs<T>{in_.tokens, token_scales(), parameter(p.weight_ih), bias_now, G_ * H_,
-                              gx, G_ * H_},
+      k_.gather(GatherArgs<T>{in_.tokens, token_scales(), table(p), bias_now, G_ * H_, gx, G_ * H_},
                 rows);
     } else {
       const Weights<T> weights =
@@ -253,7 +264,7 @@ class SequencePass {
         .hh = packed(Packing::forward, p.hh, cell_.forward_units * G_, R_),
         .gx = gather ? nullptr : tape_ + layout_.gates,
         .tokens = gather ? in_.tokens : nullptr,
-        .table = gather ? parameter(p.weight_ih) : nullptr,
+        .table = gather ? table(p) : nullptr,
         .input_bias = gather && p.input_bias >= 0 ? packed_.layers + p.input_bias : nullptr,
         .split_bias = p.split_bias >= 0 ? packed_.layers + p.split_bias : nullptr,
         .params = parameter(p.params),
@@ -296,14 +307,11 @@ class SequencePass {
     T* const dgates = tape_ + layout_.gates;
     StateGradients<T> dstates{};
     for (Index s = 0; s < S_; ++s) dstates.of[s] = state_part(dstate, s, l, d);
-    // A few streams read a weight about as often as packing would: they read it unpacked.
-    const Weights<T> hh = packed_.layers ? packed(Packing::backward, p.hh_t, k_.gemm_units, G_ * H_)
-                                         : Weights<T>{parameter(p.weight_hh), R_, k_.gemm_units};
     const RecurrentBackwardArgs<T> args{
         .steps = all,
         .hidden_size = H_,
         .width = R_,
-        .hh = hh,
+        .hh = rows_of(p.weight_hh, p.hh_t, R_, G_ * H_),
         .params = parameter(p.params),
         .states = states(l, d),
         .saved = tape + layout_.saved,
@@ -315,10 +323,9 @@ class SequencePass {
         .zoneout = zoneouts(l, d),
         .norm = norm(p, l, d),
         .normalized = tape + layout_.normalized_hh,
-        .projection =
-            shape_.proj_size > 0
-                ? Projection<T>{{parameter(p.weight_hr), H_, k_.gemm_units}, tape + layout_.hidden}
-                : Projection<T>{},
+        .projection = shape_.proj_size > 0 ? Projection<T>{rows_of(p.weight_hr, p.hr_t, H_, R_),
+                                                           tape + layout_.hidden}
+                                           : Projection<T>{},
         .dprojected = tape_ + layout_.dprojected,
     };
     // Sums of the slots' columns, for the biases and the cell's own parameters.
@@ -414,7 +421,8 @@ class SequencePass {
     const Index width = network_.num_slots() * H_;
     const T* const dgates = tape_ + layout_.gates;
     const T* const dgx_split = dgates + G_ * H_;
-    const bool gather = l == 0 && in_.tokens;
+    const bool gather = l == 0 && in_.tokens, transposed = l == 0 && gradients.flat;
+    const bool as_rows = !gather && !transposed;  // d_ih is a product with dgates, as d_hh
     const bool norm = shape_.layer_norm;
     T* const d_ih = gradient(gradients, p.weight_ih);
     T* const d_hh = gradient(gradients, p.weight_hh);
@@ -441,12 +449,13 @@ class SequencePass {
                                norm ? nullptr : sums + slot * H_},
                  team.share(n * H_, alignment_elements), scratch);
     };
-    // The gradient of layer 0's input weights, which are stored [I, G*H].
+    // The gradient of layer 0's input weights, by tokens or, in flat memory, [I, G*H].
     const auto first_layer = [&](const T* dgx, Index gate, Index gates) {
       const Index n = gates * H_;
       if (gather)
         k_.scatter_add(ScatterArgs<T>{dgx, width, N_, in_.tokens, order(), token_scales(),
-                                      d_ih + gate * H_, G_ * H_},
+                                      d_ih + gate * H_ * (transposed ? 1 : I),
+                                      transposed ? G_ * H_ : 1, transposed ? 1 : I},
                        team.share(n, alignment_elements));
       else
         k_.gemm_tn(
@@ -454,12 +463,12 @@ class SequencePass {
             team.share(I), scratch);
     };
     if (summed > 0) {
-      products(0, summed, to_hh(0), to_ih(0), l > 0 ? 2 : 1);
-      if (l == 0) first_layer(dgates, 0, summed);
+      products(0, summed, to_hh(0), to_ih(0), as_rows ? 2 : 1);
+      if (!as_rows) first_layer(dgates, 0, summed);
     }
     if (split > 0) {
       products(summed, split, to_hh(summed), {}, 1);
-      if (l > 0)
+      if (as_rows)
         products(G_, split, to_ih(summed), {}, 1);
       else
         first_layer(dgx_split, summed, split);
@@ -474,7 +483,7 @@ class SequencePass {
                  team.share(R_), scratch);
     if (norm) return;
     // The sums that no product has computed.
-    const Index first_left = (l > 0 ? G_ + split : G_) * H_;
+    const Index first_left = (as_rows ? G_ + split : G_) * H_;
     const Range left = team.share(width - first_left, alignment_elements);
     k_.column_sums(dgates + first_left, width, N_, left, sums + first_left);
   }
@@ -527,6 +536,8 @@ void Network<T>::backward(const Parameters& parameters, const PackedWeights<T>& 
                           const SequenceInput<T>& in, T* tape, T* dh, T* dstate, T* dx,
                           const Gradients& gradients, int max_threads, T* workspace) const {
   if (in.rows() == 0) return;
+  require(packed.layers || !parameters.separate || !packs_backward(parameters, 1),
+          "packed layers must be given for separate parameters whose rows end within a vector");
   SequencePass<T>(*this, parameters, packed, in, true, tape)
       .backward(dh, dstate, dx, gradients, max_threads, workspace);
 }

@@ -287,6 +287,7 @@ class GuardedTable {
     table.entry = &GuardedKernel<Entry, decltype(table.entry)>::call; \
   }
     CHARRNN_GUARD(pack)
+    CHARRNN_GUARD(transpose)
     CHARRNN_GUARD(gemm)
     CHARRNN_GUARD(gemm_tn)
     CHARRNN_GUARD(fill)

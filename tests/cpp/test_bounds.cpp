@@ -100,6 +100,58 @@ std::vector<T> parameters_of(const Network<T>& network) {
   return flat;
 }
 
+// Parameters or gradients, as flat memory or as arrays of their own.
+template <class T>
+class GuardedParameters {
+ public:
+  GuardedParameters(const Network<T>& network, const std::vector<T>& values, bool separate)
+      : network_(network) {
+    if (!separate) {
+      flat_ = std::make_unique<Guarded<T>>(values);
+      return;
+    }
+    for (const Parameter& p : network.parameters()) {
+      arrays_.push_back(std::make_unique<Guarded<T>>(count(p.elements())));
+      pointers_.push_back(arrays_.back()->data());
+      each(p, [&](Index flat, Index here) { pointers_.back()[here] = values[count(flat)]; });
+    }
+  }
+  ParameterArrays<T> get() const {
+    if (flat_) return flat_->data();
+    return pointers_.data();
+  }
+  ParameterArrays<const T> values() const {
+    if (flat_) return flat_->data();
+    return pointers_.data();
+  }
+  // The arrays' own elements, without those between them, as flat memory has them.
+  void add_to(Results& results) const {
+    for (std::size_t i = 0; i < network_.parameters().size(); ++i) {
+      const Parameter& p = network_.parameters()[i];
+      std::vector<T> own(count(p.elements()));
+      each(p, [&](Index flat, Index here) {
+        own[count(flat - p.offset)] = flat_ ? flat_->data()[flat] : pointers_[i][here];
+      });
+      results.add(own);
+    }
+  }
+
+ private:
+  // f(place in flat memory, place in an array as PyTorch has it) of every element.
+  template <class F>
+  static void each(const Parameter& p, F&& f) {
+    const Index cols = p.elements() / p.rows;
+    for (Index r = 0; r < p.rows; ++r)
+      for (Index c = 0; c < cols; ++c)
+        f(p.offset + (p.transposed ? c * p.rows + r : r * cols + c), r * cols + c);
+  }
+
+  const Network<T>& network_;
+  std::unique_ptr<Guarded<T>> flat_;
+  std::vector<std::unique_ptr<Guarded<T>>> arrays_;
+  std::vector<T*> pointers_;
+};
+
 // The parameters' own elements, without those between them.
 template <class T>
 void add_parameters(Results& results, const Network<T>& network, const T* flat) {
@@ -109,13 +161,15 @@ void add_parameters(Results& results, const Network<T>& network, const T* flat) 
 // The sorted batch that a Network takes: the rows of step t are those of the sequences longer than
 // t.
 template <class T>
-Results run_network(const Case<T>& c) {
+Results run_network(const Case<T>& c, bool separate) {
   const Network<T> network(c.shape);
   const int threads = get_num_threads();
-  const Guarded<T> parameters(parameters_of(network));
+  const std::vector<T> zeros(count(network.parameter_elements()), T(0));
+  const GuardedParameters<T> all(network, parameters_of(network), separate);
+  const ParameterArrays<const T> parameters = all.values();
   const auto pack = [&](Packing packing) {
     auto packed = std::make_unique<Guarded<T>>(count(network.packed_elements(packing)));
-    network.pack(packing, parameters.data(), packed->data());
+    network.pack(packing, parameters, packed->data());
     return packed;
   };
   std::vector<Index> ends{0};
@@ -138,52 +192,59 @@ Results run_network(const Case<T>& c) {
   Guarded<T> state_n(state_0.size()), dx(x.size());
   Results results;
   {
-    const auto layers = pack(Packing::forward), dense = pack(Packing::forward_dense);
-    const PackedWeights<T> weights{layers->data(), c.o.dense ? dense->data() : nullptr};
+    const auto layers = pack(Packing::forward),
+               first = pack(c.o.dense ? Packing::forward_dense : Packing::forward_tokens);
+    const PackedWeights<T> weights{layers->data(), c.o.dense || separate ? first->data() : nullptr};
     for (const bool keep : {false, true}) {
       Guarded<T> tape(count(network.tape_elements(in, keep)));
-      network.forward(parameters.data(), weights, in, state_0.data(), keep, tape.data(),
-                      state_n.data());
+      network.forward(parameters, weights, in, state_0.data(), keep, tape.data(), state_n.data());
       results.add(network.hidden(in, keep, tape.data()), N * D);
       results.add(state_n);
       if (!keep) continue;
       const Guarded<T> h(std::vector<T>(network.hidden(in, keep, tape.data()),
                                         network.hidden(in, keep, tape.data()) + N * D));
-      Guarded<T> gradients(count(network.parameter_elements()), T(0));
+      const GuardedParameters<T> sums(network, zeros, separate);
+      const ParameterArrays<T> gradients = sums.get();
       Guarded<T> dh(random_values<T>(N * D, 5)),
           dstate(random_values<T>(network.state_elements(c.s.B), 6));
       if (c.o.decoder) {
         Guarded<T> y(count(N * V)), losses(count(N));
         const auto decoder = pack(Packing::decoder);
-        network.decode(parameters.data(), decoder->data(), h.data(), N, y.data());
+        network.decode(decoder->data(), h.data(), N, y.data());
         results.add(y);
         {
           Guarded<T> workspace(count(network.decode_backward_elements(threads)));
-          network.decode_backward(parameters.data(), h.data(), y.data(), N, dh.data(),
-                                  gradients.data(), threads, workspace.data());
+          network.decode_backward(parameters, h.data(), y.data(), N, dh.data(), gradients, threads,
+                                  workspace.data());
           results.add(dh);
         }
         Guarded<T> workspace(count(network.head_elements(N, threads)));
-        network.head(parameters.data(), h.data(), targets.data(), N, T(1), losses.data(), nullptr,
-                     nullptr, threads, workspace.data());
+        network.head(parameters, h.data(), targets.data(), N, T(1), losses.data(), nullptr, nullptr,
+                     threads, workspace.data());
         results.add(losses);
-        network.head(parameters.data(), h.data(), targets.data(), N, T(0.5), losses.data(),
-                     dh.data(), gradients.data(), threads, workspace.data());
+        network.head(parameters, h.data(), targets.data(), N, T(0.5), losses.data(), dh.data(),
+                     gradients, threads, workspace.data());
         results.add(losses);
       }
-      const bool few = c.s.B % 2;  // reads the weights as they stand
+      // Reads the weights as they stand.
+      const bool few = c.s.B % 2 && !(separate && network.packs_backward(parameters, 1));
       const auto back = pack(Packing::backward), back_dense = pack(Packing::backward_dense);
       const PackedWeights<T> weights_back{few ? nullptr : back->data(),
                                           c.o.dense ? back_dense->data() : nullptr};
       Guarded<T> workspace(count(network.backward_elements(threads)));
-      network.backward(parameters.data(), weights_back, in, tape.data(), dh.data(), dstate.data(),
-                       c.o.dense ? dx.data() : nullptr, gradients.data(), threads,
-                       workspace.data());
+      network.backward(parameters, weights_back, in, tape.data(), dh.data(), dstate.data(),
+                       c.o.dense ? dx.data() : nullptr, gradients, threads, workspace.data());
       results.add(dstate);
       if (c.o.dense) results.add(dx);
-      add_parameters(results, network, gradients.data());
+      sums.add_to(results);
     }
   }
+  if (!c.o.masked) return results;
+  const GuardedParameters<T> dropped(network, separate ? parameters_of(network) : zeros, separate);
+  network.drop_weights(c.mask_seed, parameters, dropped.get());
+  dropped.add_to(results);
+  network.drop_weights_backward(c.mask_seed + 1, dropped.get());
+  dropped.add_to(results);
   return results;
 }
 
@@ -288,7 +349,11 @@ void check_networks() {
       const std::string name = std::string(cell.name) + (sizeof(T) == 4 ? " float" : " double") +
                                ", options " + std::to_string(bits) + ", sizes " +
                                std::to_string(number % 5) + ", case " + std::to_string(number);
-      check_both_sides("network of " + name, [&] { return run_network(c); });
+      check_both_sides("network of " + name, [&] {
+        const Results flat = run_network(c, false);
+        CHECK(flat == run_network(c, true), "%s, with separate parameters", name.c_str());
+        return flat;
+      });
       check_both_sides("model of " + name, [&] { return run_model(c, rules[number % 5], hyper); });
     }
 }

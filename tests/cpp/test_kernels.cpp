@@ -188,7 +188,7 @@ Result<T> by_kernels(const Problem<T>& p) {
   h = n.hidden(p.in, true, tape.get());
   CHECK(same_bits(h, r.hidden.data(), rows * H), "with and without keep");
   r.y.resize(p.dy.size());
-  n.decode(p.parameters.data(), packed[Packing::decoder], h, rows, r.y.data());
+  n.decode(packed[Packing::decoder], h, rows, r.y.data());
 
   r.gradients.assign(p.parameters.size(), T(0));
   r.dx.assign(p.c.tokens ? 0 : p.x.size(), T(0));
@@ -483,8 +483,7 @@ void check_bfloat16(const CellInfo& cell) {
       std::vector<float> results(problem.state_0.size() + problem.dy.size());
       n.forward(parameters.data(), weights, problem.in, problem.state_0.data(), false, tape.get(),
                 results.data());
-      n.decode(parameters.data(), packed.get(Packing::decoder, storage),
-               n.hidden(problem.in, false, tape.get()), rows,
+      n.decode(packed.get(Packing::decoder, storage), n.hidden(problem.in, false, tape.get()), rows,
                results.data() + problem.state_0.size(), storage);
       return results;
     };
@@ -751,7 +750,7 @@ void check_head() {
     AlignedBuffer<T> workspace;
     PackedCopies<T> packed(n, p.parameters.data());
     std::vector<T> logits(std::size_t(rows * c.output_size)), dlogits(logits.size());
-    n.decode(p.parameters.data(), packed[Packing::decoder], h.data(), rows, logits.data());
+    n.decode(packed[Packing::decoder], h.data(), rows, logits.data());
     const double loss =
         cross_entropy(logits.data(), targets.data(), rows, c.output_size, false, dlogits.data());
     std::vector<T> dh(h.size()), gradients(p.parameters.size(), T(0));

@@ -162,7 +162,6 @@ class Model {
   void run_backward(const Source& from, const SequenceInput<T>& in, int threads, T* dstate, T* dx,
                     T* gradients);
   void drop_gradients(const std::uint64_t* mask_seed, T* gradients) const;
-  bool packs_backward(Index batch) const;
 
   Batch own(const char* name, const Batch& batch);
   void own_tokens(const char* name, const Token* tokens, Index rows, Index cols = 0);

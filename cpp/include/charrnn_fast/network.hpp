@@ -21,6 +21,7 @@
 // rows; tokens give what their one-hot vectors give.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -92,13 +93,18 @@ struct Parameter {
   Index elements() const { return rows * (cols > 0 ? cols : 1); }
 };
 
-// Where the arrays of parameters(), or of their gradients, are: in flat memory, each at its offset.
+// Where the arrays of parameters(), or of their gradients, are. Either in flat memory, each as its
+// Parameter says. Or separate, one pointer for each entry of parameters(): then all are [rows,
+// cols] as in PyTorch, none is transposed, and nothing past their last elements is accessed.
 template <class T>
 struct ParameterArrays {
-  T* flat;
+  T* flat = nullptr;
+  T* const* separate = nullptr;  // of the host: pointers to memory of the device
 
   ParameterArrays(T* flat_memory) : flat(flat_memory) {}
-  explicit operator bool() const { return flat; }
+  ParameterArrays(T* const* pointers) : separate(pointers) {}
+  ParameterArrays(std::nullptr_t) {}
+  explicit operator bool() const { return flat || separate; }
 };
 
 // Input of a sequence: tokens [N] or x [N, I]; the other must be null.
@@ -123,24 +129,27 @@ struct SequenceInput {
 // change of the parameters.
 enum class Packing {
   forward,         // forward
-  forward_dense,   // forward from x, in addition (tokens read layer 0's input weights unpacked)
+  forward_dense,   // forward from x, in addition
+  forward_tokens,  // forward from tokens, in addition, if the parameters are separate: layer 0's
+                   // input weights [I, G*H], which flat parameters hold so
   backward,        // backward
   backward_dense,  // backward with dx, in addition
   decoder,         // decode
 };
-constexpr int num_packings = 5;
+constexpr int num_packings = 6;
 
 // Number type of packed weights: T (full); or bfloat16, for T float and without backward: half the
-// memory, the same arithmetic. Parameters rounded to bfloat16 give the same bits with either.
+// memory, the same arithmetic (but those of forward_tokens are always T). Parameters rounded to
+// bfloat16 give the same bits with either.
 enum class Storage { full, bfloat16 };
 
-// Packed weights for forward (or backward): `layers` of Packing::forward (backward); `dense` of
-// Packing::forward_dense (backward_dense), or null. For backward of a few streams `layers` may be
-// null: reading the parameters directly then takes less time than packing them.
+// Packed weights for forward (or backward): `layers` of Packing::forward (backward);
+// `first_layer` of Packing::forward_dense or forward_tokens (backward_dense), or null. For
+// backward, `layers` may be null where Network::packs_backward is false.
 template <class T>
 struct PackedWeights {
   const T* layers;
-  const T* dense;
+  const T* first_layer;
   Storage storage = Storage::full;
 };
 
@@ -175,15 +184,21 @@ class Network {
   void pack(Packing packing, const Parameters& parameters, T* packed,
             Storage storage = Storage::full) const;
 
+  // Whether backward needs packed layers, or takes less time with them than reading the parameters
+  // as they are.
+  bool packs_backward(const Parameters& parameters, Index batch) const;
+
   // Tokens [rows, cols], or [rows] if cols is 0, of the host. They must be in [0, input_size), else
   // std::invalid_argument names the first that is not.
   void check_tokens(const char* name, const Token* tokens, Index rows, Index cols = 0) const;
 
   // Weight drop: `dropped` receives the parameters with dropped weights, for one forward and
-  // backward. The second turns gradients by these into gradients by the parameters, in place; they
-  // must have been 0 before backward.
-  void drop_weights(std::uint64_t mask_seed, const T* parameters, T* dropped) const;
-  void drop_weights_backward(std::uint64_t mask_seed, T* gradients) const;
+  // backward; if it is separate, only W_hh of all layers, the weights that are dropped. The second
+  // turns gradients by these into gradients by the parameters, in place; they must have been 0
+  // before backward.
+  void drop_weights(std::uint64_t mask_seed, const Parameters& parameters,
+                    const Gradients& dropped) const;
+  void drop_weights_backward(std::uint64_t mask_seed, const Gradients& gradients) const;
 
   // tape: what the layers compute, and with keep what backward needs. state_0 or null: zeros;
   // state_n or null; they may be the same.
@@ -201,9 +216,9 @@ class Network {
                 const SequenceInput<T>& in, T* tape, T* dh, T* dstate, T* dx,
                 const Gradients& gradients, int max_threads, T* workspace) const;
 
-  // y [N, O] = h [N, D*R] @ decoder.weight^T + decoder.bias; packed: Packing::decoder
-  void decode(const Parameters& parameters, const T* packed, const T* h, Index rows, T* y,
-              Storage storage = Storage::full) const;
+  // y [N, O] = h [N, D*R] @ decoder.weight^T + decoder.bias; packed: Packing::decoder, which has
+  // both.
+  void decode(const T* packed, const T* h, Index rows, T* y, Storage storage = Storage::full) const;
   // dh [N, D*R] = dy [N, O] @ decoder.weight; gradients: the decoder's are added to.
   Index decode_backward_elements(int max_threads) const;
   void decode_backward(const Parameters& parameters, const T* h, const T* dy, Index rows, T* dh,
@@ -225,7 +240,9 @@ class Network {
     // Offsets in packed weights.
     Index input_bias, split_bias;  // first in Packing::forward: sums of the biases
     Index hh, ih, hr;              // after them; ih of layer 0 in forward_dense
-    Index hh_t, ih_t, ih_t_split;  // in backward; ih_t and ih_t_split of layer 0 in backward_dense
+    Index table;                   // in forward_tokens, of layer 0
+    // in backward; ih_t and ih_t_split of layer 0 in backward_dense
+    Index hh_t, ih_t, ih_t_split, hr_t;
   };
   // Sizes within a packing.
   struct PackedLayout {
@@ -249,16 +266,20 @@ class Network {
     return layers_[static_cast<std::size_t>(l * directions() + d)];
   }
   TapeLayout tape_layout(const SequenceInput<T>& in, bool keep) const;
-  void multiply_by_weight_masks(std::uint64_t mask_seed, T* weights) const;
+  void multiply_by_weight_masks(std::uint64_t mask_seed, const Parameters& weights,
+                                const Gradients& products) const;
   Index head_block_rows() const;
-  Index head_scratch() const;
+  Index decoder_scratch() const;
   Index head_errors(Index rows) const;
   // The array of an entry of parameters(); null if it is absent.
   template <class U>
   U* array(const ParameterArrays<U>& arrays, Index entry) const {
     if (entry < 0) return nullptr;
+    if (arrays.separate) return arrays.separate[entry];
     return arrays.flat + parameters_[static_cast<std::size_t>(entry)].offset;
   }
+  // Whether kernels may read whole vectors at the end of arrays whose rows have `cols` elements.
+  bool reads_whole_vectors(const Parameters& parameters, Index cols) const;
   // Start of a packing's weights.
   const T* packed_weights(Packing packing, const T* packed) const {
     return packed + packed_[static_cast<int>(packing)].biases;

@@ -93,6 +93,24 @@ inline void sort_by_token(const Token* tokens, Index rows, Index vocab_size, Ind
   for (Index r = 0; r < rows; ++r) order[counts[tokens[r]]++] = r;
 }
 
+// Elements `stride` apart.
+template <class T>
+CHARRNN_INLINE Native<T> load_strided(const T* p, Index stride, Index count) {
+  using V = Native<T>;
+  if (stride == 1) return V::load(p, count);
+  alignas(sizeof(typename V::Vec)) T lane[V::lanes] = {};
+  for (Index i = 0; i < min_of(V::lanes, count); ++i) lane[i] = p[i * stride];
+  return V::load(lane);
+}
+template <class T>
+CHARRNN_INLINE void store_strided(Native<T> v, T* p, Index stride, Index count) {
+  using V = Native<T>;
+  if (stride == 1) return v.store(p, count);
+  alignas(sizeof(typename V::Vec)) T lane[V::lanes];
+  v.store(lane);
+  for (Index i = 0; i < min_of(V::lanes, count); ++i) p[i * stride] = lane[i];
+}
+
 // One token's sums stay in registers. A block without the token adds nothing, as in the matrix
 // product with one-hot vectors.
 template <class T>
@@ -103,10 +121,12 @@ void scatter_add(const ScatterArgs<T>& p, Range cols) {
     const Index n = cols.end - j;
     for (Index i = 0; i < p.rows;) {
       const Token token = p.tokens[p.order[i]];
-      T* const sums = p.table + token * p.table_stride + j;
+      T* const sums = p.table + token * p.token_stride + j * p.col_stride;
       V total[sum_vectors], error[sum_vectors];
       unroll<sum_vectors>([&](auto v) __attribute__((always_inline)) {
-        total[v] = V::load(sums + v * V::lanes, n - v * V::lanes), error[v] = V(T(0));
+        const Index at = v * V::lanes;
+        total[v] = load_strided(sums + at * p.col_stride, p.col_stride, n - at);
+        error[v] = V(T(0));
       });
       while (i < p.rows && p.tokens[p.order[i]] == token) {
         const Index end = (p.order[i] / sum_block + 1) * sum_block;
@@ -129,7 +149,8 @@ void scatter_add(const ScatterArgs<T>& p, Range cols) {
       }
       unroll<sum_vectors>([&](auto v) __attribute__((always_inline)) {
         if (with_errors) total[v] = total[v] + error[v];
-        total[v].store(sums + v * V::lanes, n - v * V::lanes);
+        const Index at = v * V::lanes;
+        store_strided(total[v], sums + at * p.col_stride, p.col_stride, n - at);
       });
     }
   }

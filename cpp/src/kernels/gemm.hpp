@@ -329,6 +329,32 @@ CHARRNN_INLINE void for_tiles(Range rows, Range panels, Index units, F&& f) {
   });
 }
 
+// to [lanes, lanes] = the transpose of from.
+template <class T>
+CHARRNN_INLINE void transpose_block(const T* from, Index from_stride, T* to, Index to_stride) {
+  using V = Native<T>;
+  V block[V::lanes];
+  unroll<V::lanes>(
+      [&](auto i) __attribute__((always_inline)) { block[i] = V::load(from + i * from_stride); });
+  transpose(block);
+  unroll<V::lanes>([&](auto i)
+                       __attribute__((always_inline)) { block[i].store(to + i * to_stride); });
+}
+
+template <class T>
+void transpose(const T* from, Index rows, Index cols, Range given, T* to) {
+  constexpr Index lanes = Native<T>::lanes;
+  for (Index r = given.begin; r < given.end; r += lanes) {
+    const Index n = min_of(lanes, given.end - r);
+    Index c = 0;
+    if (n == lanes)
+      for (; c + lanes <= cols; c += lanes)
+        transpose_block(from + r * cols + c, cols, to + c * rows + r, rows);
+    for (; c < cols; ++c)
+      for (Index i = r; i < r + n; ++i) to[c * rows + i] = from[i * cols + c];
+  }
+}
+
 // out[k * out_stride + i] = w[i * row_stride + k * depth_stride], 0 for i >= n: one vector of units
 // at every depth.
 template <class T>
@@ -337,16 +363,8 @@ void pack_units(const T* w, Index row_stride, Index depth_stride, Index n, Index
   using V = Native<T>;
   Index k = 0;
   if (depth_stride == 1 && n == V::lanes) {
-    for (; k + V::lanes <= depth; k += V::lanes) {
-      V block[V::lanes];
-      unroll<V::lanes>([&](auto i) __attribute__((always_inline)) {
-        block[i] = V::load(w + i * row_stride + k);
-      });
-      transpose(block);
-      unroll<V::lanes>([&](auto i) __attribute__((always_inline)) {
-        block[i].store(out + (k + i) * out_stride);
-      });
-    }
+    for (; k + V::lanes <= depth; k += V::lanes)
+      transpose_block(w + k, row_stride, out + k * out_stride, out_stride);
   }
   for (; k < depth; ++k)
     for (Index i = 0; i < V::lanes; ++i)

@@ -32,6 +32,7 @@ constexpr Kernels<T> table = {
     .lanes = Native<T>::lanes,
     .gemm_units = Panel<1>::unit_vectors * Native<T>::lanes,
     .pack = &pack<T>,
+    .transpose = &transpose<T>,
     .gemm = &gemm<T>,
     .gemm_tn = &gemm_tn<T>,
     .gemm_tn_scratch = &gemm_tn_scratch<T>,

@@ -321,7 +321,7 @@ struct GatherArgs {
   Index out_stride;
 };
 
-// table[tokens[row], j] += scales[row] * a[row, j], row ascending; scales null: 1
+// table (tokens[row], j) += scales[row] * a[row, j], row ascending; scales null: 1
 template <class T>
 struct ScatterArgs {
   const T* a;
@@ -329,8 +329,8 @@ struct ScatterArgs {
   const Token* tokens;
   const Index* order;  // from Kernels::sort_by_token
   const T* scales;
-  T* table;
-  Index table_stride;
+  T* table;  // element (token, j) at token * token_stride + j * col_stride
+  Index token_stride, col_stride;
 };
 
 // y = gain * normalized(x) + bias, with normalized(x) = (x - mean) / sqrt(variance + 1e-5), of each
@@ -434,6 +434,8 @@ struct Kernels {
   int lanes;
   int gemm_units;  // columns of a panel of a plain product
   void (*pack)(const PackArgs<T>&, Range panels);
+  // to [cols, rows] = the transpose of from [rows, cols], of the given rows of `from`.
+  void (*transpose)(const T* from, Index rows, Index cols, Range given, T* to);
   void (*gemm)(const GemmArgs<T>&, Range rows, Range panels);
   // scratch: gemm_tn_scratch() elements per thread.
   void (*gemm_tn)(const GemmTnArgs<T>&, Range rows_of_c, T* scratch);
