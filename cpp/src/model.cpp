@@ -73,7 +73,9 @@ void Model<T>::run_forward(const Source& from, const SequenceInput<T>& in, const
                            bool keep, T* state_n) {
   const PackedWeights<T> weights = packed_forward(from, in);
   tape_.reserve(network_.tape_elements(in, keep));
-  network_.forward(from.parameters, weights, in, state_0, keep, tape_.get(), state_n);
+  workspace_.reserve(network_.forward_elements(in));
+  network_.forward(from.parameters, weights, in, state_0, keep, tape_.get(), state_n,
+                   workspace_.get());
 }
 
 // Starts from the gradient of the top layer's h in dh_. With weight drop, the gradients are by the
@@ -155,7 +157,7 @@ void Model<T>::backward(const Kept& expected, const T* dy, T* dstate, T* dx, T* 
   device_->zero(into, elements);
   dh_.reserve(std::max<Index>(1, rows * H));
   workspace_.reserve(std::max(decoder ? network_.decode_backward_elements(threads) : 0,
-                              network_.backward_elements(threads)));
+                              network_.backward_elements(in, threads)));
   if (!dy)
     device_->zero(dh_.get(), rows * H);
   else if (decoder)
@@ -212,9 +214,11 @@ void Model<T>::step(const SequenceInput<T>& given, T* state, T* y) {
   // A tape of its own: step may be called between forward and backward.
   const Source from{parameters_.get(), version_};
   const PackedWeights<T> weights = packed_forward(from, in);
-  workspace_.reserve(network_.tape_elements(in, false));
-  network_.forward(parameters_.get(), weights, in, carried, false, workspace_.get(), carried);
-  const T* const h = network_.hidden(in, false, workspace_.get());
+  const Index workspace = network_.forward_elements(in);
+  workspace_.reserve(workspace + network_.tape_elements(in, false));
+  T* const tape = workspace_.get() + workspace;
+  network_.forward(parameters_.get(), weights, in, carried, false, tape, carried, workspace_.get());
+  const T* const h = network_.hidden(in, false, tape);
   if (network_.shape().output_size > 0)
     network_.decode(packed(from, Packing::decoder), h, in.batch, result);
   else
@@ -424,10 +428,11 @@ void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
   const PackedWeights<T> weights = packed_forward(from, in, storage);
   const T* const decoder = packed(from, Packing::decoder, storage);
   const Kernels<T>& k = kernels_of<T>(*device_);
-  const Index tape = (network_.tape_elements(in, false) + 15) / 16 * 16;
+  const Index workspace = network_.forward_elements(in);
+  const Index tape_elements = (network_.tape_elements(in, false) + 15) / 16 * 16;
   const Index logits_elements = (batch * V + 15) / 16 * 16;
-  workspace_.reserve(tape + logits_elements + k.draw_scratch(V, batch));
-  T* const logits = workspace_.get() + tape;
+  workspace_.reserve(workspace + tape_elements + logits_elements + k.draw_scratch(V, batch));
+  T *const tape = workspace_.get() + workspace, *const logits = tape + tape_elements;
   double failure[3] = {-1, -1, -1};
   numbers_.reserve(3);
   device_->upload(failure, 3, numbers_.get());
@@ -437,8 +442,9 @@ void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
   draw.scratch = logits + logits_elements;
   draw.failure = numbers_.get();
   for (Index i = 0; i < length; ++i) {
-    network_.forward(parameters_.get(), weights, in, carried, false, workspace_.get(), carried);
-    network_.decode(decoder, network_.hidden(in, false, workspace_.get()), batch, logits, storage);
+    network_.forward(parameters_.get(), weights, in, carried, false, tape, carried,
+                     workspace_.get());
+    network_.decode(decoder, network_.hidden(in, false, tape), batch, logits, storage);
     draw.position = position + static_cast<std::uint64_t>(i);
     draw.drawn = to + i * batch;
     k.draw(draw, {0, batch});

@@ -39,8 +39,8 @@ typename Model<T>::Needs Model<T>::needs(const SequenceInput<T>& in, bool traini
       copy(true, Packing::forward) + copy(in.x, Packing::forward_dense) +
       copy(training && network_.packs_backward(parameters_.get(), in.batch), Packing::backward);
   n.tape = network_.tape_elements(in, training);
-  n.workspace = std::max(network_.head_elements(rows, threads),
-                         training ? network_.backward_elements(threads) : 0);
+  n.workspace = std::max({network_.head_elements(rows, threads), network_.forward_elements(in),
+                          training ? network_.backward_elements(in, threads) : 0});
   n.losses = some(true, rows);
   const bool copied = sorted || !device_->is_host;  // the caller's rows and states
   n.state = training ? 2 * states : some(copied, states);

@@ -15,7 +15,8 @@ class SequencePass {
   using Gradients = typename Network<T>::Gradients;
 
   SequencePass(const Network<T>& network, const typename Network<T>::Parameters& parameters,
-               const PackedWeights<T>& packed, const SequenceInput<T>& in, bool keep, T* tape)
+               const PackedWeights<T>& packed, const SequenceInput<T>& in, bool keep, T* tape,
+               T* workspace)
       : network_(network),
         k_(*network.kernels_),
         cell_(*network.cell_),
@@ -26,7 +27,8 @@ class SequencePass {
         in_(in),
         keep_(keep),
         tape_(tape),
-        layout_(network.tape_layout(in, keep)),
+        layout_(network.tape_layout(in, keep, in.rows())),
+        workspace_(workspace),
         T_(in.seq_len),
         B_(in.batch),
         N_(in.rows()),
@@ -59,11 +61,14 @@ class SequencePass {
     });
   }
 
-  void backward(T* dh, T* dstate, T* dx, const Gradients& gradients, int max_threads,
-                T* workspace) const {
+  void backward(T* dh, T* dstate, T* dx, const Gradients& gradients, int max_threads) const {
     const Sharing how = sharing(backward_panels_);
+    const auto places = network_.backward_layout(in_);
+    const Workspace w{workspace_ + places.gates, workspace_ + places.dprojected,
+                      reinterpret_cast<Index*>(workspace_ + places.order),
+                      workspace_ + places.sums};
     run_team(*network_.device_, std::min(how.threads, max_threads), [&](const Team& team) {
-      T* const scratch = workspace + sums_elements() + team.part * tn_scratch();
+      T* const scratch = workspace_ + places.scratch + team.part * places.thread;
       if (masks(rates_.output_dropout)) {
         masks_.multiply(L_, MaskSite::output, rates_.output_dropout, team.share(N_), dh, dh,
                         D_ * R_);
@@ -72,22 +77,26 @@ class SequencePass {
       // above: gradient of a layer's output; below: of its input. With two directions they differ:
       // the second still reads `above` when the first writes `below`.
       if (in_.tokens && team.part == 0)  // layer 0, which reads this, comes after barriers
-        k_.sort_by_token(in_.tokens, N_, shape_.input_size, order() + N_, order());
-      T *above = dh, *below = D_ > 1 ? tape_ + layout_.dh : dh;
+        k_.sort_by_token(in_.tokens, N_, shape_.input_size, w.order + N_, w.order);
+      T *above = dh, *below = D_ > 1 ? workspace_ + places.dh : dh;
       for (Index l = L_ - 1; l >= 0; --l) {
         T* const to = l > 0 ? below : dx;
         for (Index d = D_ - 1; d >= 0; --d)
-          backward_layer(team, how.by_rows, l, d, above, dstate, to, d == D_ - 1, gradients,
-                         workspace, scratch);
+          backward_layer(team, how.by_rows, l, d, above, dstate, to, d == D_ - 1, gradients, w,
+                         scratch);
         std::swap(above, below);
       }
     });
   }
 
-  Index sums_elements() const { return aligned(network_.num_slots() * H_); }
-  Index tn_scratch() const { return aligned(k_.gemm_tn_scratch()); }
-
  private:
+  // Arrays in backward's workspace, see BackwardLayout.
+  struct Workspace {
+    T *gates, *dprojected;
+    Index* order;
+    T* sums;
+  };
+
   // ---- layout ----
 
   // The array of an entry of parameters(); null if it is absent.
@@ -125,12 +134,11 @@ class SequencePass {
   // Input of layer l, [N, I], before and after its mask; null for tokens.
   const T* unmasked_input(Index l) const { return l == 0 ? in_.x : steps_of_h(l - 1); }
   T* masked_input(Index l) const {
-    return l == 0 ? tape_ + layout_.first_input : layer(l) + layout_.input;
+    return tape_ + (l == 0 ? layout_.first_input : layout_.input + (l - 1) * N_ * D_ * R_);
   }
   const T* input(Index l) const {
     return input_is_masked(l) && unmasked_input(l) ? masked_input(l) : unmasked_input(l);
   }
-  Index* order() const { return reinterpret_cast<Index*>(tape_ + layout_.order); }
   const T* token_scales() const { return input_is_masked(0) ? masked_input(0) : nullptr; }
 
   States<T> states(Index l, Index d) const {
@@ -185,8 +193,14 @@ class SequencePass {
   }
   RecurrentNorm<T> norm(const Layer& p, Index l, Index d) const {
     if (!shape_.layer_norm) return {};
-    return {parameter(p.gain_hh), keep_ ? direction(l, d) + layout_.inverse_hh : nullptr};
+    return {parameter(p.gain_hh), keep_ ? inverse_hh(l, d) : nullptr};
   }
+
+  // [N, 2] each, of a layer's normalized terms
+  T* inverse_ih(Index l, Index d) const {
+    return tape_ + layout_.inverse + (l * D_ + d) * 2 * N_ * 2;
+  }
+  T* inverse_hh(Index l, Index d) const { return inverse_ih(l, d) + N_ * 2; }
 
   // The masks of a layer's recurrence; rows of the sequence and of the batch.
   void draw_recurrence_masks(Index l, Index d, Range rows, Range batch_rows) const {
@@ -217,7 +231,7 @@ class SequencePass {
                         I);
     }
     if (gathers(l)) return;
-    T* const gx = tape_ + layout_.gates;
+    T* const gx = workspace_;
     const T* const bias = p.input_bias >= 0 ? packed_.layers + p.input_bias : nullptr;
     const T* const bias_now = shape_.layer_norm ? nullptr : bias;  // else after the norm
     if (tokens) {
@@ -236,7 +250,7 @@ class SequencePass {
                                      bias,
                                      gx,
                                      keep_ ? tape + layout_.normalized_ih : nullptr,
-                                     keep_ ? tape + layout_.inverse_ih : nullptr},
+                                     keep_ ? inverse_ih(l, d) : nullptr},
                     rows);
     }
   }
@@ -252,6 +266,12 @@ class SequencePass {
     const States<T> where = states(l, d);
     const Range rows = team.share(N_), batch_rows = my_rows(team);
     T* const tape = direction(l, d);
+    if (keep_ && D_ > 1 && d == 0) {
+      // The other direction's part of the initial rows, and this one's of its, which nothing reads.
+      const Range rows_of_h{batch_rows.begin * D_ * R_, batch_rows.end * D_ * R_};
+      k_.fill(layer(l) + layout_.h, T(0), rows_of_h);
+      k_.fill(steps_of_h(l) + N_ * D_ * R_, T(0), rows_of_h);
+    }
     begin_states(where, l, d, state_0, batch_rows);
     draw_recurrence_masks(l, d, rows, batch_rows);
     run_input(p, l, d, rows);
@@ -262,7 +282,7 @@ class SequencePass {
         .hidden_size = H_,
         .width = R_,
         .hh = packed(Packing::forward, p.hh, cell_.forward_units * G_, R_),
-        .gx = gather ? nullptr : tape_ + layout_.gates,
+        .gx = gather ? nullptr : workspace_,
         .tokens = gather ? in_.tokens : nullptr,
         .table = gather ? table(p) : nullptr,
         .input_bias = gather && p.input_bias >= 0 ? packed_.layers + p.input_bias : nullptr,
@@ -299,12 +319,12 @@ class SequencePass {
 
   // dh [N, D*R]: gradient of the layer's output. to [N, I]: that of its input, or null.
   void backward_layer(const Team& team, bool by_rows, Index l, Index d, const T* dh, T* dstate,
-                      T* to, bool first, const Gradients& gradients, T* sums, T* scratch) const {
+                      T* to, bool first, const Gradients& gradients, const Workspace& w,
+                      T* scratch) const {
     const Layer& p = network_.layer(l, d);
     const Steps all = steps(d);
     const Index width = network_.num_slots() * H_;
     T* const tape = direction(l, d);
-    T* const dgates = tape_ + layout_.gates;
     StateGradients<T> dstates{};
     for (Index s = 0; s < S_; ++s) dstates.of[s] = state_part(dstate, s, l, d);
     const RecurrentBackwardArgs<T> args{
@@ -318,7 +338,7 @@ class SequencePass {
         .dy = dh + d * R_,
         .dy_stride = D_ * R_,
         .dstates = dstates,
-        .dgates = dgates,
+        .dgates = w.gates,
         .recurrent_mask = recurrent_mask(l, d),
         .zoneout = zoneouts(l, d),
         .norm = norm(p, l, d),
@@ -326,11 +346,11 @@ class SequencePass {
         .projection = shape_.proj_size > 0 ? Projection<T>{rows_of(p.weight_hr, p.hr_t, H_, R_),
                                                            tape + layout_.hidden}
                                            : Projection<T>{},
-        .dprojected = tape_ + layout_.dprojected,
+        .dprojected = w.dprojected,
     };
     // Sums of the slots' columns, for the biases and the cell's own parameters.
     const Range my_sums = team.share(width, alignment_elements);
-    k_.fill(sums, T(0), my_sums);
+    k_.fill(w.sums, T(0), my_sums);
     const Index initial_panels = ceil_div(R_, k_.gemm_units);
     if (by_rows) {
       const Range batch_rows = my_rows(team);
@@ -344,11 +364,11 @@ class SequencePass {
       cell_.backward_initial(args, {0, B_}, team.share(initial_panels));
     }
     team.wait();
-    if (shape_.layer_norm) norm_backward(team, p, l, d, gradients);
-    if (to) input_backward(p, l, to, !first, d == 0, team.share(N_));
-    weights_backward(team, p, l, d, gradients, sums, scratch);
+    if (shape_.layer_norm) norm_backward(team, p, l, d, gradients, w.gates);
+    if (to) input_backward(p, l, w.gates, to, !first, d == 0, team.share(N_));
+    weights_backward(team, p, l, d, gradients, w, scratch);
     team.wait();
-    if (!shape_.layer_norm) add_sums(p, sums, my_sums, gradients);
+    if (!shape_.layer_norm) add_sums(p, w.sums, my_sums, gradients);
     team.wait();
   }
 
@@ -357,13 +377,13 @@ class SequencePass {
 
   // Gradients of all biases, gains and the cell's parameters. Then gradients by the normalized
   // input term become gradients by the input term, in place.
-  void norm_backward(const Team& team, const Layer& p, Index l, Index d,
-                     const Gradients& gradients) const {
+  void norm_backward(const Team& team, const Layer& p, Index l, Index d, const Gradients& gradients,
+                     T* dgates) const {
     const Index split = cell_.num_split * H_, GH = G_ * H_, summed = GH - split;
     const Index width = network_.num_slots() * H_;
     T* const tape = direction(l, d);
-    T* const dgx = tape_ + layout_.gates + GH;  // of the input term
-    const T* const dsplit = dgx + GH;           // of the recurrent term of split gates
+    T* const dgx = dgates + GH;        // of the input term
+    const T* const dsplit = dgx + GH;  // of the recurrent term of split gates
     const T* const dparams = dsplit + split;
     const T *const hat_ih = tape + layout_.normalized_ih, *const hat_hh =
                                                               tape + layout_.normalized_hh;
@@ -386,17 +406,16 @@ class SequencePass {
     team.wait();
     k_.layer_norm_backward(
         LayerNormBackwardArgs<T>{
-            {summed, split}, parameter(p.gain_ih), hat_ih, tape + layout_.inverse_ih, dgx, width},
+            {summed, split}, parameter(p.gain_ih), hat_ih, inverse_ih(l, d), dgx, width},
         team.share(N_));
     team.wait();
   }
 
   // to = (or +=) the gradient of the layer's input, for the given rows.
-  void input_backward(const Layer& p, Index l, T* to, bool accumulate, bool last,
+  void input_backward(const Layer& p, Index l, const T* dgates, T* to, bool accumulate, bool last,
                       Range rows) const {
     const Index I = network_.layer_input_size(l), split = split_gates(), summed = G_ - split;
     const Index width = network_.num_slots() * H_;
-    const T* const dgates = tape_ + layout_.gates;
     const auto add_part = [&](const T* d, Index gate, Index offset, Index depth, bool add) {
       const Weights<T> weights =
           l > 0 && !packed_.layers
@@ -416,10 +435,10 @@ class SequencePass {
   // Weight gradients: rows of gates, depth time and batch, against the layer's input and the
   // recurrent product's input.
   void weights_backward(const Team& team, const Layer& p, Index l, Index d,
-                        const Gradients& gradients, T* sums, T* scratch) const {
+                        const Gradients& gradients, const Workspace& w, T* scratch) const {
     const Index I = network_.layer_input_size(l), split = split_gates(), summed = G_ - split;
     const Index width = network_.num_slots() * H_;
-    const T* const dgates = tape_ + layout_.gates;
+    const T* const dgates = w.gates;
     const T* const dgx_split = dgates + G_ * H_;
     const bool gather = l == 0 && in_.tokens, transposed = l == 0 && gradients.flat;
     const bool as_rows = !gather && !transposed;  // d_ih is a product with dgates, as d_hh
@@ -446,14 +465,14 @@ class SequencePass {
                                N_,
                                {first, second},
                                count,
-                               norm ? nullptr : sums + slot * H_},
+                               norm ? nullptr : w.sums + slot * H_},
                  team.share(n * H_, alignment_elements), scratch);
     };
     // The gradient of layer 0's input weights, by tokens or, in flat memory, [I, G*H].
     const auto first_layer = [&](const T* dgx, Index gate, Index gates) {
       const Index n = gates * H_;
       if (gather)
-        k_.scatter_add(ScatterArgs<T>{dgx, width, N_, in_.tokens, order(), token_scales(),
+        k_.scatter_add(ScatterArgs<T>{dgx, width, N_, in_.tokens, w.order, token_scales(),
                                       d_ih + gate * H_ * (transposed ? 1 : I),
                                       transposed ? G_ * H_ : 1, transposed ? 1 : I},
                        team.share(n, alignment_elements));
@@ -474,7 +493,7 @@ class SequencePass {
         first_layer(dgx_split, summed, split);
     }
     if (T* const d_hr = gradient(gradients, p.weight_hr))
-      k_.gemm_tn(GemmTnArgs<T>{tape_ + layout_.dprojected,
+      k_.gemm_tn(GemmTnArgs<T>{w.dprojected,
                                R_,
                                N_,
                                {{direction(l, d) + layout_.hidden, H_, H_, d_hr, H_}, {}},
@@ -485,7 +504,7 @@ class SequencePass {
     // The sums that no product has computed.
     const Index first_left = (as_rows ? G_ + split : G_) * H_;
     const Range left = team.share(width - first_left, alignment_elements);
-    k_.column_sums(dgates + first_left, width, N_, left, sums + first_left);
+    k_.column_sums(dgates + first_left, width, N_, left, w.sums + first_left);
   }
 
   void add_sums(const Layer& p, const T* sums, Range mine, const Gradients& gradients) const {
@@ -514,6 +533,7 @@ class SequencePass {
   bool keep_;
   T* tape_;
   typename Network<T>::TapeLayout layout_;
+  T* workspace_;
   Index T_, B_, N_, H_, R_, D_, L_, G_, S_, panels_, backward_panels_;
   SequenceMasks<T> masks_;
 };
@@ -521,25 +541,20 @@ class SequencePass {
 template <class T>
 void Network<T>::forward(const Parameters& parameters, const PackedWeights<T>& packed,
                          const SequenceInput<T>& in, const T* state_0, bool keep, T* tape,
-                         T* state_n) const {
-  SequencePass<T>(*this, parameters, packed, in, keep, tape).forward(state_0, state_n);
-}
-
-template <class T>
-Index Network<T>::backward_elements(int max_threads) const {
-  return aligned(num_slots() * shape_.hidden_size) +
-         max_threads * aligned(kernels_->gemm_tn_scratch());
+                         T* state_n, T* workspace) const {
+  SequencePass<T>(*this, parameters, packed, in, keep, tape, workspace).forward(state_0, state_n);
 }
 
 template <class T>
 void Network<T>::backward(const Parameters& parameters, const PackedWeights<T>& packed,
-                          const SequenceInput<T>& in, T* tape, T* dh, T* dstate, T* dx,
+                          const SequenceInput<T>& in, const T* tape, T* dh, T* dstate, T* dx,
                           const Gradients& gradients, int max_threads, T* workspace) const {
   if (in.rows() == 0) return;
   require(packed.layers || !parameters.separate || !packs_backward(parameters, 1),
           "packed layers must be given for separate parameters whose rows end within a vector");
-  SequencePass<T>(*this, parameters, packed, in, true, tape)
-      .backward(dh, dstate, dx, gradients, max_threads, workspace);
+  // Backward's kernels only read the tape, though their arguments have no const arrays.
+  SequencePass<T>(*this, parameters, packed, in, true, const_cast<T*>(tape), workspace)
+      .backward(dh, dstate, dx, gradients, max_threads);
 }
 
 template class Network<float>;

@@ -61,6 +61,13 @@ class GuardedMemory {
     mappings_[p] = {mapping, whole};
     return p;
   }
+  void make_read_only(void* p) {
+    const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto [mapping, whole] = mappings_.at(p);
+    if (mprotect(static_cast<char*>(mapping) + page, whole - 2 * page, PROT_READ) != 0)
+      std::abort();
+  }
   void release(void* p) {
     if (!p) return;
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -89,6 +96,7 @@ class Guarded {
   Guarded& operator=(const Guarded&) = delete;
   T* data() { return data_; }
   const T* data() const { return data_; }
+  void make_read_only() { GuardedMemory::instance().make_read_only(data_); }
   std::size_t size() const { return size_; }
 
  private:

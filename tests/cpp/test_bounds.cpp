@@ -196,11 +196,21 @@ Results run_network(const Case<T>& c, bool separate) {
                first = pack(c.o.dense ? Packing::forward_dense : Packing::forward_tokens);
     const PackedWeights<T> weights{layers->data(), c.o.dense || separate ? first->data() : nullptr};
     for (const bool keep : {false, true}) {
+      const TapeSize size = network.tape_size(in, keep);
+      CHECK(network.tape_elements(in, keep) ==
+                size.per_row * N + size.per_stream * c.s.B + size.constant,
+            "tape of %ld elements", long(network.tape_elements(in, keep)));
       Guarded<T> tape(count(network.tape_elements(in, keep)));
-      network.forward(parameters, weights, in, state_0.data(), keep, tape.data(), state_n.data());
+      {
+        Guarded<T> workspace(count(network.forward_elements(in)));
+        network.forward(parameters, weights, in, state_0.data(), keep, tape.data(), state_n.data(),
+                        workspace.data());
+      }
       results.add(network.hidden(in, keep, tape.data()), N * D);
       results.add(state_n);
       if (!keep) continue;
+      results.add(tape);  // all of it is written
+      tape.make_read_only();
       const Guarded<T> h(std::vector<T>(network.hidden(in, keep, tape.data()),
                                         network.hidden(in, keep, tape.data()) + N * D));
       const GuardedParameters<T> sums(network, zeros, separate);
@@ -231,7 +241,7 @@ Results run_network(const Case<T>& c, bool separate) {
       const auto back = pack(Packing::backward), back_dense = pack(Packing::backward_dense);
       const PackedWeights<T> weights_back{few ? nullptr : back->data(),
                                           c.o.dense ? back_dense->data() : nullptr};
-      Guarded<T> workspace(count(network.backward_elements(threads)));
+      Guarded<T> workspace(count(network.backward_elements(in, threads)));
       network.backward(parameters, weights_back, in, tape.data(), dh.data(), dstate.data(),
                        c.o.dense ? dx.data() : nullptr, gradients, threads, workspace.data());
       results.add(dstate);

@@ -62,8 +62,10 @@ struct Run {
     state_n.assign(state_0.size(), T(0));
     PackedCopies<T> packed(network, parameters.data());
     const PackedWeights<T> weights{packed[Packing::forward], packed[Packing::forward_dense]};
+    AlignedBuffer<T> workspace;
+    workspace.reserve(network.forward_elements(in));
     network.forward(parameters.data(), weights, in, state_0.data(), keep, tape.get(),
-                    state_n.data());
+                    state_n.data(), workspace.get());
     const T* h = network.hidden(in, keep, tape.get());
     y.assign(h, h + hidden_elements());
   }
@@ -89,7 +91,7 @@ struct Run {
     dstate = random_values<T>(static_cast<Index>(state_n.size()), 103);
     dx.assign(x.size(), T(0));
     gradients.assign(parameters.size(), T(0));
-    workspace.reserve(network.backward_elements(get_num_threads()));
+    workspace.reserve(network.backward_elements(in, get_num_threads()));
     PackedCopies<T> packed(network, parameters.data());
     const PackedWeights<T> weights{packed[Packing::backward], packed[Packing::backward_dense]};
     network.backward(parameters.data(), weights, in, tape.get(), dh.data(), dstate.data(),

@@ -178,13 +178,14 @@ Result<T> by_kernels(const Problem<T>& p) {
   Result<T> r;
   // Once without keep, whose tape is laid out otherwise.
   tape.reserve(std::max(n.tape_elements(p.in, false), n.tape_elements(p.in, true)));
+  workspace.reserve(std::max(n.forward_elements(p.in), n.backward_elements(p.in, threads)));
   r.state_n.resize(p.state_0.size());
   n.forward(p.parameters.data(), forward, p.in, p.state_0.data(), false, tape.get(),
-            r.state_n.data());
+            r.state_n.data(), workspace.get());
   const T* h = n.hidden(p.in, false, tape.get());
   r.hidden.assign(h, h + rows * H);
   n.forward(p.parameters.data(), forward, p.in, p.state_0.data(), true, tape.get(),
-            r.state_n.data());
+            r.state_n.data(), workspace.get());
   h = n.hidden(p.in, true, tape.get());
   CHECK(same_bits(h, r.hidden.data(), rows * H), "with and without keep");
   r.y.resize(p.dy.size());
@@ -194,7 +195,7 @@ Result<T> by_kernels(const Problem<T>& p) {
   r.dx.assign(p.c.tokens ? 0 : p.x.size(), T(0));
   r.dstate_0 = p.dstate_n;
   dh.reserve(rows * H);
-  workspace.reserve(std::max(n.backward_elements(threads), n.decode_backward_elements(threads)));
+  workspace.reserve(n.decode_backward_elements(threads));
   n.decode_backward(p.parameters.data(), h, p.dy.data(), rows, dh.get(), r.gradients.data(),
                     threads, workspace.get());
   const auto backward = [&](Result<T>& to, const T* layers) {
@@ -205,8 +206,6 @@ Result<T> by_kernels(const Problem<T>& p) {
   };
   Result<T> as_they_stand = r;
   backward(as_they_stand, nullptr);
-  n.forward(p.parameters.data(), forward, p.in, p.state_0.data(), true, tape.get(),
-            r.state_n.data());
   backward(r, packed[Packing::backward]);
   CHECK(same_bits(r.gradients, as_they_stand.gradients) && same_bits(r.dx, as_they_stand.dx) &&
             same_bits(r.dstate_0, as_they_stand.dstate_0),
@@ -478,11 +477,12 @@ void check_bfloat16(const CellInfo& cell) {
       PackedCopies<float> packed(n, parameters.data());
       const PackedWeights<float> weights{packed.get(Packing::forward, storage),
                                          packed.get(Packing::forward_dense, storage), storage};
-      AlignedBuffer<float> tape;
+      AlignedBuffer<float> tape, workspace;
       tape.reserve(n.tape_elements(problem.in, false));
+      workspace.reserve(n.forward_elements(problem.in));
       std::vector<float> results(problem.state_0.size() + problem.dy.size());
       n.forward(parameters.data(), weights, problem.in, problem.state_0.data(), false, tape.get(),
-                results.data());
+                results.data(), workspace.get());
       n.decode(packed.get(Packing::decoder, storage), n.hidden(problem.in, false, tape.get()), rows,
                results.data() + problem.state_0.size(), storage);
       return results;

@@ -7,7 +7,7 @@
 // threads; its workspace must have the size returned for the same number. Kernels access nothing
 // outside an array of the size stated here: parameter_elements() and packed_elements() include what
 // they read past a row of weights. Buffers aligned to 64 bytes are fastest (AlignedBuffer); the
-// alignment of an element suffices.
+// alignment of an element suffices, that of an Index for workspaces.
 //
 // Dimension letters: T seq_len, B batch, I input_size, H hidden_size, L num_layers, D directions, G
 // gates of the cell, S its states, R width of h (P of a projection, else H), O output_size (V, the
@@ -153,6 +153,11 @@ struct PackedWeights {
   Storage storage = Storage::full;
 };
 
+// Elements of a tape: per_row * N + per_stream * B + constant.
+struct TapeSize {
+  Index per_row, per_stream, constant;
+};
+
 template <class T>
 class Network {
  public:
@@ -200,20 +205,25 @@ class Network {
                     const Gradients& dropped) const;
   void drop_weights_backward(std::uint64_t mask_seed, const Gradients& gradients) const;
 
-  // tape: what the layers compute, and with keep what backward needs. state_0 or null: zeros;
-  // state_n or null; they may be the same.
+  // tape: what the layers compute, and with keep what backward needs; equal calls with keep write
+  // equal bytes to all of it. state_0 or null: zeros; state_n or null; they may be the same.
+  // Of `in`, tape_size uses only whether its pointers are null.
+  TapeSize tape_size(const SequenceInput<T>& in, bool keep) const;
   Index tape_elements(const SequenceInput<T>& in, bool keep) const;
+  Index forward_elements(const SequenceInput<T>& in) const;
   void forward(const Parameters& parameters, const PackedWeights<T>& packed,
-               const SequenceInput<T>& in, const T* state_0, bool keep, T* tape, T* state_n) const;
+               const SequenceInput<T>& in, const T* state_0, bool keep, T* tape, T* state_n,
+               T* workspace) const;
   // The top layer's h, [N, D*R], on the tape.
   const T* hidden(const SequenceInput<T>& in, bool keep, const T* tape) const;
 
-  // After forward with keep, on its tape. Writes over parts of the tape, but not forward's results.
+  // After forward with keep, on its tape, any number of times. A workspace that forward has used
+  // may still be in the caches.
   // dh [N, D*R]: gradient of hidden(), is overwritten. dstate: on entry the gradient of the last
   // state, on return that of the initial state. dx [N, I] or null. gradients: added to.
-  Index backward_elements(int max_threads) const;
+  Index backward_elements(const SequenceInput<T>& in, int max_threads) const;
   void backward(const Parameters& parameters, const PackedWeights<T>& packed,
-                const SequenceInput<T>& in, T* tape, T* dh, T* dstate, T* dx,
+                const SequenceInput<T>& in, const T* tape, T* dh, T* dstate, T* dx,
                 const Gradients& gradients, int max_threads, T* workspace) const;
 
   // y [N, O] = h [N, D*R] @ decoder.weight^T + decoder.bias; packed: Packing::decoder, which has
@@ -249,6 +259,7 @@ class Network {
     Index biases, weights;
   };
   struct TapeLayout;
+  struct BackwardLayout;
   friend class SequencePass<T>;
   friend class DecoderPass<T>;
   // For cells outside of cells.hpp, see internal/network_of_cell.hpp.
@@ -265,7 +276,8 @@ class Network {
   const Layer& layer(Index l, Index d) const {
     return layers_[static_cast<std::size_t>(l * directions() + d)];
   }
-  TapeLayout tape_layout(const SequenceInput<T>& in, bool keep) const;
+  TapeLayout tape_layout(const SequenceInput<T>& in, bool keep, Index rows) const;
+  BackwardLayout backward_layout(const SequenceInput<T>& in) const;
   void multiply_by_weight_masks(std::uint64_t mask_seed, const Parameters& weights,
                                 const Gradients& products) const;
   Index head_block_rows() const;
