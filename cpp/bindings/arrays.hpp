@@ -201,6 +201,7 @@ void register_language_models(py::module_& m);
 void register_measurements(py::module_& m);
 // Models first: the optimizers refer to them.
 void register_models(py::module_& m);
+void register_networks(py::module_& m);
 void register_registry(py::module_& m);
 void register_optimizers(py::module_& m);
 

@@ -10,6 +10,7 @@ PYBIND11_MODULE(_core, m) {
   charrnn_fast::bindings::register_threads(m);
   charrnn_fast::bindings::register_registry(m);
   charrnn_fast::bindings::register_models(m);
+  charrnn_fast::bindings::register_networks(m);
   charrnn_fast::bindings::register_optimizers(m);
   charrnn_fast::bindings::register_functions(m);
   charrnn_fast::bindings::register_files(m);

@@ -4,16 +4,10 @@
 #include <stdexcept>
 
 #include "arrays.hpp"
+#include "shapes.hpp"
 
 namespace charrnn_fast::bindings {
 namespace {
-
-Bias bias_named(const std::string& name) {
-  if (name == "double") return Bias::both;
-  if (name == "single") return Bias::single;
-  if (name == "none") return Bias::none;
-  throw py::value_error("bias must be 'double', 'single' or 'none', got '" + name + "'");
-}
 
 template <class T>
 void check_step(const Model<T>& model) {
@@ -241,18 +235,6 @@ py::array_t<Token> sample(Model<T>& model, Index length, const py::object& token
   return drawn;
 }
 
-double rate(const py::dict& rates, const char* name) {
-  return rates.contains(name) ? rates[name].cast<double>() : 0.0;
-}
-
-Regularization regularization(const py::dict& rates) {
-  Regularization r;
-  for (const DropoutRate& known : dropout_rates) r.*known.value = rate(rates, known.name);
-  for (int s = 0; s < 2; ++s) r.zoneout[s] = rate(rates, zoneout_rates[s]);
-  r.variational = rates.contains("variational") && rates["variational"].cast<bool>();
-  return r;
-}
-
 // The device of another module's capsule; None: the CPU.
 Device& device_of(const py::object& capsule) {
   if (capsule.is_none()) return cpu_device();
@@ -297,14 +279,7 @@ void register_model(py::module_& m, const char* name) {
                                const auto kept = kept_now(self);
                                return py::make_tuple(kept.id, kept.seq_len, kept.batch);
                              })
-      .def("parameter_shapes",
-           [](const M& self) {
-             py::dict shapes;
-             for (const Parameter& p : self.network().parameters())
-               shapes[py::str(p.name)] = p.cols > 0 ? py::tuple(py::make_tuple(p.rows, p.cols))
-                                                    : py::tuple(py::make_tuple(p.rows));
-             return shapes;
-           })
+      .def("parameter_shapes", [](const M& self) { return parameter_shapes(self.network()); })
       .def(
           "parameter",
           [](const py::object& self, const std::string& parameter) {

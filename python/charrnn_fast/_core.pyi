@@ -7,6 +7,7 @@ Arrays are C-contiguous and of the network's dtype; tokens and targets are int32
 Wrong dtypes raise TypeError, wrong shapes and values ValueError, before any work.
 """
 
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -218,6 +219,155 @@ class _Model(Generic[_F]):
 
 class ModelFloat32(_Model[np.float32]): ...
 class ModelFloat64(_Model[np.float64]): ...
+
+class _Network(Generic[_F]):
+    """The same stack of layers on the caller's memory, for adapters to other frameworks.
+
+    It holds nothing but its shape: any threads may call it at once, and each call packs the weights
+    that it is given. All results have the bits of a Model, for any number of threads.
+
+    Arrays are given by their addresses (`array.ctypes.data`, `tensor.data_ptr()`): C-contiguous, of
+    the network's dtype, on the CPU, and kept alive by the caller. Nothing past their ends is
+    accessed. Their sizes cannot be checked; null and misaligned addresses, negative sizes and wrong
+    counts raise ValueError before any work. Tokens and targets are int32 and checked, offsets and
+    streams int64. Of what has no elements, the address may be 0.
+
+    parameters, gradients: one array for each entry of `parameter_shapes`, in that order, with its
+    shape. States are one array each, see `state_shapes`. y and h are the top layer's h
+    [N, hidden_width]. Unlike in C++, gradients are overwritten.
+
+    N is T * B. Or, for sequences of different lengths, the rows are those that `sorted_rows` names
+    (PyTorch's PackedSequence), and `offsets` [T + 1] says where each step begins: N = offsets[T].
+    `streams` [B] are stream numbers for the masks, by default 0 to B - 1. Backward needs the x,
+    tokens, offsets, streams and mask_seed of its forward.
+
+    packed: addresses of copies by `pack`, for weights that do not change: for forward those of
+    "forward" and of "forward_dense" or "forward_tokens", for backward those of "backward" and of
+    "backward_dense" (without dx 0). Not with weight drop, which changes the weights in each call.
+    """
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        output_size: int,  # 0: no decoder
+        num_layers: int,
+        bias: str,  # "double" | "single" | "none"
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        layer_norm: bool = False,
+        regularization: dict[str, float] = ...,  # as of _Model
+        nonlinearity: str = "tanh",
+    ) -> None: ...
+    @property
+    def num_states(self) -> int: ...
+    @property
+    def hidden_width(self) -> int: ...  # of the top layer's h, both directions
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]: ...
+    def state_shapes(self, batch: int) -> tuple[tuple[int, int, int], ...]:
+        """-> the shape of each state, [L, B, width]: h, then (LSTMs) c."""
+
+    def tape_size(
+        self, tokens: bool = False, ragged: bool = False, masked: bool = False
+    ) -> tuple[int, int, int]:
+        """-> a, b, c: a tape has a * N + b * B + c elements.
+
+        ragged: with offsets; masked: with a mask_seed.
+        """
+
+    def new_tape(self, elements: int) -> NDArray[_F]:
+        """-> [elements], not initialized.
+
+        Its memory comes from a free list of the process, and returns there when the last array that
+        refers to it is gone: fresh memory would fault page by page. The list holds at most 32
+        blocks and 256 MB (`set_free_list_limit`).
+        """
+
+    def forward(
+        self,
+        parameters: Sequence[int],
+        x: int,  # [N, I], or tokens [N]
+        seq_len: int,
+        batch: int,
+        state_0: Sequence[int] | None,  # each, or all, may be missing (0): zeros
+        y: int,
+        state_n: Sequence[int] | None,  # each, or all, may be missing
+        tape: int = 0,  # receives what backward needs; 0: there will be no backward
+        *,
+        tokens: bool = False,
+        offsets: int = 0,
+        streams: int = 0,
+        mask_seed: int | None = None,  # seed of the regularization masks; None: no masks
+        packed: tuple[int, int] | None = None,
+    ) -> None:
+        """Equal calls write equal bytes to the whole tape."""
+
+    def backward(
+        self,
+        parameters: Sequence[int],
+        x: int,
+        seq_len: int,
+        batch: int,
+        tape: int,  # is only read: any number of backwards may follow a forward
+        dy: int,  # 0: zeros
+        dstate_n: Sequence[int] | None,  # each, or all, may be missing: zeros
+        dx: int,  # 0: not wanted; must be 0 for tokens
+        dstate_0: Sequence[int] | None,  # each, or all, may be missing
+        gradients: Sequence[int],  # the decoder's are not written
+        *,
+        tokens: bool = False,
+        offsets: int = 0,
+        streams: int = 0,
+        mask_seed: int | None = None,
+        packed: tuple[int, int] | None = None,
+    ) -> None: ...
+    def decode(self, parameters: Sequence[int], h: int, rows: int, y: int, packed: int = 0) -> None:
+        """y [N, O] = h @ decoder.weight^T + decoder.bias; packed: "decoder"."""
+
+    def decode_backward(
+        self,
+        parameters: Sequence[int],
+        h: int,
+        dy: int,  # [N, O]
+        rows: int,
+        dh: int,
+        gradients: Sequence[int],  # only the decoder's are written
+    ) -> None: ...
+    def head(
+        self,
+        parameters: Sequence[int],
+        h: int,
+        targets: int,  # [N], -1 is ignored
+        rows: int,
+        scale: float,  # of the gradients: 1 for the sum of the losses
+        losses: int,  # [N], in nats
+        dh: int = 0,  # 0, with no gradients: losses only
+        gradients: Sequence[int] | None = None,  # only the decoder's are written
+    ) -> None:
+        """Decoder, softmax cross-entropy and their backward; all logits are never in memory."""
+
+    def packed_elements(self, packing: str) -> int: ...
+    def pack(self, packing: str, parameters: Sequence[int], packed: int) -> None:
+        """packing: forward, forward_dense, forward_tokens, backward, backward_dense or decoder."""
+
+class NetworkFloat32(_Network[np.float32]): ...
+class NetworkFloat64(_Network[np.float64]): ...
+
+def sorted_rows(
+    lengths: NDArray[np.int64], seq_len: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """lengths [B], each 0 to T -> order [B], offsets [T + 1], rows [N], as networks take them.
+
+    Stream r of the network is the caller's stream order[r]: longest first, equal lengths in their
+    order. Row n of the network is row rows[n] of the caller's [T * B, ...].
+    """
+
+def free_list_bytes() -> int:
+    """Bytes of the free memory that `new_tape` and the calls of networks keep for each other."""
+
+def set_free_list_limit(bytes: int) -> int:
+    """The most that it may be; 0 keeps nothing. Frees what exceeds it; -> the limit before."""
 
 class _Optimizer(Generic[_F]):
     def __init__(self, rule: str, model: _Model[_F], hyper: dict[str, float]) -> None:
