@@ -227,6 +227,69 @@ void check_models() {
     }
 }
 
+// A network of separate arrays, as PyTorch has them: from tokens and from x, with the decoder. No
+// array's rows fill vectors.
+template <class T>
+Results run_separate(Device& device, bool dense) {
+  constexpr Index steps = 4, B = 3, V = 7, rows = steps * B;
+  const Network<T> network({"lstm", V, 13, V, 2, Bias::both}, device);
+  std::vector<AlignedBuffer<T>> buffers;
+  const auto fill = [&](const std::vector<T>& values) {
+    AlignedBuffer<T>& buffer = buffers.emplace_back(device);
+    buffer.reserve(std::max<Index>(1, static_cast<Index>(values.size())));
+    device.upload(values.data(), static_cast<Index>(values.size()), buffer.get());
+    return buffer.get();
+  };
+  const auto space = [&](Index n) { return fill(std::vector<T>(count(n), T(0))); };
+  std::vector<T*> parameters, gradients;
+  for (const Parameter& p : network.parameters()) {
+    parameters.push_back(fill(random_values<T>(p.elements(), static_cast<unsigned>(p.offset))));
+    gradients.push_back(space(p.elements()));
+  }
+  const ParameterArrays<const T> arrays = parameters.data();
+  const auto packed = [&](Packing packing) {
+    T* const to = space(network.packed_elements(packing));
+    network.pack(packing, arrays, to);
+    return to;
+  };
+  MirroredBuffer<Token> tokens(device), targets(device);
+  for (MirroredBuffer<Token>* to : {&tokens, &targets}) {
+    const auto values = random_tokens(rows, V, to == &tokens ? 1 : 2);
+    to->reserve(rows);
+    std::copy(values.begin(), values.end(), to->get());
+    to->upload(rows);
+  }
+  const SequenceInput<T> in{steps, B, dense ? nullptr : tokens.there(),
+                            dense ? fill(random_values<T>(rows * V, 3)) : nullptr};
+  T* const state = fill(random_values<T>(network.state_elements(B), 4));
+  T* const tape = space(network.tape_elements(in, true));
+  network.forward(
+      arrays,
+      {packed(Packing::forward), packed(dense ? Packing::forward_dense : Packing::forward_tokens)},
+      in, state, true, tape, state, space(network.forward_elements(in)));
+  const T* const h = network.hidden(in, true, tape);
+  T *const losses = space(rows), *const dh = space(rows * network.hidden_width());
+  network.head(arrays, h, targets.there(), rows, T(1), losses, dh, gradients.data(), 1,
+               space(network.head_elements(rows, 1)));
+  T* const dx = dense ? space(rows * V) : nullptr;
+  network.backward(arrays, {packed(Packing::backward), packed(Packing::backward_dense)}, in, tape,
+                   dh, state, dx, gradients.data(), 1, space(network.backward_elements(in, 1)));
+  Results results;
+  results.add(values_of(device, losses, rows));
+  results.add(values_of(device, state, network.state_elements(B)));
+  if (dense) results.add(values_of(device, dx, rows * V));
+  for (std::size_t i = 0; i < gradients.size(); ++i)
+    results.add(values_of(device, gradients[i], network.parameters()[i].elements()));
+  return results;
+}
+
+template <class T>
+void check_separate() {
+  for (const bool dense : {false, true})
+    CHECK(run_separate<T>(cpu_device(), dense) == run_separate<T>(GuardedDevice::instance(), dense),
+          "separate arrays, %s", dense ? "dense" : "tokens");
+}
+
 // Errors that a kernel finds come to the host.
 void check_damaged() {
   const NetworkShape shape{"lstm", 5, 3, 5};
@@ -361,6 +424,8 @@ int main() {
   check_guard();
   check_damaged();
   check_refusals();
+  check_separate<float>();
+  check_separate<double>();
   check_models<float>();
   check_models<double>();
   return report();
