@@ -129,6 +129,14 @@ CHARRNN_INLINE V scale_in_halves(V x, V n) {
 CHARRNN_INLINE float scale(float x, float n) { return scale_in_halves(x, n); }
 CHARRNN_INLINE double scale(double x, double n) { return scale_in_halves(x, n); }
 
+// x 2^n for n <= 0, by two powers above the subnormals, of which one is a constant. A value type
+// may have a faster one.
+template <class V>
+CHARRNN_INLINE V scale_down(V x, V n) {
+  using T = Scalar<V>;
+  return x * pow2(n + V(T(64))) * V(T(0x1p-64));
+}
+
 namespace math {
 
 // ---- the shared core: x = n ln 2 + r, |r| <= ln 2 / 2 -------------------------------------
@@ -200,11 +208,19 @@ CHARRNN_INLINE V exp(V x) {
   return scale(V(T(1)) + e.exp_minus1, e.n);
 }
 
+// The same bits for x <= 0, with less work.
+template <class V>
+CHARRNN_INLINE V exp_below_0(V x) {
+  using T = Scalar<V>;
+  const Reduced<V> e = reduce(max(V(ExpConstants<T>::lowest), x));
+  return scale_down(V(T(1)) + e.exp_minus1, e.n);
+}
+
 // 1 / (1 + e^-x). Uses e^-|x| on both sides of zero: no overflow.
 template <class V>
 CHARRNN_INLINE V sigmoid(V x) {
   using T = Scalar<V>;
-  const V e = exp(-abs(x));
+  const V e = exp_below_0(-abs(x));
   // 1 if x >= 0, else e. NaN passes through either factor.
   const V numerator = select_negative(x, e, V(T(1)));
   return numerator / (V(T(1)) + e);
@@ -257,7 +273,7 @@ CHARRNN_INLINE V log1p_unit(V e) {
 // log(1 + e^x). Uses e^-|x| on both sides of zero: no overflow.
 template <class V>
 CHARRNN_INLINE V softplus_minus_abs(V x) {  // softplus(-|x|)
-  return log1p_unit(exp(-abs(x)));
+  return log1p_unit(exp_below_0(-abs(x)));
 }
 template <class V>
 CHARRNN_INLINE V softplus(V x) {

@@ -144,6 +144,12 @@ struct Pack {
 #endif
     return scale_in_halves(x, n);
   }
+  CHARRNN_INLINE friend Pack scale_down(Pack x, Pack n) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Vec) == 64) return scale(x, n);
+#endif
+    return charrnn_fast::scale_down<Pack>(x, n);
+  }
 
   CHARRNN_INLINE friend Pack fma(Pack a, Pack b, Pack c) { return Pack(fused(a.v, b.v, c.v)); }
   CHARRNN_INLINE friend Pack sqrt(Pack a) {
