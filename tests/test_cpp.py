@@ -51,7 +51,17 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("isa", _core.available_isas())
 @pytest.mark.parametrize(
     "program",
-    ["allocations", "bounds", "cells", "device", "executors", "kernels", "threads", "training"],
+    [
+        "allocations",
+        "bounds",
+        "cells",
+        "device",
+        "executors",
+        "kernels",
+        "stream",
+        "threads",
+        "training",
+    ],
 )
 def test_programs(build: Path, program: str, isa: str) -> None:
     """Each of tests/cpp, on every instruction set; its source says what it is about."""

@@ -37,6 +37,8 @@ template <class T>
 class SequencePass;
 template <class T>
 class DecoderPass;
+template <class T>
+class Stream;
 
 // Bias vectors per layer: PyTorch's two, one (added to the input term), or none.
 enum class Bias { both, single, none };
@@ -262,6 +264,7 @@ class Network {
   struct BackwardLayout;
   friend class SequencePass<T>;
   friend class DecoderPass<T>;
+  friend class Stream<T>;
   // For cells outside of cells.hpp, see internal/network_of_cell.hpp.
   template <class U>
   friend Network<U> network_of_cell(const NetworkShape&, const CellKernels<U>&, Device&);

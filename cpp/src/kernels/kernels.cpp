@@ -62,6 +62,7 @@ constexpr Kernels<T> table = {
     .scale = &scale<T>,
     .clip_value = &clip_value<T>,
     .update = rules.update,
+    .stream_decode = &stream_decode<T>,
     .cells = cells.cells,
     .num_cells = sizeof(cells.cells) / sizeof(cells.cells[0]),
     .exp = &map_exp<T>,

@@ -591,13 +591,3 @@ void recurrent_backward_initial(const RecurrentBackwardArgs<T>& p, Range rows, R
     });
   }
 }
-
-template <class Cell, class T>
-constexpr CellKernels<T> cell_kernels() {
-  return {cell_info<Cell>(),
-          Panel<Cell::num_gates>::unit_vectors * Native<T>::lanes,
-          &recurrent_begin<T>,
-          &recurrent_forward<Cell, T>,
-          &recurrent_backward<Cell, T>,
-          &recurrent_backward_initial<Cell, T>};
-}

@@ -263,6 +263,33 @@ struct RecurrentBackwardArgs {
   T* dprojected = nullptr;  // [N, R] gradients of h, with a projection
 };
 
+// One layer of one stream, without masks, normalization, projection or zoneout. Rows of h and the
+// states are padded to whole vectors, in which lanes past H receive any numbers. The other arrays
+// must be readable up to the next multiple of a vector.
+constexpr Index stream_block = 16;  // steps of a call, at most: a multiple of every vector's lanes
+template <class T>
+struct StreamArgs {
+  Index num_gates, hidden_size;  // G, H
+  Weights<T> hh;                 // as in RecurrentForwardArgs
+  const T* gx;                   // [steps, G*H] input term with its bias; null: that of
+  Index input_size;              // I
+  const T* x;                    // [steps, I], with
+  const T* ih;                   // [I, G*H] and
+  const T* input_bias;           // [G*H]
+  const T* split_bias;           // [num_split*H]
+  const T* params;               // [P, H]
+  T* states[max_states];         // [H] of each state but h, updated in place
+  Index stride;                  // of a row of h
+};
+
+// y [rows] = h [rows, K] @ weights [K] + bias
+template <class T>
+struct StreamDecodeArgs {
+  Index depth, stride;  // K; of a row of h, whose rows are padded to whole vectors
+  const T* weights;
+  T bias;
+};
+
 template <class T>
 struct CellKernels : CellInfo {
   int forward_units;  // units of a panel in forward; backward: Kernels::gemm_units
@@ -276,6 +303,8 @@ struct CellKernels : CellInfo {
   void (*backward)(const RecurrentBackwardArgs<T>&, Range walk, Range rows, Range panels);
   // dstates[0] = gradient of the initial h, after backward. Panels are of R.
   void (*backward_initial)(const RecurrentBackwardArgs<T>&, Range rows, Range panels);
+  // Of the CPU only: h of the given number of steps from h before them.
+  void (*stream)(const StreamArgs<T>&, const T* h, Index steps, T* rows);
 };
 
 // ---- losses, elementwise work -------------------------------------------------------------
@@ -483,6 +512,8 @@ struct Kernels {
   void (*scale)(T* x, Index n, T factor);
   void (*clip_value)(T* x, Index n, T limit);
   void (*const* update)(const UpdateArgs<T>&, Range elements);  // by the rule's number
+  // Of the CPU only.
+  void (*stream_decode)(const StreamDecodeArgs<T>&, const T* h, Index rows, T* y);
   const CellKernels<T>* cells;  // num_cells of them, in the order of Cells
   int num_cells;
   // For measurements: the kernels' exp, sigmoid, tanh and softplus of each element; independent
