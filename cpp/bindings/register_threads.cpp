@@ -2,6 +2,7 @@
 
 #include "arrays.hpp"
 #include "charrnn_fast/threads.hpp"
+#include "charrnn_fast/version.hpp"
 #include "cpu/cgroup.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/thread_pool.hpp"

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from .runtime import build_info, get_executor, get_num_threads, set_executor, set_num_threads
+from .runtime import (
+    build_info,
+    get_cmake_dir,
+    get_executor,
+    get_include,
+    get_num_threads,
+    set_executor,
+    set_num_threads,
+)
 
 TYPE_CHECKING = False  # of typing, which takes a while to import
 if TYPE_CHECKING:
@@ -44,7 +52,9 @@ __all__ = [
     "clip_grad_norm",
     "clip_grad_value",
     "cross_entropy",
+    "get_cmake_dir",
     "get_executor",
+    "get_include",
     "get_num_threads",
     "log",
     "mean_square",

@@ -1,4 +1,4 @@
-"""The compiled module at run time: version, instruction set, threads."""
+"""The compiled module: version, instruction set, threads, the C++ library beside it."""
 
 from __future__ import annotations
 
@@ -67,3 +67,30 @@ def set_executor(name: str) -> None:
     if name not in ("auto", "own", "openmp"):
         raise ValueError(f"name must be 'auto', 'own' or 'openmp', got {name!r}")
     set_executor(name)
+
+
+def get_include() -> str:
+    """The folder of the C++ headers, for ``-I`` of a compiler."""
+    return _installed("include", "charrnn_fast/version.hpp")
+
+
+def get_cmake_dir() -> str:
+    """The folder of the CMake package, for ``CMAKE_PREFIX_PATH`` or ``charrnn_fast_DIR``.
+
+    With it ``find_package(charrnn_fast CONFIG)`` has the target ``charrnn_fast::core``.
+    """
+    return _installed("lib/cmake/charrnn_fast", "charrnn_fast-config.cmake")
+
+
+def _installed(folder: str, file: str) -> str:
+    """A folder beside the compiled module, where also an editable installation has it."""
+    import errno
+    import os
+
+    from . import _core
+
+    found = os.path.join(os.path.dirname(_core.__file__), *folder.split("/"))
+    if not os.path.exists(os.path.join(found, file)):
+        message = "the C++ library is not there; install charrnn_fast with pip"
+        raise FileNotFoundError(errno.ENOENT, message, found)
+    return found

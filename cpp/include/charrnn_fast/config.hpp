@@ -13,8 +13,6 @@
 #define CHARRNN_INLINE inline
 #endif
 
-#define CHARRNN_VERSION "0.1.0"
-
 namespace charrnn_fast {
 
 using Index = std::int64_t;  // sizes, strides and offsets, in elements

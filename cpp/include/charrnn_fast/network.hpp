@@ -265,7 +265,7 @@ class Network {
   friend class SequencePass<T>;
   friend class DecoderPass<T>;
   friend class Stream<T>;
-  // For cells outside of cells.hpp, see internal/network_of_cell.hpp.
+  // For cells outside of cells.hpp.
   template <class U>
   friend Network<U> network_of_cell(const NetworkShape&, const CellKernels<U>&, Device&);
 

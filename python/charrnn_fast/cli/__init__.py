@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._checks import calling, telling
-from ..runtime import build_info, get_num_threads, set_num_threads
+from ..runtime import build_info, get_cmake_dir, get_num_threads, set_num_threads
 from ..storage import streams
 from . import bench, evaluate, info, plot, sample, score, train, view
 from .parsing import FAILED, INTERRUPTED, USER_ERROR, Commands, Parser
@@ -98,6 +99,12 @@ def _in_words(error: OSError) -> str:
     return _PATH_ERRORS.get(error.errno, words)
 
 
+class _ShowCMakeDir(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(get_cmake_dir())
+        parser.exit()
+
+
 def _parser() -> Parser:
     parser = Parser(
         prog="charrnn-fast",
@@ -105,6 +112,8 @@ def _parser() -> Parser:
     )
     version = f"charrnn-fast {build_info()['version']}"
     parser.add_argument("--version", action="version", version=version)
+    about = "show the folder of the CMake package for C++ and exit"
+    parser.add_argument("--cmakedir", action=_ShowCMakeDir, nargs=0, help=about)
     commands = Commands(parser)
     for command in (train, sample, evaluate, score, info, view, plot, bench):
         command.add(commands)
