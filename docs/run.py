@@ -6,7 +6,8 @@
 Commands are the lines that begin with ``$ `` in fenced blocks of ``console``. What follows in the
 block is their output, including standard error. All commands of a document run in one new folder,
 one after another, each by ``bash``. A command that fails ends the run, unless it ends in
-``  # fails``.
+``  # fails``. Fenced blocks with a name after their language, as in `` ```cpp train.cpp``, are
+files of that folder.
 
 ``--check`` changes no document. It prints what would change as a unified diff and then exits with
 1. Without names it checks all documents but examples.md and view.md, whose models take long to
@@ -63,9 +64,17 @@ def output(command: str, folder: str, docs: str) -> str:
     return done.stdout.replace(docs, "docs").replace(folder, ".")
 
 
+def write_files(document: Path, folder: Path) -> None:
+    """Writes the files that a document contains."""
+    text = document.read_text(encoding="utf-8")
+    for name, content in re.findall(r"^```\w+ (\S+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        (folder / name).write_text(content, encoding="utf-8")
+
+
 def run(document: Path, docs: str) -> str:
     """The text of a document with the outputs replaced."""
     with tempfile.TemporaryDirectory(prefix="document-") as folder:
+        write_files(document, Path(folder))
 
         def block(found: re.Match[str]) -> str:
             lines = []

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from installed import editable, outside, regular, wheels  # noqa: F401 - fixtures
+
 # The verdict depends on the code alone: the same examples in every run. `thorough` looks for more.
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=150)
 settings.register_profile("quick", settings.get_profile("default"), max_examples=20)
@@ -41,7 +43,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # of it, or share what takes minutes to build. By file: pytest-xdist's own groups, which are marks,
 # have no effect from pytest 9.2 on.
 _MACHINE = ("bench", "executors", "memory", "out_of_memory", "processors", "scaling", "threads")
-_GROUPS = {"test_cpp.py": "cpp", **{f"test_{name}.py": "machine" for name in _MACHINE}}
+_GROUPS = {
+    "test_cpp.py": "cpp",
+    "test_installed.py": "installed",
+    "test_registry.py": "installed",
+    **{f"test_{name}.py": "machine" for name in _MACHINE},
+}
 
 
 @pytest.hookimpl(optionalhook=True)

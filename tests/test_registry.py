@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import pybind11
 import pytest
 
-import sanitized
 from charrnn_fast import RNN, CharLM, _core, optim, registry
 from charrnn_fast.cli import options
 from charrnn_fast.reference import cells as reference_cells
 from charrnn_fast.reference import optim as reference_optim
+from installed import Environment
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,24 +57,6 @@ def test_a_forget_gate_is_one_of_the_gates() -> None:
 
 # ---- a cell more -----------------------------------------------------------------------------
 
-TWIN = """
-def _leaky(gx: Array, gh: Array, prev: States) -> tuple[States, States]:
-    h, p = prev
-    n, rate = np.tanh(gx + gh), sigmoid(p[0])
-    return (h + rate * (n - h),), (n,)
-
-
-def _leaky_backward(saved: States, prev: States, dnext: States) -> tuple[Array, Array, States]:
-    (n,), (h, p), (dh,) = saved, prev, dnext
-    rate = sigmoid(p[0])
-    dg = dh * rate * (1 - n * n)
-    dp = (dh * (n - h) * rate * (1 - rate)).sum(0)[None]
-    return dg, dg, (dh * (1 - rate), dp)
-
-
-CELLS["leaky_rnn", "tanh"] = Cell(1, 1, _leaky, _leaky_backward, weights=("rate", 1))
-"""
-
 # Run in the package that has the cell: what it prints is compared here.
 PROGRAM = """
 import sys
@@ -110,72 +87,16 @@ print(sorted(rnn.parameters()))
 """
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder to import the package from, whose cells are one more: its struct, entry and twin."""
-    root = tmp_path_factory.mktemp("leaky")
-    ignored = shutil.ignore_patterns("*.so", "__pycache__")
-    for name in ("cpp", "cmake", "python"):
-        shutil.copytree(ROOT / name, root / name, ignore=ignored)
-    for name in ("CMakeLists.txt", "pyproject.toml"):
-        shutil.copy(ROOT / name, root)
-    header = (ROOT / "tests" / "cpp" / "leaky_rnn.hpp").read_text(encoding="utf-8")
-    struct = header[header.index("// h' = h") : header.rindex("}  // namespace")]
-    cells = root / "cpp" / "include" / "charrnn_fast" / "cells.hpp"
-    text = cells.read_text(encoding="utf-8")
-    for before, after in (
-        (
-            "template <class C>\nconstexpr CellInfo",
-            struct + "template <class C>\nconstexpr CellInfo",
-        ),
-        ("CoupledLstm>;", "CoupledLstm, LeakyRnn>;"),
-    ):
-        assert text.count(before) == 1
-        text = text.replace(before, after)
-    cells.write_text(text, encoding="utf-8")
-    with (root / "python" / "charrnn_fast" / "reference" / "cells.py").open("a") as twin:
-        twin.write(TWIN)
-    build = root / "build"
-    settings = {
-        "CMAKE_BUILD_TYPE": "Release",
-        "CHARRNN_PYTHON": "ON",
-        "CHARRNN_TESTS": "OFF",
-        "CHARRNN_ISAS": sanitized.instruction_set(),
-        "CHARRNN_KERNEL_FLAGS": "-O1",  # compiles in a third of the time
-        "Python_EXECUTABLE": sys.executable,
-        "pybind11_DIR": pybind11.get_cmake_dir(),
-    }
-    define = [f"-D{name}={value}" for name, value in settings.items()]
-    for command in (
-        ["cmake", "-S", str(root), "-B", str(build), "-G", "Ninja", *define],
-        ["cmake", "--build", str(build), "--target", "_core"],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-    (module,) = build.glob("_core*.so")
-    shutil.copy(module, root / "python" / "charrnn_fast")
-    (root / "python" / "sitecustomize.py").write_text(sanitized.SITECUSTOMIZE, encoding="ascii")
-    return root / "python"
-
-
 @pytest.mark.slow
 @pytest.mark.unsanitized("builds a package of its own")
-def test_a_cell_is_added_by_its_struct_its_entry_and_its_twin(site: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(site)}
+def test_a_cell_is_added_by_its_struct_its_entry_and_its_twin(
+    regular: Environment, tmp_path: Path
+) -> None:
+    """`regular` has the package with the cell."""
 
     def run(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return regular.python(*arguments, cwd=tmp_path)
 
-    assert run("-c", "import charrnn_fast; print(charrnn_fast.__file__)").startswith(str(site))
     assert "leaky_rnn" not in {cell["name"] for cell in _core.cells}  # not this process's
     assert "weight_rate_l0" in run("-c", PROGRAM, str(ROOT / "tests"))
 
