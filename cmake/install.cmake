@@ -1,4 +1,4 @@
-# The CMake package, charrnn_fast.pc and the headers. Beside the Python module they lie in the
+# The CMake package, the files of pkg-config and the headers. Beside the Python module they lie in the
 # package's folder, as in a prefix of its own. Paths between the files are relative: the whole tree
 # may be moved.
 include(CMakePackageConfigHelpers)
@@ -13,10 +13,15 @@ endif()
 set(package_dir ${lib_dir}/cmake/charrnn_fast)
 set(pkgconfig_dir ${lib_dir}/pkgconfig)
 
+# A wheel has no symbolic links: that of the shared library would be a copy.
+set(namelink "")
+if(CHARRNN_PYTHON)
+  set(namelink NAMELINK_SKIP)
+endif()
 foreach(name IN LISTS components)
   install(TARGETS charrnn_fast_${name} EXPORT charrnn_fast
     ARCHIVE DESTINATION ${lib_dir}
-    LIBRARY DESTINATION ${lib_dir}
+    LIBRARY DESTINATION ${lib_dir} ${namelink}
     INCLUDES DESTINATION ${include_dir})
 endforeach()
 install(DIRECTORY cpp/include/ ${PROJECT_BINARY_DIR}/include/ DESTINATION ${include_dir}
@@ -31,7 +36,7 @@ write_basic_package_version_file(charrnn_fast-config-version.cmake COMPATIBILITY
 install(FILES ${PROJECT_BINARY_DIR}/charrnn_fast-config.cmake
   ${PROJECT_BINARY_DIR}/charrnn_fast-config-version.cmake DESTINATION ${package_dir})
 
-# Where the folders are from charrnn_fast.pc.
+# Where the folders are from the files of pkg-config.
 set(any_prefix /prefix)
 get_filename_component(pkgconfig_path ${pkgconfig_dir} ABSOLUTE BASE_DIR ${any_prefix})
 foreach(name include lib)
@@ -40,5 +45,7 @@ foreach(name include lib)
   string(REGEX REPLACE "/$" "" ${name}_from_pkgconfig "${${name}_from_pkgconfig}")
 endforeach()
 list(TRANSFORM CMAKE_DL_LIBS PREPEND -l OUTPUT_VARIABLE dl)
-configure_file(cmake/charrnn_fast.pc.in charrnn_fast.pc @ONLY)
-install(FILES ${PROJECT_BINARY_DIR}/charrnn_fast.pc DESTINATION ${pkgconfig_dir})
+foreach(name charrnn_fast charrnn_fast_c)
+  configure_file(cmake/${name}.pc.in ${name}.pc @ONLY)
+  install(FILES ${PROJECT_BINARY_DIR}/${name}.pc DESTINATION ${pkgconfig_dir})
+endforeach()

@@ -19,6 +19,8 @@ import charrnn_fast as cf
 from charrnn_fast import _core
 from installed import ROOT, build_and_check, check_printed, run, run_here, write_project
 
+ABI_VERSION = 1  # of C
+
 pytestmark = [
     pytest.mark.unsanitized("builds programs of its own, as the preset asan does"),
 ]
@@ -135,7 +137,10 @@ def test_what_is_installed(prefix: Path) -> None:
     package = "lib/cmake/charrnn_fast/charrnn_fast"
     assert {name for name in files if name.startswith("lib/")} == {
         "lib/libcharrnn_fast.a",
+        "lib/libcharrnn_fast_c.so",
+        f"lib/libcharrnn_fast_c.so.{ABI_VERSION}",
         "lib/pkgconfig/charrnn_fast.pc",
+        "lib/pkgconfig/charrnn_fast_c.pc",
         *(f"{package}-{part}.cmake" for part in ("config", "config-version", "targets")),
         f"{package}-targets-release.cmake",
     }

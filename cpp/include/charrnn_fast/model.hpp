@@ -38,6 +38,12 @@ class Model {
   const Network<T>& network() const { return network_; }
   // Memory of the device.
   const T* parameters() const { return parameters_.get(); }
+  // Calls read(parameters), of the device, between other threads' calls.
+  template <class F>
+  void read_parameters(F&& read) const {
+    std::lock_guard<ForkSafeMutex> lock(mutex_);
+    read(static_cast<const T*>(parameters_.get()));
+  }
   // Calls write(parameters), with memory of the host, and raises version().
   template <class F>
   void change_parameters(F&& write) {
@@ -224,7 +230,7 @@ class Model {
   Source kept_source_{};
   std::uint64_t kept_mask_seed_ = 0;
   Index kept_id_ = 0, kept_version_ = 0, num_kept_ = 0;
-  ForkSafeMutex mutex_;
+  mutable ForkSafeMutex mutex_;
 };
 
 extern template class Model<float>;

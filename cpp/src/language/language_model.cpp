@@ -79,8 +79,8 @@ bool is_rounded(const Parameter& parameter) {
 std::shared_ptr<Model<float>> read_as_bfloat16(Model<float>& model) {
   auto rounded = std::make_shared<Model<float>>(model.network().shape());
   std::vector<float> flat(static_cast<std::size_t>(model.network().parameter_elements()));
-  model.network().device().download(model.parameters(), model.network().parameter_elements(),
-                                    flat.data());
+  model.read_parameters(
+      [&](const float* parameters) { std::copy_n(parameters, flat.size(), flat.begin()); });
   for (const Parameter& p : model.network().parameters())
     if (is_rounded(p))
       for (Index i = p.offset; i < p.offset + p.elements(); ++i) {
