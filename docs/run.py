@@ -47,8 +47,10 @@ VARIES = re.compile(
 
 
 def output(command: str, folder: str, docs: str) -> str:
-    """What a command prints; $DOCS is the folder docs, for pictures."""
-    environment = {**os.environ, "COLUMNS": "100", "PYTHONUNBUFFERED": "1", "DOCS": docs}
+    """What a command prints; $DOCS is the folder docs, for pictures, $EXAMPLES the examples'."""
+    examples = os.path.join(os.path.dirname(DOCS), "examples")
+    ours = {"COLUMNS": "100", "PYTHONUNBUFFERED": "1", "DOCS": docs, "EXAMPLES": examples}
+    environment = {**os.environ, **ours}
     done = subprocess.run(
         ["bash", "-c", command.removesuffix(FAILS)],
         cwd=folder,
