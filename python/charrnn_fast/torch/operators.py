@@ -339,12 +339,72 @@ def _fake_sequence_backward(
 # ---- gradients ----------------------------------------------------------------------------------
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    x, _, _, parameters, offsets, streams, seed, packed, batch, name, keep = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, output[3], offsets, streams, seed, *parameters)
-    ctx.batch, ctx.name, ctx.keep = batch, name, keep
-    ctx.has_c, ctx.num_packed = network(name).has_c, len(packed)
+# What register_autograd itself calls; there is no public way to the kernels below the gradients.
+_BelowAutograd: Any = torch._C._AutoDispatchBelowAutograd  # noqa: SLF001
+_below_autograd: Any = torch._C._after_autograd_keyset  # noqa: SLF001
+_any_requires_grad: Any = torch._C._any_requires_grad  # noqa: SLF001
+_redispatch: Any = sequence.redispatch
+
+
+class _Differentiable(torch.autograd.Function):  # type: ignore[misc]
+    """A sequence whose gradients are wanted.
+
+    `torch.library.register_autograd` makes the same of an operator, but takes several times as long
+    as a short sequence to bring lists of tensors into the form of its arguments.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        keyset: Any,
+        offsets: Any,
+        streams: Any,
+        seed: Any,
+        packed: Tensors,
+        batch: int,
+        name: str,
+        keep: bool,
+        x: Any,
+        h_0: Any,
+        c_0: Any,
+        *parameters: Any,
+    ) -> Any:
+        with _BelowAutograd():
+            result = _redispatch(
+                keyset & _below_autograd,
+                x, h_0, c_0, parameters, offsets, streams, seed, packed, batch, name, keep,
+            )  # fmt: skip
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, result[3], offsets, streams, seed, *parameters)
+        ctx.batch, ctx.name, ctx.keep, ctx.has_c = batch, name, keep, network(name).has_c
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: Any) -> Any:
+        return _differentiate(ctx, *incoming)
+
+
+def _autograd_sequence(
+    keyset: Any,
+    x: Any,
+    h_0: Any,
+    c_0: Any,
+    parameters: Tensors,
+    offsets: Any,
+    streams: Any,
+    seed: Any,
+    packed: Tensors,
+    *rest: Any,
+) -> Any:
+    if torch.is_grad_enabled() and _any_requires_grad(x, h_0, c_0, parameters):
+        return _Differentiable.apply(
+            keyset, offsets, streams, seed, packed, *rest, x, h_0, c_0, *parameters
+        )
+    with _BelowAutograd():
+        return _redispatch(
+            keyset & _below_autograd,
+            x, h_0, c_0, parameters, offsets, streams, seed, packed, *rest,
+        )  # fmt: skip
 
 
 def _differentiate(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, _: Any) -> tuple[Any, ...]:
@@ -353,7 +413,7 @@ def _differentiate(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, _: Any) -> tuple[Any
         raise RuntimeError(
             "charrnn_fast.sequence must be called with keep=True to be differentiated"
         )
-    wants_dx = ctx.needs_input_grad[0]
+    wants_dx, *wants_states = ctx.needs_input_grad[8:11]
     dx, dh_0, dc_0, gradients = sequence_backward(
         x,
         parameters,
@@ -369,17 +429,11 @@ def _differentiate(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, _: Any) -> tuple[Any
         wants_dx,
     )
     return (
+        *(None,) * 8,
         dx if wants_dx else None,
-        dh_0 if ctx.needs_input_grad[1] else None,
-        dc_0 if ctx.needs_input_grad[2] else None,
-        gradients,
-        None,
-        None,
-        None,
-        [None] * ctx.num_packed,
-        None,
-        None,
-        None,
+        dh_0 if wants_states[0] else None,
+        dc_0 if wants_states[1] else None,
+        *gradients,
     )
 
 
@@ -396,9 +450,7 @@ torch.library.register_fake("charrnn_fast::sequence", _fake_sequence, lib=_libra
 torch.library.register_fake(
     "charrnn_fast::sequence_backward", _fake_sequence_backward, lib=_library
 )
-torch.library.register_autograd(
-    "charrnn_fast::sequence", _differentiate, setup_context=_save, lib=_library
-)
+_library.impl("sequence", _autograd_sequence, "Autograd", with_keyset=True)
 torch.library.register_autograd(
     "charrnn_fast::sequence_backward", _refuse_double_backward, lib=_library
 )
