@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -126,3 +127,23 @@ def test_a_python_package_builds_upon_it(environment: Environment) -> None:
     environment.install("--no-build-isolation", folder)
     for program in ("train", "layer"):
         check_printed(program, run_here(environment.root / "bin" / program))
+
+
+@pytest.mark.slow
+def test_the_example_writes_the_text_that_python_writes(environment: Environment) -> None:
+    folder = environment.root / "example"
+    shutil.copytree(ROOT / "examples" / "embed_cpp", folder)
+    build = folder / "build"
+    command = ("-m", "charrnn_fast")
+    prefix = environment.python(*command, "--cmakedir").strip()
+    run("cmake", "-S", folder, "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}")
+    run("cmake", "--build", build)
+    text = folder / "text.txt"
+    text.write_text("zwölf boxkämpfer jagen viktor über den deich\n" * 40, encoding="utf-8")
+    model = folder / "m.safetensors"
+    sizes = ("--hidden-size", "16", "--batch-size", "4", "--seq-len", "20", "--steps", "30")
+    environment.python(*command, "train", text, "-o", model, *sizes)
+    for seed, temperature, prime in (("1", "1", ""), ("18446744073709551615", "0.7", "über ")):
+        options = ("--length", "200", "--seed", seed, "--temperature", temperature)
+        expected = environment.python(*command, "sample", model, *options, "--prime", prime)
+        assert run(build / "write_text", model, "200", seed, temperature, prime) == expected
