@@ -19,8 +19,8 @@ speed drifts treats them alike. The median over the repeats and their range are 
 - training in float64: FLOP/s as a share of what fused multiply-adds that touch no memory reach;
 - a step right after other libraries' thread pools have worked: the median time of 20 steps, each
   after a product of 500 x 500 matrices by PyTorch, by PyTorch in another thread, and by NumPy,
-  whose time does not count, and each after a rest of 30 ms. On threads of the package's own
-  (executor "own") and on PyTorch's ("auto"), over the median of 20 steps back to back on its own.
+  whose time does not count, and each after a rest of 30 ms. With the executors "own", "openmp" and
+  "auto", over the median of 20 steps back to back on threads of the package's own.
   One thread shows when two are of no use. Needs PyTorch.
 
 A step is embedding to optimizer (Adam). Every block begins with `set_num_threads`, after which the
@@ -74,6 +74,7 @@ FLOAT64: list[Case] = [("lstm", 50, 50, 256, 1), ("lstm", 64, 50, 512, 1)]
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 POOLS: list[Case] = [("lstm", 50, 50, 128, 2), ("lstm", 64, 50, 512, 1)]
 POOL_STEPS = 20  # in a block
+EXECUTORS = ("own", "openmp", "auto")
 MATRIX = 500
 VOCABULARY = 96
 PARTS = ["busy", "pairs", "rests", "float64", "pools"]
@@ -226,16 +227,15 @@ def beside_other_pools(case: Case, threads: int, repeats: int) -> dict[str, list
     """Times of steps over those back to back on own threads in the same round."""
     step = training(case)
     pools = other_pools()
-    sides = [(executor, threads, what) for executor in ("own", "auto") for what in pools]
+    sides = [(executor, threads, what) for executor in EXECUTORS for what in pools]
     sides.append(("own", 1, "back to back"))
     times: dict[str, list[float]] = {}
     for _ in range(repeats):
         for executor, n, what in sides:
-            time.sleep(0.1)  # until the other pools' threads sleep
+            time.sleep(0.2)  # until the other pools' threads sleep
             cf.set_executor(executor)
             cf.set_num_threads(n)
-            in_use = cf.build_info()["executor"]
-            name = f"{what}, {n} thread{'s'[: n > 1]}, {in_use}"
+            name = f"{what}, {n} thread{'s'[: n > 1]}, {executor}"
             step()
             times.setdefault(name, []).append(median_time(step, pools[what], POOL_STEPS))
     first = next(iter(times.values()))

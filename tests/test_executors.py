@@ -116,13 +116,17 @@ torch.set_num_threads(3)
 a = torch.ones(300, 300)
 torch.mm(a, a)
 assert cf.build_info()["executor"] == "openmp" and teams() > 0
-# No thread ends or starts: libgomp's team stays whole, the package's own threads are not needed.
-results(rnn)
+for _ in range(20):
+    torch.mm(a, a)
+    teams()  # on PyTorch's threads if they are still awake
+# No thread ends or starts: libgomp's team stays whole.
+cf.set_executor("openmp")
 threads = set(os.listdir("/proc/self/task"))
 for _ in range(50):
     torch.mm(a, a)
     assert teams() > 0
 assert set(os.listdir("/proc/self/task")) == threads
+cf.set_executor("auto")
 found = []
 def elsewhere():
     found.append((cf.build_info()["executor"], teams()))
@@ -168,5 +172,6 @@ def again():
 in_child(again)
 in_child(lambda: in_child(again) is None and again())
 before = _core.openmp_teams()
+cf.set_executor("openmp")
 assert results(rnn) == expected and _core.openmp_teams() > before
 """)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 def build_info() -> dict[str, Any]:
     """Version, compiler, instruction sets (in use and available), threads, CUDA.
 
-    `executor` says whose threads a call of the calling thread would use now: "own" or "openmp".
+    `executor` says whose threads a call of the calling thread can use now: "openmp" or only "own".
     """
     from ._core import build_info
 
@@ -51,7 +51,7 @@ def set_executor(name: str) -> None:
     - "own": threads of this package.
     - "openmp": those of GCC's OpenMP runtime (libgomp), once a library in the process has loaded
       it. Each Python thread that calls gets a team of its own there.
-    - "auto", the default: those of PyTorch's libgomp, once PyTorch is imported, for calls from the
+    - "auto", the default: those of PyTorch's libgomp while they are awake, for calls from the
       process's main thread; else threads of this package.
 
     PyTorch's threads spin for milliseconds after their work, and would compete with others for the

@@ -223,6 +223,73 @@ void check_oversubscription() {
   CHECK(oversubscription.limit(2, now) == 2, "after an idle time, pauses are short again");
 }
 
+// Milliseconds until all threads are tried again, if other threads of the process run for `busy` ms
+// of it.
+int pause_beside(Oversubscription& oversubscription, int busy, std::int64_t& now) {
+  const Oversubscription::Run slow = run_of(2, 0.8, 0);
+  after(oversubscription, 2, slow, now);
+  CHECK(after(oversubscription, 2, slow, now) == 1, "not oversubscribed");
+  const std::int64_t begin = now;
+  std::int64_t others = 1000 * ms;
+  for (; oversubscription.limit(2, now) == 1; now += ms) {
+    if (now - begin < busy * ms) others += ms;
+    if (oversubscription.watches(now)) oversubscription.watch(others, now);
+  }
+  return static_cast<int>((now - begin) / ms);
+}
+
+// Once other threads of the process have stopped, all threads are tried again at once.
+void check_watching() {
+  const Oversubscription::Run slow = run_of(2, 0.8, 0), idle = run_of(2, 0, 0);
+  {
+    Oversubscription oversubscription(2);
+    std::int64_t now = ms;
+    const int early = pause_beside(oversubscription, 30, now);
+    CHECK(early >= 30 && early <= 49, "after %d ms", early);
+    CHECK(after(oversubscription, 2, idle, now) == 2, "the trial succeeds");
+    const int again = pause_beside(oversubscription, 30, now);
+    CHECK(again >= 30 && again <= 49, "after %d ms", again);
+    // It fails: no more of them, until the full team has been the best.
+    const int failed = pause_beside(oversubscription, 30, now);
+    CHECK(failed >= 100, "after %d ms", failed);
+    CHECK(after(oversubscription, 2, idle, now) == 2, "a later trial succeeds");
+    const int then = pause_beside(oversubscription, 30, now);
+    CHECK(then >= 30 && then <= 49, "after %d ms", then);
+  }
+  {
+    // Nothing else of this process runs: another program does.
+    Oversubscription oversubscription(2);
+    std::int64_t now = ms;
+    const int pause = pause_beside(oversubscription, 0, now);
+    CHECK(pause >= 50, "after %d ms", pause);
+  }
+  {
+    // The team's own threads spin.
+    Oversubscription oversubscription(2, 35 * ms);
+    std::int64_t now = ms;
+    const int pause = pause_beside(oversubscription, 30, now);
+    CHECK(pause >= 50, "after %d ms", pause);
+  }
+  {
+    // Another caller's clock says nothing about this one's.
+    Oversubscription oversubscription(2);
+    std::int64_t now = ms;
+    CHECK(after(oversubscription, 2, slow, now) == 1, "not oversubscribed");
+    oversubscription.watch(0, now += 12 * ms);
+    std::thread([&] { oversubscription.watch(1000 * ms, now += 12 * ms); }).join();
+    oversubscription.watch(0, now += 12 * ms);
+    oversubscription.watch(0, now += 12 * ms);
+    CHECK(oversubscription.limit(2, now) == 1, "callers in turns");
+  }
+  const std::int64_t before = time_of_other_threads();
+  std::thread([] {
+    const std::int64_t begin = Oversubscription::Time::now().on_processor;
+    while (Oversubscription::Time::now().on_processor - begin < 5 * ms) continue;
+  }).join();
+  const std::int64_t others = time_of_other_threads() - before;
+  CHECK(others >= 4 * ms && others < 1000 * ms, "%d us of another thread", int(others / 1000));
+}
+
 // Time asleep is told from time lost.
 void check_clocks() {
   const Oversubscription::Time begin{1000, 100, {10, 20}}, end{2000, 500, {40, 320}};
@@ -419,6 +486,7 @@ void check_placement() {}
 int main() {
   std::printf("instruction set %s\n", isa_in_use().c_str());
   check_oversubscription();
+  check_watching();
   check_clocks();
   sharing_limits() = {0, 0};  // small cases shall run on all threads too
   for (const int threads : {1, 2, 3, 8}) {

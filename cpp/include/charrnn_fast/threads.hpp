@@ -32,12 +32,10 @@ struct Executor {
 
 // The threads to use. Not while another thread is computing: throws std::invalid_argument.
 //   "own"     the library's own threads
-//   "openmp"  GCC's OpenMP runtime (libgomp), once the process has loaded one. Each thread that
-//   calls
-//             gets a team of its own there.
-//   "auto"    the OpenMP runtime of PyTorch, once that is loaded, for the process's main thread;
-//   else
-//             the library's own
+//   "openmp"  those of GCC's OpenMP runtime (libgomp), once something has loaded one; each calling
+//             thread gets a team of its own there
+//   "auto"    those of PyTorch's OpenMP runtime while they are awake, for calls from the process's
+//             main thread; else the library's own
 // Initially CHARRNN_EXECUTOR, else "auto". With OpenMP, teams have at most omp_get_max_threads()
 // members, and a caller inside a parallel region computes alone. The library's own threads are used
 // where that is 1, in forked children, and with other OpenMP runtimes than libgomp.
@@ -48,7 +46,7 @@ void set_executor(const std::string& name);
 void set_executor(const Executor& executor);
 // What was set: "own", "openmp", "auto"; "host" for an Executor.
 std::string get_executor();
-// Whose threads the calling thread would use now: "own", "openmp", "host".
+// Whose threads the calling thread can use now: "host", "openmp", or only "own".
 std::string executor_in_use();
 
 }  // namespace charrnn_fast

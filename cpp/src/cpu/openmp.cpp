@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <link.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -147,14 +148,26 @@ const OpenMp* find_openmp(bool only_pytorchs, std::int64_t now) {
 }
 
 bool on_main_thread() {
-  thread_local const bool main = getpid() == static_cast<pid_t>(syscall(SYS_gettid));
+  thread_local const bool main = getpid() == this_thread();
   return main;
+}
+
+int this_thread() { return static_cast<int>(syscall(SYS_gettid)); }
+
+std::int64_t processor_time(int thread) {
+  // As pthread_getcpuclockid() has it, which must not be asked about a thread that has ended.
+  const auto clock = static_cast<clockid_t>(~static_cast<unsigned>(thread) << 3 | 6u);
+  timespec t;
+  if (clock_gettime(clock, &t) != 0) return -1;
+  return std::int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
 }
 
 #else
 
 const OpenMp* find_openmp(bool, std::int64_t) { return nullptr; }
 bool on_main_thread() { return false; }
+int this_thread() { return 0; }
+std::int64_t processor_time(int) { return -1; }
 
 #endif
 

@@ -26,5 +26,9 @@ const OpenMp* find_openmp(bool only_pytorchs, std::int64_t now);
 
 // Whether this thread was the process's first.
 bool on_main_thread();
+// The system's number of the calling thread; 0 if unknown.
+int this_thread();
+// Processor time of a thread of this process, in nanoseconds; -1 if there is no such thread.
+std::int64_t processor_time(int thread);
 
 }  // namespace charrnn_fast

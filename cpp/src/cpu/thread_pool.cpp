@@ -35,6 +35,9 @@ int default_num_threads() {
   return std::max(1, static_cast<int>(n));
 }
 
+// libgomp's threads spin for 300,000 pauses of the processor, which are 10 to 17 ms.
+constexpr std::int64_t others_spin = 20'000'000;
+
 struct Name {
   Threads threads;
   const char* name;
@@ -104,8 +107,11 @@ ThreadPool::ThreadPool(int n, Threads threads) : size_(n), threads_(threads) { r
 
 void ThreadPool::reset(int n) {
   job_.members.resize(static_cast<std::size_t>(n));
-  oversubscription_.assign(kinds_of_threads, Oversubscription(n));
+  oversubscription_.assign(kinds_of_threads, Oversubscription(n, others_spin));
+  oversubscription_[static_cast<std::size_t>(Threads::own)] = Oversubscription(n);
   attendance_ = {};
+  job_.openmp_worker = 0;
+  last_end_ = 0;
 }
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -208,6 +214,22 @@ Threads ThreadPool::threads_in_use() const {
   return choose(std::numeric_limits<std::int64_t>::max()).threads;
 }
 
+// Whether the members of the last libgomp team are spinning. If they sleep, the pool's own threads
+// are the better ones: they are kept off the caller's processor. After spin_time without a team the
+// answer takes some 2 microseconds.
+bool ThreadPool::openmp_is_awake(std::int64_t now) {
+  if (now - last_end_ < spin_time) return last_threads_ == Threads::openmp;
+  constexpr std::int64_t look = 2'000;
+  const int worker = job_.openmp_worker.load(std::memory_order_relaxed);
+  const std::int64_t before = processor_time(worker);
+  if (worker == 0 || before < 0) {
+    job_.openmp_worker.store(0, std::memory_order_relaxed);  // the next team tells
+    return true;
+  }
+  while (wall_clock() - now < look) relax();
+  return 2 * (processor_time(worker) - before) > look;
+}
+
 void ThreadPool::work(Worker& worker) {
   for (std::uint32_t ticket = 0;;) {
     wait_for_change(worker.ticket, ticket);
@@ -254,6 +276,8 @@ int ThreadPool::run_on_openmp() {
         const int wanted = job.parts.load(std::memory_order_acquire);
         const int parts = std::min(wanted, job.openmp->num_threads());
         const int part = job.openmp->thread_num();
+        if (part == 1 && job.openmp_worker.load(std::memory_order_relaxed) == 0)
+          job.openmp_worker.store(this_thread(), std::memory_order_relaxed);
         if (part > 0 && part < parts) job.begin(part);
         if (part < parts) job.run(part, parts);
         job.done.fetch_add(1, std::memory_order_release);
@@ -296,11 +320,15 @@ void ThreadPool::run_erased(int parts, Call call, void* context) {
   if (parts <= 1 || busy_.exchange(true, std::memory_order_acquire))
     return call(context, Team{0, 1, nullptr});
   const std::int64_t called = wall_clock();
-  const Choice choice = choose(called);
+  Choice choice = choose(called);
+  if (threads() == Threads::automatic && choice.threads == Threads::openmp && choice.parts > 1 &&
+      !openmp_is_awake(called))
+    choice = {Threads::own, size(), nullptr};
   Oversubscription& oversubscription = oversubscription_[static_cast<std::size_t>(choice.threads)];
   parts = std::min(parts, choice.parts);
   bool measured = false;
   if (parts > 1 && sharing_limits().operations_per_thread > 0) {
+    if (oversubscription.watches(called)) oversubscription.watch(time_of_other_threads(), called);
     parts = oversubscription.limit(parts, called);
     measured = oversubscription.measures(called);
   }
@@ -324,20 +352,21 @@ void ThreadPool::run_erased(int parts, Call call, void* context) {
     parts = run_on_openmp();
   else
     parts = run_on_host();
+  last_threads_ = choice.threads;
+  last_end_ = wall_clock();
   if (parts > 1) {
     auto& teams = teams_[static_cast<std::size_t>(choice.threads)];
     teams.store(teams.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   }
   if (measured) {
     Oversubscription::Run run;
-    const std::int64_t now = wall_clock();
-    run.wall = now - called;
+    run.wall = last_end_ - called;
     for (int i = 0; i < parts; ++i) {
       const Member& member = job_.members[static_cast<std::size_t>(i)];
       // Who comes late to a gathering counts in attendance_.
       run.add(gathers ? member.begin.wall : called, member.begin, member.end);
     }
-    oversubscription.add(parts, run, now);
+    oversubscription.add(parts, run, last_end_);
   }
   busy_.store(false, std::memory_order_release);
 }

@@ -51,7 +51,7 @@ class ThreadPool {
   Threads threads() const { return threads_.load(std::memory_order_relaxed); }
   // Likewise. `host` is that of Threads::host.
   void set_threads(Threads threads, const Executor& host);
-  // Whose threads the calling thread would use.
+  // Whose threads the calling thread can use.
   Threads threads_in_use() const;
   // Number of runs with a team of more than one, for tests.
   std::uint64_t teams(Threads threads) const {
@@ -92,6 +92,7 @@ class ThreadPool {
     void* context = nullptr;
     bool measured = false;
     const OpenMp* openmp = nullptr;
+    std::atomic<int> openmp_worker{0};  // one of its threads, once known
     Barrier barrier;
     std::vector<Member> members;
     std::atomic<int> parts{0}, done{0};  // of the team at most; threads that are done
@@ -105,6 +106,7 @@ class ThreadPool {
   ThreadPool(int n, Threads threads);
   void reset(int n);
   Choice choose(std::int64_t now) const;
+  bool openmp_is_awake(std::int64_t now);
   // Each runs the job and returns the team's size.
   int run_on_own(std::int64_t called);
   int run_on_openmp();
@@ -119,6 +121,8 @@ class ThreadPool {
   std::atomic<std::uint64_t> teams_[kinds_of_threads]{};
   // All below belong to the thread that set busy_.
   Executor host_{};
+  Threads last_threads_ = Threads::own;  // of the last team
+  std::int64_t last_end_ = 0;
   Job job_;
   Gathering gathering_;
   Attendance attendance_;
