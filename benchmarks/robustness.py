@@ -17,10 +17,10 @@ speed drifts treats them alike. The median over the repeats and their range are 
   other threads of its OpenBLAS take processors, waiting for work: fresh processes are measured with
   them and without;
 - training in float64: FLOP/s as a share of what fused multiply-adds that touch no memory reach;
-- a step right after other libraries' thread pools have worked: the median time of 20 steps, each
+- a step right after other libraries' thread pools have worked: the median time of 12 steps, each
   after a product of 500 x 500 matrices by PyTorch, by PyTorch in another thread, and by NumPy,
   whose time does not count, and each after a rest of 30 ms. With the executors "own", "openmp" and
-  "auto", over the median of 20 steps back to back on threads of the package's own.
+  "auto", over the median of 12 steps back to back on threads of the package's own.
   One thread shows when two are of no use. Needs PyTorch.
 
 A step is embedding to optimizer (Adam). Every block begins with `set_num_threads`, after which the
@@ -73,7 +73,7 @@ STEPS = 30  # in a block
 FLOAT64: list[Case] = [("lstm", 50, 50, 256, 1), ("lstm", 64, 50, 512, 1)]
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 POOLS: list[Case] = [("lstm", 50, 50, 128, 2), ("lstm", 64, 50, 512, 1)]
-POOL_STEPS = 20  # in a block
+POOL_STEPS = 12  # in a block
 EXECUTORS = ("own", "openmp", "auto")
 MATRIX = 500
 VOCABULARY = 96
