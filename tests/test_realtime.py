@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from installed import ROOT, run, run_here
 
 import charrnn_fast as cf
+from installed import ROOT, run, run_here
 from test_article import _example
 
 AUDIO, BENCHMARK = ROOT / "examples" / "audio", ROOT / "benchmarks" / "realtime.py"
