@@ -108,8 +108,8 @@ def test_what_is_left_out_reaches_the_model(
     assert main(["train", str(text), "-o", str(path), "--steps", "4", "--resume", *options]) == 0
     capsys.readouterr()
     for option, message in (
-        (["--dropout", "0.3"], "--dropout is 0.3, but"),
-        (["--zoneout", "0.1"], "zoneout is [0.1, 0.1], but"),
+        (["--dropout", "0.3"], ", got 0.3"),
+        (["--zoneout", "0.1"], ", got [0.1, 0.1]"),
     ):
         status = main(["train", str(text), "-o", str(path), "--steps", "5", "--resume", *option])
         assert status == 2 and message in capsys.readouterr().err
@@ -291,10 +291,10 @@ def test_eval_reads_each_text_once(
     assert lines[0] == [line for one in lines[1:] for line in one]
     assert f"the text is empty: {empty}" in refused([*measure, str(text), str(empty)], capsys)
     empty.write_text("a")
-    assert f"{empty} has one " in refused([*measure, str(text), str(empty)], capsys)
+    assert f"{empty} must have 2 " in refused([*measure, str(text), str(empty)], capsys)
     empty.write_text("cat")
     message = refused([*measure, str(text), str(empty)], capsys)
-    assert f"{empty}: --document-mark is 'dog', which does not occur" in message
+    assert f"{empty}: --document-mark must occur in the text, got 'dog'" in message
 
 
 def test_eval_reads_documents_as_training_does(
@@ -314,7 +314,7 @@ def test_eval_reads_documents_as_training_does(
     assert losses[1] == pytest.approx(trained, rel=1e-12)
     assert losses[0] != losses[1]
     message = refused([*measure, "--document-mark", "cat"], capsys)
-    assert f"{text}: --document-mark is 'cat', which does not occur" in message
+    assert f"{text}: --document-mark must occur in the text, got 'cat'" in message
 
 
 @pytest.mark.parametrize("way", ["flag", "file", "set"])
@@ -558,7 +558,7 @@ def test_resume_refuses_another_text(
     other = tmp_path / "other.txt"
     other.write_text(TEXT + "the")
     error = refused(["train", str(other), "-o", str(model), "--resume"], capsys)
-    assert "the corpus has 883 characters (fingerprint " in error
+    assert ", got 883 (fingerprint " in error
     other.write_text(TEXT + "Q")
     error = refused(["train", str(other), "-o", str(model), "--resume"], capsys)
     assert "other.txt has the character 'Q' (U+0051) at position 880" in error
@@ -721,9 +721,9 @@ def test_resume_tells_of_a_damaged_checkpoint_as_info_does(
         ),
         (
             ["train", "--demo", "--encoding", "ascii"],
-            "encoding is ascii, but --demo brings its own",
+            "encoding must be utf-8 with --demo, which brings its own text, got ascii",
         ),
-        (["train", "{same}", "-o", "{out}"], "vocabulary has one character only"),
+        (["train", "{same}", "-o", "{out}"], "vocabulary must have 2 characters or more, got "),
         (["train", "{short}", "-o", "{out}"], "--seq-len=50, got 9"),
         (["train", "{text}", "-o", "{text}"], "text.txt: this file is no checkpoint; it is not"),
         (["train", "{text}", "-o", "{short}"], "no checkpoint; it is not overwritten"),

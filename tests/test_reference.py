@@ -162,10 +162,10 @@ def test_refuses_what_numpy_would_take() -> None:
     with pytest.raises(ValueError, match="reduction must be 'mean' or 'sum', got 'none'"):
         reference.cross_entropy(np.zeros((1, 3)), np.array([0]), "none")
     with pytest.raises(
-        ValueError, match=r"cell='mgu' .* there are 'rnn' with 'tanh', 'rnn' with 'relu'"
+        ValueError, match=r"one of 'rnn' with 'tanh', 'rnn' with 'relu'.*, got 'mgu'"
     ):
         reference.forward(parameters, case.x(), cell="mgu")
-    with pytest.raises(ValueError, match="nonlinearity='relu'"):
+    with pytest.raises(ValueError, match="got 'lstm' with 'relu'"):
         reference.forward(parameters, case.x(), cell="lstm", nonlinearity="relu")
     with pytest.raises(ValueError, match="bias must be True, 'single' or False, got 'both'"):
         reference.init_parameters(2, 3, bias="both")

@@ -365,7 +365,9 @@ def test_wrong_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"text has the character 'Q' \(U\+0051\) at position 1"):
         page(model, "tQ")
     for text in ("", "t"):
-        with pytest.raises(ValueError, match=rf"text has {len(text)} character\(s\); to look ins"):
+        with pytest.raises(
+            ValueError, match=f"text must have 2 characters or more, got {len(text)}"
+        ):
             page(model, text)
     with pytest.raises(ValueError, match=r"layers\[1\] must be in 0 to 1, got 2"):
         page(model, TEXT, layers=[0, 2])
@@ -376,7 +378,7 @@ def test_wrong_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TypeError, match="about must be a mapping of str to str, got list"):
         page(model, TEXT, about=["a"])  # type: ignore[arg-type]
     monkeypatch.setattr("charrnn_fast.view._MOST_ACTIVATIONS", 1000)
-    with pytest.raises(ValueError, match=r"at most 1,000 activations, and .* 2 layer\(s\) of 8 ce"):
+    with pytest.raises(ValueError, match=r"at most 1,000 activations, got .* 2 layer\(s\) of 8 ce"):
         page(model, TEXT)
 
 
