@@ -422,6 +422,76 @@ def test_losses(c: Any, dtype: Any, reduction: str, weighted: bool) -> None:
     assert (number.value, d.tobytes()) == (loss, wanted.tobytes())
 
 
+# ---- real time ----
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("cell", registry.CELL_NAMES)
+def test_a_stream(c: Any, cell: str, dtype: str) -> None:
+    """Blocks, copies and states, bit for bit those of a whole sequence."""
+    rnn = cf.RNN(2, H, 3, cell=cell, num_layers=2, dtype=dtype, seed=1)
+    model = Model(c, rnn)
+    stream, copy = ctypes.c_void_p(), ctypes.c_void_p()
+    c.stream_create(model.handle, ctypes.byref(stream))
+    model.close()  # the parameters are copied
+    assert c.stream_input_size(stream) == 2 and c.stream_output_size(stream) == 3
+    n = 20
+    x = np.random.default_rng(2).standard_normal((n, 2)).astype(dtype)
+    wanted, state = rnn.forward(x[:, None])
+    y, state_n = np.empty_like(wanted[:, 0]), np.empty(c.stream_state_elements(stream), dtype)
+    for first, last in ((0, 1), (1, 1), (1, 8), (8, 20)):
+        c.stream_run(stream, address(x[first:last]), last - first, address(y[first:last]))
+        if last == 8:
+            c.stream_copy(stream, ctypes.byref(copy))
+    assert y.tobytes() == wanted.tobytes()
+    c.stream_get_state(stream, address(state_n))
+    assert state_n.tobytes() == flat_state(state).tobytes()
+
+    again = np.empty_like(y)
+    c.stream_run(copy, address(x[8:]), n - 8, address(again[8:]))
+    assert again[8:].tobytes() == y[8:].tobytes()
+    c.stream_reset(copy)
+    c.stream_run(copy, address(x), n, address(again))
+    assert again.tobytes() == y.tobytes()
+    c.stream_set_state(copy, address(state_n))
+    c.stream_run(copy, address(x), n, address(again))
+    longer, _ = rnn.forward(x[:, None], state)
+    assert again.tobytes() == longer.tobytes()
+    c.stream_destroy(stream)
+    c.stream_destroy(copy)
+    c.stream_destroy(None)
+
+
+def test_a_stream_refuses(c: Any) -> None:
+    stream = ctypes.c_void_p()
+    both_ways = Model(c, cf.RNN(2, H, bidirectional=True))
+    with pytest.raises(FailedError, match="bidirectional of a stream must be false") as error:
+        c.stream_create(both_ways.handle, ctypes.byref(stream))
+    assert error.value.args[0] == INVALID and stream.value is None
+    both_ways.close()
+    with pytest.raises(FailedError, match="model must not be NULL"):
+        c.stream_create(None, ctypes.byref(stream))
+    model = Model(c, cf.RNN(2, H))
+    with pytest.raises(FailedError, match="stream must not be NULL"):
+        c.stream_create(model.handle, None)
+    c.stream_create(model.handle, ctypes.byref(stream))
+    model.close()
+    x, y = np.zeros((4, 2), "float32"), np.zeros((4, H), "float32")
+    for arguments, message in (
+        ((None, address(x), 4, address(y)), "stream must not be NULL"),
+        ((stream, None, 4, address(y)), "x must not be NULL"),
+        ((stream, address(x), 4, None), "y must not be NULL"),
+        ((stream, address(x), -1, address(y)), "n must be >= 0, got -1"),
+    ):
+        with pytest.raises(FailedError, match=message):
+            c.stream_run(*arguments)
+    c.stream_run(stream, None, 0, None)
+    with pytest.raises(FailedError, match="state must not be NULL"):
+        c.stream_set_state(stream, None)
+    assert c.stream_state_elements(None) == -1
+    c.stream_destroy(stream)
+
+
 # ---- language models ----
 
 

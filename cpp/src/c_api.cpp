@@ -22,6 +22,7 @@
 #include "charrnn_fast/model.hpp"
 #include "charrnn_fast/optimizer.hpp"
 #include "charrnn_fast/registry.hpp"
+#include "charrnn_fast/stream.hpp"
 #include "charrnn_fast/threads.hpp"
 #include "charrnn_fast/version.hpp"
 #include "cpu/dispatch.hpp"
@@ -42,6 +43,10 @@ struct charrnn_optimizer {
     Optimizer<T> optimizer;
   };
   std::variant<Of<float>, Of<double>> of;
+};
+
+struct charrnn_stream {
+  std::variant<Stream<float>, Stream<double>> stream;
 };
 
 struct charrnn_language_model {
@@ -158,6 +163,15 @@ template <class F>
 auto with(const charrnn_model* model, F&& f) {
   return std::visit([&](const auto& own) { return f(*own); }, given(model, "model")->model);
 }
+
+// Takes no lock and no memory.
+template <class S, class F>
+auto with_stream(S* stream, F&& f) {
+  return std::visit(f, given(stream, "stream")->stream);
+}
+
+template <class T>
+T element_of(const Stream<T>&);
 
 template <class T>
 using ElementOf = std::decay_t<decltype(*std::declval<const T&>().parameters())>;
@@ -843,6 +857,75 @@ charrnn_status charrnn_mean_square(int32_t dtype, const void* y, const void* tar
       *given(loss, "loss") = mean_square(
           static_cast<const T*>(given(y, "y")), static_cast<const T*>(given(targets, "targets")), n,
           flag(mean, "mean"), static_cast<T*>(given(dy, "dy")), static_cast<const T*>(weights));
+    });
+  });
+}
+
+// ---- real time ----------------------------------------------------------------------------
+
+charrnn_status charrnn_stream_create(charrnn_model* model, charrnn_stream** stream) {
+  return guarded([&] {
+    given(stream, "stream");
+    with(model, [&](auto& own) {
+      using T = ElementOf<std::decay_t<decltype(own)>>;
+      own.read_parameters([&](const T* flat) {
+        *stream = new charrnn_stream{Stream<T>(own.network().shape(), flat)};
+      });
+    });
+  });
+}
+
+charrnn_status charrnn_stream_copy(const charrnn_stream* stream, charrnn_stream** copy) {
+  return guarded([&] {
+    given(stream, "stream");
+    *given(copy, "copy") = new charrnn_stream(*stream);
+  });
+}
+
+void charrnn_stream_destroy(charrnn_stream* stream) { delete stream; }
+
+int64_t charrnn_stream_input_size(const charrnn_stream* stream) {
+  return counted(
+      [&] { return with_stream(stream, [](const auto& own) { return own.input_size(); }); });
+}
+
+int64_t charrnn_stream_output_size(const charrnn_stream* stream) {
+  return counted(
+      [&] { return with_stream(stream, [](const auto& own) { return own.output_size(); }); });
+}
+
+int64_t charrnn_stream_state_elements(const charrnn_stream* stream) {
+  return counted(
+      [&] { return with_stream(stream, [](const auto& own) { return own.state_elements(); }); });
+}
+
+charrnn_status charrnn_stream_run(charrnn_stream* stream, const void* x, int64_t n, void* y) {
+  return guarded([&] {
+    with_stream(stream, [&](auto& own) {
+      using T = decltype(element_of(own));
+      require(n == 0 || x != nullptr, "x must not be NULL");
+      require(n == 0 || y != nullptr, "y must not be NULL");
+      own.run(static_cast<const T*>(x), n, static_cast<T*>(y));
+    });
+  });
+}
+
+charrnn_status charrnn_stream_reset(charrnn_stream* stream) {
+  return guarded([&] { with_stream(stream, [](auto& own) { own.reset(); }); });
+}
+
+charrnn_status charrnn_stream_get_state(const charrnn_stream* stream, void* state) {
+  return guarded([&] {
+    with_stream(stream, [&](const auto& own) {
+      own.get_state(static_cast<decltype(element_of(own))*>(given(state, "state")));
+    });
+  });
+}
+
+charrnn_status charrnn_stream_set_state(charrnn_stream* stream, const void* state) {
+  return guarded([&] {
+    with_stream(stream, [&](auto& own) {
+      own.set_state(static_cast<const decltype(element_of(own))*>(given(state, "state")));
     });
   });
 }

@@ -296,6 +296,34 @@ CHARRNN_API charrnn_status charrnn_mean_square(int32_t dtype, const void* y, con
                                                int64_t n, int32_t mean, const void* weights,
                                                void* dy, double* loss);
 
+/* ---- real time ---------------------------------------------------------------------------- */
+
+/* A network on one sequence, such as an audio signal: a sample or a block of samples at a time. All
+ * that can be done in advance is done by charrnn_stream_create. From then on run, reset, get_state
+ * and set_state allocate nothing, take no lock, make no system call and use the calling thread
+ * alone, as long as their arguments are right. One thread at a time may use a stream; different
+ * streams are independent. Results are bit for bit those of the model with a batch of one, without
+ * dropout; blocks of any length give the same. */
+typedef struct charrnn_stream charrnn_stream;
+
+/* From a model's shape and its parameters of now, which are copied: the model is not needed
+ * afterwards. It must not be bidirectional. The state begins at zero. */
+CHARRNN_API charrnn_status charrnn_stream_create(charrnn_model* model, charrnn_stream** stream);
+/* A copy shares the weights and continues from the same state. */
+CHARRNN_API charrnn_status charrnn_stream_copy(const charrnn_stream* stream, charrnn_stream** copy);
+CHARRNN_API void charrnn_stream_destroy(charrnn_stream* stream);
+CHARRNN_API int64_t charrnn_stream_input_size(const charrnn_stream* stream);
+CHARRNN_API int64_t charrnn_stream_output_size(const charrnn_stream* stream);
+CHARRNN_API int64_t charrnn_stream_state_elements(const charrnn_stream* stream);
+/* n steps: y [n, O] from x [n, I]. x and y may be the same array if I is O; otherwise they must not
+ * overlap. */
+CHARRNN_API charrnn_status charrnn_stream_run(charrnn_stream* stream, const void* x, int64_t n,
+                                              void* y);
+/* The state: all h [L, R], then (lstm) all c [L, H]. */
+CHARRNN_API charrnn_status charrnn_stream_reset(charrnn_stream* stream); /* to zero */
+CHARRNN_API charrnn_status charrnn_stream_get_state(const charrnn_stream* stream, void* state);
+CHARRNN_API charrnn_status charrnn_stream_set_state(charrnn_stream* stream, const void* state);
+
 /* ---- language models ---------------------------------------------------------------------- */
 
 /* A trained character-level language model. Texts are UTF-8, their lengths in bytes; only in a
