@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import platform
 import shutil
 import zipfile
 from pathlib import Path
@@ -72,7 +73,11 @@ def test_the_version_is_the_projects() -> None:
 
 
 def test_a_wheel_is_below_5_megabytes() -> None:
-    """The files of this installation, packed as in a wheel; by any sets of the machine's kind."""
+    """The files of this installation, packed as in a wheel with all instruction sets.
+
+    An editable installation lacks those that the machine does not run. All that is there counts
+    for each set alike, which is more than one adds.
+    """
     archive = io.BytesIO()
     native = Path(_core.__file__ or "").parent
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as wheel:
@@ -81,7 +86,8 @@ def test_a_wheel_is_below_5_megabytes() -> None:
                 if file.is_file() and "__pycache__" not in file.parts:
                     wheel.write(file, file.relative_to(folder))
     assert any(name.endswith("libcharrnn_fast.a") for name in wheel.namelist())
-    assert len(archive.getvalue()) < 5e6
+    sets = 3 if platform.machine() == "x86_64" else 1
+    assert len(archive.getvalue()) * sets / len(_core.available_isas()) < 5e6
 
 
 @pytest.fixture(params=["regular", "editable"])
