@@ -247,7 +247,12 @@ def replaced(config: dict[str, Any], place: tuple[Any, ...], value: Any) -> dict
     return changed
 
 
-OTHERS = ("optimizer object", "the corpus has", "document_mark is", "the corpus is the text")
+OTHERS = (
+    "optimizer object",
+    "the corpus must be the one",
+    "document_mark must be",
+    "the corpus is the text",
+)
 
 
 class Sealed:

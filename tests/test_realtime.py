@@ -42,9 +42,9 @@ def test_the_effect_in_blocks_is_pythons(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A short training; the sound from C++ is Python's, byte for byte."""
-    ratio = _example("audio/train").main([str(tmp_path), "--steps", "60"])
+    ratio = _example("audio/train").main([str(tmp_path), "--steps", "150"])
     assert "error-to-signal ratio on unheard strings" in capsys.readouterr().out
-    assert ratio < 0.7, "it has learned something"
+    assert ratio < 0.4, "less than the clean sound has"
     for name in ("CMakeLists.txt", "effect.cpp"):
         shutil.copy(AUDIO / name, tmp_path)
     effect = build(tmp_path) / "effect"
