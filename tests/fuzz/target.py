@@ -34,7 +34,7 @@ _OTHERS = (
     "without its training",
     "optimizer object",
     "the corpus",
-    "document_mark is",
+    "document_mark must be",
     "the weights are damaged",
     "the most that a checkpoint can count",
 )
