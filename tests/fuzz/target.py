@@ -168,7 +168,8 @@ def mutated(data: bytes, seed: int) -> bytes | None:
             other, its_key = rng.choice(places)
             holder[key] = json.loads(json.dumps(other[its_key]))
         else:
-            holder[key] = rng.choice(_VALUES)
+            # a copy: later changes must not reach the list of values
+            holder[key] = json.loads(json.dumps(rng.choice(_VALUES)))
     return _joined(data, outer, header)
 
 
