@@ -37,7 +37,8 @@ struct Stream<T>::Weights {
   bool plain() const {
     const NetworkShape& shape = network.shape();
     const double* const zoneout = shape.regularization.zoneout;
-    return !shape.layer_norm && shape.proj_size == 0 && zoneout[0] == 0 && zoneout[1] == 0;
+    return network.cell_->stream && !shape.layer_norm && shape.proj_size == 0 && zoneout[0] == 0 &&
+           zoneout[1] == 0;
   }
   bool narrow() const { return plain() && network.shape().input_size <= narrow_input; }
   const T* parameter(Index entry) const {  // null if it is absent

@@ -304,6 +304,7 @@ struct CellKernels : CellInfo {
   // dstates[0] = gradient of the initial h, after backward. Panels are of R.
   void (*backward_initial)(const RecurrentBackwardArgs<T>&, Range rows, Range panels);
   // Of the CPU only: h of the given number of steps from h before them.
+  // Null: there is none.
   void (*stream)(const StreamArgs<T>&, const T* h, Index steps, T* rows);
 };
 
