@@ -3,6 +3,7 @@
 #include "arrays.hpp"
 #include "charrnn_fast/threads.hpp"
 #include "charrnn_fast/version.hpp"
+#include "compiler.hpp"
 #include "cpu/cgroup.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/thread_pool.hpp"
@@ -10,20 +11,10 @@
 namespace charrnn_fast::bindings {
 namespace {
 
-std::string compiler() {
-#if defined(__clang__)
-  return "Clang " __clang_version__;
-#elif defined(__GNUC__)
-  return "GCC " __VERSION__;
-#else
-  return "unknown";
-#endif
-}
-
 py::dict build_info() {
   py::dict info;
   info["version"] = CHARRNN_VERSION;
-  info["compiler"] = compiler();
+  info["compiler"] = compiler;
   info["isa"] = isa_in_use();
   info["runnable_isas"] = runnable_isas();
   info["threads"] = get_num_threads();

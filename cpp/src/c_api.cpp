@@ -25,6 +25,7 @@
 #include "charrnn_fast/stream.hpp"
 #include "charrnn_fast/threads.hpp"
 #include "charrnn_fast/version.hpp"
+#include "compiler.hpp"
 #include "cpu/dispatch.hpp"
 #include "errors.hpp"
 
@@ -410,15 +411,7 @@ const char* charrnn_instruction_set(void) {
   });
 }
 
-const char* charrnn_compiler(void) {
-#if defined(__clang__)
-  return "Clang " __clang_version__;
-#elif defined(__GNUC__)
-  return "GCC " __VERSION__;
-#else
-  return "unknown";
-#endif
-}
+const char* charrnn_compiler(void) { return compiler; }
 
 int32_t charrnn_get_num_threads(void) {
   return static_cast<int32_t>(counted([] { return get_num_threads(); }));
