@@ -8,14 +8,12 @@
 #include "arrays.hpp"
 #include "errors.hpp"
 #include "free_list.hpp"
+#include "network_calls.hpp"
 #include "network_common.hpp"
 #include "shapes.hpp"
 
 namespace charrnn_fast::bindings {
 namespace {
-
-using Address = std::uintptr_t;
-using Addresses = std::vector<Address>;
 
 // ---- addresses ----------------------------------------------------------------------------
 
@@ -114,14 +112,14 @@ template <class T>
 class Sequence {
  public:
   Sequence(const Network<T>& network, Index seq_len, Index batch, Address x, bool tokens,
-           Address offsets, Address streams, const py::object& mask_seed)
+           Address offsets, Address streams, const Seed& mask_seed)
       : seed_(mask_seed) {
     require(seq_len >= 0, "seq_len must be >= 0, got ", seq_len);
     require(batch >= 1, "batch must be >= 1, got ", batch);
     static const T nothing{};
     static const Token no_token{};
     in = {seq_len, batch, tokens ? &no_token : nullptr, tokens ? nullptr : &nothing};
-    in.mask_seed = seed_.get();
+    in.mask_seed = seed_ ? &*seed_ : nullptr;
     const TapeSize size = network.tape_size(in, true);
     require((double(seq_len) + 1) * double(batch) * double(size.per_row + size.per_stream) < 0x1p58,
             "the batch must fit into memory, got seq_len ", seq_len, ", batch ", batch);
@@ -167,7 +165,7 @@ class Sequence {
     in.offsets = offsets_.data();
   }
 
-  MaskSeed seed_;
+  const Seed seed_;
   std::vector<Index> offsets_, streams_;
   std::vector<Token> tokens_;
 };
@@ -255,15 +253,24 @@ class CallWeights {
   std::vector<Index> dropped_at_;
 };
 
-// ---- the calls ----------------------------------------------------------------------------
+// Sets the decoder's arrays, or all others, to 0.
+template <class T>
+void clear(const Network<T>& network, T* const* gradients, bool decoder) {
+  const std::vector<Parameter>& all = network.parameters();
+  for (std::size_t i = 0; i < all.size(); ++i)
+    if (decoder == (all[i].name.compare(0, 8, "decoder.") == 0))
+      std::fill_n(gradients[i], all[i].elements(), T(0));
+}
 
-using Packed = std::optional<std::pair<Address, Address>>;
+}  // namespace
+
+// ---- the calls ----------------------------------------------------------------------------
 
 template <class T>
 void network_forward(const Network<T>& network, const Addresses& parameters, Address x,
                      Index seq_len, Index batch, const std::optional<Addresses>& state_0, Address y,
                      const std::optional<Addresses>& state_n, Address tape, bool tokens,
-                     Address offsets, Address streams, const py::object& mask_seed,
+                     Address offsets, Address streams, const Seed& mask_seed,
                      const Packed& packed) {
   CheckedArrays<const T> arrays(network.parameters(), parameters, "parameters");
   const Sequence<T> sequence(network, seq_len, batch, x, tokens, offsets, streams, mask_seed);
@@ -280,7 +287,6 @@ void network_forward(const Network<T>& network, const Addresses& parameters, Add
   const Index workspace = memory.add(network.forward_elements(in));
   const Index state = memory.add(network.state_elements(batch));
   const Index own_tape = memory.add(keep ? 0 : network.tape_elements(in, false));
-  py::gil_scoped_release release;
   memory.borrow();
   if (!keep) kept = memory[own_tape];
   weights.make();
@@ -291,21 +297,12 @@ void network_forward(const Network<T>& network, const Addresses& parameters, Add
   scatter_states(network, batch, memory[state], last);
 }
 
-// Sets the decoder's arrays, or all others, to 0.
-template <class T>
-void clear(const Network<T>& network, T* const* gradients, bool decoder) {
-  const std::vector<Parameter>& all = network.parameters();
-  for (std::size_t i = 0; i < all.size(); ++i)
-    if (decoder == (all[i].name.compare(0, 8, "decoder.") == 0))
-      std::fill_n(gradients[i], all[i].elements(), T(0));
-}
-
 template <class T>
 void network_backward(const Network<T>& network, const Addresses& parameters, Address x,
                       Index seq_len, Index batch, Address tape, Address dy,
                       const std::optional<Addresses>& dstate_n, Address dx,
                       const std::optional<Addresses>& dstate_0, const Addresses& gradients,
-                      bool tokens, Address offsets, Address streams, const py::object& mask_seed,
+                      bool tokens, Address offsets, Address streams, const Seed& mask_seed,
                       const Packed& packed) {
   CheckedArrays<const T> arrays(network.parameters(), parameters, "parameters");
   CheckedArrays<T> sums(network.parameters(), gradients, "gradients");
@@ -326,7 +323,6 @@ void network_backward(const Network<T>& network, const Addresses& parameters, Ad
   const Index dh = memory.add(outputs);
   const Index dstate = memory.add(network.state_elements(batch));
   const Index workspace = memory.add(network.backward_elements(in, threads));
-  py::gil_scoped_release release;
   memory.borrow();
   weights.make();
   clear(network, sums.get(), false);
@@ -337,6 +333,61 @@ void network_backward(const Network<T>& network, const Addresses& parameters, Ad
   if (sequence.drops_weights(network)) network.drop_weights_backward(*in.mask_seed, sums.get());
   scatter_states(network, batch, memory[dstate], first);
 }
+
+template <class T>
+TapeSize tape_size(const Network<T>& network, bool tokens, bool ragged, bool masked) {
+  static const T nothing{};
+  static const Token no_token{};
+  static const Index no_offset = 0;
+  static const std::uint64_t no_seed = 0;
+  SequenceInput<T> in{1, 1, tokens ? &no_token : nullptr, tokens ? nullptr : &nothing};
+  if (ragged) in.offsets = &no_offset;
+  if (masked) in.mask_seed = &no_seed;
+  return network.tape_size(in, true);
+}
+
+SortedRows sorted_rows(const std::vector<Index>& lengths, Index seq_len) {
+  require(seq_len >= 0, "seq_len must be >= 0, got ", seq_len);
+  const auto batch = static_cast<Index>(lengths.size());
+  SortedRows sorted;
+  std::vector<Index>& offsets = sorted.offsets;
+  offsets.assign(static_cast<std::size_t>(seq_len) + 1, 0);
+  for (Index b = 0; b < batch; ++b) {
+    const Index length = lengths[static_cast<std::size_t>(b)];
+    require(length >= 0 && length <= seq_len, "lengths[", b, "] must be in 0 to ", seq_len,
+            ", got ", length);
+    for (Index t = 0; t < length; ++t) ++offsets[static_cast<std::size_t>(t) + 1];
+  }
+  std::partial_sum(offsets.begin(), offsets.end(), offsets.begin());
+  sorted.order.resize(lengths.size());
+  std::iota(sorted.order.begin(), sorted.order.end(), Index(0));
+  std::stable_sort(sorted.order.begin(), sorted.order.end(), [&](Index a, Index b) {
+    return lengths[static_cast<std::size_t>(a)] > lengths[static_cast<std::size_t>(b)];
+  });
+  sorted.rows.reserve(static_cast<std::size_t>(offsets.back()));
+  for (std::size_t t = 0; t + 1 < offsets.size(); ++t)
+    for (Index r = 0; r < offsets[t + 1] - offsets[t]; ++r)
+      sorted.rows.push_back(static_cast<Index>(t) * batch +
+                            sorted.order[static_cast<std::size_t>(r)]);
+  return sorted;
+}
+
+// For other sources.
+#define CHARRNN_CALLS(T)                                                                           \
+  template void network_forward(const Network<T>&, const Addresses&, Address, Index, Index,        \
+                                const std::optional<Addresses>&, Address,                          \
+                                const std::optional<Addresses>&, Address, bool, Address, Address,  \
+                                const Seed&, const Packed&);                                       \
+  template void network_backward(const Network<T>&, const Addresses&, Address, Index, Index,       \
+                                 Address, Address, const std::optional<Addresses>&, Address,       \
+                                 const std::optional<Addresses>&, const Addresses&, bool, Address, \
+                                 Address, const Seed&, const Packed&);                             \
+  template TapeSize tape_size(const Network<T>&, bool, bool, bool);
+CHARRNN_CALLS(float)
+CHARRNN_CALLS(double)
+#undef CHARRNN_CALLS
+
+namespace {
 
 template <class T>
 void check_decoder(const Network<T>& network, Index rows) {
@@ -436,48 +487,16 @@ py::array_t<T> new_tape(const Network<T>&, Index elements) {
   return py::array_t<T>(elements, static_cast<T*>(memory), owner);
 }
 
-template <class T>
-py::tuple tape_size(const Network<T>& network, bool tokens, bool ragged, bool masked) {
-  static const T nothing{};
-  static const Token no_token{};
-  static const Index no_offset = 0;
-  static const std::uint64_t no_seed = 0;
-  SequenceInput<T> in{1, 1, tokens ? &no_token : nullptr, tokens ? nullptr : &nothing};
-  if (ragged) in.offsets = &no_offset;
-  if (masked) in.mask_seed = &no_seed;
-  const TapeSize size = network.tape_size(in, true);
-  return py::make_tuple(size.per_row, size.per_stream, size.constant);
-}
-
-// The rows of sequences of different lengths as networks take them: longest first, without padding.
-py::tuple sorted_rows(const py::object& lengths, Index seq_len) {
+py::tuple sorted(const py::object& lengths, Index seq_len) {
   const py::array array = checked_array<Index>(lengths, "lengths");
   if (array.ndim() != 1 || array.shape(0) < 1)
     throw py::value_error("lengths must have shape [B], got " + text(shape_of(array)));
-  require(seq_len >= 0, "seq_len must be >= 0, got ", seq_len);
-  const Index batch = array.shape(0);
   const auto* const from = static_cast<const Index*>(array.data());
-  const std::vector<Index> each(from, from + batch);
-  for (Index b = 0; b < batch; ++b) {
-    const Index length = each[static_cast<std::size_t>(b)];
-    require(length >= 0 && length <= seq_len, "lengths[", b, "] must be in 0 to ", seq_len,
-            ", got ", length);
-  }
-  auto order = new_array<Index>({batch}), offsets = new_array<Index>({seq_len + 1});
-  Index *const row = order.mutable_data(), *const ends = offsets.mutable_data();
-  std::iota(row, row + batch, Index(0));
-  std::stable_sort(row, row + batch, [&](Index a, Index b) {
-    return each[static_cast<std::size_t>(a)] > each[static_cast<std::size_t>(b)];
-  });
-  std::fill_n(ends, seq_len + 1, Index(0));
-  for (const Index length : each)
-    for (Index t = 0; t < length; ++t) ++ends[t + 1];
-  std::partial_sum(ends, ends + seq_len + 1, ends);
-  auto rows = new_array<Index>({ends[seq_len]});
-  Index* to = rows.mutable_data();
-  for (Index t = 0; t < seq_len; ++t)
-    for (Index r = 0; r < ends[t + 1] - ends[t]; ++r) *to++ = t * batch + row[r];
-  return py::make_tuple(order, offsets, rows);
+  const SortedRows found = sorted_rows({from, from + array.shape(0)}, seq_len);
+  const auto array_of = [](const std::vector<Index>& values) {
+    return py::array_t<Index>(static_cast<py::ssize_t>(values.size()), values.data());
+  };
+  return py::make_tuple(array_of(found.order), array_of(found.offsets), array_of(found.rows));
 }
 
 template <class T>
@@ -509,19 +528,25 @@ void register_network(py::module_& m, const char* name) {
           },
           py::arg("batch"))
       .def("parameter_shapes", [](const N& self) { return parameter_shapes(self); })
-      .def("tape_size", &tape_size<T>, py::arg("tokens") = false, py::arg("ragged") = false,
-           py::arg("masked") = false)
+      .def(
+          "tape_size",
+          [](const N& self, bool tokens, bool ragged, bool masked) {
+            const TapeSize size = tape_size(self, tokens, ragged, masked);
+            return py::make_tuple(size.per_row, size.per_stream, size.constant);
+          },
+          py::arg("tokens") = false, py::arg("ragged") = false, py::arg("masked") = false)
       .def("new_tape", &new_tape<T>, py::arg("elements"))
-      .def("forward", &network_forward<T>, py::arg("parameters"), py::arg("x"), py::arg("seq_len"),
-           py::arg("batch"), py::arg("state_0"), py::arg("y"), py::arg("state_n"),
-           py::arg("tape") = 0, py::kw_only(), py::arg("tokens") = false, py::arg("offsets") = 0,
+      .def("forward", &network_forward<T>, py::call_guard<py::gil_scoped_release>(),
+           py::arg("parameters"), py::arg("x"), py::arg("seq_len"), py::arg("batch"),
+           py::arg("state_0"), py::arg("y"), py::arg("state_n"), py::arg("tape") = 0, py::kw_only(),
+           py::arg("tokens") = false, py::arg("offsets") = 0, py::arg("streams") = 0,
+           py::arg("mask_seed") = py::none(), py::arg("packed") = py::none())
+      .def("backward", &network_backward<T>, py::call_guard<py::gil_scoped_release>(),
+           py::arg("parameters"), py::arg("x"), py::arg("seq_len"), py::arg("batch"),
+           py::arg("tape"), py::arg("dy"), py::arg("dstate_n"), py::arg("dx"), py::arg("dstate_0"),
+           py::arg("gradients"), py::kw_only(), py::arg("tokens") = false, py::arg("offsets") = 0,
            py::arg("streams") = 0, py::arg("mask_seed") = py::none(),
            py::arg("packed") = py::none())
-      .def("backward", &network_backward<T>, py::arg("parameters"), py::arg("x"),
-           py::arg("seq_len"), py::arg("batch"), py::arg("tape"), py::arg("dy"),
-           py::arg("dstate_n"), py::arg("dx"), py::arg("dstate_0"), py::arg("gradients"),
-           py::kw_only(), py::arg("tokens") = false, py::arg("offsets") = 0, py::arg("streams") = 0,
-           py::arg("mask_seed") = py::none(), py::arg("packed") = py::none())
       .def("decode", &decode<T>, py::arg("parameters"), py::arg("h"), py::arg("rows"), py::arg("y"),
            py::arg("packed") = 0)
       .def("decode_backward", &decode_backward<T>, py::arg("parameters"), py::arg("h"),
@@ -543,7 +568,7 @@ void register_network(py::module_& m, const char* name) {
 void register_networks(py::module_& m) {
   register_network<float>(m, "NetworkFloat32");
   register_network<double>(m, "NetworkFloat64");
-  m.def("sorted_rows", &sorted_rows, py::arg("lengths"), py::arg("seq_len"));
+  m.def("sorted_rows", &sorted, py::arg("lengths"), py::arg("seq_len"));
   m.def("free_list_bytes", [] { return FreeList::instance().held(); });
   m.def(
       "set_free_list_limit",
