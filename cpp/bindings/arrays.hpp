@@ -197,6 +197,7 @@ const Parameter& find_parameter(const Network<T>& network, const std::string& na
 void register_threads(py::module_& m);
 void register_functions(py::module_& m);
 void register_files(py::module_& m);
+void register_jax(py::module_& m);  // with CHARRNN_JAX alone
 void register_language_models(py::module_& m);
 void register_measurements(py::module_& m);
 // Models first: the optimizers refer to them.

@@ -16,4 +16,7 @@ PYBIND11_MODULE(_core, m) {
   charrnn_fast::bindings::register_files(m);
   charrnn_fast::bindings::register_language_models(m);
   charrnn_fast::bindings::register_measurements(m);
+#ifdef CHARRNN_JAX
+  charrnn_fast::bindings::register_jax(m);
+#endif
 }
