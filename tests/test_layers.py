@@ -19,7 +19,7 @@ LAYERS = (
     ("_core", "reference"),
     ("_checks", "_names", "_objects", "registry", "runtime"),
     ("rnn", "states", "initial", "losses", "optim"),
-    ("torch",),
+    ("torch", "jax"),
     ("storage",),
     ("text",),
     ("language",),

@@ -130,8 +130,9 @@ Shape shape_of(const ffi::AnyBuffer& buffer) {
 
 template <class T>
 T* checked(const ffi::AnyBuffer& buffer, const std::string& name, const Shape& shape) {
-  require(buffer.element_type() == dtype_of<T>, name, " must have XLA's type ",
-          static_cast<int>(dtype_of<T>), ", got ", static_cast<int>(buffer.element_type()));
+  require(buffer.element_type() == dtype_of<std::remove_const_t<T>>, name, " must have XLA's type ",
+          static_cast<int>(dtype_of<std::remove_const_t<T>>), ", got ",
+          static_cast<int>(buffer.element_type()));
   require(shape_of(buffer) == shape, name, " must have shape ", text(shape), ", got ",
           text(shape_of(buffer)));
   return static_cast<T*>(buffer.untyped_data());
@@ -426,7 +427,8 @@ void forward(const Attributes& attributes, bool keep, Operands in, Results out) 
 }
 
 template <class T>
-void backward(const Attributes& attributes, bool wants_dx, Operands in, Results out) {
+void backward(const Attributes& attributes, bool wants_dx, bool wants_weights, Operands in,
+              Results out) {
   Call<T> call(attributes, in);
   const Network<T>& network = call.network;
   const void* tape = in.next<const std::uint32_t>("tape", call.tape_shape());
@@ -441,8 +443,9 @@ void backward(const Attributes& attributes, bool wants_dx, Operands in, Results 
   const std::vector<T*> first = next_states(out, call, "initial d");
   Addresses gradients;
   for (const Parameter& p : network.parameters()) {
-    T* const gradient =
-        out.next<T>("d" + p.name, p.cols > 0 ? Shape{p.rows, p.cols} : Shape{p.rows});
+    T* const gradient = wants_weights ? out.next<T>("d" + p.name, p.cols > 0 ? Shape{p.rows, p.cols}
+                                                                             : Shape{p.rows})
+                                      : call.borrow(p.elements());
     gradients.push_back(address(gradient));
     if (call.batch == 0) std::fill_n(gradient, p.elements(), T(0));
   }
@@ -487,26 +490,30 @@ ffi::Error handle_forward(std::string_view network, std::int64_t folds, bool rag
 }
 
 ffi::Error handle_backward(std::string_view network, std::int64_t folds, bool ragged, bool masked,
-                           bool wants_dx, ffi::RemainingArgs args, ffi::RemainingRets rets) {
+                           bool wants_dx, bool wants_weights, ffi::RemainingArgs args,
+                           ffi::RemainingRets rets) {
   return guarded(args, [&](auto zero) {
-    backward<decltype(zero)>({network, folds, ragged, masked}, wants_dx, Operands(args),
-                             Results(rets));
+    backward<decltype(zero)>({network, folds, ragged, masked}, wants_dx, wants_weights,
+                             Operands(args), Results(rets));
   });
 }
 
-auto binding(const char* last) {
+auto attributes() {
   return ffi::Ffi::Bind()
       .Attr<std::string_view>("network")
       .Attr<std::int64_t>("folds")
       .Attr<bool>("ragged")
-      .Attr<bool>("masked")
-      .Attr<bool>(last)
-      .RemainingArgs()
-      .RemainingRets();
+      .Attr<bool>("masked");
 }
 
-XLA_FFI_DEFINE_HANDLER(xla_forward, handle_forward, binding("keep"));
-XLA_FFI_DEFINE_HANDLER(xla_backward, handle_backward, binding("wants_dx"));
+XLA_FFI_DEFINE_HANDLER(xla_forward, handle_forward,
+                       attributes().Attr<bool>("keep").RemainingArgs().RemainingRets());
+XLA_FFI_DEFINE_HANDLER(xla_backward, handle_backward,
+                       attributes()
+                           .Attr<bool>("wants_dx")
+                           .Attr<bool>("wants_weights")
+                           .RemainingArgs()
+                           .RemainingRets());
 
 }  // namespace
 

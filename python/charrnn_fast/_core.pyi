@@ -363,6 +363,9 @@ def sorted_rows(
     order. Row n of the network is row rows[n] of the caller's [T * B, ...].
     """
 
+def jax_handlers() -> dict[str, Any]:
+    """Capsules of handlers by the names of their targets; only of builds with CHARRNN_JAX=ON."""
+
 def free_list_bytes() -> int:
     """Bytes of the free memory that `new_tape` and the calls of networks keep for each other."""
 
