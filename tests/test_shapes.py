@@ -72,6 +72,7 @@ def test_a_picture_is_refused_before_the_training(
     assert "takes matplotlib: pip install 'charrnn_fast[plot]'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_missed_bound_fails_the_script(tmp_path: Path) -> None:
     script, bound = tmp_path / "many_to_one.py", "LEAST_ACCURACY = 0.95"
     source = (EXAMPLES / script.name).read_text(encoding="utf-8")

@@ -17,6 +17,7 @@ import pytest
 import charrnn_fast as cf
 from cases import Case, run
 from charrnn_fast import _core
+from marks import slow_but
 from tolerances import assert_same_bits
 
 CASE = Case("lstm", 2, seq_len=20, batch=16, input_size=20, hidden_size=40, output_size=20)
@@ -25,7 +26,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 7])
+@pytest.mark.parametrize("number", slow_but([1, 2, 3], [1, 2, 3, 7]))
 def test_no_wake_up_and_no_write_is_lost(number: int) -> None:
     cf.set_num_threads(number)
     assert _core.pool_self_test(500) == 500 * number

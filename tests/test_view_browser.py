@@ -31,6 +31,7 @@ DARK = {"page": "#14171b", "positive": "#1b65a5", "negative": "#ad3f1c"}
 MINUS = "\N{MINUS SIGN}"
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(PROGRAM is None, reason="no Chromium on the PATH: apt-get install chromium"),
     pytest.mark.unsanitized("runs a browser, which does not bear a preloaded library"),
 ]
