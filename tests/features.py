@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import charrnn_fast as cf
 from cases import UNITS, Array, Case, named
 from charrnn_fast import reference
 from charrnn_fast.reference import Regularization
-from tolerances import network
+from tolerances import assert_same_bits, network
 
 LSTMS = ("lstm", "peephole_lstm", "coupled_lstm")
 ALL_UNITS = (*UNITS, *LSTMS[1:])
@@ -164,12 +164,25 @@ class ByKernels:
 def run(
     parameters: dict[str, Array],
     case: FeatureCase,
-    by: type[ByReference] | type[ByKernels] = ByReference,
+    by: Callable[[FeatureCase, dict[str, Array]], Any] = ByReference,
 ) -> dict[str, Array]:
     """One forward and backward."""
     network = by(case, parameters)
     y, state = network.forward(case.x(), case.state())
     return dict(named(y, state, *network.backward(case.dy(), case.dstate())))
+
+
+def assert_bits_of_kernels(
+    case: FeatureCase, by: Callable[[FeatureCase, dict[str, Array]], Any]
+) -> None:
+    """Another way to the same network has the bits of the package's own."""
+    parameters = case.parameters()
+    found, expected = run(parameters, case, by), run(parameters, case, ByKernels)
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        # beyond the end of a row one has 0 and the other -0
+        zero = np.zeros((), value.dtype)
+        assert_same_bits(name, found[name] + zero, value + zero)
 
 
 DROPOUTS = Regularization(0.3, 0.3, 0.3, 0.3)

@@ -186,7 +186,7 @@ def test_the_bits_of_rnn(case: FeatureCase) -> None:
         for dtype in ("float32", "float64"):
             this = case.but(dtype=dtype, **changes)
             parameters = this.parameters()
-            found = run(parameters, this, ByNetwork)  # type: ignore[arg-type]
+            found = run(parameters, this, ByNetwork)
             same(found, run(parameters, this, ByKernels), f"of {dtype} {changes}")
 
 
@@ -464,12 +464,12 @@ def test_threads_at_once() -> None:
     """A network has no state: calls of several threads give the bits of one."""
     case = FeatureCase("lstm", dtype="float32", seq_len=20, batch=9, hidden_size=33, num_layers=2)
     parameters = case.parameters()
-    expected = run(parameters, case, ByNetwork)  # type: ignore[arg-type]
+    expected = run(parameters, case, ByNetwork)
     found: list[dict[str, Array]] = []
 
     def work() -> None:
         for _ in range(5):
-            found.append(run(parameters, case, ByNetwork))  # type: ignore[arg-type]
+            found.append(run(parameters, case, ByNetwork))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -592,7 +592,7 @@ def test_a_forked_child_uses_the_free_list() -> None:
     thread.start()
     case = FeatureCase("gru", dtype="float32", seq_len=20, batch=9, hidden_size=33)
     parameters = case.parameters()
-    expected = run(parameters, case, ByNetwork)  # type: ignore[arg-type]
+    expected = run(parameters, case, ByNetwork)
     try:
         for _ in range(10):
             child = os.fork()
@@ -602,7 +602,7 @@ def test_a_forked_child_uses_the_free_list() -> None:
                     for _ in range(20):
                         tapes = [_tape(10**5) for _ in range(3)]
                         tapes.clear()
-                    same(run(parameters, case, ByNetwork), expected, "in a child")  # type: ignore[arg-type]
+                    same(run(parameters, case, ByNetwork), expected, "in a child")
                     code = 0 if _core.free_list_bytes() <= 2**28 else 2
                 finally:
                     os._exit(code)
