@@ -32,7 +32,7 @@ trainer = cf.Trainer(model, batch_size=B, seq_len=T)
 in_parts = cf.Trainer(model, batch_size=B, seq_len=T, micro_batches=3)
 tokens, targets = np.zeros((T, B), np.int32), np.zeros((T, B), np.int32)
 wide = np.zeros((T, B), np.int64)
-lengths = np.full(B, T)
+lengths, streams = np.full(B, T), np.arange(B)
 long, many = np.zeros((T, 8000), np.int32), np.full(8000, T)
 state = net.states.zeros(B)
 logits = np.zeros((T, B, V), np.float32)
@@ -54,6 +54,9 @@ call, arrays, values = {
         lambda: kernels.accumulate(tokens, targets, state, None, lengths),
         [tokens, targets, lengths],
         ids,
+    ),
+    "kernels' streams": (
+        lambda: kernels.accumulate(tokens, targets, state, None, None, streams), [streams], far
     ),
     "kernels' evaluate": (
         lambda: kernels.evaluate(tokens, targets, state, lengths), [tokens, targets, lengths], ids
@@ -88,7 +91,7 @@ while time.monotonic() < begin + 0.6 or not (computed and refused):
         call()
         computed += 1
     except ValueError as error:
-        if not re.match(r"(x|inputs|targets|lengths|tokens|ids)\\b(?! has)", str(error)):
+        if not re.match(r"(x|inputs|targets|lengths|streams|tokens|ids)\\b(?! has)", str(error)):
             raise
         refused += 1
 done = True
@@ -107,6 +110,7 @@ CALLS = (
     "one_hot",
     "decode",
     "kernels' accumulate",
+    "kernels' streams",
     "kernels' evaluate",
     "kernels' losses of streams",
     "kernels' read",

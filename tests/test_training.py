@@ -119,10 +119,14 @@ def _train(
 
 
 def _accumulate(
-    net: cf.RNN, batch: Batch, state: Array, mask_seed: int | None = None
+    net: cf.RNN,
+    batch: Batch,
+    state: Array,
+    mask_seed: int | None = None,
+    streams: Array | None = None,
 ) -> tuple[float, int, Array]:
     result: tuple[float, int, Array] = net._core.accumulate(
-        batch.inputs, batch.targets, state, mask_seed, batch.lengths
+        batch.inputs, batch.targets, state, mask_seed, batch.lengths, streams
     )
     return result
 
@@ -364,6 +368,54 @@ def test_parts_add_up_to_the_whole_batch(case: FeatureCase, reduction: str, ragg
 
 
 @EVERY_KIND
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_processes_add_up_to_the_whole_batch(
+    case: FeatureCase, reduction: str, ragged: bool
+) -> None:
+    """Each has some of the streams, in any order, and draws the masks of their numbers; tolerances
+    as for parts.
+    """
+    case = case.but(ragged=ragged)
+    whole, batch = case.network(), Batch.of(case)
+    carried, state = _kernel_state(whole, case), case.state()
+    options: dict[str, Any] = {"mask_seed": case.mask_seed, "lr": 1.0, "reduction": reduction}
+    loss, norm = _train(whole, cf.optim.SGD(whole), batch, carried, **options)
+    processes = []
+    for streams in ([4, 2, 0], [1], [3, 7, 6, 5]):
+        net = case.network()
+        mine = Batch(
+            np.ascontiguousarray(batch.inputs[:, streams]),
+            np.ascontiguousarray(batch.targets[:, streams]),
+            None if batch.lengths is None else batch.lengths[streams],
+        )
+        given = net.states.joined([np.ascontiguousarray(s[:, streams]) for s in parts(state)])
+        loss_sum, count, after = _accumulate(net, mine, given, case.mask_seed, np.array(streams))
+        for found, expected in zip(
+            net.states.parts(after), whole.states.parts(carried), strict=True
+        ):
+            assert_same_bits("state", found, np.ascontiguousarray(expected[:, streams]))
+        gradient, *losses = net._core.accumulated()
+        assert losses == [loss_sum, count]
+        processes.append((net, gradient, losses))
+    total = sum(gradient for _, gradient, _ in processes)
+    loss_sum, count = np.sum([losses for *_, losses in processes], axis=0)
+    results = []
+    for net, gradient, _ in processes:
+        gradient[...] = total
+        net._core.set_accumulated(loss_sum, int(count))
+        optimizer = cf.optim.SGD(net)
+        results.append(net._core.update(optimizer._core, 1.0, *NO_CLIPS, reduction))
+        _assert_same(net.parameters(), dict(processes[0][0].parameters()), "of another process")
+    assert len(set(results)) == 1
+    found_loss, found_norm = results[0]
+    assert_close("loss", found_loss, loss, eps("float64") * math.sqrt(case.seq_len * case.batch))
+    assert_close("norm", found_norm, norm, case.tolerance)
+    for name, value in whole.parameters().items():
+        assert_close(name, processes[0][0].parameters()[name], value, case.tolerance)
+
+
+@EVERY_KIND
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_a_batch_in_one_part_is_a_training_step(case: FeatureCase, reduction: str) -> None:
     """The same bits, also of the mean where the number of targets is a power of two."""
@@ -469,7 +521,28 @@ def test_what_drops_the_accumulated_gradients() -> None:
         before = _copies(net)
         with pytest.raises(ValueError, match="update must follow accumulate"):
             net._core.update(optimizer._core, 0.1, *NO_CLIPS, "mean")
+        with pytest.raises(ValueError, match=r"^accumulated must follow accumulate"):
+            net._core.accumulated()
+        with pytest.raises(ValueError, match="set_accumulated must follow accumulate"):
+            net._core.set_accumulated(1.0, 1)
         _assert_same(net.parameters(), before)
+
+
+def test_accumulated_gradients_are_a_view() -> None:
+    """It outlives the network's other calls and the network itself."""
+    net, optimizer, batch, state = _prepared()
+    _accumulate(net, batch, state)
+    view, *_ = net._core.accumulated()
+    again, *_ = net._core.accumulated()
+    assert np.shares_memory(view, again)
+    assert view.dtype == net.dtype and view.flags.writeable
+    assert np.abs(view).max() > 0
+    view[...] = 0
+    before = _copies(net)
+    net._core.update(optimizer._core, 0.1, *NO_CLIPS, "mean")
+    _assert_same(net.parameters(), before)
+    del net, optimizer
+    assert not view.any()
 
 
 def test_gradients_that_were_dropped_are_not_in_the_next_sum() -> None:
@@ -520,6 +593,16 @@ def test_what_the_training_calls_refuse() -> None:
         ValueError, match="mask_seed must be that of the other micro-batches, 3, got none"
     ):
         _accumulate(net, batch, state)
+    for streams, error, message in (
+        (fits[:4], ValueError, r"streams must have shape \[5\], got \[4\]"),
+        (fits.astype("int32"), TypeError, "streams must have dtype int64, got int32"),
+        (fits - 1, ValueError, r"streams\[1\] must be in 0 to 4294967295, got -1"),
+        (fits << 30, ValueError, r"streams\[0\] must be in 0 to 4294967295, got 4294967296"),
+    ):
+        with pytest.raises(error, match=message):
+            _accumulate(net, batch, state, 3, streams)
+    with pytest.raises(ValueError, match="count must be >= 0, got -1"):
+        net._core.set_accumulated(1.0, -1)
     with pytest.raises(ValueError, match="optimizer must be made for this network"):
         net._core.update(other, 0.1, *NO_CLIPS, "mean")
     with pytest.raises(ValueError, match="reduction must be 'mean' or 'sum', got 'max'"):

@@ -191,8 +191,9 @@ py::array_t<double> stream_losses(Model<T>& model, const py::object& inputs,
 template <class T>
 py::tuple accumulate(Model<T>& model, const py::object& inputs, const py::object& targets,
                      const py::object& state, const py::object& mask_seed,
-                     const py::object& lengths) {
-  const LossBatch<T> in(inputs, targets, lengths, mask_seed);
+                     const py::object& lengths, const py::object& streams) {
+  LossBatch<T> in(inputs, targets, lengths, mask_seed);
+  if (!streams.is_none()) in.batch.streams = input<Index>(streams, "streams", {in.batch.batch});
   const Shape states = state_shape(model, in.batch.batch);
   const T* const state_0 = input<T>(state, "state", states);
   auto state_n = new_array<T>(states);
@@ -203,6 +204,28 @@ py::tuple accumulate(Model<T>& model, const py::object& inputs, const py::object
     losses = model.accumulate(in.batch, in.targets, state_0, ps);
   }
   return py::make_tuple(losses.loss_sum, losses.count, state_n);
+}
+
+// gradients: a view of the model's memory, which stays where it is.
+template <class T>
+py::tuple accumulated(const py::object& self) {
+  auto& model = self.cast<Model<T>&>();
+  const Network<T>& network = model.network();
+  if (!network.device().is_host)
+    throw py::value_error("accumulated gradients must be on the CPU, got those of another device");
+  typename Model<T>::Accumulated sum{};
+  {
+    py::gil_scoped_release release;  // another thread may be computing
+    sum = model.accumulated();
+  }
+  return py::make_tuple(py::array_t<T>({network.parameter_elements()}, sum.gradients, self),
+                        sum.losses.loss_sum, sum.losses.count);
+}
+
+template <class T>
+void set_accumulated(Model<T>& model, double loss_sum, Index count) {
+  py::gil_scoped_release release;
+  model.set_accumulated({loss_sum, count});
 }
 
 template <class T>
@@ -316,7 +339,10 @@ void register_model(py::module_& m, const char* name) {
       .def("stream_losses", &stream_losses<T>, py::arg("inputs"), py::arg("targets"),
            py::arg("state"), py::arg("lengths") = py::none())
       .def("accumulate", &accumulate<T>, py::arg("inputs"), py::arg("targets"), py::arg("state"),
-           py::arg("mask_seed") = py::none(), py::arg("lengths") = py::none())
+           py::arg("mask_seed") = py::none(), py::arg("lengths") = py::none(),
+           py::arg("streams") = py::none())
+      .def("accumulated", &accumulated<T>)
+      .def("set_accumulated", &set_accumulated<T>, py::arg("loss_sum"), py::arg("count"))
       .def("clear_gradients", &M::clear_gradients, py::call_guard<py::gil_scoped_release>())
       .def("memory", &memory<T>, py::arg("seq_len"), py::arg("batch"), py::arg("training") = true,
            py::arg("lengths") = py::none())

@@ -363,8 +363,7 @@ typename Model<T>::TrainResult Model<T>::update(Optimizer<T>& optimizer,
                                                 const TrainOptions& options) {
   check_optimizer(optimizer);
   std::lock_guard<ForkSafeMutex> lock(mutex_);
-  require(sum_.version == version_,
-          "update must follow accumulate, got no gradients since the parameters last changed");
+  check_accumulated("update");
   const Sum sum = std::exchange(sum_, Sum{});
   const double scale = reduction_scale(options, sum.count);
   return apply(sum.mask_seed ? &*sum.mask_seed : nullptr, sum.loss * scale, scale, optimizer,
@@ -375,6 +374,28 @@ template <class T>
 void Model<T>::clear_gradients() {
   std::lock_guard<ForkSafeMutex> lock(mutex_);
   sum_ = {};
+}
+
+template <class T>
+void Model<T>::check_accumulated(const char* name) const {
+  require(sum_.version == version_, name,
+          " must follow accumulate, got no gradients since the parameters last changed");
+}
+
+template <class T>
+typename Model<T>::Accumulated Model<T>::accumulated() {
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
+  check_accumulated("accumulated");
+  return {gradients_.get(), {sum_.loss, sum_.count}};
+}
+
+template <class T>
+void Model<T>::set_accumulated(const Losses& losses) {
+  require(losses.count >= 0, "count must be >= 0, got ", losses.count);
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
+  check_accumulated("set_accumulated");
+  sum_.loss = losses.loss_sum;
+  sum_.count = losses.count;
 }
 
 template <class T>

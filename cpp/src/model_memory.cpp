@@ -54,7 +54,8 @@ typename Model<T>::Needs Model<T>::needs(const SequenceInput<T>& in, bool traini
   const Index mirrors = device_->is_host ? 1 : 2;
   n.tokens = (some(!in.x, all_rows) + some(sorted && !in.x, rows)) * mirrors;
   n.targets = (some(true, all_rows) + some(sorted, rows)) * mirrors;
-  n.indices = sorted ? in.batch + (2 * in.batch + in.seq_len + 1) * mirrors : 0;
+  n.indices = (sorted ? in.batch + (2 * in.batch + in.seq_len + 1) * mirrors : 0) +
+              (in.streams ? in.batch * mirrors : 0);
   return n;
 }
 
@@ -103,6 +104,7 @@ Index Model<T>::memory(const Batch& given, bool training) const {
   check_lengths(batch);
   SequenceInput<T> in{batch.seq_len, batch.batch, batch.tokens, batch.x};
   in.mask_seed = batch.mask_seed;
+  in.streams = batch.streams;
   const double rows = std::max(1.0, double(batch.seq_len)) * double(batch.batch);
   if (rows > 1) {  // n rows need at most n times what one needs
     Batch one = batch;

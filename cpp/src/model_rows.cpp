@@ -25,6 +25,7 @@ typename Model<T>::Batch Model<T>::own(const char* name, const Batch& batch) {
     in.lengths = std::copy_n(batch.lengths, in.batch, given_lengths_.get()) - in.batch;
     check_lengths(in);
   }
+  check_streams(in);
   return in;
 }
 
@@ -42,6 +43,16 @@ void Model<T>::check_lengths(const Batch& in) const {
   for (Index b = 0; b < in.batch; ++b)
     require(in.lengths[b] >= 0 && in.lengths[b] <= in.seq_len, "lengths[", b, "] must be in 0 to ",
             in.seq_len, ", got ", in.lengths[b]);
+}
+
+// A mask draws by the low 32 bits of a stream's number. Unlike lengths, a number that is changed
+// after the check can only draw another mask: there is no copy.
+template <class T>
+void Model<T>::check_streams(const Batch& in) const {
+  constexpr Index end = Index(1) << 32;
+  for (Index b = 0; in.streams && b < in.batch; ++b)
+    require(in.streams[b] >= 0 && in.streams[b] < end, "streams[", b, "] must be in 0 to ", end - 1,
+            ", got ", in.streams[b]);
 }
 
 // in: checked copies. count: number of targets that are not ignored.
@@ -78,7 +89,7 @@ const Token* Model<T>::own_targets(const Batch& in, const Token* targets, Index*
 // ---- sequences of different lengths ---------------------------------------------------------
 
 // The network's input for a batch, without tokens or x: each_row gives their rows in the network's
-// order. Masks number the caller's rows from first_stream.
+// order. Masks number the caller's rows by its streams, or from first_stream.
 template <class T>
 SequenceInput<T> Model<T>::sort(const Batch& in, Index first_stream) {
   SequenceInput<T> sorted{in.seq_len, in.batch, nullptr, nullptr};
@@ -103,10 +114,12 @@ SequenceInput<T> Model<T>::sort(const Batch& in, Index first_stream) {
     sorted.device_offsets = offsets_.upload(in.seq_len + 1);
     sorted.streams = order_.upload(in.batch);
   }
-  if (first_stream > 0) {
+  if (in.streams || first_stream > 0) {
     streams_.reserve(in.batch);
-    for (Index r = 0; r < in.batch; ++r)
-      streams_.get()[r] = first_stream + (in.lengths ? order_.get()[r] : r);
+    for (Index r = 0; r < in.batch; ++r) {
+      const Index b = in.lengths ? order_.get()[r] : r;
+      streams_.get()[r] = in.streams ? in.streams[b] : first_stream + b;
+    }
     sorted.streams = streams_.upload(in.batch);
   }
   return sorted;

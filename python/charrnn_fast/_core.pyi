@@ -146,12 +146,13 @@ class _Model(Generic[_F]):
         state: Floats,
         mask_seed: int | None = None,
         lengths: NDArray[np.int64] | None = None,
+        streams: NDArray[np.int64] | None = None,  # [B], 0 to 2**32 - 1
     ) -> tuple[float, int, NDArray[_F]]:
         """Accumulates the gradient of a micro-batch, tokens [T, B], for `update`.
 
-        Streams are numbered across micro-batches. mask_seed must be the same for all: the masks
-        are then those of the whole batch. A change of the parameters, train_step and
-        clear_gradients drop the accumulated gradients.
+        streams: numbers for the masks; None: numbered across micro-batches. mask_seed must be the
+        same for all: the masks are then those of the whole batch. A change of the parameters,
+        train_step and clear_gradients drop the accumulated gradients.
         -> sum of the losses in nats, count of targets that are not -1, the new state, which
         replaces the caller's `state` once the update is finite.
         """
@@ -172,6 +173,18 @@ class _Model(Generic[_F]):
 
     def clear_gradients(self) -> None:
         """Drops the accumulated gradients."""
+
+    def accumulated(self) -> tuple[NDArray[_F], float, int]:
+        """What is accumulated: the gradient of the sum of losses, that sum in nats, the count of
+        targets. ValueError if nothing is.
+
+        The gradient is a view of the network's own memory, flat, with gaps of zeros. Processes that
+        share out a batch add it up in place, and the rest by `set_accumulated`, before `update`.
+        No other thread may train meanwhile.
+        """
+
+    def set_accumulated(self, loss_sum: float, count: int) -> None:
+        """Replaces the sum of losses and the count; ValueError if nothing is accumulated."""
 
     def evaluate(
         self,

@@ -144,8 +144,10 @@ void check_cell(const CellInfo& cell, int threads) {
     check("evaluate of different lengths",
           [&] { model.evaluate(ragged, targets.data(), state.data(), of_streams.data()); });
     check("accumulate and update", [&] {
-      for (int part = 0; part < 2; ++part)
-        model.accumulate(ragged, targets.data(), state.data(), state_n.data());
+      Batch numbered = ragged;
+      numbered.streams = lengths.data();
+      for (const Batch& part : {ragged, numbered})
+        model.accumulate(part, targets.data(), state.data(), state_n.data());
       model.update(optimizer, train);
     });
   }

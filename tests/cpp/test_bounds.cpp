@@ -313,8 +313,11 @@ Results run_model(const Case<T>& c, const std::string& rule, const OptimizerOpti
       Optimizer<T> optimizer(rule, options, model.network().parameter_elements());
       const TrainOptions train{0.01, 1.0, 0.5, true};
       if (in_parts) {
+        auto numbered = batch;
+        const Guarded<Index> streams(count(B), 3);
+        numbered.streams = streams.data();
         model.accumulate(batch, targets.data(), state.data(), state.data());
-        model.accumulate(batch, targets.data(), state.data(), state.data());
+        model.accumulate(numbered, targets.data(), state.data(), state.data());
         results.add(model.update(optimizer, train).loss);
       } else {
         results.add(model.train_step(batch, targets.data(), state.data(), optimizer, train).loss);

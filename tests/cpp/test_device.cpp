@@ -195,9 +195,11 @@ class Run {
       results.add(result.loss), results.add(result.gradient_norm);
     }
     same_memory &= told == model.held_memory();
-    for (int part = 0; part < 2; ++part)
-      results.add(
-          model.accumulate(c_.data(), c_.targets.data(), state.data(), state.data()).loss_sum);
+    for (const Index* streams : {static_cast<const Index*>(nullptr), c_.lengths.data()}) {
+      auto part = c_.data();
+      part.streams = streams;
+      results.add(model.accumulate(part, c_.targets.data(), state.data(), state.data()).loss_sum);
+    }
     results.add(model.update(optimizer, TrainOptions{0.01, 0.1}).loss);
     for (Index i = 0; i < static_cast<Index>(optimizer.slot_names().size()); ++i)
       for (const Parameter& p : model.network().parameters())

@@ -1,6 +1,6 @@
 // Model's training step from vectors and tokens, of one length and of many, in one direction and
 // in both: the bits of forward, loss, backward and update by hand, the memory that it has told, a
-// batch in parts.
+// batch in parts and shared out to processes.
 #include <cstdio>
 #include <limits>
 #include <new>
@@ -153,6 +153,52 @@ void check_training(const CellInfo& cell, bool dense, bool ragged, bool masked,
         name.c_str(), evaluation, evaluated.model.held_memory());
 }
 
+// Two processes with some of a batch's streams each: numbered alike, their masks, states and losses
+// are those of the batch in parts; after adding up, both have the same parameters.
+template <class T>
+void check_processes(const CellInfo& cell, bool ragged) {
+  const std::string name = std::string(cell.name) + (ragged ? ", ragged" : "");
+  const NetworkShape shape = shape_of(cell);
+  const Data<T> first(false, ragged, true), second(false, ragged, true);
+  Trained<T> in_parts(shape), one(shape), other(shape);
+  std::vector<Index> numbers;
+  for (Index b = 0; b < B; ++b) numbers.push_back(B + b);
+  auto numbered = second.batch;
+  numbered.streams = numbers.data();
+  std::vector<T> state_n(in_parts.state.size()), other_n(state_n.size());
+  const Index told = other.model.memory(numbered, true);
+  const auto accumulate = [&](Trained<T>& to, const auto& batch, const Data<T>& data,
+                              std::vector<T>& state) {
+    return to.model.accumulate(batch, data.targets.data(), to.state.data(), state.data());
+  };
+  accumulate(in_parts, first.batch, first, state_n);
+  const auto expected = accumulate(in_parts, second.batch, second, state_n);
+  const auto sum = accumulate(one, first.batch, first, other_n);
+  CHECK(!same_bits(other_n, state_n), "%s: the masks are alike", name.c_str());
+  const auto found = accumulate(other, numbered, second, other_n);
+  CHECK(other.model.held_memory() == told, "%s: %td bytes told, %td held", name.c_str(), told,
+        other.model.held_memory());
+  CHECK(same_bits(other_n, state_n) && found.loss_sum == expected.loss_sum, "%s: masks",
+        name.c_str());
+  const auto ours = one.model.accumulated(), theirs = other.model.accumulated();
+  CHECK(ours.losses.loss_sum == sum.loss_sum && theirs.losses.count == found.count,
+        "%s: accumulated", name.c_str());
+  for (Index i = 0; i < one.model.network().parameter_elements(); ++i)
+    ours.gradients[i] = theirs.gradients[i] = ours.gradients[i] + theirs.gradients[i];
+  const typename Model<T>::Losses losses{sum.loss_sum + found.loss_sum, sum.count + found.count};
+  typename Model<T>::TrainResult results[3];
+  int i = 0;
+  for (Trained<T>* t : {&one, &other}) {
+    t->model.set_accumulated(losses);
+    results[i++] = t->model.update(t->optimizer, {});
+  }
+  results[i] = in_parts.model.update(in_parts.optimizer, {});
+  CHECK(same_parameters(one.model, other.model), "%s: parameters", name.c_str());
+  CHECK(results[0].loss == results[2].loss && results[1].loss == results[2].loss &&
+            results[0].gradient_norm == results[1].gradient_norm,
+        "%s: results", name.c_str());
+}
+
 // No state to begin with is one of zeros; and parts may have other shapes.
 template <class T>
 void check_parts(const CellInfo& cell) {
@@ -180,6 +226,7 @@ void check_all() {
     for (int options = 0; options < 16; ++options)
       check_training<T>(k.cells[i], options & 1, options & 2, options & 4, options & 8);
     check_parts<T>(k.cells[i]);
+    for (const bool ragged : {false, true}) check_processes<T>(k.cells[i], ragged);
   }
 }
 

@@ -75,6 +75,8 @@ class Model {
     const T* x;
     const Index* lengths = nullptr;
     const std::uint64_t* mask_seed = nullptr;  // see SequenceInput
+    // [B] stream numbers for the masks, 0 to 2^32 - 1, or null: 0 to B - 1 (see accumulate).
+    const Index* streams = nullptr;
   };
   // y [T, B, O], 0 in the padding; state_0 or null: zeros; state_n: after each sequence's last
   // step. keep: for a backward to follow; then returns Kept::id, else 0.
@@ -113,22 +115,35 @@ class Model {
   };
   // One update from a batch in micro-batches: accumulate() each, then update(). Equals one
   // train_step of all their streams, up to the order of the sums. The dropout masks are the same
-  // too: streams are numbered across micro-batches, and all must have the same mask_seed. The
-  // accumulated gradient belongs to the current parameters: any change of them drops it, as do
-  // train_step and clear_gradients. state_n: after the micro-batch's last step; may be state_0. The
-  // caller keeps it if the update is finite.
+  // too: streams are numbered across micro-batches (unless Batch::streams does), and all must have
+  // the same mask_seed. The accumulated gradient belongs to the current parameters: any change of
+  // them drops it, as do train_step and clear_gradients. state_n: after the micro-batch's last
+  // step; may be state_0. The caller keeps it if the update is finite.
   Losses accumulate(const Batch& micro_batch, const Token* targets, const T* state_0, T* state_n);
   // Returns the same as train_step. Throws std::invalid_argument if nothing is accumulated.
   TrainResult update(Optimizer<T>& optimizer, const TrainOptions& options);
   void clear_gradients();
+
+  // Training by several processes, each with some of the batch's streams: after accumulate() they
+  // add up what each has accumulated, then all call update(). Batch::streams numbers the streams of
+  // the whole batch, so that its masks are drawn.
+  struct Accumulated {
+    T* gradients;  // [parameter_elements()], of the device, of the sum of losses; added up in place
+    Losses losses;
+  };
+  // Throws std::invalid_argument if nothing is accumulated. The memory stays where it is; no other
+  // thread may train meanwhile.
+  Accumulated accumulated();
+  void set_accumulated(const Losses& losses);
 
   // Losses without training; state is updated in place. stream_losses [B] or null: the sum of each
   // sequence's losses, added in the order of its steps.
   Losses evaluate(const Batch& in, const Token* targets, T* state, double* stream_losses = nullptr);
 
   // Bytes that a new model holds after a train_step of such a batch (`training`), or after an
-  // evaluate, with the current number of threads. Allocates nothing. Of tokens, x and mask_seed
-  // only whether they are null matters. The optimizer's memory is Optimizer::memory.
+  // evaluate, with the current number of threads. Allocates nothing. Of tokens, x,
+  // mask_seed and streams only whether they are null matters. The optimizer's memory is
+  // Optimizer::memory.
   Index memory(const Batch& in, bool training) const;
   // Bytes that this model holds now.
   Index held_memory();
@@ -173,6 +188,7 @@ class Model {
   void own_tokens(const char* name, const Token* tokens, Index rows, Index cols = 0);
   const Token* own_targets(const Batch& in, const Token* targets, Index* count);
   void check_lengths(const Batch& in) const;
+  void check_streams(const Batch& in) const;
 
   SequenceInput<T> sort(const Batch& in, Index first_stream = 0);
   bool direct(const SequenceInput<T>& in) const { return device_->is_host && !in.offsets; }
@@ -197,6 +213,7 @@ class Model {
   double sum_of_gradient_squares() const;
   Index numbers(Index batch, bool training) const;
   void check_optimizer(const Optimizer<T>& optimizer) const;
+  void check_accumulated(const char* name) const;
   Kept kept_now() const;
 
   Network<T> network_;
