@@ -14,6 +14,7 @@ import pytest
 import charrnn_fast as cf
 from cases import BIASES, UNITS, Array, Case, parts, rows, run
 from charrnn_fast import _core
+from marks import slow_but
 from tolerances import assert_same_bits
 
 THREADS = (2, 3, 7)
@@ -293,7 +294,7 @@ def test_sampling_in_one_call_equals_sampling_by_step(unit: str, chosen: dict[st
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", slow_but(["lstm"], UNITS))
 def test_a_stream_depends_on_its_seed_alone(unit: str) -> None:
     net, tokens, seeds = _writer(unit)
 

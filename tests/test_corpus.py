@@ -259,7 +259,7 @@ def test_chinese_trains_and_is_written(tmp_path: Path) -> None:
     st.lists(st.text(st.sampled_from("aab漢\N{REPLACEMENT CHARACTER}😀"), max_size=9), min_size=1),
     st.integers(2, 4),
 )
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rare_characters_of_files_are_those_of_the_text(
     tmp_path: Path, texts: list[str], min_count: int
 ) -> None:
@@ -333,7 +333,7 @@ def starts(text: str, mark: str, file_starts: Sequence[int] = ()) -> list[int]:
     st.integers(0, 40),
     st.integers(0, 40),
 )
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_documents_begin_behind_marks_and_with_files(
     tmp_path: Path, texts: list[str], mark: str, kind: str, first: int, last: int
 ) -> None:

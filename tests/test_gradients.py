@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 import charrnn_fast as cf
 from cases import BIASES, UNITS, Case, parts, smallest_preactivation
+from marks import slow_but
 from tolerances import assert_close, finite_difference, finite_difference_step
 
 Array = np.ndarray[Any, Any]
@@ -100,8 +102,13 @@ def test_every_gradient_in_float64(
     assert checked == len(given["parameters"]) + case.num_states + (not tokens)
 
 
-@pytest.mark.parametrize("hidden_size", [1, 17])
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize(
+    ("hidden_size", "unit"),
+    slow_but(
+        [(1, unit) for unit in UNITS] + [(17, "gru"), (17, "lstm")],
+        itertools.product((1, 17), UNITS),
+    ),
+)
 def test_directional_derivatives_in_float32(unit: str, hidden_size: int) -> None:
     case = Case(
         unit=unit,

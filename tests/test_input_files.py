@@ -22,6 +22,7 @@ from charrnn_fast.bench.errors import BenchError
 from charrnn_fast.bench.results import Run
 from charrnn_fast.cli import main
 from charrnn_fast.storage import checkpoint, input_files
+from marks import slow_but
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 40
 MARK = b"\xef\xbb\xbf"
@@ -289,7 +290,10 @@ def test_a_text_that_could_be_read_once_has_to_be_given_again(
 
 
 @pytest.mark.parametrize(
-    "command", ["train - -o {out}", "eval {model} -", "view {model} - -o {out}"]
+    "command",
+    slow_but(
+        ["train - -o {out}"], ["train - -o {out}", "eval {model} -", "view {model} - -o {out}"]
+    ),
 )
 def test_a_standard_input_that_is_empty_closed_or_named_twice(
     tmp_path: Path, model: str, command: str

@@ -325,6 +325,7 @@ def test_entries_of_later_versions_are_read_over(tmp_path: Path) -> None:
     plot.curves([path], tmp_path / "picture.png")
 
 
+@pytest.mark.slow
 def test_the_largest_and_the_least_numbers_are_drawn(tmp_path: Path) -> None:
     path = tmp_path / "a$b$.jsonl"
     for value in (0, 0.0, 1.79e308, 5e-324):

@@ -13,6 +13,7 @@ import pytest
 from cases import UNITS, Case, named, parts, run_reference, smallest_preactivation, wide
 from charrnn_fast import reference
 from charrnn_fast.reference.masks import philox_words
+from marks import slow_but
 from tolerances import (
     assert_close,
     elementwise,
@@ -91,7 +92,7 @@ def test_matches_min_char_rnn() -> None:
         assert_close(f"d {name}", grads[name], expected[name], tolerance)
 
 
-@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("num_layers", slow_but([1], [1, 3]))
 @pytest.mark.parametrize("unit", UNITS)
 def test_gradients_against_differences(unit: str, num_layers: int) -> None:
     case = Case(unit=unit, num_layers=num_layers, dtype="float64", output_size=3)

@@ -215,6 +215,7 @@ print("done")
     _run(program)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_parent_and_children_train_on_after_a_fork() -> None:
     """A fork between two updates: the pool is alive, the model half-trained. Then a fork of the

@@ -31,6 +31,7 @@ from charrnn_fast.log import JsonLog, TensorBoardLog
 from charrnn_fast.storage import atomic_file, checkpoint
 from charrnn_fast.training import log, plot
 from charrnn_fast.training.resume import best_path
+from marks import slow_but
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20  # 6 steps an epoch, as below
 SMALL = ["--hidden-size", "8", "--num-layers", "1", "--batch-size", "6", "--seq-len", "20"]
@@ -648,7 +649,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+@pytest.mark.parametrize("ending", slow_but(["png"], ["png", "svg", "pdf"]))
 def test_a_picture_on_a_full_disk_leaves_the_old_one(
     tmp_path: Path, run: Path, ending: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -928,7 +929,7 @@ def lines_of(data: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data.splitlines() if line.startswith(b"{")]
 
 
-@pytest.mark.parametrize("where", ["pipe", "file", "terminal", "fifo"])
+@pytest.mark.parametrize("where", slow_but(["terminal"], ["pipe", "file", "terminal", "fifo"]))
 @pytest.mark.parametrize("name", ["/dev/stderr"])
 def test_a_log_goes_to_standard_error(tmp_path: Path, text: Path, where: str, name: str) -> None:
     command = [*COMMAND, "train", str(text), "-o", "m", "--log", name, "--steps", "2", *SMALL]
