@@ -928,7 +928,9 @@ def test_the_demonstration_fails_above_its_bound(
     assert ("the demonstration failed" in error) == (status == 1)
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["eval"], ["score"], ["info"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["sample"], ["eval"], ["score"], ["info"], ["export"]]
+)
 def test_help_is_there(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])

@@ -23,6 +23,7 @@ LAYERS = (
     ("storage",),
     ("text",),
     ("language",),
+    ("onnx",),
     ("training",),
     ("callbacks", "log", "schedules"),  # public paths of what is in training
     ("view", "bench"),

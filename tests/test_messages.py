@@ -23,7 +23,7 @@ from charrnn_fast.cli.parsing import Parser, file_option, folder_option, path_op
 from charrnn_fast.storage import checkpoint
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
-COMMANDS = ("train", "sample", "eval", "score", "info", "view", "plot")
+COMMANDS = ("train", "sample", "eval", "score", "info", "view", "export", "plot")
 
 Capture = pytest.CaptureFixture[str]
 
@@ -40,9 +40,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def parser_of(command: str) -> Parser:
-    needed = {"plot": ["-o", "b"], "eval": ["b"], "view": ["b"], "bench": []}.get(command, [])
+    needed = {"plot": ["-o", "b"], "eval": ["b"], "view": ["b"], "export": ["b.onnx"]}
     first = [] if command == "bench" else ["a"]
-    parser: Parser = _parser().parse_args([command, *first, *needed]).parser
+    parser: Parser = _parser().parse_args([command, *first, *needed.get(command, [])]).parser
     return parser
 
 
@@ -222,6 +222,8 @@ FILES = [  # the flag that takes the file behind these arguments
     ("MODEL", ["info"]),
     ("MODEL", ["view"]),
     ("-o/--output", ["view", "model", "text", "-o"]),
+    ("MODEL", ["export"]),
+    ("OUT", ["export", "model"]),
     ("-o/--output", ["plot", "log.jsonl", "-o"]),
     ("RUN.jsonl", ["plot", "-o", "new.png"]),
     ("--text", ["bench", "--text"]),
