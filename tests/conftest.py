@@ -47,6 +47,7 @@ _GROUPS = {
     "test_cpp.py": "cpp",
     "test_installed.py": "installed",
     "test_registry.py": "installed",
+    "test_torchrun.py": "torchrun",
     **{f"test_{name}.py": "machine" for name in _MACHINE},
 }
 

@@ -25,7 +25,7 @@ LAYERS = (
     ("language",),
     ("onnx",),
     ("training",),
-    ("callbacks", "log", "schedules"),  # public paths of what is in training
+    ("callbacks", "distributed", "log", "schedules"),  # public paths of what is in training
     ("view", "bench"),
     ("cli",),
     ("__init__", "__main__"),

@@ -55,6 +55,20 @@ def chains(dtype: DTypeLike) -> float:
     return eps(dtype) / math.sqrt(12) * math.sqrt(128 / 2)
 
 
+def shared_out(dtype: DTypeLike, *, terms: int, steps: int, updates: int) -> float:
+    """Error of weights, losses and norms after `updates` whose gradients, sums of `terms` products,
+    were added up in another order. SGD of a rate below 1 passes errors on unchanged.
+    """
+    return network(dtype, terms=terms, steps=steps) * math.sqrt(1 + updates)
+
+
+def of_adam(error: float, *, learning_rate: float, eps: float) -> float:
+    """Error of an update of Adam by gradients with this error: for the smallest ones the step is
+    lr m / eps.
+    """
+    return learning_rate * error / eps
+
+
 def elementwise(dtype: DTypeLike, *, operations: int) -> float:
     """Error of a chain of `operations` on single elements (an optimizer's updates)."""
     return eps(dtype) * math.sqrt(1 + operations)

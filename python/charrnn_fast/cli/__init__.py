@@ -12,6 +12,7 @@ from typing import Any
 from .._checks import calling, telling
 from ..runtime import build_info, get_cmake_dir, get_num_threads, set_num_threads
 from ..storage import streams
+from ..training.distributed import EndedError, LostError
 from . import bench, evaluate, export, info, plot, sample, score, train, view
 from .parsing import FAILED, INTERRUPTED, USER_ERROR, Commands, Parser
 from .show import complain, warn
@@ -66,6 +67,10 @@ def _status(argv: Sequence[str] | None, output: streams.Output) -> int:
             return run(arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except EndedError:  # which another process tells
+        return FAILED
+    except LostError as error:
+        return complain(str(error), FAILED)
     except FloatingPointError as error:
         return complain(str(error), FAILED)
     except OSError as error:

@@ -22,6 +22,8 @@ _NEGATIVE = re.compile(r"-\d+|-\d*\.\d+")  # as in argparse
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.?)", re.DOTALL)
 _ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "\\": "\\"}
 
+AUTO = "auto"  # the value of --resume that begins a training or goes on with it
+
 # Exit statuses besides 0.
 FAILED = 1  # the training diverged, or the demonstration missed its bound
 USER_ERROR = 2  # the arguments or the files were wrong
@@ -175,6 +177,20 @@ def add_threads(parser: Parser) -> None:
     parser.add_argument(
         "--threads", type=integer_option(1, 4096), metavar="N", help="default: all cores"
     )
+
+
+class ResumeAction(argparse.Action):
+    """``--resume`` and ``--resume auto``: True or `AUTO`. Any other word behind it is a TEXT."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs="?", default=False, metavar=AUTO, help=help)
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any
+    ) -> None:
+        setattr(namespace, self.dest, AUTO if values == AUTO else True)
+        if values not in (None, AUTO):
+            namespace.text_of_resume = [path_option(values)]
 
 
 def integer_option(minimum: int, maximum: int = LARGEST) -> Callable[[str], int]:

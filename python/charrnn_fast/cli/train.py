@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 from ..storage import streams
+from ..training.distributed import Group, joined
 from . import options
-from .parsing import INTERRUPTED, Commands, add_threads, file_option, output_option, path_option
-from .train_files import check_logs, checked_output, default_log, files_of
+from .parsing import (
+    INTERRUPTED,
+    Commands,
+    ResumeAction,
+    add_threads,
+    file_option,
+    output_option,
+    path_option,
+)
+from .train_files import check_logs, check_readers, checked_output, default_log, files_of
 from .train_report import conclude, describe, ending, interrupted
 from .train_setup import corpus_of, origin_of, resumed, trainer_of
 
@@ -38,30 +47,45 @@ def add(commands: Commands) -> None:
     )
     existing = train.add_mutually_exclusive_group()
     existing.add_argument(
-        "--resume", action="store_true", help="resume the training saved in -o FILE"
+        "--resume",
+        action=ResumeAction,
+        help="resume the training saved in -o FILE; auto: begin it if there is none",
     )
     existing.add_argument(
         "--overwrite",
         action="store_true",
         help="replace the model in -o FILE, at the first checkpoint",
     )
+    train.set_defaults(text_of_resume=[])
     add_threads(train)
     options.add(train)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    arguments.text = [*arguments.text_of_resume, *arguments.text]
+    with (
+        joined(threads=arguments.threads) as group,
+        streams.silent() if group.rank else nullcontext(),
+    ):
+        return _run(arguments, group)
+
+
+def _run(arguments: argparse.Namespace, group: Group) -> int:
+    """One process's part of the command; process 0 alone writes and prints."""
     given = options.given(arguments)
-    with checked_output(arguments, demo=bool(given.get("demo"))):
-        origin = origin_of(arguments, given)
+    with checked_output(arguments, group, demo=bool(given.get("demo"))):
+        origin = origin_of(arguments, given, group)
         values = resumed(origin, given) if arguments.resume and origin else given
         log_path = values.get("log") or (arguments.output and default_log(arguments.output))
         files = files_of(arguments, values, given, log_path)
-        check_logs(arguments, values, log_path)
+        check_readers(files, group)
+        if group.rank == 0:
+            check_logs(arguments, values, log_path)
         corpus = corpus_of(arguments, files, values, origin)
-        trainer, steps = trainer_of(arguments, corpus, values, given, origin, log_path)
+        trainer, steps = trainer_of(arguments, corpus, values, given, origin, log_path, group)
         begun = trainer.num_steps
         streams.output(sys.stdout).goes_on = True  # the model matters more than the printed lines
-        describe(trainer, corpus, len(files), steps)
+        describe(trainer, corpus, len(files), steps, group.size)
     if not trainer.evaluation_due and (begun >= steps or trainer.is_stale()):
         print(f"nothing left to train: {ending(trainer, steps)}")
         return 0
@@ -73,5 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         return INTERRUPTED
     if trainer.num_steps < steps:
         print(f"\n{ending(trainer, steps)}")
+    if group.rank:
+        return 0
     plain = set(given) == {"demo"}
     return conclude(arguments, trainer, demonstration=bool(values.get("demo")), plain=plain)

@@ -6,15 +6,17 @@ import argparse
 import os
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..storage import atomic_file, checkpoint
 from ..storage.input_files import STANDARD_INPUT, shown
 from ..text.files import find_files
 from ..training import log
+from ..training.distributed import Group
 from ..training.resume import best_path, check_checkpoints, locked
 from . import options
+from .parsing import AUTO
 
 
 def default_log(output: str) -> str:
@@ -23,10 +25,11 @@ def default_log(output: str) -> str:
 
 
 @contextmanager
-def checked_output(arguments: argparse.Namespace, demo: bool) -> Iterator[None]:
-    """Locks the output until the training begins and locks it itself.
+def checked_output(arguments: argparse.Namespace, group: Group, demo: bool) -> Iterator[None]:
+    """Locks the output until the training begins and locks it itself; decides what "auto" is.
 
-    Refuses, before any work, an output that would make the training fail later.
+    Refuses, before any work, an output that would make the training fail later. Process 0 does so
+    for all.
     """
     output: str | None = arguments.output
     if output is None:
@@ -36,17 +39,30 @@ def checked_output(arguments: argparse.Namespace, demo: bool) -> Iterator[None]:
             raise ValueError("-o is missing: the file that the model is saved to")
         yield
         return
-    if arguments.resume and arguments.init_from:
+    auto = arguments.resume == AUTO
+    if arguments.resume and arguments.init_from and not auto:
         raise ValueError("--resume goes on with a training, --init-from begins one; give one")
-    if arguments.resume and not os.path.exists(output):
+    with ExitStack() as held:
+        if group.rank == 0:
+            _check_output(arguments, output)
+            held.enter_context(locked(output))
+            if not (arguments.resume or arguments.overwrite) and _is_there(output):
+                raise ValueError(
+                    f"{output} exists: --resume goes on with it, --overwrite starts anew"
+                )
+        if auto:
+            arguments.resume = group.on_first(lambda: _is_there(output))
+        if arguments.resume:
+            arguments.init_from = None
+        yield
+
+
+def _check_output(arguments: argparse.Namespace, output: str) -> None:
+    if arguments.resume not in (False, AUTO) and not os.path.exists(output):
         raise ValueError(f"{output} does not exist: nothing to resume")
-    if arguments.resume and os.path.isfile(output):
+    if arguments.resume and os.path.isfile(output) and _is_there(output):
         checkpoint.check_beginning(output)  # else the error would call it a file of another kind
     check_checkpoints(output)
-    with locked(output):
-        if not (arguments.resume or arguments.overwrite) and _is_there(output):
-            raise ValueError(f"{output} exists: --resume goes on with it, --overwrite starts anew")
-        yield
 
 
 def _is_there(path: str) -> bool:
@@ -112,6 +128,16 @@ def files_of(
         if any(os.path.samefile(path, file) for file in there):
             raise ValueError(f"{path} is a text to train on; the training would overwrite it")
     return files
+
+
+def check_readers(files: list[str], group: Group) -> None:
+    """ValueError if several processes would read what can be read only once."""
+    for file in files:
+        if group.size > 1 and (file == STANDARD_INPUT or not os.path.isfile(file)):
+            raise ValueError(
+                f"text must be files, which each of the {group.size} processes reads, got "
+                f"{shown(file)}"
+            )
 
 
 def _check_again(paths: list[str], output: str | None) -> None:

@@ -43,7 +43,9 @@ def interrupted(arguments: argparse.Namespace, trainer: Trainer, begun: int) -> 
     print(f"to go on: charrnn-fast train -o {shlex.quote(output)} --resume")
 
 
-def describe(trainer: Trainer, corpus: Corpus, num_files: int, steps: int) -> None:
+def describe(
+    trainer: Trainer, corpus: Corpus, num_files: int, steps: int, num_processes: int
+) -> None:
     """Prints, before the training, the model, the text and the duration."""
     in_files = f" in {num_files:,} files" if num_files > 1 else ""
     print(
@@ -53,11 +55,14 @@ def describe(trainer: Trainer, corpus: Corpus, num_files: int, steps: int) -> No
     print(f"vocabulary  {show.vocabulary_line(corpus.vocabulary)}")
     print(f"model       {show.model_line(trainer.model)}")
     print(f"training    {show.training_line(trainer.settings())}")
-    print(f"memory      {show.size(trainer.memory)} beside the text")
+    each = " in each process" if num_processes > 1 else ""
+    print(f"memory      {show.size(trainer.memory)}{each} beside the text")
     epochs = steps / trainer.steps_per_epoch
+    threads = show.count(get_num_threads(), "thread")
+    if num_processes > 1:
+        threads = f"{num_processes} processes of {threads}"
     print(
-        f"length      {show.count(steps, 'step')}, {show.count(epochs, 'epoch')}, on "
-        f"{show.count(get_num_threads(), 'thread')}"
+        f"length      {show.count(steps, 'step')}, {show.count(epochs, 'epoch')}, on {threads}"
         + (f"; {trainer.num_steps:,} steps are done" if trainer.num_steps else ""),
         flush=True,
     )

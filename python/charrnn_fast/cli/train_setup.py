@@ -15,6 +15,7 @@ from ..text.corpus import Corpus
 from ..text.files import UTF8
 from ..text.vocabulary import Vocabulary
 from ..training.callbacks import Callback
+from ..training.distributed import Group
 from ..training.log import JsonLog, TensorBoardLog
 from ..training.schedules import Constant, Cosine, Decay, Linear, Plateau, Schedule
 from ..training.trainer import Trainer
@@ -51,15 +52,16 @@ def resumed(origin: Origin, given: options.Values) -> options.Values:
     return values
 
 
-def origin_of(arguments: argparse.Namespace, given: options.Values) -> Origin | None:
-    """The checkpoint that a training resumes or starts from; None: there is none.
+def origin_of(arguments: argparse.Namespace, given: options.Values, group: Group) -> Origin | None:
+    """The checkpoint that a training resumes or starts from; None: there is none. Process 0 reads
+    it for all.
 
     Raises ValueError if its shape differs from the given settings.
     """
     path = arguments.output if arguments.resume else arguments.init_from
     if path is None:
         return None
-    tensors, config = configuration.read(path)
+    tensors, config = group.on_first(lambda: configuration.read(path))
     model = CharLM.from_checkpoint(path, tensors, config)
     training = config.get("training", {})
     values = options.restored(training.get("configuration", {}), path)
@@ -129,6 +131,7 @@ def trainer_of(
     given: options.Values,
     origin: Origin | None,
     log_path: str | None,
+    group: Group,
 ) -> tuple[Trainer, int]:
     """The trainer, new or resumed, and the step at which it ends."""
     asked = given if arguments.resume else options.pick(options.TRAINING, values)
@@ -139,8 +142,9 @@ def trainer_of(
     epochs, steps, log_every = run.pop("epochs"), run.pop("steps"), run.pop("log_every")
     if foreign:
         run = {name: value for name, value in run.items() if name in given}
-    settings = {**run, **training, "checkpoint_path": arguments.output}
-    settings["callbacks"] = _callbacks(log_path, values.get("tensorboard"), log_every)
+    settings = {**run, **training, "checkpoint_path": arguments.output, "group": group}
+    if group.rank == 0:
+        settings["callbacks"] = _callbacks(log_path, values.get("tensorboard"), log_every)
     if arguments.resume:
         trainer = Trainer.resume(arguments.output, corpus, **settings)
     else:

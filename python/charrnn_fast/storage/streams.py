@@ -129,6 +129,17 @@ def standard() -> Iterator[Output]:
         error.close()
 
 
+@contextmanager
+def silent() -> Iterator[None]:
+    """Standard output and error get nothing within it."""
+    before = sys.stdout, sys.stderr
+    sys.stdout = sys.stderr = cast(TextIO, Output(None))
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
 def settle() -> None:
     """Makes the descriptors of the standard streams readable and writable.
 

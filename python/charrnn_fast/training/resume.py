@@ -14,6 +14,7 @@ from .._checks import StrPath, called
 from ..language.model import STATES, CharLM, tensor_name
 from ..storage import atomic_file, checkpoint, configuration
 from ..text.corpus import Corpus
+from .distributed import Group
 from .schedules import from_config
 
 _IN_USE = "a running training saves to this file"
@@ -29,14 +30,16 @@ class Stored(NamedTuple):
     tensors: checkpoint.Tensors
 
 
-def read_stored(path: StrPath, corpus: Corpus | None, changes: Mapping[str, Any]) -> Stored:
-    """The training of a checkpoint that `Trainer.resume` continues.
+def read_stored(
+    path: StrPath, corpus: Corpus | None, changes: Mapping[str, Any], group: Group
+) -> Stored:
+    """The training of a checkpoint that `Trainer.resume` continues; process 0 reads it for all.
 
     Raises as `Trainer.resume` does if the file is damaged, holds no training, or does not match
     corpus and changes.
     """
     name = os.fspath(path)
-    tensors, config = configuration.read(path)
+    tensors, config = group.on_first(lambda: configuration.read(path))
     model = CharLM.from_checkpoint(path, tensors, config)
     if "training" not in config:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import sys
@@ -36,6 +37,7 @@ from ..text.corpus import Corpus
 from . import interrupts
 from .callbacks import Callback, Evaluation, Update
 from .clock import Stopwatch
+from .distributed import Agreement, EndedError, Group, HeldError
 from .progress import Progress
 from .resume import (
     Stored,
@@ -50,7 +52,9 @@ from .resume import (
     tensors_of,
 )
 from .schedules import Decay, Schedule, to_config
-from .update import MASKS, OFFSETS, Chunk, Rule, make_optimizer, random_number, update
+from .update import MASKS, OFFSETS, Chunk, Rule, Shared, make_optimizer, random_number, update
+
+_AGREED_PERIOD = 0.1  # seconds between exchanges while process 0 evaluates
 
 
 class Trainer(Settled):
@@ -110,6 +114,7 @@ class Trainer(Settled):
         checkpoint_every: int | None = None,
         mask_seed: int = 0,
         callbacks: Sequence[Callback] = (),
+        group: Group | None = None,
     ) -> None:
         """Sets up training; corpus None allows only `step`. batch_size and seq_len are for `fit`.
 
@@ -138,6 +143,13 @@ class Trainer(Settled):
         n, counted from 0, is the first two words of ``philox(mask_seed, n)``, the low one first.
 
         callbacks: told of each event, see `charrnn_fast.callbacks`.
+
+        group: processes that share out the streams, as `charrnn_fast.distributed.joined` yields
+        them. Each makes an equal trainer (`fit` checks it) and calls `fit`, `step` and `save`
+        together with the others. Every update is that of one process, masks included, up to the
+        order of the sums. Process 0 evaluates, shows and saves. Each process tells its own
+        callbacks, and `stop` takes effect one update later. After an error in one process no other
+        can go on.
 
         Raises ValueError if the corpus has another vocabulary than the model or is too short for
         one chunk, OSError if checkpoint_path cannot be written or is not a checkpoint, and
@@ -169,8 +181,11 @@ class Trainer(Settled):
         for i, callback in enumerate(callbacks):
             instance(f"callbacks[{i}]", callback, Callback, "a Callback")
         self._callbacks = tuple(callbacks)
+        instance("group", group, (Group, type(None)), "a Group or None")
+        self._group = Group() if group is None else group
+        self._check_streams("batch_size", self._batch_size)
         self._chunks = None if corpus is None else self._cut(corpus)
-        if checkpoint_path is not None:
+        if checkpoint_path is not None and self._group.rank == 0:
             check_checkpoints(checkpoint_path)
         self._check_memory(optimizer)
         self.optimizer = make_optimizer(optimizer, model, learning_rate)
@@ -180,8 +195,10 @@ class Trainer(Settled):
         self._num_steps = 0
         self._losses = (0, 0.0)  # count and sum since the last evaluation
         self._stopping = False
+        self._agreement: Agreement | None = None  # of several processes, while they fit
         self._evaluation_due = False
-        self._state: NDArray[Any] | None = None
+        self._state: NDArray[Any] | None = None  # of this process's streams
+        self._carried = 0  # the streams of all processes that it belongs to
         self._saved_step: int | None = None
 
     @classmethod
@@ -195,7 +212,7 @@ class Trainer(Settled):
         if corpus is not the one of the training, and for another batch_size, seq_len or optimizer,
         which would not fit the stored position and state.
         """
-        stored = read_stored(path, corpus, changes)
+        stored = read_stored(path, corpus, changes, changes.get("group") or Group())
         settings = dict(stored.settings)
         with errors_name(path, changes):
             lr = settings.pop("learning_rate")  # may be 0, unlike the argument
@@ -260,12 +277,16 @@ class Trainer(Settled):
 
     @property
     def _rows(self) -> int:
-        """The streams of a micro-batch."""
-        return -(-self._batch_size // self._micro_batches)
+        """The streams of a micro-batch of this process."""
+        ours = self._group.share(self._batch_size)
+        streams: int = ours.stop - ours.start
+        return -(-streams // self._micro_batches)
 
     @property
     def memory(self) -> int:
-        """Bytes that `fit` needs besides the text: model, gradients, optimizer and workspace."""
+        """Bytes that `fit` needs in this process besides the text: model, gradients, optimizer and
+        workspace.
+        """
         network: Any = self.model.rnn.core
         optimizer: Any = self.optimizer.core
         return int(network.memory(self._seq_len, self._rows) + optimizer.held_memory)
@@ -335,10 +356,12 @@ class Trainer(Settled):
         """One manual update on ids [T, B]; returns the loss before it, in nats.
 
         Targets of -1 are ignored. The hidden state is carried from call to call. It is zero at
-        first, after `reset`, and when B changes. Raises FloatingPointError if the loss or the
-        gradient is not finite; weights and state are then unchanged.
+        first, after `reset`, and when B changes. Each process of a group takes all B streams.
+        Raises FloatingPointError if the loss or the gradient is not finite; weights and state are
+        then unchanged.
         """
         x, y = self._tokens("inputs", inputs, 0), self._tokens("targets", targets, -1)
+        self._check_streams("the batch of inputs", x.shape[1])
         if x.shape != y.shape:
             raise ValueError(
                 f"targets must have the shape of inputs, {list(x.shape)}, got {list(y.shape)}"
@@ -373,8 +396,10 @@ class Trainer(Settled):
             steps = integer("epochs", epochs, 0) * len(chunks)
         last = self._num_steps + integer("steps", steps, 0, 2**63 - 1)
         configuration.check_own(self.configuration)  # not only when it is saved
-        shown = (Progress(),) if progress else ()
-        with locked(self._checkpoint_path):
+        first = self._group.rank == 0
+        shown = (Progress(),) if progress and first else ()
+        with locked(self._checkpoint_path if first else None):
+            self._check_equal(last)
             self._fit(corpus, chunks, last, self._callbacks, shown)
 
     def _fit(
@@ -392,7 +417,8 @@ class Trainer(Settled):
             self._keep_best()
             with (
                 self._watched(everyone, last - self._num_steps),
-                interrupts.deferred() as interrupted,
+                interrupts.deferred() as received,
+                self._agreeing(received, everyone) as interrupted,
             ):
                 if self._evaluation_due:  # an interrupt postponed it
                     self._look(corpus, callbacks, shown, interrupted)
@@ -403,20 +429,25 @@ class Trainer(Settled):
                     try:
                         self._tell(everyone, "updated", update)
                     except BaseException as error:  # keeps the updates up to here
-                        if not isinstance(error, OSError):  # which the handler below treats
-                            self._save(everyone)
-                        raise
+                        if self._agreement is not None and isinstance(error, Exception):
+                            self._agreement.failure = error  # until all can save
+                        else:
+                            if not isinstance(error, OSError):  # which the handler below treats
+                                self._save(everyone)
+                            raise
                     if self._evaluation_due or self._stopping:
                         self._look(corpus, callbacks, shown, interrupted)
                     elif interrupted() or self._due(self._checkpoint_every):
                         self._save(everyone)
+                self._agree()
                 if self._stopping and self._losses[0] and not interrupted():
                     # stop() was not called from an update
                     self._look(corpus, callbacks, shown, interrupted)
                 if interrupted():
                     raise KeyboardInterrupt
         except OSError as error:  # such as a full disk, or a closed pipe for the progress
-            if self._num_steps > begun and self._saved_step != self._num_steps:
+            unsaved = self._num_steps > begun and self._saved_step != self._num_steps
+            if unsaved and self._group.size == 1:  # several have saved, or cannot
                 with suppress(OSError, FloatingPointError):  # the first error says what is saved
                     self._save(())
             _add_to_message(error, self._last_checkpoint())
@@ -443,26 +474,70 @@ class Trainer(Settled):
                 stack.push(partial(end, callback))
             yield
 
+    @contextmanager
+    def _agreeing(
+        self, received: Callable[[], bool], callbacks: Sequence[Callback]
+    ) -> Iterator[Callable[[], bool]]:
+        """Yields whether training is interrupted, on which several processes agree.
+
+        If one of them holds an error, all save before it raises it.
+        """
+        if self._group.size == 1:
+            yield received
+            return
+        self._agreement = agreement = Agreement(self._group, received)
+        try:
+            yield agreement.interrupted
+        except HeldError:
+            try:
+                self._save(callbacks)
+            except (OSError, FloatingPointError, EndedError):
+                if agreement.failure is None:
+                    raise
+            if agreement.failure is not None:
+                raise agreement.failure from None
+            self._group.sum()  # raises `EndedError`: the other process tells its error now
+            raise
+        finally:
+            self._agreement = None
+
+    def _agree(self, *values: float) -> list[float]:
+        """The sums of values over the processes, which agree on whether to stop."""
+        if self._agreement is None:
+            return self._group.sum(*values)
+        sums = self._agreement.sum(*values)
+        self._stopping = self._stopping or self._agreement.stopping
+        return sums
+
     def stop(self) -> None:
         """Ends `fit` after the current update, with an evaluation and a checkpoint.
 
-        For callbacks and other threads; it does not affect a later `fit`.
+        For callbacks and other threads; it does not affect a later `fit`. One process of a group
+        stops all, after the next update.
         """
-        self._stopping = True
+        if self._agreement is None:
+            self._stopping = True
+        else:
+            self._agreement.asked_to_stop = True
 
     def save(self, path: StrPath) -> None:
         """Writes a checkpoint: the model, the optimizer, the carried state and the position.
 
         Raises FloatingPointError if a weight is not finite, and OSError if path cannot be written
-        or holds a file that is not a checkpoint. That file then stays unchanged.
+        or holds a file that is not a checkpoint. That file then stays unchanged. Of several
+        processes, process 0 writes the state of all.
         """
+        state = self._whole_state()
+        self._group.on_first(lambda: self._write(path, state))
+
+    def _write(self, path: StrPath, state: NDArray[Any] | None) -> None:
         tensors, config = self.model.to_checkpoint()
-        tensors |= tensors_of(self.model, self.optimizer, self._state)
+        tensors |= tensors_of(self.model, self.optimizer, state)
         config["training"] = {
             "settings": self.settings(),
             "configuration": self.configuration,
             "num_steps": self._num_steps,
-            "has_state": self._state is not None,
+            "has_state": state is not None,
             "losses": list(self._losses),
             "evaluation_due": self._evaluation_due,
             "optimizer_steps": self.optimizer.core.num_steps,
@@ -475,6 +550,59 @@ class Trainer(Settled):
             raise FloatingPointError(
                 f"after step {self._num_steps} {error}{self._last_checkpoint()}"
             ) from None
+
+    def _whole_state(self) -> NDArray[Any] | None:
+        """The carried state of the streams of all processes.
+
+        Raises RuntimeError if their weights differ, as where a callback has changed one's trainer.
+        """
+        if self._group.size == 1:
+            return self._state
+        states, state = self.model.rnn.states, self._state
+        parts = None if state is None else states.parts(state)
+        shares = self._group.gather((parts, self._fingerprint()))
+        apart = [rank for rank, (_, weights) in enumerate(shares) if weights != shares[0][1]]
+        if apart:
+            raise RuntimeError(
+                f"after step {self._num_steps} the weights or the learning rate of process "
+                f"{apart[0]} differ from those of process 0{self._last_checkpoint()}"
+            )
+        if parts is None:
+            return None
+        shared = zip(*(its_parts for its_parts, _ in shares), strict=True)
+        return states.joined([np.concatenate(part, axis=1) for part in shared])
+
+    def _fingerprint(self) -> str:
+        """Of the weights and the learning rate."""
+        digest = hashlib.sha256(repr(self.learning_rate).encode())
+        for parameter in self.model.rnn.parameters().values():
+            digest.update(np.ascontiguousarray(parameter).data)
+        return digest.hexdigest()
+
+    def _check_equal(self, last: int) -> None:
+        """ValueError unless all processes have begun the same training, up to the step last."""
+        if self._group.size == 1:
+            return
+        info, settings = _core.build_info(), {**self.settings(), **self.model.settings()}
+        self._group.check_equal(
+            {
+                "version": info["version"],
+                "instruction set (CHARRNN_ISA)": info["isa"],  # others round otherwise
+                **({} if self.corpus is None else _facts(self.corpus)),
+                **settings,
+                "checkpoint_path": None if self._checkpoint_path is None else "a file",
+                "steps": last,
+                "steps done": self._num_steps,
+                "weights": self._fingerprint(),
+            }
+        )
+
+    def _check_streams(self, name: str, count: int) -> None:
+        if count < self._group.size:
+            raise ValueError(
+                f"{called(name)} must be at least the number of processes, {self._group.size}, "
+                f"got {count}"
+            )
 
     def _check_memory(self, optimizer: str | optim.Optimizer) -> None:
         """MemoryError if the machine has less memory than `fit` needs; allocates nothing."""
@@ -547,13 +675,14 @@ class Trainer(Settled):
         updates = self.optimizer.core.num_steps
         if max(self._num_steps, updates) >= MOST_STEPS:
             raise ValueError(f"{MOST_STEPS:,} steps are done, the most that a checkpoint can count")
-        state = self._state
-        if state is None or rnn.states.batch(state) != batch:
-            state = rnn.states.zeros(batch)
+        state, ours = self._state, self._group.share(batch)
+        if state is None or self._carried != batch:
+            state = rnn.states.zeros(ours.stop - ours.start)
         seed = random_number(self._mask_seed, updates, MASKS) if rnn.has_masks else None
         rule = Rule(self.optimizer, rate, self._clip_norm, self._clip_value, self._reduction)
+        shared = None if self._group.size == 1 else Shared(ours, self._add_up)
         try:
-            loss, norm, state = update(rnn, chunk, state, rule, self._micro_batches, seed)
+            loss, norm, state = update(rnn, chunk, state, rule, self._micro_batches, seed, shared)
         except MemoryError as error:
             raise MemoryError(
                 f"{error}; try a smaller {called('batch_size')} or {called('seq_len')}, or more "
@@ -565,8 +694,13 @@ class Trainer(Settled):
                 f"the norm of the gradient {norm:.4g}; the weights are those before this step"
                 f"{self._last_checkpoint()}. Try a smaller {called('learning_rate')}"
             )
-        self._state = state
+        self._state, self._carried = state, batch
         return loss, norm
+
+    def _add_up(self, gradient: NDArray[Any], loss: float, count: int) -> tuple[float, int]:
+        loss, total = self._agree(loss, count)
+        self._group.add_up(gradient)
+        return loss, int(total)
 
     def _offset(self) -> int:
         """Where in the training part the epoch of the next update begins."""
@@ -597,6 +731,7 @@ class Trainer(Settled):
             self._save((*callbacks, *shown))
         if evaluation is not None:
             self._tell(shown, "evaluated", evaluation, sample)
+        self._agree()
 
     def _tell(self, callbacks: Sequence[Callback], event: str, *arguments: object) -> None:
         """Tells all of them, even if one raises; then raises the first error."""
@@ -613,16 +748,9 @@ class Trainer(Settled):
 
     def _evaluate(self, corpus: Corpus, interrupted: Callable[[], bool]) -> Evaluation | None:
         """Adds an entry to the history and returns it; None if interrupted."""
-        predicted, nats = 0, 0.0
-        pieces = self.model.losses(
-            corpus.validation, self._evaluate_length, corpus.validation_starts
-        )
-        for count, piece in pieces:
-            if interrupted():
-                return None
-            predicted += count
-            nats += piece
-        loss = nats / predicted
+        loss = self._validation_loss(corpus, interrupted)
+        if loss is None:
+            return None
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"training has diverged: after step {self._num_steps} the validation loss is "
@@ -639,6 +767,29 @@ class Trainer(Settled):
         self._evaluation_due = False
         self._stopping = self._stopping or self.is_stale()
         return evaluation
+
+    def _validation_loss(self, corpus: Corpus, interrupted: Callable[[], bool]) -> float | None:
+        """Nats per character, which process 0 computes for all; None if interrupted."""
+        if self._group.rank:
+            while not interrupted():
+                done, loss = self._agree(0.0, 0.0)
+                if done:
+                    return loss
+            return None
+        predicted, nats = 0, 0.0
+        pieces = self.model.losses(
+            corpus.validation, self._evaluate_length, corpus.validation_starts
+        )
+        watch = Stopwatch()
+        for count, piece in pieces:
+            if self._group.size > 1 and watch.seconds > _AGREED_PERIOD:
+                self._agree(0.0, 0.0)
+                watch = Stopwatch()
+            if interrupted():
+                return None
+            predicted += count
+            nats += piece
+        return self._agree(1.0, nats / predicted)[1]
 
     def is_stale(self) -> bool:
         """Whether the last `patience` evaluations brought no new best one: early stopping."""
@@ -661,8 +812,8 @@ class Trainer(Settled):
         paths = (best, last) if is_best else (last,)
         for path in paths:
             self.save(path)
-        if evaluation is None:  # any file there is of the training replaced
-            checkpoint.remove(best)
+        if evaluation is None and self._group.rank == 0:
+            checkpoint.remove(best)  # any file there is of the training replaced
         self._saved_step = self._num_steps
         for path in paths:
             self._tell(callbacks, "saved", path)
@@ -672,7 +823,7 @@ class Trainer(Settled):
         path, best = self._checkpoint_path, self.best
         if path is None or best is None or best.step != self._num_steps:
             return
-        if not os.path.exists(best_path(path)):
+        if self._group.on_first(lambda: not os.path.exists(best_path(path))):
             self.save(best_path(path))
 
     def _note_saved(self, path: StrPath) -> None:
@@ -688,7 +839,7 @@ class Trainer(Settled):
             return ""
         if step is None:
             return "; no checkpoint has been written yet"
-        if not os.path.exists(path):
+        if self._group.rank == 0 and not os.path.exists(path):
             return f"; {path} held step {step}, and is gone"
         return f"; {path} holds step {step}"
 
@@ -717,13 +868,35 @@ class Trainer(Settled):
         training = stored.training
         self.configuration = training["configuration"]
         restore_optimizer(stored, self.optimizer)
-        self._state = restored_state(stored)
+        self._share_out(restored_state(stored))
         self._num_steps = training["num_steps"]
         count, total = training["losses"]
         self._losses = (count, total)
         self._evaluation_due = training["evaluation_due"]
         self.history = [Evaluation(*entry) for entry in training["history"]]
         self._count_drops()
+
+    def _share_out(self, state: NDArray[Any] | None) -> None:
+        """Carries this process's part of the state of all streams on."""
+        states = self.model.rnn.states
+        self._carried = 0 if state is None else states.batch(state)
+        if state is None or self._group.size == 1 or self._carried < self._group.size:
+            self._state = state if self._group.size == 1 else None
+            return
+        ours = self._group.share(self._carried)
+        self._state = states.joined([part[:, ours] for part in states.parts(state)])
+
+
+def _facts(corpus: Corpus) -> dict[str, object]:
+    """What identifies a text, by the names in messages."""
+    vocabulary, facts = corpus.vocabulary, corpus.identity()
+    symbols = hashlib.sha256(vocabulary.symbols.tobytes()).hexdigest()
+    return {
+        "text": f"{len(corpus)} {vocabulary.unit}s (fingerprint {corpus.fingerprint[:12]})",
+        "vocabulary": f"{len(vocabulary)} {vocabulary.unit}s (fingerprint {symbols[:12]})",
+        "document_mark": facts["document_mark"],
+        "places where files begin": facts["file_starts"],
+    }
 
 
 def _bound(name: str, value: float | None) -> float:

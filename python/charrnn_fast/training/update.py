@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,14 @@ class Rule(NamedTuple):
     reduction: str  # "mean" | "sum"
 
 
+class Shared(NamedTuple):
+    """How an update is shared out to processes."""
+
+    streams: slice  # this process's
+    add_up: Callable[[NDArray[Any], float, int], tuple[float, int]]
+    """Sums over the processes: the flat gradient in place, the loss and the count of targets."""
+
+
 def update(
     rnn: RNN,
     chunk: Chunk,
@@ -43,18 +52,20 @@ def update(
     rule: Rule,
     micro_batches: int = 1,
     mask_seed: int | None = None,
+    shared: Shared | None = None,
 ) -> tuple[float, float, NDArray[Any]]:
     """One update of rnn's weights, skipped if its loss or gradient norm is not finite.
 
     state: of the streams, in the kernels' form; may be changed in place. micro_batches:
     micro-batches whose gradients are accumulated one after the other. mask_seed: as in
-    `RNN.forward`. Returns the loss, the norm of the gradient before clipping, and the new state.
+    `RNN.forward`. shared: then chunk is that of all processes, state that of this one's streams,
+    and the update that of one process, masks included, up to the order of the sums. Returns the
+    loss, the norm of the gradient before clipping, and the new state.
     """
     network: Any = rnn.core
     settings = (rule.optimizer.core, rule.learning_rate, rule.clip_norm, rule.clip_value)
     batch = chunk.inputs.shape[1]
-    parts = min(micro_batches, batch)
-    if parts == 1:
+    if shared is None and min(micro_batches, batch) == 1:
         rows = _Rows(rnn, chunk, state)
         loss, norm = network.train_step(
             rows.inputs,
@@ -67,21 +78,68 @@ def update(
         )
         return float(loss), float(norm), rows.carried(rows.state)
     states = []
+    numbers = None
+    if shared is not None and mask_seed is not None:
+        numbers = Numbers(chunk, micro_batches)
     network.clear_gradients()
-    for streams in np.array_split(np.arange(batch), parts):
-        group = slice(streams[0], streams[-1] + 1)
+    ours = slice(0, batch) if shared is None else shared.streams
+    for group in _parts(ours, micro_batches):
         part = Chunk(
             np.ascontiguousarray(chunk.inputs[:, group]),
             np.ascontiguousarray(chunk.targets[:, group]),
             None if chunk.begins is None else chunk.begins[:, group],
         )
-        its_state = rnn.states.joined([one[:, group] for one in rnn.states.parts(state)])
+        within = slice(group.start - ours.start, group.stop - ours.start)
+        its_state = rnn.states.joined([one[:, within] for one in rnn.states.parts(state)])
         rows = _Rows(rnn, part, its_state)
-        *_, new = network.accumulate(rows.inputs, rows.targets, rows.state, mask_seed, rows.lengths)
+        streams = None if numbers is None else numbers.of(group)
+        *_, new = network.accumulate(
+            rows.inputs, rows.targets, rows.state, mask_seed, rows.lengths, streams
+        )
         states.append(rnn.states.parts(rows.carried(new)))
+    if shared is not None:
+        network.set_accumulated(*shared.add_up(*network.accumulated()))
     loss, norm = network.update(*settings, rule.reduction)
     joined = [np.concatenate(part, axis=1) for part in zip(*states, strict=True)]
     return float(loss), float(norm), rnn.states.joined(joined)
+
+
+def _parts(streams: slice, micro_batches: int) -> list[slice]:
+    """The streams of each micro-batch."""
+    numbers = np.arange(streams.start, streams.stop)
+    split = np.array_split(numbers, min(micro_batches, len(numbers)))
+    return [slice(int(part[0]), int(part[-1]) + 1) for part in split]
+
+
+class Numbers:
+    """The numbers that one process would give the rows of all streams, for their masks.
+
+    As the kernels do: from micro-batch to micro-batch, and in each as `cut` orders the rows, the
+    first pieces of its streams and then the others.
+    """
+
+    def __init__(self, chunk: Chunk, micro_batches: int) -> None:
+        batch = chunk.inputs.shape[1]
+        others = np.zeros(batch, np.int64)  # the pieces of each stream after its first
+        if chunk.begins is not None:
+            others = chunk.begins[1:].sum(axis=0, dtype=np.int64)
+        self._ends = np.concatenate([[0], np.cumsum(others)])  # of the streams in self._others
+        first: list[NDArray[np.int64]] = []
+        other: list[NDArray[np.int64]] = []
+        rows = 0
+        for group in _parts(slice(0, batch), micro_batches):
+            for numbers, count in (
+                (first, group.stop - group.start),
+                (other, self._ends[group.stop] - self._ends[group.start]),
+            ):
+                numbers.append(np.arange(rows, rows + count, dtype=np.int64))
+                rows += count
+        self._first, self._others = np.concatenate(first), np.concatenate(other)
+
+    def of(self, streams: slice) -> NDArray[np.int64]:
+        """The numbers of some streams' rows, in the order of `cut`."""
+        others = self._others[self._ends[streams.start] : self._ends[streams.stop]]
+        return np.concatenate([self._first[streams], others])
 
 
 class _Rows:

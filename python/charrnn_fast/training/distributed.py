@@ -1,0 +1,275 @@
+"""A training by several processes that torchrun has started, which share out the streams.
+
+Every exchange between them begins with a short sum, in which a process that has failed says so. All
+others then raise `EndedError` there, so that none waits for one that has gone.
+
+Only `joined` imports PyTorch, for its gloo, and only where torchrun has started several processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._checks import called
+from ..runtime import get_num_threads, set_num_threads
+
+_T = TypeVar("_T")
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # that torchrun sets
+_BACKENDS = {"cpu": "gloo"}  # by the device of the model
+_MOST_VALUES = 7  # that one sum can have
+# torchrun ends processes whose peers hang or vanish. The time that one may work while the others
+# wait, as for an evaluation, has no bound.
+_TIMEOUT = timedelta(days=7)
+
+
+class EndedError(RuntimeError):
+    """Another process of the training has failed, which tells its error itself."""
+
+
+class LostError(RuntimeError):
+    """Another process of the training has gone without a word, as after a kill."""
+
+
+class Group:
+    """The processes of a training; here this one alone.
+
+    All methods but `share` are collective: every process calls them, in the same order. They raise
+    `EndedError` if another process has failed before, `LostError` if one has gone.
+    """
+
+    rank = 0
+    """This process's number, 0 to size - 1. Process 0 logs, prints and saves."""
+    size = 1
+    is_over = False
+    """Whether a process has failed, after which nothing can be exchanged."""
+
+    def __repr__(self) -> str:
+        return f"<Group: process {self.rank} of {self.size}>"
+
+    def share(self, count: int) -> slice:
+        """The part of count streams that this process has: a range, as long as others or by one
+        longer.
+        """
+        each, more = divmod(count, self.size)
+        begin = self.rank * each + min(self.rank, more)
+        return slice(begin, begin + each + (self.rank < more))
+
+    def sum(self, *values: float) -> list[float]:
+        """The sums of up to 7 values over the processes, in float64."""
+        return [float(value) for value in values]
+
+    def add_up(self, array: NDArray[Any]) -> None:
+        """Sums arrays of one shape and dtype element by element, in place: the same bits in all."""
+
+    def on_first(self, work: Callable[[], _T]) -> _T:
+        """What work returns in process 0, which alone calls it."""
+        return work()
+
+    def gather(self, value: _T) -> list[_T]:
+        """The values of all processes by rank, in every process."""
+        return [value]
+
+    def fail(self, error: Exception) -> NoReturn:
+        """Tells the others, at their next exchange, and raises the error.
+
+        Of equal errors in several processes only the first process's is raised, else `EndedError`.
+        """
+        raise error
+
+    def check_equal(self, facts: Mapping[str, object]) -> None:
+        """ValueError unless the processes have the same facts, by their names in messages."""
+        first, *others = self.gather({name: str(value) for name, value in facts.items()})
+        for rank, other in enumerate(others, 1):
+            for name, fact in first.items():
+                if other[name] != fact:
+                    raise ValueError(
+                        f"{called(name)} must be the same in all processes, got {fact} in process "
+                        f"0 and {other[name]} in process {rank}"
+                    )
+
+
+class HeldError(Exception):
+    """A process of the training holds an error; all save before it is raised."""
+
+
+class Agreement:
+    """What the processes of a training agree on at each exchange: to stop, to end by an error.
+
+    So all of them do it after the same update.
+    """
+
+    def __init__(self, group: Group, received: Callable[[], bool]) -> None:
+        """received: whether this process got a signal to end."""
+        self._group, self._received = group, received
+        self._interrupted = False
+        self.asked_to_stop = False
+        """Whether this process asks for an early end."""
+        self.stopping = False
+        """Whether one has asked."""
+        self.failure: Exception | None = None
+        """The error that this process holds."""
+
+    def interrupted(self) -> bool:
+        """Whether a process had got a signal at the last exchange."""
+        return self._interrupted
+
+    def sum(self, *values: float) -> list[float]:
+        """As `Group.sum`, of up to 4 values; raises `HeldError` if a process holds an error."""
+        failing, interrupted, stopping, *sums = self._group.sum(
+            self.failure is not None, self._received(), self.asked_to_stop, *values
+        )
+        self._interrupted = self._interrupted or interrupted > 0
+        self.stopping = self.stopping or stopping > 0
+        if failing:
+            raise HeldError
+        return sums
+
+
+class _TorchGroup(Group):
+    """Processes that torchrun has started, on PyTorch's distributed engine."""
+
+    def __init__(self, torch: Any, group: Any) -> None:
+        """torch: the module; group: its process group, None for the default one."""
+        self._torch, self._group = torch, group
+        self.rank = torch.distributed.get_rank(group)
+        self.size = torch.distributed.get_world_size(group)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Group belongs to its process, and cannot be copied or pickled")
+
+    def sum(self, *values: float) -> list[float]:
+        if self.is_over:
+            raise EndedError("the training has ended by an error; begin again with a new group")
+        failed, *sums = self._sum([0.0, *values])
+        if failed:
+            self._end(None)
+        return sums[: len(values)]
+
+    def add_up(self, array: NDArray[Any]) -> None:
+        with self._losing():
+            self._torch.distributed.all_reduce(self._torch.from_numpy(array), group=self._group)
+
+    def on_first(self, work: Callable[[], _T]) -> _T:
+        held: list[Any] = [None]
+        if self.rank == 0:
+            try:
+                held = [work()]
+            except Exception as error:
+                self.fail(error)
+        self.sum()
+        with self._losing():
+            self._torch.distributed.broadcast_object_list(held, 0, group=self._group)
+        value: _T = held[0]
+        return value
+
+    def gather(self, value: _T) -> list[_T]:
+        self.sum()
+        return self._gathered(value)
+
+    def fail(self, error: Exception) -> NoReturn:
+        if not self.is_over:
+            with suppress(LostError):
+                self._sum([1.0])
+                self._end(error)
+        raise error
+
+    def _end(self, error: Exception | None) -> NoReturn:
+        """Exchanges the errors after a sum in which a process has failed; raises one."""
+        self.is_over = True
+        text = None if error is None else f"{type(error).__name__}: {error}"
+        texts = self._gathered(text)
+        rank = next(rank for rank, other in enumerate(texts) if other is not None)
+        if error is not None and text not in texts[: self.rank]:
+            raise error
+        raise EndedError(f"process {rank} has failed: {texts[rank]}") from error
+
+    def _sum(self, values: list[float]) -> list[float]:
+        array = np.zeros(1 + _MOST_VALUES)
+        array[: len(values)] = values
+        self.add_up(array)
+        return array.tolist()
+
+    def _gathered(self, value: _T) -> list[_T]:
+        values: list[Any] = [None] * self.size
+        with self._losing():
+            self._torch.distributed.all_gather_object(values, value, group=self._group)
+        return values
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        """Turns PyTorch's error about a closed connection into `LostError`."""
+        try:
+            yield
+        except RuntimeError as error:
+            self.is_over = True
+            raise LostError(
+                f"process {self.rank} of {self.size} has lost another one, which was killed or "
+                f"ended by an error of its own; the last checkpoint is kept"
+            ) from error
+
+
+@contextmanager
+def joined(device: str = "cpu", threads: int | None = None) -> Iterator[Group]:
+    """Joins the processes that torchrun has started; the group is of this one alone if there are
+    none.
+
+    An error within it ends the training in all processes: there `EndedError` is raised.
+
+    device: of the model. threads: the number of threads of this process; None: what
+    CHARRNN_NUM_THREADS says, else an equal share of the host's cores (torchrun's LOCAL_WORLD_SIZE).
+
+    Raises ModuleNotFoundError, which names the extra, if PyTorch is not installed.
+    """
+    size = _variable("WORLD_SIZE") if all(name in os.environ for name in _VARIABLES) else 1
+    if size == 1:
+        yield Group()
+        return
+    on_host = _variable("LOCAL_WORLD_SIZE")
+    if threads is not None:
+        set_num_threads(threads)
+    elif "CHARRNN_NUM_THREADS" not in os.environ:
+        set_num_threads(max(1, get_num_threads() // on_host))
+    try:
+        import torch
+        import torch.distributed
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ModuleNotFoundError(
+            "training by several processes needs PyTorch, which is not installed: "
+            "pip install 'charrnn_fast[torch]'",
+            name="torch",
+        ) from None
+    engine: Any = torch.distributed
+    backend, begun = _BACKENDS[device], engine.is_initialized()
+    if begun:  # by the program
+        ours = engine.new_group(backend=backend, timeout=_TIMEOUT)
+    else:
+        engine.init_process_group(backend, timeout=_TIMEOUT)
+        ours = None
+    group = _TorchGroup(torch, ours)
+    try:
+        yield group
+    except (EndedError, LostError):
+        raise
+    except Exception as error:
+        group.fail(error)
+    finally:
+        with suppress(RuntimeError):  # of others that have gone
+            engine.destroy_process_group(ours)
+
+
+def _variable(name: str) -> int:
+    """One of torchrun's numbers; 1 if it is not set."""
+    text = os.environ.get(name, "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{name} must be an integer >= 1, got {text!r}")
+    return int(text)
