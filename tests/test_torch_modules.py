@@ -4,6 +4,7 @@ refuse."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import io
@@ -99,6 +100,11 @@ def gradients(module: Any, result: Any, *inputs: Any) -> list[Any]:
     leaves = [*inputs, *module.parameters()]
     found = torch.autograd.grad(outputs, leaves, incoming, allow_unused=True)
     return [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, found, strict=True)]
+
+
+def by_operators() -> Any:
+    """Calls within go by PyTorch's operators, as under a compiler; else they go past them."""
+    return torch.overrides.BaseTorchFunctionMode()
 
 
 def assert_alike(found: Any, expected: Any, tolerance: float) -> None:
@@ -387,11 +393,12 @@ def _opcheck_arguments(name: str, **options: Any) -> tuple[Any, tuple[Any, ...]]
         state = torch.rand(2, 3, 4, requires_grad=True)
         hx = (state, state.detach().clone().requires_grad_()) if name == "LSTM" else state
         packed = torch.nn.utils.rnn.pack_padded_sequence(x, [3, 5, 1], enforce_sorted=False)
-        module(x, hx)
-        module(packed)
-        with torch.no_grad():
+        with by_operators():
             module(x, hx)
-            module.freeze()(x)
+            module(packed)
+            with torch.no_grad():
+                module(x, hx)
+                module.freeze()(x)
     finally:
         modules.operators.sequence = original
     return original, tuple(caught)
@@ -474,33 +481,154 @@ def test_tensors_that_are_not_contiguous() -> None:
     assert_equal(torch.autograd.grad(found[0].sum(), list(given.values())), wanted)
 
 
-def test_nothing_is_copied_and_inference_has_no_tape() -> None:
+@pytest.mark.parametrize("way", [by_operators, contextlib.nullcontext], ids=["operators", "plain"])
+def test_nothing_is_copied_and_inference_has_no_tape(way: Callable[[], Any]) -> None:
     module = modules.LSTM(3, 4)
-    sizes: list[int] = []
-    original = modules.operators.sequence
+    tapes: list[int] = []
 
-    def watched(*args: Any) -> Any:
-        for weight, (_, p) in zip(args[3], module.named_parameters(), strict=True):
-            assert weight.data_ptr() == p.data_ptr()
-        assert args[0].data_ptr() == x.data_ptr()
-        result = original(*args)
-        sizes.append(result[3].numel())
-        return result
+    class Watched:
+        """The compiled network of the module."""
 
-    modules.operators.sequence = watched
+        def __getattr__(self, name: str) -> Any:
+            return getattr(core, name)
+
+        def forward(self, parameters: list[int], at: int, *rest: Any, **options: Any) -> None:
+            assert parameters == [p.data_ptr() for p in module.parameters()]
+            assert at == x.data_ptr()
+            tapes.append(options.get("tape", 0))
+            core.forward(parameters, at, *rest, **options)
+
+    cores = modules.operators.network(module._network).cores
+    core = cores[torch.float32]
+    cores[torch.float32] = Watched()
     try:
         x = torch.rand(5, 2, 3)
-        module(x)
-        with torch.no_grad():
+        with way():
             module(x)
-        with torch.inference_mode():
+            with torch.no_grad():
+                module(x)
+            with torch.inference_mode():
+                module(x)
+            module.requires_grad_(False)
             module(x)
-        module.requires_grad_(False)
-        module(x)
-        module(x.requires_grad_())
+            module(x.requires_grad_())
     finally:
-        modules.operators.sequence = original
-    assert [size > 0 for size in sizes] == [True, False, False, False, True]
+        cores[torch.float32] = core
+    assert [tape > 0 for tape in tapes] == [True, False, False, False, True]
+
+
+def _agree(module: Any, x: Any, hx: Any, seed: int = 3) -> None:
+    """Plain calls have the operators' bits, of results and gradients."""
+    inputs = [x, *(flat(hx) if hx is not None else [])]
+    found = []
+    for way in (contextlib.nullcontext, by_operators):
+        with way():
+            torch.manual_seed(seed)
+            result = module(x, hx)
+            grads = gradients(module, result, *inputs)
+            with torch.no_grad():
+                torch.manual_seed(seed)
+                again = module(x, hx)
+        assert_equal(again, result)
+        found.append((result, grads))
+    names = [type(flat(result)[-1].grad_fn).__name__ for result, _ in found]
+    assert names == ["_PlainBackward", "_DifferentiableBackward"]
+    assert_equal(found[0][0], found[1][0])
+    assert_equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("batch_first", [False, True], ids=["time_first", "batch_first"])
+@pytest.mark.parametrize("unit", KINDS)
+def test_plain_calls_have_the_bits_of_operators(unit: str, batch_first: bool) -> None:
+    """With and without states, masks and directions; of inputs that are not contiguous, too."""
+    for dtype in (torch.float32, torch.float64):
+        kind = Kind(unit, dtype)
+        for options in (
+            {},
+            {"num_layers": 2, "bidirectional": True, "dropout": 0.5},
+            {"recurrent_dropout": 0.3, "weight_drop": 0.2, "bias": False},
+        ):
+            module = getattr(modules, kind.name)(
+                5, 7, dtype=dtype, batch_first=batch_first, **kind.options, **options
+            )
+            x = kind.x(4, 6).requires_grad_()
+            states = [torch.rand_like(s).requires_grad_() for s in flat(module(x)[1])]
+            _agree(module, x, None)
+            _agree(module, x, tuple(states) if kind.name == "LSTM" else states[0])
+            strided = torch.rand(5, 4, 6, dtype=dtype).permute(1, 2, 0).requires_grad_()
+            assert not strided.is_contiguous()
+            _agree(module, strided, None)
+
+
+class _Seen(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(f))
+        return f(*args, **(kwargs or {}))
+
+
+class _Subclass(torch.Tensor):  # type: ignore[misc]
+    pass
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_who_watches_calls_sees_operators() -> None:
+    """Dispatch modes, profilers, tracers; and subclasses of tensors stay what they are."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    module, x = modules.LSTM(3, 4), torch.rand(5, 2, 3)
+    expected = module(x)
+    wanted = gradients(module, expected)
+    with _Seen() as seen:
+        result = module(x)
+        assert_equal(gradients(module, result), wanted)
+    operators = ["charrnn_fast.sequence.default", "charrnn_fast.sequence_backward.default"]
+    assert [name for name in seen.names if name.startswith("charrnn_fast")] == operators
+    assert_equal(result, expected)
+    with _Seen() as seen:  # backward alone
+        gradients(module, expected := module(x))
+    with torch.profiler.profile() as profile:
+        gradients(module, module(x))
+    keys = {event.key for event in profile.key_averages()}
+    assert {"charrnn_fast::sequence", "charrnn_fast::sequence_backward"} <= keys
+    traced = make_fx(lambda x: module(x)[0])(x)
+    targets = [node.target for node in traced.graph.nodes if node.op == "call_function"]
+    assert modules.operators.sequence in targets
+    assert_equal(traced(2 * x), module(2 * x)[0])
+    assert type(module(x.as_subclass(_Subclass))[0]) is _Subclass
+    one, half = modules.RNN(1, 1), torch.full((1, 1, 1), 0.5)
+    negated = torch.complex(half, -half).conj().imag  # 0.5 behind a bit that negates -0.5
+    assert negated.is_neg() and negated.is_contiguous()
+    assert_equal(one(negated), one(half))
+
+
+def test_plain_gradients_in_the_midst_of_others() -> None:
+    """Saved tensors that hooks replace, hooks of tensors and accumulation in .grad."""
+    module, x = modules.LSTM(3, 4, num_layers=2), torch.rand(5, 2, 3, requires_grad=True)
+    wanted = gradients(module, module(x), x)
+    packed: list[Any] = []
+
+    def pack(tensor: Any) -> Any:
+        packed.append(tensor.numpy(force=True).copy())
+        return packed[-1]
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, torch.from_numpy):
+        result = module(x)
+    assert len(packed) == 2 + len(list(module.parameters()))
+    assert_equal(gradients(module, result, x), wanted)
+    handle = module.weight_hh_l0.register_hook(lambda gradient: 2 * gradient)
+    doubled = gradients(module, module(x), x)
+    handle.remove()
+    assert_equal(doubled[2], 2 * wanted[2])
+    for _ in range(2):
+        flat(module(x))[0].sum().backward()
+    twice = x.grad.clone()
+    x.grad = None
+    flat(module(x))[0].sum().backward()
+    assert_equal(twice, 2 * x.grad)
 
 
 def test_tapes_are_used_again() -> None:
@@ -735,13 +863,32 @@ def test_parametrizations() -> None:
     assert "weight_hh_l0" not in grads
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated")  # by forward-mode gradients
 def test_function_transforms() -> None:
     """What is missing says so."""
     module, x = modules.LSTM(3, 4), torch.rand(5, 2, 3)
     with pytest.raises(RuntimeError, match="charrnn_fast has no vmap: give RNN, LSTM and GRU"):
         torch.func.vmap(module)(torch.rand(3, 5, 2, 3))
-    with pytest.raises(RuntimeError, match=r"functorch transforms \(vmap, grad, jvp"):
-        torch.func.grad(lambda x: module(x)[0].sum())(x)
+    for transform in (torch.func.grad, torch.func.jacrev):
+        with pytest.raises(RuntimeError, match=r"no torch.func.grad, vjp or jacrev: call backw"):
+            transform(lambda x: module(x)[0].sum())(x)
+    for needs_grad in (True, False):
+        module.requires_grad_(needs_grad)
+        with pytest.raises(RuntimeError, match=r"no forward-mode gradients \(jvp\): call backward"):
+            torch.func.jvp(lambda x: module(x)[0], (x,), (x,))
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, x)
+            for mode in (torch.enable_grad, torch.no_grad):
+                with mode(), pytest.raises(RuntimeError, match="no forward-mode gradients"):
+                    module(dual)
+            module(x)  # without a tangent
+    given = {n: 2 * p for n, p in module.named_parameters()}
+    found = torch.func.functional_call(module, given, (x,))
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(2)
+    assert_equal(found, module(x))
+    assert_equal(torch.func.functionalize(module)(x), found)
 
 
 def test_frozen_weights() -> None:

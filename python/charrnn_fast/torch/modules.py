@@ -233,7 +233,8 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
     # ---- the call -----------------------------------------------------------------------------
 
     def _weights(self) -> list[Any]:
-        return [getattr(self, name) for name in self._names]
+        own = self._parameters  # without those that are computed, as parametrizations do
+        return [own[name] if name in own else getattr(self, name) for name in self._names]
 
     def _check_weights(self, weight: Any) -> None:
         if weight.dtype not in _DTYPES:
@@ -241,7 +242,7 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
                 f"{type(self).__name__}'s parameters must be torch.float32 or torch.float64, got "
                 f"{weight.dtype}: convert the module by float()"
             )
-        if weight.device.type not in ("cpu", "meta"):
+        if not (weight.is_cpu or weight.is_meta):
             raise ValueError(
                 f"{type(self).__name__}'s parameters must be on the CPU, got {weight.device}"
             )
@@ -277,7 +278,11 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
 
         All are of the module's dtype; under autocast the input is converted to it.
         """
-        weights = self._weights()
+        weights, masked = self._weights(), self._has_masks and self.training
+        if operators.is_plain() and type(input) is Tensor and input.dim() == 3:
+            found = self._plain(input, hx, weights, masked)
+            if found is not None:
+                return found
         weight = weights[0]
         self._check_weights(weight)
         is_packed = isinstance(input, PackedSequence)
@@ -303,9 +308,6 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
             states = [state.index_select(1, streams) for state in states]
         h_0, c_0 = (*states, None, None)[:2]
         keeps = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *states))
-        seed = None
-        if self._has_masks and self.training:
-            seed = torch.randint(2**63 - 1, (), dtype=torch.int64)
         y, h_n, c_n, _ = operators.sequence(
             x.contiguous(),
             h_0,
@@ -313,7 +315,7 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
             weights,
             offsets,
             streams,
-            seed,
+            operators.new_seed() if masked else None,
             [] if keeps else self._packed,
             batch,
             self._network,
@@ -329,6 +331,21 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
         elif self.batch_first:
             y = y.transpose(0, 1)
         return y, tuple(last) if self._has_c else last[0]
+
+    def _plain(
+        self, input: Any, hx: Any, weights: list[Any], masked: bool
+    ) -> tuple[Any, Any] | None:
+        """`forward` by `operators.plain`; None where that leaves it to others, as all errors."""
+        states = () if hx is None else hx if self._has_c else (hx,)
+        if hx is not None and (type(states) is not tuple or len(states) != 1 + self._has_c):
+            return None
+        x = input.transpose(0, 1) if self.batch_first else input
+        x = x if x.is_contiguous() else x.contiguous()
+        found = operators.plain(self._network, x, states, weights, self._packed, masked)
+        if found is None:
+            return None
+        y = found[0].transpose(0, 1) if self.batch_first else found[0]
+        return y, found[1:] if self._has_c else found[1]
 
     @property
     def _has_c(self) -> bool:

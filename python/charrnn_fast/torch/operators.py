@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from .. import _core
 
@@ -44,6 +45,9 @@ sequence: Any = torch.ops.charrnn_fast.sequence.default
 sequence_backward: Any = torch.ops.charrnn_fast.sequence_backward.default
 
 
+_PACKINGS = ("forward", "forward_dense")
+
+
 def network_name(**options: Any) -> str:
     """The name of a network: the arguments of `_core.NetworkFloat32`, as JSON."""
     return json.dumps(options, separators=(",", ":"))
@@ -62,7 +66,8 @@ class _Network:
         self.input_size: int = options["input_size"]
         self.hidden_width: int = core.hidden_width
         self.has_c = core.num_states == 2
-        self.shapes = core.parameter_shapes()
+        self.shapes: dict[str, tuple[int, ...]] = core.parameter_shapes()
+        self.parameter_shapes: Sequence[Any] = tuple(self.shapes.values())
         self.state_shapes = core.state_shapes(1)
         # by ragged and masked
         self.tape_sizes = {
@@ -82,15 +87,26 @@ def network(name: str) -> _Network:
     return _Network(name)
 
 
+def new_seed() -> Any:
+    """A seed of masks, by torch.manual_seed."""
+    return torch.randint(2**63 - 1, (), dtype=torch.int64)
+
+
 def _contiguous(name: str, tensor: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
     """A tensor as the kernels read it; TypeError or ValueError if it cannot be."""
     if tensor.dtype is not dtype:
         raise TypeError(f"{name} must have dtype {dtype}, got {tensor.dtype}")
     if tensor.shape != shape:
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         raise ValueError(f"{name} must be on the CPU, got a tensor on {tensor.device}")
-    return tensor.contiguous()
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+def _empty(shape: tuple[int, ...], like: Any) -> Any:
+    """A contiguous tensor; `like` is contiguous too."""
+    # by far the fastest way to a tensor
+    return torch.empty_like(like) if like.shape == shape else like.new_empty(shape)
 
 
 class _Call:
@@ -135,46 +151,55 @@ class _Call:
             streams = _contiguous("streams", streams, torch.int64, (batch,))
         if len(parameters) != len(of.shapes):
             raise ValueError(f"parameters must be {list(of.shapes)}, got {len(parameters)} tensors")
-        self.kept = kept = [_contiguous("x", x, dtype, shape)]
-        self.x: int = kept[0].data_ptr()
-        self.parameters: list[int] = []
-        for (parameter, wanted), given in zip(of.shapes.items(), parameters, strict=True):
-            kept.append(_contiguous(parameter, given, dtype, wanted))
-            self.parameters.append(kept[-1].data_ptr())
+        self.x = _contiguous("x", x, dtype, shape)
+        self.parameters = [
+            _contiguous(parameter, given, dtype, wanted)
+            for (parameter, wanted), given in zip(of.shapes.items(), parameters, strict=True)
+        ]
+        self.kept: list[Any] = []
         self.options: dict[str, Any] = {}
         if offsets is not None:
-            kept.append(offsets)
+            self.kept.append(offsets)
             self.options["offsets"] = offsets.data_ptr()
         if seed is not None:
             self.options["mask_seed"] = int(seed)
             if streams is not None:
-                kept.append(streams)
+                self.kept.append(streams)
                 self.options["streams"] = streams.data_ptr()
-        self.tape_elements: int = of.tape_elements(
-            self.rows, batch, offsets is not None, seed is not None
+
+    def tape_elements(self) -> int:
+        options = self.options
+        return int(
+            self.network.tape_elements(
+                self.rows, self.batch, "offsets" in options, "mask_seed" in options
+            )
         )
 
     def address(self, name: str, tensor: Any, shape: tuple[int, ...]) -> int:
         """Of a checked tensor, or 0 for None."""
         if tensor is None:
             return 0
-        self.kept.append(_contiguous(name, tensor, self.dtype, shape))
-        return int(self.kept[-1].data_ptr())
+        tensor = _contiguous(name, tensor, self.dtype, shape)
+        self.kept.append(tensor)
+        return int(tensor.data_ptr())
 
-    def state_shapes(self) -> list[tuple[int, ...]]:
-        return [(layers, self.batch, width) for layers, _, width in self.network.state_shapes]
+    def states(self, name: str, h: Any, c: Any) -> list[int] | None:
+        """The addresses of h and, where the cell has it, c; None where both are None."""
+        if h is None and c is None:
+            return None
+        pairs = zip(("h", "c"), (h, c), self.network.state_shapes, strict=False)
+        return [
+            self.address(name.format(s), tensor, (layers, self.batch, width))
+            for s, tensor, (layers, _, width) in pairs
+        ]
 
-    def states(self, name: str, h: Any, c: Any) -> list[int]:
-        """The addresses of h and, where the cell has it, c."""
-        pairs = zip(("h", "c"), (h, c), self.state_shapes(), strict=False)
-        return [self.address(name.format(s), tensor, shape) for s, tensor, shape in pairs]
-
-    def new_states(self) -> tuple[Any, Any, list[int]]:
-        """h, c and their addresses; c is empty where the cell has none."""
-        h, *rest = [torch.empty(shape, dtype=self.dtype) for shape in self.state_shapes()]
-        if rest:
-            return h, rest[0], [h.data_ptr(), rest[0].data_ptr()]
-        return h, torch.empty(0, dtype=self.dtype), [h.data_ptr()]
+    def new_states(self, like: Any) -> list[Any]:
+        """h and, where the cell has it, c."""
+        states = []
+        for layers, _, width in self.network.state_shapes:
+            like = _empty((layers, self.batch, width), like)
+            states.append(like)
+        return states
 
 
 def _sequence(
@@ -190,33 +215,52 @@ def _sequence(
     name: str,
     keep: bool,
 ) -> tuple[Any, ...]:
-    call = _Call(x, batch, parameters, offsets, streams, seed, name)
-    state_0 = call.states("{}_0", h_0, c_0)
-    y = torch.empty((*x.shape[:-1], call.network.hidden_width), dtype=x.dtype)
-    h_n, c_n, state_n = call.new_states()
-    if keep:
-        tape = torch.from_numpy(call.core.new_tape(call.tape_elements))
-        call.options["tape"] = tape.data_ptr()
-    else:
-        tape = torch.empty(0, dtype=x.dtype)
-    if packed:
-        call.options["packed"] = _packed(call.core, x.dtype, packed)
-    if not batch:  # the kernels take at least one row
-        return y, h_n, c_n, tape.zero_()
-    call.core.forward(
-        call.parameters,
-        call.x,
-        call.seq_len,
-        call.batch,
-        state_0,
-        y.data_ptr(),
-        state_n,
-        **call.options,
+    y, states, tape = _forward(
+        x, h_0, c_0, parameters, offsets, streams, seed, packed, batch, name, keep
     )
-    return y, h_n, c_n, tape
+    h_n, c_n = (*states, x.new_empty(0))[:2]
+    return y, h_n, c_n, x.new_empty(0) if tape is None else tape
 
 
-_PACKINGS = ("forward", "forward_dense")
+def _forward(
+    x: Any,
+    h_0: Any,
+    c_0: Any,
+    parameters: Tensors,
+    offsets: Any,
+    streams: Any,
+    seed: Any,
+    packed: Tensors,
+    batch: int,
+    name: str,
+    keep: bool,
+) -> tuple[Any, list[Any], Any]:
+    """y, the last states and, with keep, the tape."""
+    call = _Call(x, batch, parameters, offsets, streams, seed, name)
+    x = call.x
+    state_0 = call.states("{}_0", h_0, c_0)
+    y = _empty((*x.shape[:-1], call.network.hidden_width), x)
+    state_n = call.new_states(y)
+    tape = None
+    if keep:
+        tape = torch.from_numpy(call.core.new_tape(call.tape_elements()))
+        call.options["tape"] = tape.data_ptr()
+    if packed:
+        call.options["packed"] = _packed(call.core, call.dtype, packed)
+    if batch:
+        call.core.forward(
+            [p.data_ptr() for p in call.parameters],
+            x.data_ptr(),
+            call.seq_len,
+            batch,
+            state_0,
+            y.data_ptr(),
+            [state.data_ptr() for state in state_n],
+            **call.options,
+        )
+    elif tape is not None:  # the kernels take at least one row
+        tape.zero_()
+    return y, state_n, tape
 
 
 def _packed(core: Any, dtype: Any, packed: Tensors) -> tuple[int, ...]:
@@ -258,34 +302,59 @@ def _sequence_backward(
     name: str,
     wants_dx: bool,
 ) -> tuple[Any, ...]:
+    dx, states, gradients = _backward(
+        x, parameters, offsets, streams, seed, tape, dy, dh_n, dc_n, batch, name, wants_dx, True
+    )
+    dh_0, dc_0 = (*states, x.new_empty(0))[:2]
+    return x.new_empty(0) if dx is None else dx, dh_0, dc_0, gradients
+
+
+def _backward(
+    x: Any,
+    parameters: Tensors,
+    offsets: Any,
+    streams: Any,
+    seed: Any,
+    tape: Any,
+    dy: Any,
+    dh_n: Any,
+    dc_n: Any,
+    batch: int,
+    name: str,
+    wants_dx: bool,
+    wants_states: bool,
+) -> tuple[Any, list[Any], list[Any]]:
+    """The gradients of x, of the initial states (where wanted) and of the parameters."""
     call = _Call(x, batch, parameters, offsets, streams, seed, name)
-    if tape.shape != (call.tape_elements,):
+    elements = call.tape_elements()
+    if tape.shape != (elements,):
         raise ValueError(
-            f"tape must be that of a forward with keep=True, {call.tape_elements} elements, got "
+            f"tape must be that of a forward with keep=True, {elements} elements, got "
             f"{tape.numel()}"
         )
     tape_at = call.address("tape", tape, tape.shape)
     dy_at = call.address("dy", dy, (*x.shape[:-1], call.network.hidden_width))
     dstate_n = call.states("d{}_n", dh_n, dc_n)
-    dx = torch.empty(x.shape if wants_dx else (0,), dtype=x.dtype)
-    dh_0, dc_0, dstate_0 = call.new_states()
-    gradients = [torch.empty(shape, dtype=x.dtype) for shape in call.network.shapes.values()]
+    x = call.x
+    dx = torch.empty_like(x) if wants_dx else None
+    dstate_0 = call.new_states(x) if wants_states else []
+    gradients = [torch.empty_like(p) for p in call.parameters]
     if not batch:
-        return dx, dh_0, dc_0, [g.zero_() for g in gradients]
+        return dx, dstate_0, [g.zero_() for g in gradients]
     call.core.backward(
-        call.parameters,
-        call.x,
+        [p.data_ptr() for p in call.parameters],
+        x.data_ptr(),
         call.seq_len,
-        call.batch,
+        batch,
         tape_at,
         dy_at,
         dstate_n,
-        dx.data_ptr() if wants_dx else 0,
-        dstate_0,
+        0 if dx is None else dx.data_ptr(),
+        [state.data_ptr() for state in dstate_0] or None,
         [g.data_ptr() for g in gradients],
         **call.options,
     )
-    return dx, dh_0, dc_0, gradients
+    return dx, dstate_0, gradients
 
 
 # ---- shapes, for compilers and exporters --------------------------------------------------------
@@ -396,7 +465,13 @@ def _autograd_sequence(
     packed: Tensors,
     *rest: Any,
 ) -> Any:
+    _refuse_tangents(x, h_0, c_0, *parameters)
     if torch.is_grad_enabled() and _any_requires_grad(x, h_0, c_0, parameters):
+        if _transforms is not None and _transforms():
+            raise RuntimeError(
+                "charrnn_fast has no torch.func.grad, vjp or jacrev: call backward() or "
+                "torch.autograd.grad"
+            )
         return _Differentiable.apply(
             keyset, offsets, streams, seed, packed, *rest, x, h_0, c_0, *parameters
         )
@@ -437,6 +512,17 @@ def _differentiate(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, _: Any) -> tuple[Any
     )
 
 
+def _refuse_tangents(*tensors: Any) -> None:
+    if forward_ad._current_level < 0:  # noqa: SLF001
+        return
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise RuntimeError(
+                "charrnn_fast has no forward-mode gradients (jvp): call backward() or "
+                "torch.autograd.grad, or use torch.nn's modules, with the same state_dict"
+            )
+
+
 def _refuse_double_backward(ctx: Any, *_: Any) -> None:
     raise RuntimeError(
         "charrnn_fast has no double backward: the gradients of RNN, LSTM and GRU cannot be "
@@ -454,6 +540,201 @@ _library.impl("sequence", _autograd_sequence, "Autograd", with_keyset=True)
 torch.library.register_autograd(
     "charrnn_fast::sequence_backward", _refuse_double_backward, lib=_library
 )
+
+
+# ---- plain calls --------------------------------------------------------------------------------
+
+
+# Who else may see or change a call than eager code. There is no public way to ask for these; where
+# one is missing (another version of PyTorch), every call is an operator's.
+_QUESTIONS = (
+    "_are_functorch_transforms_active",
+    "_len_torch_dispatch_stack",
+    "_is_torch_function_mode_enabled",
+    "_get_tracing_state",
+    "_dispatch_tls_is_dispatch_key_excluded",
+)
+_questions: list[Any] = [getattr(torch._C, name, None) for name in _QUESTIONS]  # noqa: SLF001
+_can_ask = all(_questions)
+_transforms, _modes, _function_modes, _tracing, _is_excluded = _questions
+_AUTOGRAD: Any = torch._C.DispatchKey.AutogradCPU  # noqa: SLF001
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+
+
+def is_plain() -> bool:
+    """Whether calls are eager code that nothing compiles, transforms, traces or records."""
+    return not (
+        torch.compiler.is_compiling()
+        or not _can_ask
+        or _transforms()
+        or _modes()
+        or _function_modes()
+        or _tracing() is not None
+        or torch.autograd._profiler_enabled()  # noqa: SLF001
+        or forward_ad._current_level >= 0  # noqa: SLF001
+    )
+
+
+def _addresses(dtype: Any, tensors: Tensors, shapes: Sequence[Any]) -> list[int] | None:
+    """Of tensors that the kernels can read as they are; None if one of them is not so."""
+    found = []
+    for tensor, shape in zip(tensors, shapes, strict=True):
+        if (
+            type(tensor) not in _PLAIN_TYPES
+            or tensor.dtype is not dtype
+            or tensor.shape != shape
+            or not tensor.is_cpu
+            or not tensor.is_contiguous()
+            or tensor.is_neg()
+        ):
+            return None
+        found.append(tensor.data_ptr())
+    return found
+
+
+def plain(
+    name: str, x: Any, states: Tensors, parameters: Tensors, packed: Tensors, masked: bool
+) -> tuple[Any, ...] | None:
+    """y and the last states of x [T, B, I], without PyTorch's dispatcher.
+
+    The dispatcher takes longer than a short sequence. Only where `is_plain`. states: none, or one
+    for each that the cell has. None if anything is not as the kernels read it: then `sequence` is
+    to be called.
+    """
+    of, dtype = network(name), x.dtype
+    seq_len, batch, _ = x.shape
+    x_at = _addresses(dtype, (x,), ((seq_len, batch, of.input_size),))
+    if x_at is None or not batch or dtype not in of.cores:
+        return None
+    parameters_at = _addresses(dtype, parameters, of.parameter_shapes)
+    if parameters_at is None:
+        return None
+    first_at = None
+    if states:
+        shapes = [(layers, batch, width) for layers, _, width in of.state_shapes]
+        first_at = _addresses(dtype, states, shapes)
+        if first_at is None:
+            return None
+    keep = torch.is_grad_enabled() and _any_requires_grad(x, states, parameters)
+    if keep and _is_excluded(_AUTOGRAD):
+        return None
+    options: dict[str, Any] = {}
+    seed = None
+    if masked:
+        seed = new_seed()
+        options["mask_seed"] = int(seed)
+    call = (of, of.cores[dtype], parameters_at, x_at[0], seq_len, batch, first_at, options)
+    if keep:
+        result: tuple[Any, ...] = _Plain.apply(call, name, seed, x, *states, *parameters)
+        return result
+    if packed and packed[0].dtype is dtype:
+        options["packed"] = tuple([p.data_ptr() for p in packed])
+    return _run(call, x, 0)
+
+
+def _run(call: Any, x: Any, tape_at: int) -> tuple[Any, ...]:
+    """y and the last states."""
+    of, core, parameters_at, x_at, seq_len, batch, first_at, options = call
+    last = y = _empty((seq_len, batch, of.hidden_width), x)
+    results, last_at = [y], []
+    for layers, _, width in of.state_shapes:
+        last = _empty((layers, batch, width), last)
+        results.append(last)
+        last_at.append(last.data_ptr())
+    core.forward(
+        parameters_at, x_at, seq_len, batch, first_at, y.data_ptr(), last_at, tape=tape_at,
+        **options,
+    )  # fmt: skip
+    return tuple(results)
+
+
+class _Plain(torch.autograd.Function):  # type: ignore[misc]
+    """A plain call whose gradients are wanted."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Any, name: str, seed: Any, x: Any, *rest: Any) -> Any:
+        of, core, _, _, seq_len, batch, _, _ = call
+        elements = of.tape_elements(seq_len * batch, batch, False, seed is not None)
+        tape = torch.from_numpy(core.new_tape(elements))
+        results = _run(call, x, tape.data_ptr())
+        parameters = rest[-len(of.shapes) :]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, tape, seed, *parameters)
+        ctx.name = name
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any, *dlast: Any) -> Any:
+        x, tape, seed, *parameters = ctx.saved_tensors
+        wants_dx, *wants_first = ctx.needs_input_grad[3 : -len(parameters)]
+        found = None
+        # With create_graph the operator is called, which refuses to be differentiated.
+        if not torch.is_grad_enabled() and is_plain():
+            found = _plain_backward(
+                ctx.name, x, parameters, seed, tape, (dy, *dlast), wants_dx, any(wants_first)
+            )
+        if found is None:
+            dh_n, dc_n = (*dlast, None)[:2]
+            dx, *dfirst, gradients = sequence_backward(
+                x, parameters, None, None, seed, tape, dy, dh_n, dc_n, x.shape[1], ctx.name,
+                wants_dx,
+            )  # fmt: skip
+            found = dx if wants_dx else None, dfirst, gradients
+        dx, dfirst, gradients = found
+        wanted = [d if wants else None for d, wants in zip(dfirst, wants_first, strict=False)]
+        wanted += [None] * (len(wants_first) - len(wanted))
+        return (None, None, None, dx, *wanted, *gradients)
+
+
+def _plain_backward(
+    name: str,
+    x: Any,
+    parameters: Tensors,
+    seed: Any,
+    tape: Any,
+    incoming: Tensors,
+    wants_dx: bool,
+    wants_dfirst: bool,
+) -> tuple[Any, list[Any], list[Any]] | None:
+    """The gradients of x, of the initial states (where wanted) and of the parameters.
+
+    None as for `plain`: then `sequence_backward` is to be called.
+    """
+    of, dtype = network(name), x.dtype
+    core = of.cores[dtype]
+    seq_len, batch, _ = x.shape
+    states = [(layers, batch, width) for layers, _, width in of.state_shapes]
+    elements = of.tape_elements(seq_len * batch, batch, False, seed is not None)
+    kept_at = _addresses(dtype, (x, tape), (x.shape, (elements,)))
+    parameters_at = _addresses(dtype, parameters, of.parameter_shapes)
+    incoming_at: list[int] = []
+    copies = []  # to outlive the call
+    for given, shape in zip(incoming, ((seq_len, batch, of.hidden_width), *states), strict=True):
+        if given is None:
+            incoming_at.append(0)
+            continue
+        given = given if given.is_contiguous() else given.contiguous()
+        copies.append(given)
+        incoming_at += _addresses(dtype, (given,), (shape,)) or ()
+    if kept_at is None or parameters_at is None or len(incoming_at) != len(incoming):
+        return None
+    dx = torch.empty_like(x) if wants_dx else None
+    dfirst = [_empty(shape, x) for shape in states] if wants_dfirst else []
+    gradients = [torch.empty_like(p) for p in parameters]
+    core.backward(
+        parameters_at,
+        kept_at[0],
+        seq_len,
+        batch,
+        kept_at[1],
+        incoming_at[0],
+        incoming_at[1:],
+        0 if dx is None else dx.data_ptr(),
+        [d.data_ptr() for d in dfirst] or None,
+        [g.data_ptr() for g in gradients],
+        **({} if seed is None else {"mask_seed": int(seed)}),
+    )
+    return dx, dfirst, gradients
 
 
 def _refuse_vmap(*_: Any, **__: Any) -> None:
