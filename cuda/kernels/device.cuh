@@ -1,0 +1,532 @@
+// All of CUDA that is not plain C++: launches, shared memory, barriers, loads and stores with an
+// order, asynchronous copies, clusters, matrix units. Kernels call these functions and use CUDA's
+// threadIdx, blockIdx, blockDim and gridDim, and nothing else of CUDA.
+//
+// Under nvcc they are inline assembly (PTX ISA 8.0). Under another compiler they are those of the
+// emulator (tests/cuda/emulator), which runs the same kernels on the CPU.
+//
+// What orders memory: sync_block, sync_warp, cluster_arrive and cluster_wait, mbarriers, and
+// store_release before load_acquire of the value. Shuffles, relaxed accesses and the order in which
+// blocks begin do not.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+
+#include <cuda_runtime.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace charrnn_fast {
+namespace cuda {
+
+using Stream = cudaStream_t;
+using Mbarrier = std::uint64_t;
+constexpr unsigned full_warp = 0xffffffffu;
+
+struct Grid {
+  dim3 blocks, threads;
+  std::size_t shared = 0;    // bytes of dynamic shared memory of a block
+  unsigned cluster = 1;      // blocks of a cluster, along x
+  bool cooperative = false;  // all blocks are resident at once
+};
+
+inline void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess)
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+}
+
+// Throws std::runtime_error if the card refuses the launch.
+template <class... P, class... A>
+void launch(const Grid& grid, Stream stream, void (*kernel)(P...), A&&... arguments) {
+  constexpr std::size_t unasked = 48 << 10;
+  constexpr unsigned portable_cluster = 8;
+  if (grid.shared > unasked)
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(grid.shared)),
+          "shared memory of a kernel");
+  if (grid.cluster > portable_cluster)
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+          "cluster of a kernel");
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid.blocks;
+  config.blockDim = grid.threads;
+  config.dynamicSmemBytes = grid.shared;
+  config.stream = stream;
+  config.attrs = attributes;
+  if (grid.cluster > 1) {
+    auto& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {grid.cluster, 1, 1};
+  }
+  if (grid.cooperative) {
+    auto& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  }
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(std::forward<A>(arguments))...),
+        "launch of a kernel");
+}
+
+// The most blocks of a cooperative launch on the current card.
+template <class... P>
+int resident_blocks(const Grid& grid, void (*kernel)(P...)) {
+  int each = 0, device = 0, multiprocessors = 0;
+  check(cudaGetDevice(&device), "current device");
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+        "number of multiprocessors");
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+            &each, kernel, static_cast<int>(grid.threads.x * grid.threads.y * grid.threads.z),
+            grid.shared),
+        "occupancy of a kernel");
+  return each * multiprocessors;
+}
+
+// ---- shared memory ------------------------------------------------------------------------
+extern __shared__ __align__(128) unsigned char dynamic_shared_bytes[];
+
+// The launch's dynamic shared memory, aligned to 128 bytes.
+template <class T>
+__device__ __forceinline__ T* shared_memory() {
+  return reinterpret_cast<T*>(dynamic_shared_bytes);
+}
+
+// Declares `name`, a pointer to `count` elements of the block's static shared memory. Once a line.
+#define CHARRNN_SHARED(type, name, count)                                             \
+  __shared__ __align__(                                                               \
+      16) unsigned char name##_bytes[sizeof(type) * static_cast<std::size_t>(count)]; \
+  type* const name = reinterpret_cast<type*>(name##_bytes)
+
+__device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// ---- blocks and warps ---------------------------------------------------------------------
+__device__ __forceinline__ void sync_block() { __syncthreads(); }
+// A barrier of `threads` threads of the block, a multiple of 32; 1 <= barrier < 16.
+__device__ __forceinline__ void sync_part(unsigned barrier, unsigned threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void sync_warp(unsigned mask = full_warp) { __syncwarp(mask); }
+
+template <class T>
+__device__ __forceinline__ T shuffle(T value, unsigned lane, unsigned mask = full_warp) {
+  return __shfl_sync(mask, value, static_cast<int>(lane));
+}
+template <class T>
+__device__ __forceinline__ T shuffle_xor(T value, unsigned bits, unsigned mask = full_warp) {
+  return __shfl_xor_sync(mask, value, static_cast<int>(bits));
+}
+template <class T>
+__device__ __forceinline__ T shuffle_up(T value, unsigned lanes, unsigned mask = full_warp) {
+  return __shfl_up_sync(mask, value, lanes);
+}
+template <class T>
+__device__ __forceinline__ T shuffle_down(T value, unsigned lanes, unsigned mask = full_warp) {
+  return __shfl_down_sync(mask, value, lanes);
+}
+__device__ __forceinline__ unsigned votes(bool predicate, unsigned mask = full_warp) {
+  return __ballot_sync(mask, predicate);
+}
+
+// ---- accesses that other blocks see (scope: the device) -----------------------------------
+__device__ __forceinline__ std::uint32_t load_acquire(const std::uint32_t* from) {
+  std::uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+__device__ __forceinline__ void store_release(std::uint32_t* to, std::uint32_t value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+}
+__device__ __forceinline__ std::uint32_t load_relaxed(const std::uint32_t* from) {
+  std::uint32_t value;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+__device__ __forceinline__ void store_relaxed(std::uint32_t* to, std::uint32_t value) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+}
+// Adds and returns what was there. _release: what the thread wrote before is seen by who acquires.
+__device__ __forceinline__ std::uint32_t add_relaxed(std::uint32_t* to, std::uint32_t value) {
+  std::uint32_t before;
+  asm volatile("atom.add.relaxed.gpu.global.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(to), "r"(value)
+               : "memory");
+  return before;
+}
+__device__ __forceinline__ std::uint32_t add_release(std::uint32_t* to, std::uint32_t value) {
+  std::uint32_t before;
+  asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(to), "r"(value)
+               : "memory");
+  return before;
+}
+__device__ __forceinline__ std::uint32_t add_acquire_release(std::uint32_t* to,
+                                                             std::uint32_t value) {
+  std::uint32_t before;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(to), "r"(value)
+               : "memory");
+  return before;
+}
+// 16 bytes at once, aligned to 16: none of the four words is older than another.
+struct Words4 {
+  std::uint32_t w[4];
+};
+__device__ __forceinline__ Words4 load_relaxed_words(const Words4* from) {
+  Words4 v;
+  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3])
+               : "l"(from)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ void store_relaxed_words(Words4* to, const Words4& v) {
+  asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.w[0]),
+               "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3])
+               : "memory");
+}
+
+// ---- asynchronous copies from global to shared memory -------------------------------------
+template <int bytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+  static_assert(bytes == 4 || bytes == 8 || bytes == 16, "cp.async takes 4, 8 or 16 bytes");
+  if constexpr (bytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)),
+                 "l"(global)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(shared)),
+                 "l"(global), "n"(bytes)
+                 : "memory");
+}
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Until at most so many of this thread's committed groups are under way. Other threads see the
+// copies after a barrier.
+template <int groups_left>
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(groups_left) : "memory");
+}
+
+// ---- clusters (sm_90) ---------------------------------------------------------------------
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+__device__ __forceinline__ unsigned cluster_rank() {
+  unsigned rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ __forceinline__ unsigned cluster_blocks() {
+  unsigned blocks;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
+  return blocks;
+}
+// The two halves of a barrier of all threads of the cluster. No block may leave before the last
+// access of another block to its shared memory.
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void sync_cluster() {
+  cluster_arrive();
+  cluster_wait();
+}
+// The same place in the shared memory of another block of the cluster.
+template <class T>
+__device__ __forceinline__ T* remote(T* own, unsigned rank) {
+  std::uint64_t address;
+  asm volatile("mapa.u64 %0, %1, %2;"
+               : "=l"(address)
+               : "l"(reinterpret_cast<std::uint64_t>(own)), "r"(rank));
+  return reinterpret_cast<T*>(address);
+}
+
+// A barrier in shared memory of `count` arrivals and of the bytes that they expect. Its phases
+// have parities 0, 1, 0, ...
+__device__ __forceinline__ void mbarrier_init(Mbarrier* barrier, unsigned count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count)
+               : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive(Mbarrier* barrier, std::uint32_t bytes = 0) {
+  asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(
+                   shared_address(barrier)),
+               "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void mbarrier_wait(Mbarrier* barrier, unsigned parity) {
+  std::uint32_t done = 0;
+  while (!done)
+    asm volatile(
+        "{ .reg .pred p;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p; }"
+        : "=r"(done)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+}
+// Of an address that remote() gave.
+__device__ __forceinline__ std::uint32_t cluster_address(const void* remote_pointer) {
+  std::uint32_t address;
+  asm("{ .reg .u64 t;\n"
+      "cvta.to.shared::cluster.u64 t, %1;\n"
+      "cvt.u32.u64 %0, t; }"
+      : "=r"(address)
+      : "l"(remote_pointer));
+  return address;
+}
+// Stores to another block and counts the bytes at that block's barrier. `to` and `barrier` are
+// remote().
+template <class T>
+__device__ __forceinline__ void store_async(T* to, T value, Mbarrier* barrier) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "st.async takes 4 or 8 bytes");
+  if constexpr (sizeof(T) == 4) {
+    std::uint32_t bits;
+    memcpy(&bits, &value, 4);
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(
+            cluster_address(to)),
+        "r"(bits), "r"(cluster_address(barrier))
+        : "memory");
+  } else {
+    std::uint64_t bits;
+    memcpy(&bits, &value, 8);
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(
+            cluster_address(to)),
+        "l"(bits), "r"(cluster_address(barrier))
+        : "memory");
+  }
+}
+#endif
+
+// ---- matrix units: d += a b, one tile of a warp, d 16 x 8 ----------------------------------
+// Fragments of lane 4 g + t: d (g, 2t), (g, 2t+1), (g+8, 2t), (g+8, 2t+1).
+// TF32, depth 8: a (g, t), (g+8, t), (g, t+4), (g+8, t+4); b (t, g), (t+4, g).
+__device__ __forceinline__ void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4],
+                                         const std::uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// Rounds to TF32's 10 bits, ties away from zero; the operand of mma_tf32.
+__device__ __forceinline__ std::uint32_t to_tf32(float value) {
+  std::uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
+}
+// bfloat16, depth 16, two in a register, the lower first: a (g, 2t), (g+8, 2t), (g, 2t+8),
+// (g+8, 2t+8), each with its right neighbour; b (2t, g), (2t+8, g), each with the one below.
+__device__ __forceinline__ void mma_bf16(float (&d)[4], const std::uint32_t (&a)[4],
+                                         const std::uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// Two numbers as bfloat16 in a register, rounded to nearest, ties to even.
+__device__ __forceinline__ std::uint32_t pack_bf16(float lower, float upper) {
+  std::uint32_t bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(upper), "f"(lower));
+  return bits;
+}
+
+}  // namespace cuda
+}  // namespace charrnn_fast
+
+#else
+
+#include <utility>
+
+#include "emulator/emulator.hpp"
+
+namespace charrnn_fast {
+namespace cuda {
+
+using Stream = cuda_emulator::Stream*;
+using Mbarrier = cuda_emulator::Mbarrier;
+using Grid = cuda_emulator::Grid;
+using cuda_emulator::full_warp;
+using Where = cuda_emulator::Where;
+
+template <class... P, class... A>
+void launch(const Grid& grid, Stream stream, void (*kernel)(P...), A&&... arguments) {
+  cuda_emulator::launch(grid, *stream, kernel, std::forward<A>(arguments)...);
+}
+template <class... P>
+int resident_blocks(const Grid& grid, void (*)(P...)) {
+  return cuda_emulator::resident_blocks(grid);
+}
+
+template <class T>
+T* shared_memory() {
+  return static_cast<T*>(cuda_emulator::dynamic_shared());
+}
+#define CHARRNN_SHARED(type, name, count)                                                          \
+  type* const name = [&] {                                                                         \
+    static const char key = 0;                                                                     \
+    return static_cast<type*>(                                                                     \
+        ::cuda_emulator::static_shared(&key, sizeof(type) * static_cast<std::size_t>(count), 16)); \
+  }()
+
+inline void sync_block(Where where = Where::current()) { cuda_emulator::sync_threads(0, 0, where); }
+inline void sync_part(unsigned barrier, unsigned threads, Where where = Where::current()) {
+  cuda_emulator::sync_threads(barrier, threads, where);
+}
+inline void sync_warp(unsigned mask = full_warp, Where where = Where::current()) {
+  cuda_emulator::sync_warp(mask, where);
+}
+
+template <class T>
+T shuffle_with(cuda_emulator::Shuffle how, T value, unsigned operand, unsigned mask, Where where) {
+  static_assert(sizeof(T) <= 8, "shuffles take at most 8 bytes");
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  bits = cuda_emulator::shuffle(how, mask, bits, operand, 32, where);
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+template <class T>
+T shuffle(T value, unsigned lane, unsigned mask = full_warp, Where where = Where::current()) {
+  return shuffle_with(cuda_emulator::Shuffle::index, value, lane, mask, where);
+}
+template <class T>
+T shuffle_xor(T value, unsigned bits, unsigned mask = full_warp, Where where = Where::current()) {
+  return shuffle_with(cuda_emulator::Shuffle::exclusive_or, value, bits, mask, where);
+}
+template <class T>
+T shuffle_up(T value, unsigned lanes, unsigned mask = full_warp, Where where = Where::current()) {
+  return shuffle_with(cuda_emulator::Shuffle::up, value, lanes, mask, where);
+}
+template <class T>
+T shuffle_down(T value, unsigned lanes, unsigned mask = full_warp, Where where = Where::current()) {
+  return shuffle_with(cuda_emulator::Shuffle::down, value, lanes, mask, where);
+}
+inline unsigned votes(bool predicate, unsigned mask = full_warp, Where where = Where::current()) {
+  return cuda_emulator::ballot(mask, predicate, where);
+}
+
+inline std::uint32_t load_acquire(const std::uint32_t* from, Where where = Where::current()) {
+  cuda_emulator::poll(where);
+  return __atomic_load_n(from, __ATOMIC_ACQUIRE);
+}
+inline void store_release(std::uint32_t* to, std::uint32_t value) {
+  __atomic_store_n(to, value, __ATOMIC_RELEASE);
+  cuda_emulator::progress();
+}
+inline std::uint32_t load_relaxed(const std::uint32_t* from, Where where = Where::current()) {
+  cuda_emulator::poll(where);
+  return __atomic_load_n(from, __ATOMIC_RELAXED);
+}
+inline void store_relaxed(std::uint32_t* to, std::uint32_t value) {
+  __atomic_store_n(to, value, __ATOMIC_RELAXED);
+  cuda_emulator::progress();
+}
+inline std::uint32_t add_relaxed(std::uint32_t* to, std::uint32_t value) {
+  cuda_emulator::progress();
+  return __atomic_fetch_add(to, value, __ATOMIC_RELAXED);
+}
+inline std::uint32_t add_release(std::uint32_t* to, std::uint32_t value) {
+  cuda_emulator::progress();
+  return __atomic_fetch_add(to, value, __ATOMIC_RELEASE);
+}
+inline std::uint32_t add_acquire_release(std::uint32_t* to, std::uint32_t value) {
+  cuda_emulator::progress();
+  return __atomic_fetch_add(to, value, __ATOMIC_ACQ_REL);
+}
+struct alignas(16) Words4 {
+  std::uint32_t w[4];
+};
+inline Words4 load_relaxed_words(const Words4* from, Where where = Where::current()) {
+  cuda_emulator::poll(where);
+  Words4 v;
+  for (int i = 0; i < 4; ++i) v.w[i] = __atomic_load_n(&from->w[i], __ATOMIC_RELAXED);
+  return v;
+}
+inline void store_relaxed_words(Words4* to, const Words4& v) {
+  for (int i = 0; i < 4; ++i) __atomic_store_n(&to->w[i], v.w[i], __ATOMIC_RELAXED);
+  cuda_emulator::progress();
+}
+
+template <int bytes>
+void copy_async(void* shared, const void* global, Where where = Where::current()) {
+  static_assert(bytes == 4 || bytes == 8 || bytes == 16, "cp.async takes 4, 8 or 16 bytes");
+  cuda_emulator::copy_async(shared, global, bytes, where);
+}
+inline void commit_copies() { cuda_emulator::commit_copies(); }
+template <int groups_left>
+void wait_copies() {
+  cuda_emulator::wait_copies(groups_left);
+}
+
+inline unsigned cluster_rank() { return cuda_emulator::cluster_rank(); }
+inline unsigned cluster_blocks() { return cuda_emulator::cluster_blocks(); }
+inline void cluster_arrive(Where where = Where::current()) { cuda_emulator::cluster_arrive(where); }
+inline void cluster_wait(Where where = Where::current()) { cuda_emulator::cluster_wait(where); }
+inline void sync_cluster(Where where = Where::current()) {
+  cluster_arrive(where);
+  cluster_wait(where);
+}
+template <class T>
+T* remote(T* own, unsigned rank, Where where = Where::current()) {
+  return static_cast<T*>(cuda_emulator::remote(own, rank, where));
+}
+inline void mbarrier_init(Mbarrier* barrier, unsigned count, Where where = Where::current()) {
+  cuda_emulator::mbarrier_init(barrier, count, where);
+}
+inline void mbarrier_arrive(Mbarrier* barrier, std::uint32_t bytes = 0,
+                            Where where = Where::current()) {
+  cuda_emulator::mbarrier_arrive(barrier, bytes, where);
+}
+inline void mbarrier_wait(Mbarrier* barrier, unsigned parity, Where where = Where::current()) {
+  cuda_emulator::mbarrier_wait(barrier, parity, where);
+}
+template <class T>
+void store_async(T* to, T value, Mbarrier* barrier, Where where = Where::current()) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "st.async takes 4 or 8 bytes");
+  cuda_emulator::store_async(to, &value, sizeof(T), barrier, where);
+}
+
+inline void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                     Where where = Where::current()) {
+  cuda_emulator::mma_m16n8k8_tf32(d, a, b, where);
+}
+inline std::uint32_t to_tf32(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return value == value ? (bits + 0x1000u) & 0xFFFFE000u : bits;
+}
+inline void mma_bf16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                     Where where = Where::current()) {
+  cuda_emulator::mma_m16n8k16_bf16(d, a, b, where);
+}
+inline std::uint32_t pack_bf16(float lower, float upper) {
+  const auto rounded = [](float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return value == value ? (bits + 0x7FFFu + (bits >> 16 & 1)) >> 16 : (bits >> 16) | 0x40u;
+  };
+  return rounded(lower) | rounded(upper) << 16;
+}
+
+}  // namespace cuda
+}  // namespace charrnn_fast
+
+#endif

@@ -1,0 +1,178 @@
+"""The emulator of CUDA, tests/cuda/emulator: right kernels give no finding, mistakes are found.
+
+Orders, marked memory and sanitizers each find mistakes of their own; the tables say which must see
+what.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.unsanitized("builds programs of its own"),
+    pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed"),
+]
+
+FOLDER = Path(__file__).parent / "cuda"
+ROOT = FOLDER.parents[1]
+
+# (case, mistake): what the plain build must say of it in one of 50 orders.
+PLAIN = {
+    ("reverse", 1): "unwritten memory",
+    ("rotate", 1): "wrong result",
+    ("barriers", 1): "divergent barrier: thread 32 .* ends",
+    ("barriers", 2): "divergent barrier: .* others of its block at that at",
+    ("warp", 1): "unwritten memory",
+    ("warp", 2): "divergent warp",
+    ("tiles", 1): "unwritten memory",
+    ("tiles", 2): "unwritten memory",
+    ("tiles", 3): "unwritten memory",
+    ("cluster", 1): "has not begun is accessed, by thread",
+    ("cluster", 2): "has ended is accessed, by thread",
+    ("ring", 1): "misuse: .* all 1 have arrived",
+    ("ring", 2): "misuse: .* all 1 have arrived",
+    ("ring", 3): "deadlock: .*wait for an mbarrier",
+    ("ring", 4): "unwritten memory|wrong result",
+    ("grid", 2): "wrong result",
+    ("grid", 3): "deadlock: .*only a cooperative launch",
+    ("words", 1): "wrong result",
+    ("bounds", 1): "overrun: dynamic shared memory",
+    ("bounds", 2): "wrong result",
+    ("bounds", 3): "overrun: an allocation of 128 bytes",
+    ("bounds", 4): "unwritten memory: word 31",
+    ("bounds", 5): "unwritten memory: word 3 ",
+    ("products", 1): "wrong result",
+    ("products", 2): "wrong result",
+    ("limits", 1): "launch refused: a block must have 1 to 1024 threads",
+    ("limits", 2): "launch refused: a block's shared memory must be at most 232448",
+    ("limits", 3): "launch refused: a cluster must have 1 to 16 blocks",
+    ("limits", 4): "launch refused: the grid's blocks along x must be a multiple",
+    ("limits", 5): "launch refused: a cooperative launch must have at most 264 blocks",
+    ("limits", 6): r"launch refused: a cluster must have 1 to 1 blocks, got 2 \(A100\)",
+    ("capture", 1): r"stream capture: allocate\(\)",
+    ("capture", 2): r"stream capture: synchronize\(\)",
+    ("host", 1): "the host accesses the device's memory",
+    ("host", 2): r"misuse: release\(\)",
+}
+# What the thread sanitizer must see, in the natural order. The first no order shows.
+RACES = [
+    ("grid", 1),
+    ("reverse", 1),
+    ("rotate", 1),
+    ("warp", 1),
+    ("tiles", 2),
+    ("cluster", 1),
+    ("ring", 4),
+    ("grid", 2),
+]
+# What the address sanitizer must see. Reads past the end only it does.
+OVERRUNS = [("bounds", 1), ("bounds", 2), ("bounds", 3), ("cluster", 1), ("cluster", 2)]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    programs = {}
+    for sanitizer in ("", "address", "thread"):
+        folder = tmp_path_factory.mktemp(sanitizer or "plain")
+        for command in (
+            [
+                "cmake",
+                "-S",
+                str(FOLDER),
+                "-B",
+                str(folder),
+                f"-DCUDA_EMULATOR_SANITIZE={sanitizer}",
+            ],
+            ["cmake", "--build", str(folder), "--parallel", "2"],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+        programs[sanitizer or "plain"] = folder / "test_emulator"
+    return programs
+
+
+def run(program: Path, *arguments: object) -> tuple[int, str]:
+    done = subprocess.run(
+        [program, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_every_mistake_is_in_the_tables(built: dict[str, Path]) -> None:
+    listed = {
+        (name, mistake)
+        for name, mistakes in (
+            line.split() for line in run(built["plain"], "--list")[1].split("\n")[:-1]
+        )
+        for mistake in range(1, int(mistakes) + 1)
+    }
+    assert listed == {*PLAIN, *RACES, *OVERRUNS}
+
+
+@pytest.mark.parametrize(("variant", "last"), [("plain", 50), ("address", 3), ("thread", 2)])
+def test_right_kernels_have_no_finding(built: dict[str, Path], variant: str, last: int) -> None:
+    for line in run(built[variant], "--list")[1].splitlines():
+        code, said = run(built[variant], line.split()[0], 0, 0, last)
+        assert code == 0 and "Sanitizer" not in said, f"{line}: {said}"
+        assert said.startswith("right: ")
+
+
+@pytest.mark.parametrize(("plant", "finding"), PLAIN.items(), ids=str)
+def test_a_mistake_is_found(built: dict[str, Path], plant: tuple[str, int], finding: str) -> None:
+    code, said = run(built["plain"], *plant, 0, 50)
+    assert code != 0 and re.search(finding, said, re.DOTALL), said
+
+
+@pytest.mark.parametrize("plant", RACES, ids=str)
+def test_a_race_is_found(built: dict[str, Path], plant: tuple[str, int]) -> None:
+    last = 1 if plant == ("ring", 4) else 0  # it takes a store that comes early
+    _, said = run(built["thread"], *plant, 0, last)
+    assert "WARNING: ThreadSanitizer: data race" in said, said
+    assert "plants.cuh:" in said or "accesses.cpp" in said, said
+
+
+def test_only_the_thread_sanitizer_finds_a_relaxed_arrival(built: dict[str, Path]) -> None:
+    code, said = run(built["plain"], "grid", 1, 0, 50)
+    assert code == 0, said
+
+
+@pytest.mark.parametrize("plant", OVERRUNS, ids=str)
+def test_an_overrun_is_found(built: dict[str, Path], plant: tuple[str, int]) -> None:
+    code, said = run(built["address"], *plant, 0, 0)
+    assert code != 0 and "ERROR: AddressSanitizer" in said and "plants.cuh:" in said, said
+
+
+def test_fibers_by_ucontext(tmp_path: Path) -> None:
+    """What processors without a switch of their own use."""
+    sources = sorted((FOLDER / "emulator").glob("*.cpp"))
+    command = ["g++", "-std=c++20", "-O1", "-DCUDA_EMULATOR_UCONTEXT", f"-I{FOLDER}"]
+    command += [f"-I{ROOT / 'cuda'}", *map(str, sources), str(FOLDER / "test_emulator.cpp")]
+    subprocess.run([*command, "-o", str(tmp_path / "program")], check=True)
+    for case in ("rotate", "tiles", "ring", "grid", "products"):
+        code, said = run(tmp_path / "program", case, 0, 0, 5)
+        assert code == 0, said
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+@pytest.mark.parametrize(("architecture", "clusters"), [("sm_80", 0), ("sm_90a", 1)])
+def test_the_same_kernels_compile_for_cards(
+    tmp_path: Path, architecture: str, clusters: int
+) -> None:
+    command = ["nvcc", "-std=c++20", f"-arch={architecture}", "-Werror", "all-warnings"]
+    command += ["-Xptxas", "-v", f"-DPLANTS_CLUSTERS={clusters}", f"-I{ROOT / 'cuda'}"]
+    command += [f"-I{FOLDER}", "-c", str(FOLDER / "plants.cu"), "-o", str(tmp_path / "plants.o")]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    spills = re.findall(r"(\d+) bytes spill", done.stderr)
+    assert spills and set(spills) == {"0"}, done.stderr
