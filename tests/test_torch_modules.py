@@ -925,6 +925,195 @@ def test_frozen_weights() -> None:
     assert not torch.equal(found[0], expected[0])
 
 
+# ---- the cases of PyTorch's own tests, written anew ---------------------------------------------
+
+
+@pytest.mark.parametrize("unit", KINDS)
+def test_states_of_zeros_are_no_states(unit: str) -> None:
+    for options in ({}, {"num_layers": 2, "bidirectional": True}):
+        kind = Kind(unit)
+        module, x = kind.both(**options)[0], kind.x(4, 3)
+        expected = module(x)
+        zeros = [torch.zeros_like(s) for s in flat(expected[1])]
+        assert_equal(module(x, tuple(zeros) if kind.name == "LSTM" else zeros[0]), expected)
+        assert_equal(zeros, [torch.zeros_like(z) for z in zeros])
+
+
+@pytest.mark.parametrize("unit", [unit for unit in KINDS if unit != "projected"])
+def test_a_loop_of_cells(unit: str) -> None:
+    """A layer, and one step at a time with the state carried on, are torch.nn's cells in a loop."""
+    kind = Kind(unit)
+    module, x = kind.both()[0], kind.x(6, 4)
+    cell = getattr(torch.nn, f"{kind.name}Cell")(5, 7, dtype=kind.dtype, **kind.options)
+    cell.load_state_dict({n.removesuffix("_l0"): p for n, p in module.state_dict().items()})
+    tolerance = kind.tolerance(steps=6, rows=24)
+    result, state, carried = module(x), None, None
+    for t in range(6):
+        state = cell(x[t], state)
+        h = state[0] if kind.name == "LSTM" else state
+        assert_alike(result[0][t], h, tolerance)
+        y, carried = module(x[t : t + 1], carried)
+        assert_equal(y[0], result[0][t])
+    assert_equal(carried, result[1])
+    assert_alike(result[1], [s[None] for s in flat(state)], tolerance)
+
+
+@pytest.mark.parametrize("is_sorted", [True, False], ids=["sorted", "any_order"])
+@pytest.mark.parametrize("unit", KINDS)
+def test_sequences_of_a_pack_are_calls_of_their_own(unit: str, is_sorted: bool) -> None:
+    """To the bit: outputs, last states and gradients of x, from initial states."""
+    kind = Kind(unit)
+    module = kind.both(num_layers=2, bidirectional=True)[0]
+    lengths = [6, 5, 2, 1] if is_sorted else [2, 6, 1, 5]
+    rows = [kind.x(n).mul(n + 1).requires_grad_() for n in lengths]
+    states = [torch.rand_like(s) for s in flat(module(kind.x(6, 4))[1])]
+
+    def hx(of: Callable[[Any], Any]) -> Any:
+        given = [of(s).contiguous() for s in states]
+        return tuple(given) if kind.name == "LSTM" else given[0]
+
+    packed = torch.nn.utils.rnn.pack_sequence(rows, enforce_sorted=is_sorted)
+    y, last = module(packed, hx(lambda s: s))
+    padded, found = torch.nn.utils.rnn.pad_packed_sequence(y)
+    assert found.tolist() == lengths
+    incoming = torch.linspace(-1, 1, padded.shape[-1], dtype=kind.dtype)
+    dx = torch.autograd.grad((padded * incoming).sum(), rows)
+    for b, (row, n) in enumerate(zip(rows, lengths, strict=True)):
+        alone, last_alone = module(row, hx(lambda s, b=b: s[:, b]))  # type: ignore[misc]
+        assert_equal(padded[:n, b], alone)
+        assert (padded[n:, b] == 0).all()
+        assert_equal([s[:, b] for s in flat(last)], last_alone)
+        assert_equal(torch.autograd.grad((alone * incoming).sum(), row), dx[b])
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_wrong_sizes(name: str) -> None:
+    """Each size of input and states, one at a time, by layers and directions; and a missing c."""
+    for options in ({}, {"num_layers": 2, "bidirectional": True, "batch_first": True}):
+        module = getattr(modules, name)(3, 4, **options)
+        x = torch.rand(2, 2, 3)
+        layers = module.num_layers * (1 + module.bidirectional)
+        good = [torch.rand(layers, 2, 4) for _ in range(1 + (name == "LSTM"))]
+
+        def call(x: Any, given: list[Any], module: Any = module) -> Any:
+            return module(x, tuple(given) if name == "LSTM" else given[0])
+
+        call(x, good)
+        for wrong in (x[..., :2], x[None], x[0, 0]):
+            with pytest.raises(ValueError, match="input must have shape"):
+                call(wrong, good)
+        for n, state in enumerate(good):
+            for size in ((layers + 1, 2, 4), (layers, 3, 4), (layers, 2, 5), (layers, 2)):
+                given = [*good[:n], torch.rand(size), *good[n + 1 :]]
+                with pytest.raises(ValueError, match=r"hx\S* must have shape"):
+                    call(x, given)
+            with pytest.raises(TypeError, match=r"hx\S* must have the module's dtype"):
+                call(x, [*good[:n], state.double(), *good[n + 1 :]])
+            with pytest.raises(ValueError, match=r"hx\S* must be on the module's device"):
+                call(x, [*good[:n], state.to("meta"), *good[n + 1 :]])
+
+
+def test_tied_weights() -> None:
+    """One parameter in two places: its gradient is the sum of both."""
+    made = []
+    for library in (modules, torch.nn):
+        torch.manual_seed(1)
+        module = library.GRU(3, 4, bidirectional=True, dtype=torch.float64)
+        module.weight_hh_l0_reverse = module.weight_hh_l0
+        made.append(module)
+    ours, theirs = made
+    assert len(list(ours.parameters())) == 7
+    x = torch.rand(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    tolerance = 2 * network("float64", terms=20, steps=6)
+    found, expected = ours(x), theirs(x)
+    assert_alike(found, expected, tolerance)
+    assert_alike(gradients(ours, found, x), gradients(theirs, expected, x), tolerance)
+
+
+def test_what_dropout_between_layers_does() -> None:
+    """What reaches the second layer is 0 as often as the rate says, else divided by 1 - rate."""
+    for rate in (0.0, 0.1234, 0.5):
+        module = modules.RNN(1, 256, 2, "relu", bias=False, dropout=rate)
+        with torch.no_grad():
+            for p in module.parameters():
+                p.zero_()
+            module.weight_ih_l0.fill_(3.0)
+            module.weight_ih_l1.copy_(torch.eye(256))
+        x = torch.ones(4, 8, 1)
+        y, h_n = module(x)
+        values = y.detach().unique()
+        wanted = np.array([0, 3 / (1 - rate)])[-len(values) :]
+        assert_close("values", values, wanted, elementwise("float32", operations=3))
+        spread = 6 * (rate * (1 - rate) / y.numel()) ** 0.5
+        assert abs(float((y == 0).float().mean()) - rate) <= spread
+        assert_equal(h_n[0], torch.full((8, 256), 3.0))
+        assert (module.eval()(x)[0] == 3).all()
+
+
+@pytest.mark.parametrize("unit", KINDS)
+def test_any_number_of_backwards(unit: str) -> None:
+    kind = Kind(unit)
+    module, x = kind.both(num_layers=2)[0], kind.x(5, 6).requires_grad_()
+    result = module(x)
+    loss = sum(t.square().sum() for t in flat(result))
+    leaves = [x, *module.parameters()]
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    for _ in range(3):
+        assert_equal(torch.autograd.grad(loss, leaves, retain_graph=True), first)
+
+
+@pytest.mark.parametrize("unit", KINDS)
+def test_large_and_missing_numbers(unit: str) -> None:
+    """Saturated gates are torch.nn's; a row that is not a number leaves the others alone."""
+    kind = Kind(unit)
+    ours, theirs = kind.both()
+    x = 1e4 * kind.x(6, 4)
+    if unit != "rnn_relu":
+        # Sums of terms of that size err by as much more.
+        assert_alike(ours(x), theirs(x), 1e4 * kind.tolerance(steps=7, rows=24))
+    expected = flat(ours(x))
+    x[:, 1] = torch.nan
+    for found, before in zip(flat(ours(x)), expected, strict=True):
+        assert found[:, 1].isnan().any()
+        assert_equal(found[:, [0, 2, 3]], before[:, [0, 2, 3]])
+
+
+def test_parameters_that_are_put_in_place() -> None:
+    """Assigned by load_state_dict, as new Parameters and by .data; weights that train alone."""
+    module, other = modules.LSTM(3, 4), modules.LSTM(3, 4)
+    x = torch.rand(5, 2, 3)
+    expected = other(x)
+    module.load_state_dict(other.state_dict(), assign=True)
+    assert module.weight_hh_l0.data_ptr() == other.weight_hh_l0.data_ptr()
+    assert_equal(module(x), expected)
+    module = modules.LSTM(3, 4)
+    for name, p in other.named_parameters():
+        setattr(module, name, torch.nn.Parameter(p.detach().clone()))
+    assert_equal(module(x), expected)
+    module = modules.LSTM(3, 4)
+    for name, p in other.named_parameters():
+        getattr(module, name).data = p.data
+    assert_equal(module(x), expected)
+    module.weight_hh_l0.data = torch.rand(4, 16).t()
+    assert_equal(module(x), torch.func.functional_call(other, dict(module.named_parameters()), x))
+    module.weight_hh_l0.data = torch.rand(4, 16)
+    with pytest.raises(ValueError, match=r"weight_hh_l0 must have shape \[16, 4\], got \[4, 16\]"):
+        module(x)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_packed_sequences_under_compile() -> None:
+    """A PackedSequence that is made outside: fullgraph."""
+    torch._dynamo.reset()
+    module, x = modules.GRU(3, 4), torch.rand(5, 3, 3)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for lengths, is_sorted in (([5, 4, 2], True), ([2, 5, 4], False)):
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=is_sorted)
+        found, expected = compiled(packed), module(packed)
+        assert_equal(found, expected)
+        assert_equal(gradients(module, found), gradients(module, expected))
+
+
 # ---- refusals -----------------------------------------------------------------------------------
 
 
