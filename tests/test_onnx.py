@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ ort: Any = pytest.importorskip(
     "onnxruntime", reason="ONNX Runtime is not installed: pip install onnxruntime"
 )
 
-from charrnn_fast.onnx import export, exporter, nodes, steps, to_model  # noqa: E402
+from charrnn_fast.onnx import export, exporter, importer, load, to_model  # noqa: E402
+from charrnn_fast.onnx.nodes import FORMS  # noqa: E402
+from charrnn_fast.onnx.steps import CELLS  # noqa: E402
 
 Capture = pytest.CaptureFixture[str]
 
@@ -145,7 +148,7 @@ def test_a_wrong_order_of_gates_exceeds_the_tolerance(
 ) -> None:
     case = FeatureCase(unit, num_layers=2, mask_seed=None)
     rnn, key = network(case), (unit, "tanh")
-    form = nodes.FORMS[key]
+    form = FORMS[key]
     rows = list(form.rows)
     wrong = [form._replace(rows=(rows[1], rows[0], *rows[2:]))]
     if unit == "coupled_lstm":
@@ -153,14 +156,14 @@ def test_a_wrong_order_of_gates_exceeds_the_tolerance(
     if form.peepholes:
         wrong.append(form._replace(peepholes=(0, 1, 2)))
     for other in wrong:
-        monkeypatch.setitem(nodes.FORMS, key, other)
+        monkeypatch.setitem(FORMS, key, other)
         found, expected = runtime_results(case, to_model(rnn)), expected_results(case, rnn)
         assert error(found[0], expected[0]) > 100 * case.tolerance
 
 
 def test_every_cell_has_both_ways() -> None:
-    assert list(nodes.FORMS) == list(registry.CELLS)
-    assert list(steps.CELLS) == list(registry.CELLS)
+    assert list(FORMS) == list(registry.CELLS)
+    assert list(CELLS) == list(registry.CELLS)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -395,7 +398,7 @@ def test_more_than_a_file_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_cell_without_a_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(nodes.FORMS, ("gru", "tanh"))
+    monkeypatch.delitem(FORMS, ("gru", "tanh"))
     with pytest.raises(ValueError, match=r"must be one of 'coupled_lstm', .*, got 'gru'"):
         to_model(cf.RNN(3, 4, cell="gru"))
 
@@ -491,3 +494,423 @@ def test_what_the_command_refuses(saved: Path, capsys: Capture) -> None:
     message = refused(capsys, "export", "none", str(folder / "none" / "m.onnx"))
     assert message.endswith("its folder does not exist")
     assert os.listdir(folder) == [named.name]
+
+
+# ---- files of others ----------------------------------------------------------------------------
+
+KEPT = Path(__file__).parent / "kept" / "onnx"
+
+
+def test_loading_an_export_gives_its_weights() -> None:
+    """Bit for bit, for every cell that is a node; and the same file again."""
+    for unit in ALL_UNITS:
+        base = FeatureCase(unit, num_layers=3, output_size=3, mask_seed=None)
+        bidirectional = base.but(bidirectional=True, tokens=True, output_size=None)
+        for case in (base, bidirectional, base.but(bias="single"), base.but(bias=False)):
+            rnn = network(case)
+            for ragged in (False, True):
+                model = to_model(rnn, tokens=case.tokens, lengths=ragged)
+                loaded = load(model.SerializeToString())
+                assert repr(loaded) == repr(rnn)
+                for name, value in rnn.parameters(copy=True).items():
+                    assert_same_bits(name, loaded.parameters(copy=True)[name], value)
+                assert to_model(loaded, tokens=case.tokens, lengths=ragged) == model
+
+
+def test_loading_a_model_by_its_path(model: cf.CharLM, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    for form in ("sequence", "step"):
+        export(model, path, form=form)
+        loaded = load(path)
+        assert repr(loaded) == repr(model.rnn)
+        for name, value in model.rnn.parameters(copy=True).items():
+            assert_same_bits(name, loaded.parameters(copy=True)[name], value)
+    onnx.save(
+        onnx.load(path), path, save_as_external_data=True, location="weights", size_threshold=0
+    )
+    assert repr(load(path)) == repr(model.rnn)
+    with pytest.raises(ValueError, match="is in another file: load the model by its path"):
+        load(path.read_bytes())
+    (tmp_path / "weights").unlink()
+    with pytest.raises(ValueError, match=r"model\.onnx: its external data cannot be read"):
+        load(path)
+
+
+def _node_cases() -> dict[str, Any]:
+    """ONNX's own tests of the recurrent operators, without making those of all others."""
+    from onnx.backend.test.case import node
+    from onnx.backend.test.case.node import gru, lstm, rnn
+
+    assert {gru.GRU, lstm.LSTM, rnn.RNN}  # importing them has made their cases
+    names = ("test_lstm", "test_gru", "test_rnn", "test_simple_rnn")
+    return {c.name: c for c in node._NodeTestCases if c.name.startswith(names)}
+
+
+NODE_CASES = _node_cases()
+
+
+def test_all_node_cases_are_here() -> None:
+    assert len(NODE_CASES) >= 18
+
+
+@pytest.mark.parametrize("name", NODE_CASES)
+def test_onnxs_own_tests(name: str) -> None:
+    """Equal, or refused with the reason. Their weights are inputs, here made constants."""
+    case, stored = NODE_CASES[name], onnx.ModelProto()
+    stored.CopyFrom(case.model)
+    (node,) = stored.graph.node
+    ((values, results),) = case.data_sets
+    given = dict(zip([v.name for v in stored.graph.input], values, strict=True))
+    expected = dict(zip([v.name for v in stored.graph.output], results, strict=True))
+    inputs = dict(zip(importer.INPUTS, node.input, strict=False))
+    inputs = {role: given[name] for role, name in inputs.items() if name}
+    for index, role in enumerate(importer.INPUTS):
+        if role in ("W", "R", "B", "P") and role in inputs:
+            constant = onnx.numpy_helper.from_array(inputs[role], node.input[index])
+            stored.graph.initializer.append(constant)
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    reason = None
+    if attributes.get("direction") == b"reverse":
+        reason = "direction must be 'forward' or 'bidirectional', got 'reverse'"
+    elif node.op_type == "GRU" and not attributes.get("linear_before_reset"):
+        reason = "linear_before_reset must be 1, got 0"
+    if reason is not None:
+        with pytest.raises(ValueError, match=reason):
+            load(stored)
+        return
+    rnn = load(stored)
+
+    def turned(value: Array) -> Array:
+        is_batch_first = attributes.get("layout", 0)
+        return np.ascontiguousarray(value.swapaxes(0, 1)) if is_batch_first else value
+
+    x = turned(inputs["X"])
+    first = tuple(turned(inputs[r]) for r in ("initial_h", "initial_c") if r in inputs)
+    state = None if not first else first if len(first) == 2 else first[0]
+    y, last = rnn.forward(x, state, lengths=inputs.get("sequence_lens"))
+    T, B = x.shape[:2]
+    by_direction = y.reshape(T, B, -1, rnn.hidden_size)  # [T, B, D, H]
+    if attributes.get("layout", 0):
+        by_direction = by_direction.swapaxes(0, 1)
+    else:
+        by_direction = by_direction.swapaxes(1, 2)
+    found = [by_direction, *map(turned, parts(last))]
+    size = FeatureCase(seq_len=T, batch=B, input_size=x.shape[2], hidden_size=rnn.hidden_size)
+    checked = 0
+    for output, value in zip(node.output, found, strict=False):
+        if output:
+            assert_close(output, value, expected[output], size.tolerance)
+            checked += 1
+    assert checked == len(expected)
+
+
+@pytest.mark.parametrize("name", ["keras_lstm", "keras_bidirectional"])
+def test_a_file_of_keras(name: str) -> None:
+    """Written by tf2onnx, with the y of Keras: `kept/onnx/write_keras.py`."""
+    rnn, stored = load(KEPT / f"{name}.onnx"), np.load(KEPT / f"{name}.npz")
+    assert (rnn.cell, rnn.num_layers, rnn.output_size, rnn.bias) == ("lstm", 2, 5, "single")
+    assert rnn.bidirectional == (name == "keras_bidirectional")
+    y, _ = rnn.forward(np.ascontiguousarray(stored["x"].swapaxes(0, 1)))
+    case = FeatureCase("lstm", num_layers=2, seq_len=6, hidden_size=4, output_size=5)
+    assert_close("y", y.swapaxes(0, 1), stored["y"], case.tolerance)
+
+
+def test_layers_of_several_sizes_are_several_networks() -> None:
+    path, stored = KEPT / "keras_narrowing.onnx", np.load(KEPT / "keras_narrowing.npz")
+    names = [n.name for n in onnx.load(path).graph.node if n.op_type == "LSTM"]
+    with pytest.raises(ValueError, match=f"node must name one of 2 networks, .* '{names[0]}'; '"):
+        load(path)
+    lower, upper = (load(path, name) for name in names)
+    assert (lower.hidden_size, upper.hidden_size, upper.output_size) == (4, 3, None)
+    y, _ = lower.forward(np.ascontiguousarray(stored["x"].swapaxes(0, 1)))
+    y, _ = upper.forward(y)
+    case = FeatureCase("lstm", num_layers=2, seq_len=6, hidden_size=4)
+    assert_close("y", y[-1], stored["y"], case.tolerance)
+    with pytest.raises(ValueError, match=f"node must be one of '{names[0]}', .*, got 'lstm'"):
+        load(path, "lstm")
+
+
+def test_what_keras_writes_as_a_loop_is_refused() -> None:
+    with pytest.raises(ValueError, match="no LSTM, GRU or RNN node; its Loop nodes are not read"):
+        load(KEPT / "keras_gru.onnx")
+
+
+class _Wrapped:
+    """Builds modules of PyTorch, which may not be installed."""
+
+    def __init__(self, kind: str, linear: bool, options: dict[str, Any]) -> None:
+        import torch
+
+        class Net(torch.nn.Module):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.layers = getattr(torch.nn, kind)(3, 4, **options)
+                width = 4 * (1 + self.layers.bidirectional)
+                self.linear = torch.nn.Linear(width, 5) if linear else torch.nn.Identity()
+
+            def forward(self, x: Any) -> Any:
+                y, last = self.layers(x)
+                return self.linear(y), last
+
+        torch.manual_seed(0)
+        self.net = Net().eval()
+
+
+PYTORCH: list[tuple[str, bool, dict[str, Any]]] = [
+    ("LSTM", True, {"num_layers": 2, "bidirectional": True}),
+    ("LSTM", False, {"bias": False}),
+    ("GRU", True, {"num_layers": 2, "batch_first": True}),
+    ("GRU", False, {"bidirectional": True}),
+    ("RNN", True, {"num_layers": 3}),
+    ("RNN", False, {"nonlinearity": "relu", "bidirectional": True, "num_layers": 2}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize(("kind", "linear", "options"), PYTORCH)
+def test_a_file_of_pytorch(
+    kind: str, linear: bool, options: dict[str, Any], dynamo: bool, tmp_path: Path
+) -> None:
+    """By both of its exporters; the weights keep their bits."""
+    torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    if dynamo:
+        pytest.importorskip(
+            "onnxscript", reason="onnxscript is not installed: pip install onnxscript"
+        )
+    net, path = _Wrapped(kind, linear, options).net, tmp_path / "torch.onnx"
+    x = torch.randn(
+        2 if options.get("batch_first") else 6, 6 if options.get("batch_first") else 2, 3
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch about itself
+        torch.onnx.export(net, (x,), path, dynamo=dynamo, verbose=False)
+    if dynamo and kind == "RNN":  # which this exporter unrolls
+        with pytest.raises(ValueError, match="there is no LSTM, GRU or RNN node"):
+            load(path)
+        return
+    rnn = load(path)
+    theirs = {
+        name.removeprefix("layers.").replace("linear.", "decoder."): value.numpy()
+        for name, value in net.state_dict().items()
+    }
+    assert rnn.parameters().keys() == theirs.keys()
+    for name, value in rnn.parameters(copy=True).items():
+        assert_same_bits(name, value, theirs[name])
+    with torch.no_grad():
+        y, last = net(x)
+    steps_first = options.get("batch_first", False)
+    mine = np.ascontiguousarray(x.numpy().swapaxes(0, 1)) if steps_first else x.numpy()
+    found, state = rnn.forward(mine)
+    if steps_first:
+        found = found.swapaxes(0, 1)
+    layers = options.get("num_layers", 1)
+    case = FeatureCase(kind.lower(), num_layers=layers, seq_len=6, hidden_size=4, output_size=5)
+    assert_close("y", found, y, case.tolerance)
+    for mine_last, its_last in zip(parts(state), parts(last), strict=True):
+        assert_close("state", mine_last, its_last, case.tolerance)
+
+
+# ---- what is refused ----------------------------------------------------------------------------
+
+
+def single(operator: str = "LSTM", **changes: Any) -> Any:
+    """A model of one node, of 2 inputs and 3 units, with other attributes or constants."""
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[operator]
+    rng = np.random.default_rng(0)
+
+    def drawn(*shape: int) -> Array:
+        return rng.uniform(-1, 1, shape).astype("float32")
+
+    constants: dict[str, Array | None] = {
+        "W": drawn(1, gates * 3, 2),
+        "R": drawn(1, gates * 3, 3),
+        "B": drawn(1, gates * 6),
+    }
+    attributes: dict[str, Any] = {"hidden_size": 3}
+    if operator == "GRU":
+        attributes["linear_before_reset"] = 1
+    for name, value in changes.items():
+        (constants if name in importer.INPUTS else attributes)[name] = value
+    names = [role if role in constants or role == "X" else "" for role in importer.INPUTS]
+    node = onnx.helper.make_node(operator, names, ["Y"], "the_node", **attributes)
+    inputs = [r for r, value in constants.items() if value is None]
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [node],
+        "one",
+        [info(name, onnx.TensorProto.FLOAT, None) for name in ("X", *inputs)],
+        [info("Y", onnx.TensorProto.FLOAT, None)],
+        [
+            onnx.numpy_helper.from_array(value, name)
+            for name, value in constants.items()
+            if value is not None
+        ],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+
+
+@pytest.mark.parametrize("operator", ["LSTM", "GRU", "RNN"])
+def test_a_single_node(operator: str) -> None:
+    rnn = load(single(operator), "the_node")
+    assert (rnn.input_size, rnn.hidden_size, rnn.cell) == (2, 3, operator.lower())
+    for defaults in ({"clip": None}, {"activations": None}):
+        assert repr(load(single(operator, **defaults))) == repr(rnn)
+    names = {"LSTM": ["sigmoid", "TANH", "Tanh"], "GRU": ["Sigmoid", "tanh"], "RNN": ["TanH"]}
+    assert repr(load(single(operator, activations=names[operator]))) == repr(rnn)
+    assert repr(load(single(operator, layout=1))) == repr(rnn)
+
+
+@pytest.mark.parametrize("operator", ["LSTM", "GRU", "RNN"])
+def test_states_and_lengths_may_be_inputs_or_trivial(operator: str) -> None:
+    rnn = load(single(operator))
+    for changes in (
+        {"initial_h": None},
+        {"initial_h": np.zeros((1, 2, 3), "float32")},
+        {"sequence_lens": None},
+        {"sequence_lens": np.array([5, 5], np.int32)},
+    ):
+        assert repr(load(single(operator, **changes))) == repr(rnn)
+
+
+ONE = np.ones((1, 2, 3), "float32")
+
+
+@pytest.mark.parametrize(
+    ("operator", "changes", "message"),
+    [
+        ("GRU", {"linear_before_reset": 0}, "linear_before_reset must be 1, got 0: its reset gate"),
+        ("LSTM", {"clip": 3.0}, "clip must be left out, got 3.0"),
+        (
+            "LSTM",
+            {"direction": "reverse"},
+            "direction must be 'forward' or 'bidirectional', got 'r",
+        ),
+        ("LSTM", {"direction": "both"}, "direction must be .*, got 'both'"),
+        ("LSTM", {"layout": 2}, "layout must be 0 or 1, got 2"),
+        (
+            "LSTM",
+            {"activations": ["Sigmoid", "Tanh", "Relu"]},
+            "activations must be Sigmoid, Tanh, Tanh, got Sigmoid, Tanh, Relu",
+        ),
+        ("GRU", {"activations": ["HardSigmoid", "Tanh"]}, "activations must be Sigmoid, Tanh, got"),
+        ("RNN", {"activations": ["Affine"]}, "activations must be Tanh or Relu, got Affine"),
+        (
+            "LSTM",
+            {"input_forget": 1, "P": np.ones((1, 9), "float32")},
+            r"input_forget must be 0 with peepholes \(P\), got 1",
+        ),
+        ("LSTM", {"output_sequence": 1}, "there must be no attribute 'output_sequence'"),
+        ("LSTM", {"hidden_size": "3"}, "hidden_size must be an integer, got b'3'"),
+        ("LSTM", {"hidden_size": 4}, r"W must have shape \[1, 16, 2\], got \[1, 12, 2\]"),
+        ("LSTM", {"W": None}, "W must be a constant of the file, got the computed 'W'"),
+        ("LSTM", {"B": None}, "B must be a constant of the file"),
+        ("LSTM", {"R": ONE}, r"R must have shape \[1, 12, 3\], got \[1, 2, 3\]"),
+        ("LSTM", {"R": ONE[0]}, r"R must have 3 axes, got \[2, 3\]"),
+        ("LSTM", {"B": ONE}, r"B must have shape \[1, 24\], got \[1, 2, 3\]"),
+        ("LSTM", {"P": ONE}, r"P must have shape \[1, 9\], got \[1, 2, 3\]"),
+        ("LSTM", {"W": np.ones((1, 12, 0), "float32")}, "W and R must have elements, got sizes 0"),
+        (
+            "LSTM",
+            {"W": np.ones((1, 12, 2), "float16")},
+            "all weights must be .*, got float16 for W",
+        ),
+        (
+            "LSTM",
+            {"W": np.ones((1, 12, 2))},
+            "all weights must be float32, or float64, got float32",
+        ),
+        ("LSTM", {"W": np.ones((1, 12, 2), "int64")}, "all weights must be .*, got int64 for W"),
+        ("LSTM", {"initial_h": ONE}, "initial_h must be 0 or come from an input of the graph"),
+        ("LSTM", {"initial_c": ONE}, "initial_c must be 0 or come from an input of the graph"),
+        (
+            "RNN",
+            {"sequence_lens": np.array([3, 5], np.int32)},
+            r"sequence_lens must come from an input of the graph, got the constant \[3, 5\]",
+        ),
+    ],
+)
+def test_a_node_that_no_network_is(operator: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^the model: {operator} 'the_node': {message}"):
+        load(single(operator, **changes))
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "message"),
+    [
+        (3, TypeError, "source must be a path, bytes or a model, got int"),
+        (b"", ValueError, "the model: this is no ONNX model"),
+        (b"text\n" * 9, ValueError, "the model: this is no ONNX model, or a damaged one"),
+        (Path(__file__), ValueError, r"test_onnx\.py: this is no ONNX model, or a damaged one"),
+        ("/dev/zero", ValueError, "/dev/zero is a device, not a file"),
+        ("none.onnx", FileNotFoundError, "none.onnx"),
+    ],
+)
+def test_what_is_no_model(source: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        load(source)
+
+
+def test_a_node_is_named_by_a_string() -> None:
+    wrong: Any = 0
+    with pytest.raises(TypeError, match="node must be the name of a node, got int"):
+        load(single(), wrong)
+
+
+def test_a_state_that_is_made_of_constants_is_refused() -> None:
+    """As a learned initial state that is expanded to the batch."""
+    for value, is_refused in ((0.0, False), (0.5, True)):
+        stored = single(initial_h=None)
+        graph, helper = stored.graph, onnx.helper
+        graph.initializer.append(
+            onnx.numpy_helper.from_array(np.full((1, 1, 3), value, "float32"), "learned")
+        )
+        del graph.input[1]
+        for number, node in enumerate(
+            [
+                helper.make_node("Shape", ["X"], ["shape"]),
+                helper.make_node("Expand", ["learned", "shape"], ["initial_h"]),
+            ]
+        ):
+            graph.node.insert(number, node)
+        if is_refused:
+            with pytest.raises(ValueError, match="initial_h must be 0 or come from an input"):
+                load(stored)
+        else:
+            load(stored)
+
+
+def test_damaged_files_raise_one_kind_of_error(model: cf.CharLM) -> None:
+    """Whichever bits are wrong, and wherever the file ends."""
+    whole = bytearray(to_model(cf.RNN(3, 4, 2, cell="gru", num_layers=2)).SerializeToString())
+    rng = np.random.default_rng(0)
+    outcomes = {True: 0, False: 0}
+    for number in range(600):
+        data = whole.copy()
+        if number % 3 == 0:
+            data = data[: rng.integers(len(data))]
+        for place in rng.integers(len(data), size=number % 4) if data else ():
+            data[place] = rng.integers(256)
+        try:
+            load(bytes(data))
+        except ValueError:
+            outcomes[False] += 1
+        else:
+            outcomes[True] += 1
+    assert min(outcomes.values()) > 50
+
+
+def test_constants_take_no_more_memory_than_the_file_is_worth() -> None:
+    """A chain that doubles a constant 60 times is not computed."""
+    stored, helper = single(W=None), onnx.helper
+    nodes_before = [
+        helper.make_node("Concat", [f"w{i}", f"w{i}"], [f"w{i + 1}"], axis=0) for i in range(60)
+    ]
+    graph = stored.graph
+    graph.initializer.append(onnx.numpy_helper.from_array(np.ones((64, 64), "float32"), "w0"))
+    nodes_before.append(helper.make_node("Identity", ["w60"], ["W"]))
+    del graph.input[1]
+    for number, node in enumerate(nodes_before):
+        graph.node.insert(number, node)
+    with pytest.raises(ValueError, match="W must be a constant of the file, got the computed 'W'"):
+        load(stored)

@@ -3,9 +3,9 @@
 `export` writes a file for ONNX Runtime and others, `to_model` makes the same in memory. `load`
 reads the LSTM, GRU and RNN nodes of a file that PyTorch, Keras or another program has written.
 
-Only importing this module imports onnx. `exporter` makes graphs and `importer` reads them; `nodes`
-has ONNX's orders of gates, for both; `steps` has cells in primitive operators, for networks that
-ONNX's recurrent operators do not cover; `graph` builds graphs.
+Only importing this module imports onnx. `exporter` makes graphs with `graph`, and `importer` reads
+them with `reading`. `nodes` has ONNX's orders of gates, for both. `steps` has cells in primitive
+operators, for networks that ONNX's recurrent operators do not cover.
 """
 
 from __future__ import annotations
@@ -21,5 +21,6 @@ except ModuleNotFoundError as error:
     ) from None
 
 from .exporter import export, to_model
+from .importer import load
 
-__all__ = ["export", "to_model"]
+__all__ = ["export", "load", "to_model"]

@@ -1,0 +1,56 @@
+"""Writes the ONNX files of Keras in this folder, with their inputs and outputs.
+
+    pip install tensorflow-cpu==2.21.0 tf2onnx==1.17.0 onnx==1.23.2
+    python tests/kept/onnx/write_keras.py
+
+Each file comes with ``.npz``: x [B, T, I] and y, what Keras computes. Weights and biases are drawn.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import onnx
+import tensorflow as tf
+import tf2onnx
+
+layers = keras.layers
+FOLDER = Path(__file__).parent
+MODELS: dict[str, list[Any]] = {
+    "keras_lstm": [
+        layers.LSTM(4, return_sequences=True),
+        layers.LSTM(4, return_sequences=True),
+        layers.Dense(5),
+    ],
+    "keras_narrowing": [layers.LSTM(4, return_sequences=True), layers.LSTM(3)],
+    "keras_bidirectional": [
+        layers.Bidirectional(layers.LSTM(4, return_sequences=True)),
+        layers.Bidirectional(layers.LSTM(4, return_sequences=True)),
+        layers.Dense(5),
+    ],
+    "keras_gru": [layers.GRU(4, return_sequences=True)],
+}
+
+
+def main() -> None:
+    rng = np.random.default_rng(0)
+    for name, parts in MODELS.items():
+        given = keras.Input((None, 3))
+        result = given
+        for part in parts:
+            result = part(result)
+        model = keras.Model(given, result)
+        model.set_weights([rng.uniform(-1, 1, w.shape) for w in model.get_weights()])
+        spec = [tf.TensorSpec((None, None, 3), tf.float32, name="x")]
+        function = tf.function(lambda x, model=model: model(x), input_signature=spec)
+        made, _ = tf2onnx.convert.from_function(function, input_signature=spec, opset=17)
+        x = rng.uniform(-1, 1, (2, 6, 3)).astype("float32")
+        onnx.save(made, FOLDER / f"{name}.onnx")
+        np.savez(FOLDER / f"{name}.npz", x=x, y=np.asarray(model(x)))
+
+
+if __name__ == "__main__":
+    main()
