@@ -16,18 +16,16 @@ loaded.
 from __future__ import annotations
 
 import argparse
-import math
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
+from turns import measure
 
 CELLS = ("RNN", "GRU", "LSTM")
 SIZES = ((50, 50, 128), (64, 50, 512), (1, 25, 128))
-TURN = 0.02  # seconds: short calls are repeated for as long
 AGREES = 1e-4  # more is a mistake, not rounding
 
 
@@ -75,7 +73,9 @@ def _wait(compiled: Any, given: Any) -> Any:
     return jax.block_until_ready(compiled(*given))
 
 
-def calls(cell: str, size: tuple[int, int, int], task: str) -> list[Callable[[], Any]]:
+def calls(
+    cell: str, size: tuple[int, int, int], task: str
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """What a turn of scan does, and of ours."""
     import jax
 
@@ -106,27 +106,7 @@ def calls(cell: str, size: tuple[int, int, int], task: str) -> list[Callable[[],
         difference = float(np.abs(p - q).max() / max(1.0, np.abs(q).max()))
         if not difference < AGREES:
             raise SystemExit(f"{cell} {size} {task}: results differ by {difference:.3g}")
-    return made
-
-
-def measure(sides: list[Callable[[], Any]], seconds: float) -> tuple[float, float, float]:
-    """Milliseconds of both, their medians, and the ratio, over at least 5 turns."""
-    repeats = []
-    for call in sides:
-        call()
-        begin = time.perf_counter()
-        call()
-        repeats.append(max(1, math.ceil(TURN / (time.perf_counter() - begin))))
-    times: list[list[float]] = [[], []]
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[0]) < 5:
-        for call, count, found in zip(sides, repeats, times, strict=True):
-            begin = time.perf_counter()
-            for _ in range(count):
-                call()
-            found.append((time.perf_counter() - begin) / count * 1e3)
-    theirs, ours = np.array(times)
-    return float(np.median(theirs)), float(np.median(ours)), float(np.median(theirs / ours))
+    return made[0], made[1]
 
 
 def main() -> None:
@@ -157,7 +137,7 @@ def main() -> None:
                 measure(calls(cell, size, task), arguments.seconds)
                 for task in ("forward", "training")
             ]
-            shown = " / ".join(f"{ratio:.2f} ({ours:.3g})" for _, ours, ratio in found)
+            shown = " / ".join(f"{times.ratio:.2f} ({times.ours:.3g})" for times in found)
             print(f"{cell}, {', '.join(map(str, size))}: {shown}", flush=True)
 
 

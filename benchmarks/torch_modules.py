@@ -8,6 +8,9 @@ their layout, count. Forward is without gradients; training is forward and backw
 and to x. Inputs are as wide as the layers. Outputs are compared first. The two take turns, and a
 ratio is the median over pairs of adjacent turns: torch.nn's time over ours.
 
+Shares are those of the machine's FMA peak, measured before each row on as many threads.
+Multiply-adds of matrix products count as two FLOP, backward as twice forward.
+
 --json reads the rows that are in the file already, of the same processor and commit, and measures
 those that are missing; the table is of all of them.
 """
@@ -22,12 +25,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
+from turns import measure
 
 import charrnn_fast as cf
 import charrnn_fast.torch
-from charrnn_fast.bench.machine import facts
+from charrnn_fast.bench.machine import facts, fma_peak
+from charrnn_fast.registry import gates
 from charrnn_fast.storage import atomic_file
 
 CELLS = ("RNN", "GRU", "LSTM")
@@ -41,11 +45,13 @@ SIZES = (
     (64, 50, 1024),
 )
 TASKS = ("forward", "training")
-TURN = 0.02  # seconds: short calls are repeated for as long
+PEAK_SECONDS = 0.1
 AGREES = 1e-4  # more is a mistake, not rounding
 
 
-def calls(cell: str, layers: int, size: tuple[int, int, int], task: str) -> list[Callable[[], Any]]:
+def calls(
+    cell: str, layers: int, size: tuple[int, int, int], task: str
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """What a turn of torch.nn's module does, and of ours."""
     B, T, H = size
     torch.manual_seed(0)
@@ -75,32 +81,14 @@ def calls(cell: str, layers: int, size: tuple[int, int, int], task: str) -> list
         return call
 
     make = forward if task == "forward" else training
-    return [make(theirs), make(ours)]
+    return make(theirs), make(ours)
 
 
-def measure(sides: list[Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Milliseconds of both, their medians, and the ratio, over at least 5 turns."""
-    repeats = []
-    for call in sides:
-        call()
-        begin = time.perf_counter()
-        call()
-        repeats.append(max(1, math.ceil(TURN / (time.perf_counter() - begin))))
-    times: list[list[float]] = [[], []]
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[0]) < 5:
-        for call, count, found in zip(sides, repeats, times, strict=True):
-            begin = time.perf_counter()
-            for _ in range(count):
-                call()
-            found.append((time.perf_counter() - begin) / count)
-    theirs, ours = np.array(times)
-    return {
-        "torch_ms": float(np.median(theirs)) * 1e3,
-        "ours_ms": float(np.median(ours)) * 1e3,
-        "ratio": float(np.median(theirs / ours)),
-        "turns": len(ours),
-    }
+def flop(cell: str, layers: int, size: tuple[int, int, int], task: str) -> float:
+    """Of the matrix products of one call."""
+    B, T, H = size
+    forward = 2.0 * B * T * layers * gates(cell.lower()) * H * 2 * H
+    return forward if task == "forward" else 3 * forward
 
 
 def table(machine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
@@ -111,8 +99,8 @@ def table(machine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         f"{machine['commit']}. Written by `python benchmarks/torch_modules.py`; "
         "[torch_modules.json](torch_modules.json) has all times.",
         "",
-        "Speed relative to torch.nn's modules, call overhead included; milliseconds of ours in "
-        "parentheses.",
+        "Speed relative to torch.nn's modules, call overhead included; in parentheses milliseconds "
+        "of ours, and the shares of the machine's peak: ours, torch.nn's.",
     ]
     columns = [(task, threads) for task in TASKS for threads in (1, 2)]
     for cell in CELLS:
@@ -132,7 +120,7 @@ def table(machine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             cells = []
             for column in columns:
                 row = found.get((layers, *size, *column))
-                cells.append(f"{row['ratio']:.2f} ({row['ours_ms']:.3g})" if row else "")
+                cells.append(shown(row) if row else "")
             lines.append(f"| {layers}; {', '.join(map(str, size))} | " + " | ".join(cells) + " |")
         ratios = [row["ratio"] for row in found.values()]
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
@@ -141,6 +129,13 @@ def table(machine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             f"Of {len(ratios)} rows: lowest {min(ratios):.2f}, geometric mean {mean:.2f}.",
         ]
     return "\n".join(lines) + "\n"
+
+
+def shown(row: dict[str, Any]) -> str:
+    ours, theirs = (
+        100 * row["flop"] / (1e-3 * row[f"{side}_ms"] * row["peak"]) for side in ("ours", "torch")
+    )
+    return f"{row['ratio']:.2f} ({row['ours_ms']:.3g}; {ours:.0f} %, {theirs:.0f} %)"
 
 
 def wanted(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -191,9 +186,18 @@ def main() -> None:
         cf.set_num_threads(row["threads"])
         size = (row["size"][0], row["size"][1], row["size"][2])
         sides = calls(row["cell"], row["layers"], size, row["task"])
-        row |= measure(sides, arguments.seconds)
+        peak = fma_peak(row["threads"], PEAK_SECONDS).rate
+        found = measure(sides, arguments.seconds)
+        row |= {
+            "torch_ms": found.theirs,
+            "ours_ms": found.ours,
+            "ratio": found.ratio,
+            "turns": found.turns,
+            "peak": peak,
+            "flop": flop(row["cell"], row["layers"], size, row["task"]),
+        }
         rows.append(row)
-        print(*row.values(), flush=True)
+        print(*(row[key] for key in keys), shown(row), flush=True)
     if arguments.json:
         text = json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n"
         atomic_file.replace(arguments.json, [text.encode()])

@@ -625,7 +625,7 @@ def plain(
         options["mask_seed"] = int(seed)
     call = (of, of.cores[dtype], parameters_at, x_at[0], seq_len, batch, first_at, options)
     if keep:
-        result: tuple[Any, ...] = _Plain.apply(call, name, seed, x, *states, *parameters)
+        result: tuple[Any, ...] = _apply(call, name, seed, x, *states, *parameters)
         return result
     if packed and packed[0].dtype is dtype:
         options["packed"] = tuple([p.data_ptr() for p in packed])
@@ -684,6 +684,10 @@ class _Plain(torch.autograd.Function):  # type: ignore[misc]
         wanted = [d if wants else None for d, wants in zip(dfirst, wants_first, strict=False)]
         wanted += [None] * (len(wants_first) - len(wanted))
         return (None, None, None, dx, *wanted, *gradients)
+
+
+# Function.apply without its care for transforms of functions, which no plain call is part of.
+_apply: Any = super(torch.autograd.Function, _Plain).apply
 
 
 def _plain_backward(
