@@ -4,12 +4,17 @@ included; exact resuming; errors, signals and kills, of which all processes hear
 from __future__ import annotations
 
 import copy
+import json
 import os
 import pickle
+import re
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +25,8 @@ import charrnn_fast as cf
 import shared_trainings
 from cases import Array
 from charrnn_fast import distributed
+from charrnn_fast.cli import main
+from charrnn_fast.storage import configuration
 from charrnn_fast.text.documents import cut
 from charrnn_fast.training.update import Chunk, Numbers
 from shared_trainings import ADAM_EPS, BATCH, HIDDEN, SEQ_LEN, STEPS, TRAININGS
@@ -72,10 +79,12 @@ def run_processes(commands: Sequence[Sequence[str]], folder: Path, **more: str) 
         for rank, command in enumerate(commands)
     ]
     try:
-        ends = [process.communicate(timeout=120) for process in running]
+        ends = [process.communicate(timeout=60) for process in running]
     finally:
         for process in running:
-            process.kill()
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
     return [Done(p.returncode, *end) for p, end in zip(running, ends, strict=True)]
 
 
@@ -221,3 +230,411 @@ def test_streams_are_shared_out_in_order() -> None:
             group.rank, group.size = rank, size
             shares += [list(range(count))[group.share(count)]]
         assert shares == [part.tolist() for part in np.array_split(np.arange(count), size)]
+
+
+# ---- errors -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def heard(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder of `shared_failures.py`, and what each of the three processes got."""
+    folder = tmp_path_factory.mktemp("failures")
+    program = [str(TESTS / "shared_failures.py"), str(folder)]
+    done = run_processes([program] * 3, folder)
+    assert [one.status for one in done] == [0, 9, 0], done
+    return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(3)]
+
+
+def ended(rank: int, error: str) -> list[str]:
+    return ["EndedError", f"process {rank} has failed: {error}"]
+
+
+@pytest.mark.slow
+def test_what_processes_exchange(heard: tuple[Path, list[dict[str, Any]]]) -> None:
+    for rank, found in enumerate(heard[1]):
+        assert found["values"] == [
+            [3.0, pytest.approx(0.3)],
+            ["process 0", "process 1", "process 2"],
+            [0, "first"],
+            (0, 3, 5)[rank],
+            "the same in all",
+            f"<Group: process {rank} of 3>",
+        ]
+        assert found["trained"] == [6, 6, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "rank", "kind", "message"),
+    [
+        ("sum", 2, "ValueError", "bad"),
+        ("gather", 2, "ValueError", "bad"),
+        ("on_first", 2, "ValueError", "bad"),
+        ("check_equal", 2, "ValueError", "bad"),
+        ("work", 0, "OSError", "no space"),
+        (
+            "facts",
+            0,
+            "ValueError",
+            "seed must be the same in all processes, got 0 in process 0 and 1 in process 2",
+        ),
+        ("equal errors", 0, "ValueError", "in all"),
+        (
+            "pickle",
+            0,
+            "TypeError",
+            "a Group belongs to its process, and cannot be copied or pickled",
+        ),
+        (
+            "batch",
+            0,
+            "ValueError",
+            "batch_size must be at least the number of processes, 3, got 2",
+        ),
+        (
+            "settings",
+            0,
+            "ValueError",
+            "learning_rate must be the same in all processes, got 0.1 in process 0 and 0.2 in "
+            "process 2",
+        ),
+        (
+            "files",
+            0,
+            "ValueError",
+            "checkpoint_path must be the same in all processes, got None in process 0 and a file "
+            "in process 1",
+        ),
+        ("updated", 1, "ValueError", "bad"),
+        ("last updated", 2, "ValueError", "bad"),
+        ("no path", 1, "ValueError", "bad"),
+        (
+            "full disk",
+            0,
+            "OSError",
+            "[Errno 28] no space; {folder}/full disk.safetensors holds step 4: 'log'",
+        ),
+        ("evaluated", 0, "ValueError", "bad"),
+        ("started", 1, "ValueError", "bad"),
+        ("ended", 0, "ValueError", "bad"),
+        (
+            "apart",
+            0,
+            "RuntimeError",
+            "after step 3 the weights or the learning rate of process 2 differ from those of "
+            "process 0; no checkpoint has been written yet",
+        ),
+    ],
+)
+def test_all_processes_hear_of_an_error(
+    heard: tuple[Path, list[dict[str, Any]]], case: str, rank: int, kind: str, message: str
+) -> None:
+    """One raises it; of equal errors that is the first."""
+    folder, found = heard
+    message = message.format(folder=folder)
+    for other in range(3):
+        expected = [kind, message] if other == rank else ended(rank, f"{kind}: {message}")
+        assert found[other][case] == expected
+
+
+@pytest.mark.slow
+def test_errors_of_several_processes(heard: tuple[Path, list[dict[str, Any]]]) -> None:
+    found = heard[1]
+    expected = [ended(1, "ValueError: 1"), ["ValueError", "1"], ["ValueError", "2"]]
+    assert [one["two errors"] for one in found] == expected
+    kind, message = found[0]["diverged"]
+    assert kind == "FloatingPointError"
+    assert message.startswith("training has diverged: ")
+    for one in found[1:]:
+        assert one["diverged"] == ended(0, f"{kind}: {message}")
+    for rank in (0, 2):
+        kind, message = found[rank]["killed"]
+        assert kind == "LostError"
+        assert message.startswith(f"process {rank} of 3 has lost another one")
+
+
+@pytest.mark.slow
+def test_one_process_stops_all(heard: tuple[Path, list[dict[str, Any]]]) -> None:
+    """One update after it has asked for it, or at once from an evaluation."""
+    for found in heard[1]:
+        assert found["stop"] == [2, 2, 1]
+        assert found["stop at an evaluation"] == [3, 3, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "step"),
+    [
+        ("trained", 6),
+        ("updated", 2),
+        ("last updated", 6),
+        ("full disk", 4),
+        ("evaluated", 3),
+        ("ended", 6),
+        ("stop", 2),
+    ],
+)
+def test_all_save_before_an_error(
+    heard: tuple[Path, list[dict[str, Any]]], case: str, step: int
+) -> None:
+    _, config = configuration.read(heard[0] / f"{case}.safetensors")
+    assert config["training"]["num_steps"] == step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["started", "diverged", "apart", "files"])
+def test_nothing_is_saved_after_some_errors(
+    heard: tuple[Path, list[dict[str, Any]]], case: str
+) -> None:
+    assert not (heard[0] / f"{case}.safetensors").exists()
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+NAME = "model.safetensors"
+SETTINGS = [
+    *("--hidden-size", "48", "--num-layers", "1", "--batch-size", "9", "--seq-len", "20"),
+    *("--dropout", "0", "--recurrent-dropout", "0.1", "--sample-length", "0"),
+    *("--evaluate-every", "300", "--evaluate-length", "500"),
+]
+LONG = [*SETTINGS, "--steps", "600", "--checkpoint-every", "25"]
+
+
+def train(*options: str) -> list[str]:
+    return ["-m", "charrnn_fast", "train", "text.txt", "-o", NAME, *options]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_text(tmp_path)
+    return tmp_path
+
+
+def write_text(folder: Path) -> None:
+    (folder / "text.txt").write_text(shared_trainings.text() * 5)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The checkpoint of two processes that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_text(folder)
+    first, second = run_processes([train(*LONG)] * 2, folder)
+    assert first.status == second.status == 0, (first, second)
+    return (folder / NAME).read_bytes()
+
+
+@contextmanager
+def torchrun(folder: Path, *arguments: str, processes: int = 2, **more: str) -> Iterator[Any]:
+    """torchrun with `processes`, killed at the end if it still runs; more: its environment."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    running = subprocess.Popen(
+        [*TORCHRUN, str(processes), *arguments],
+        cwd=folder,
+        env=environment(**more),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        yield running
+    finally:
+        if running.poll() is None:
+            running.terminate()  # it ends its processes
+            running.communicate(timeout=60)
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint that a training may be replacing; 0 if there is none."""
+    if not path.exists():
+        return 0
+    return int(configuration.read(path)[1]["training"]["num_steps"])
+
+
+def wait_for(path: Path, step: int, running: Any) -> int:
+    """Waits until a training has saved a step, while it runs; returns that or a later one."""
+    for _ in range(6000):
+        if (reached := step_of(path)) >= step:
+            return reached
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def process_of(rank: int, mark: str) -> int:
+    """The process with this rank and the variable MARK."""
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            if {f"RANK={rank}".encode(), f"MARK={mark}".encode()} <= set(variables):
+                return int(folder.name)
+    raise AssertionError(f"process {rank} is not there")
+
+
+@pytest.mark.slow
+def test_one_line_begins_and_goes_on(folder: Path, undisturbed: bytes) -> None:
+    """`--resume auto` under torchrun: process 0 alone prints, and two parts are one whole."""
+    line = train("--resume", "auto", *LONG)
+    with torchrun(folder, *line, "--steps", "20") as running:
+        output, error = running.communicate(timeout=120)
+        assert running.returncode == 0, error
+    for text in ("20 steps, 0.2", "on 2 processes of ", "step 20  epoch", f"saved to {NAME}"):
+        assert output.count(text) == 1
+    assert (folder / "model.jsonl").read_text().count('"type": "evaluation"') == 1
+    first, second = run_processes([line] * 2, folder)
+    assert (first.status, first.error) == (0, "")
+    assert "length      600 steps" in first.output and "20 steps are done" in first.output
+    assert second == (0, "", "")
+    resumed, _ = configuration.read(folder / NAME)
+    (folder / NAME).write_bytes(undisturbed)
+    for name, tensor in configuration.read(folder / NAME)[0].items():
+        assert_same_bits(name, resumed[name], tensor)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_is_restarted_from_the_last_checkpoint(
+    folder: Path, undisturbed: bytes, rank: int
+) -> None:
+    """The result has the bits of a training that nothing disturbed."""
+    restarting = ["--max-restarts", "1", *train("--resume", "auto", *LONG)]
+    with torchrun(folder, *restarting, MARK=str(folder)) as running:
+        wait_for(folder / NAME, 50, running)
+        os.kill(process_of(rank, str(folder)), signal.SIGKILL)
+        output, error = running.communicate(timeout=120)
+    assert running.returncode == 0, error
+    assert output.count("length      600 steps") == 2
+    assert "steps are done" in output
+    assert (folder / NAME).read_bytes() == undisturbed
+    log = (folder / "model.jsonl").read_text().splitlines()
+    steps = [json.loads(line).get("step", 0) for line in log]
+    assert steps == sorted(steps)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_with_a_checkpoint(folder: Path, undisturbed: bytes) -> None:
+    line = train("--resume", "auto", *LONG)
+    with torchrun(folder, *line) as running:
+        saved = wait_for(folder / NAME, 50, running)
+        running.send_signal(signal.SIGINT)
+        output, error = running.communicate(timeout=120)
+    assert running.returncode != 0
+    found = re.findall(r"interrupted after step (\d+)\nto go on: charrnn-fast train", output)
+    assert len(found) == 1, (output, error)
+    assert "charrnn-fast: error" not in error
+    assert saved <= step_of(folder / NAME) == int(found[0]) < 600
+    for done in run_processes([line] * 2, folder):
+        assert done.status == 0, done.error
+    assert (folder / NAME).read_bytes() == undisturbed
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_ends_all(folder: Path) -> None:
+    with torchrun(folder, *train(*LONG), MARK=str(folder)) as running:
+        wait_for(folder / NAME, 50, running)
+        os.kill(process_of(1, str(folder)), signal.SIGTERM)
+        output, _ = running.communicate(timeout=120)
+    step = step_of(folder / NAME)
+    assert f"interrupted after step {step}\n" in output
+    assert output.count("interrupted") == 1
+
+
+def lines_of(done: Sequence[Done]) -> list[str]:
+    return [line for one in done for line in one.error.splitlines() if line.strip()]
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_is_printed_once(folder: Path) -> None:
+    """Each case: what the processes are given, their statuses, and the only line."""
+    (folder / "other.txt").write_text("abcdef" * 100)
+    line = train(*SETTINGS, "--steps", "2", "--overwrite")
+    other = [word.replace("text.txt", "other.txt") for word in line]
+    missing = [word.replace("text.txt", "missing.txt") for word in line]
+    cases: list[tuple[list[list[str]], list[int], str]] = [
+        ([line, missing], [1, 2], "missing.txt: No such file or directory"),
+        ([line, other], [2, 1], "text must be the same in all processes, got 15000 characters (f"),
+        (
+            [[*line[:3], "-", *line[4:]]] * 2,
+            [2, 1],
+            "text must be files, which each of the 2 processes reads, got standard input",
+        ),
+    ]
+    for commands, statuses, message in cases:
+        done = run_processes(commands, folder)
+        assert [one.status for one in done] == statuses, done
+        printed = lines_of(done)
+        assert len(printed) == 1, printed
+        assert printed[0].startswith(f"charrnn-fast: error: {message}")
+        assert done[1].output == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "variable", "expected"), [(None, "", 2), (3, "5", 3), (None, "5", 5)]
+)
+@pytest.mark.usefixtures("threads")
+def test_processes_share_the_cores_of_their_host(
+    monkeypatch: pytest.MonkeyPatch, asked: int | None, variable: str, expected: int
+) -> None:
+    """Unless they are told otherwise. Threads are set before anything is imported."""
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "2")
+    monkeypatch.delenv("CHARRNN_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("CHARRNN_NUM_THREADS", variable)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    cf.set_num_threads(int(variable or "4"))  # as it is at the start
+    with pytest.raises(ModuleNotFoundError), distributed.joined(threads=asked):
+        pass
+    assert cf.get_num_threads() == expected
+
+
+def test_resume_auto_needs_no_torchrun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    line = [*train("--resume", "auto", *SETTINGS)[2:], "--evaluate-every", "2", "--steps"]
+    assert main([*line, "2"]) == 0
+    assert main([*line, "4"]) == 0
+    assert main([*line, "4"]) == 0  # nothing is left to train
+    resumed = (folder / NAME).read_bytes()
+    once = [word for word in line if word not in ("--resume", "auto")]
+    assert main([*once, "4", "--overwrite"]) == 0
+    assert (folder / NAME).read_bytes() == resumed
+    # What begins a training is left out where one goes on.
+    (folder / NAME).rename(folder / "origin.safetensors")
+    fine = ["train", "text.txt", "-o", "fine.safetensors", "--init-from", "origin.safetensors"]
+    fine += ["--resume", "auto", "--batch-size", "9", "--seq-len", "20", "--sample-length", "0"]
+    assert main([*fine, "--steps", "2"]) == 0
+    assert main([*fine, "--steps", "3"]) == 0
+    assert step_of(folder / "fine.safetensors") == 3
+
+
+def test_a_text_may_follow_resume(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the word auto belongs to it."""
+    monkeypatch.chdir(folder)
+    options = [*SETTINGS, "--steps"]
+    (folder / "auto").write_text("ab" * 500)
+    assert main(["train", "text.txt", "auto", "-o", NAME, *options, "1"]) == 0
+    assert main(["train", "-o", NAME, *options, "2", "--resume", "text.txt", "auto"]) == 0
+    assert (
+        main(["train", "./auto", "-o", "auto.safetensors", "--resume", "auto", *options, "1"]) == 0
+    )
+    assert step_of(folder / NAME) == 2
+
+
+def test_what_resume_auto_refuses(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    line = train("--resume=auto", *SETTINGS, "--steps", "1")[2:]
+    (folder / NAME).write_bytes(b"something else")
+    for arguments, message in (
+        (line, f"{NAME} is no charrnn_fast checkpoint"),
+        ([*line, "--overwrite"], "argument --overwrite: not allowed with argument --resume"),
+        (["train", "text.txt", "--resume", "auto"], "-o is missing"),
+    ):
+        try:
+            status = main(arguments)
+        except SystemExit as stop:
+            status = int(str(stop.code))
+        assert status == 2
+        assert message in capsys.readouterr().err

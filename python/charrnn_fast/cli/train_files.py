@@ -133,7 +133,8 @@ def files_of(
 def check_readers(files: list[str], group: Group) -> None:
     """ValueError if several processes would read what can be read only once."""
     for file in files:
-        if group.size > 1 and (file == STANDARD_INPUT or not os.path.isfile(file)):
+        only_once = file == STANDARD_INPUT or (os.path.exists(file) and not os.path.isfile(file))
+        if group.size > 1 and only_once:
             raise ValueError(
                 f"text must be files, which each of the {group.size} processes reads, got "
                 f"{shown(file)}"

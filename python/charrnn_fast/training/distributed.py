@@ -9,6 +9,8 @@ Only `joined` imports PyTorch, for its gloo, and only where torchrun has started
 from __future__ import annotations
 
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -28,6 +30,7 @@ _MOST_VALUES = 7  # that one sum can have
 # torchrun ends processes whose peers hang or vanish. The time that one may work while the others
 # wait, as for an evaluation, has no bound.
 _TIMEOUT = timedelta(days=7)
+_PAUSE = 0.01  # seconds between looks into torchrun's store
 
 
 class EndedError(RuntimeError):
@@ -249,15 +252,23 @@ def joined(device: str = "cpu", threads: int | None = None) -> Iterator[Group]:
             name="torch",
         ) from None
     engine: Any = torch.distributed
-    backend, begun = _BACKENDS[device], engine.is_initialized()
-    if begun:  # by the program
+    backend, ours = _BACKENDS[device], None
+    if engine.is_initialized():  # by the program
         ours = engine.new_group(backend=backend, timeout=_TIMEOUT)
     else:
-        engine.init_process_group(backend, timeout=_TIMEOUT)
-        ours = None
+        rank = int(os.environ["RANK"])
+        try:
+            store = _own_store(engine, rank, size)
+            engine.init_process_group(
+                backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT
+            )
+        except RuntimeError as error:
+            first = str(error).partition("\n")[0]
+            raise LostError(f"process {rank} of {size} cannot reach the others: {first}") from error
     group = _TorchGroup(torch, ours)
     try:
         yield group
+        group.sum()  # all leave together, or hear of an error of another
     except (EndedError, LostError):
         raise
     except Exception as error:
@@ -265,6 +276,35 @@ def joined(device: str = "cpu", threads: int | None = None) -> Iterator[Group]:
     finally:
         with suppress(RuntimeError):  # of others that have gone
             engine.destroy_process_group(ours)
+
+
+def _own_store(engine: Any, rank: int, size: int) -> Any:
+    """torchrun's store, through which processes find each other, with names of this start's own.
+
+    After a restart torchrun gives the same store again (PyTorch 2.5 and later), with the addresses
+    of processes that have gone. So each draws a token. Process 0 draws the prefix of all names and
+    publishes it with the tokens that it sees, until each of the others has found its own there.
+    """
+    store, *_ = next(engine.rendezvous("env://", rank, size))
+    token = secrets.token_hex(8)
+
+    def seen(kind: str) -> list[str]:
+        keys = [f"charrnn_fast/{kind}/{other}" for other in range(1, size)]
+        return [store.get(key).decode() if store.check([key]) else "" for key in keys]
+
+    key = "charrnn_fast/start"
+    if rank == 0:
+        while seen("found") != [token] * (size - 1):
+            store.set(key, " ".join([token, *(one or "none" for one in seen("token"))]))
+            time.sleep(_PAUSE)
+        return engine.PrefixStore(token, store)
+    store.set(f"charrnn_fast/token/{rank}", token)
+    while True:
+        prefix, *tokens = store.get(key).decode().split() if store.check([key]) else [""]
+        if tokens[rank - 1 : rank] == [token]:
+            store.set(f"charrnn_fast/found/{rank}", prefix)
+            return engine.PrefixStore(prefix, store)
+        time.sleep(_PAUSE)
 
 
 def _variable(name: str) -> int:
