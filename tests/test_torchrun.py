@@ -23,6 +23,7 @@ import pytest
 
 import charrnn_fast as cf
 import shared_trainings
+import two_hosts
 from cases import Array
 from charrnn_fast import distributed
 from charrnn_fast.cli import main
@@ -638,3 +639,47 @@ def test_what_resume_auto_refuses(
             status = int(str(stop.code))
         assert status == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_hosts_train_as_two_processes_of_one(tmp_path: Path, undisturbed: bytes) -> None:
+    """Over a slow link, and with the checkpoint on the first host alone: the same bits."""
+    reason = two_hosts.why_not()
+    if reason:
+        pytest.skip(reason)
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for one in folders:
+        one.mkdir()
+        write_text(one)
+    for done in run_processes([train(*LONG, "--steps", "300")] * 2, folders[0]):
+        assert done.status == 0, done.error
+    line = ["--nproc-per-node", "1", *train("--resume", "auto", *LONG)]
+    with two_hosts.two_hosts("200mbit", 0.001) as hosts:
+        arguments = ["--nnodes", "2", "--master-addr", hosts.addresses[0], "--master-port", "7500"]
+        running = [
+            subprocess.Popen(
+                hosts.command(
+                    host,
+                    *(sys.executable, "-m", "torch.distributed.run"),
+                    *(*arguments, "--node-rank", str(host), *line),
+                ),
+                cwd=folders[host],
+                env=environment(GLOO_SOCKET_IFNAME=hosts.interface),
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            for host in (0, 1)
+        ]
+        try:
+            ends = [process.communicate(timeout=120) for process in running]
+        finally:
+            for process in running:
+                if process.poll() is None:
+                    process.terminate()
+                    process.communicate()
+    assert [process.returncode for process in running] == [0, 0], ends
+    assert "300 steps are done" in ends[0][0]
+    assert ends[1][0] == ""
+    assert (folders[0] / NAME).read_bytes() == undisturbed
+    assert sorted(path.name for path in folders[1].iterdir()) == ["text.txt"]
