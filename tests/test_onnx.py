@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -914,3 +915,29 @@ def test_constants_take_no_more_memory_than_the_file_is_worth() -> None:
         graph.node.insert(number, node)
     with pytest.raises(ValueError, match="W must be a constant of the file, got the computed 'W'"):
         load(stored)
+
+
+# ---- the document -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow  # imports PyTorch
+def test_the_document(model: cf.CharLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command writes the file that its blocks of Python, one program, begin with."""
+    pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    document = (Path(__file__).parents[1] / "docs" / "onnx.md").read_text(encoding="utf-8")
+    model.save(tmp_path / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    (command,) = re.findall(r"^charrnn-fast (.*)$", document, re.MULTILINE)
+    assert main(command.split()) == 0
+    blocks = re.findall(r"^```python\n(.*?)^```", document, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    made: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch about itself
+        exec("\n".join(blocks), made)
+    assert made["text"].startswith("the ") and len(made["text"]) == 105
+    assert repr(made["lstm"]) == "RNN(40, 64, cell='lstm', num_layers=2, dtype='float32')"
+    feeds = {"x": made["x"], "lengths": np.array([31, 7, 50]), "h_0": made["h_0"]}
+    found = made["session"].run(None, feeds)[0]
+    case = FeatureCase("gru", num_layers=2, bidirectional=True, seq_len=50, hidden_size=64)
+    assert_close("y", found, made["expected"], case.tolerance)

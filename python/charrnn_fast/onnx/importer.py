@@ -29,7 +29,7 @@ Array = NDArray[Any]
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
     "activation_alpha": None,  # of activations that are refused
     "activation_beta": None,
     "activations": None,
@@ -250,7 +250,7 @@ class _Layer:
     def _directions(self) -> int:
         direction = self._attributes.get("direction", b"forward")
         if direction not in (b"forward", b"bidirectional"):
-            name = direction.decode(errors="replace") if isinstance(direction, bytes) else direction
+            name = direction.decode(errors="replace")
             self._refuse(
                 f"direction must be 'forward' or 'bidirectional', got {name!r}: a network does not "
                 f"read backwards alone"
@@ -258,9 +258,7 @@ class _Layer:
         return 2 if direction == b"bidirectional" else 1
 
     def _integer(self, name: str) -> int:
-        value = self._attributes.get(name, _DEFAULTS[name])
-        if not isinstance(value, int):
-            self._refuse(f"{name} must be an integer, got {value!r}")
+        value: int = self._attributes.get(name, _DEFAULTS[name])
         return value
 
     def _kind(self) -> tuple[str, str]:
@@ -268,8 +266,6 @@ class _Layer:
         operator = self.node.op_type
         default = list(_ACTIVATIONS[operator]) * self.directions
         given = self._attributes.get("activations", [])
-        if not isinstance(given, list) or not all(isinstance(name, bytes) for name in given):
-            self._refuse(f"activations must be names, got {given!r}")
         names = [name.decode(errors="replace").capitalize() for name in given] or default
         is_relu = operator == "RNN" and names == ["Relu"] * self.directions
         if names != default and not is_relu:

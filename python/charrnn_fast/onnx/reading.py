@@ -9,7 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, checker, helper, inliner, numpy_helper
+from onnx import (
+    AttributeProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    checker,
+    helper,
+    inliner,
+    numpy_helper,
+)
 from onnx.external_data_helper import load_external_data_for_model
 from onnx.reference import ReferenceEvaluator
 
@@ -24,6 +33,19 @@ _OURS = ("", "ai.onnx")  # domains of ONNX's own operators
 _MOVING = ("Concat", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 # What makes zeros of zeros, whatever its other inputs are, which are shapes and indices.
 _KEEPING_ZEROS = (*_MOVING, "Cast", "Expand", "Gather", "Split", "Tile")
+
+
+_INTEGER = ("an integer", AttributeProto.INT)
+_INTEGERS = ("integers", AttributeProto.INTS)
+_TYPES = {
+    **dict.fromkeys(("axis", "hidden_size", "input_forget", "layout"), _INTEGER),
+    **dict.fromkeys(("linear_before_reset", "value_int"), _INTEGER),
+    **dict.fromkeys(("axes", "ends", "perm", "starts", "value_ints"), _INTEGERS),
+    "activations": ("names", AttributeProto.STRINGS),
+    "direction": ("a name", AttributeProto.STRING),
+    "value_float": ("a number", AttributeProto.FLOAT),
+    "value_floats": ("numbers", AttributeProto.FLOATS),
+}
 
 
 def parsed(source: StrPath | bytes | ModelProto) -> ModelProto:
@@ -60,10 +82,21 @@ def name_of(node: NodeProto) -> str:
 
 
 def attributes_of(node: NodeProto) -> dict[str, Any]:
-    try:
-        return {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    except ValueError as error:
-        raise ValueError(f"{node.op_type} {name_of(node)!r}: {error}") from None
+    """The attributes of one of ONNX's own operators; ValueError if one has the wrong type."""
+    made = {}
+    for attribute in node.attribute:
+        try:
+            value = helper.get_attribute_value(attribute)
+        except ValueError:  # of a type that is none
+            value = None
+        takes, kind = _TYPES.get(attribute.name, ("", attribute.type))
+        if value is None or attribute.type != kind:
+            raise ValueError(
+                f"{node.op_type} {name_of(node)!r}: {attribute.name} must be {takes or 'a value'}, "
+                f"got {value!r}"
+            )
+        made[attribute.name] = value
+    return made
 
 
 def input_of(node: NodeProto, index: int) -> str:
@@ -118,7 +151,7 @@ class Graph:
                 made.add(name)
             for name in dict.fromkeys(filter(None, node.input)):
                 self.readers.setdefault(name, []).append(node)
-            if node.domain in _OURS and node.output:
+            if node.domain in _OURS and output_of(node):
                 self._fold(node)
                 self._trace(node)
 
@@ -210,13 +243,13 @@ class Graph:
     def _trace(self, node: NodeProto) -> None:
         """Follows a y through a node that moves its axes."""
         path = self.paths.get(input_of(node, 0))
+        if path is None and not is_recurrent(node):
+            return
         attributes = attributes_of(node)
         made: Path | None = None
-        if is_recurrent(node):
+        if path is None or is_recurrent(node):
             directions = 2 if attributes.get("direction") == b"bidirectional" else 1
             made = Path(output_of(node), directions, "btdh" if attributes.get("layout") else "tdbh")
-        elif path is None:
-            return
         elif node.op_type == "Identity" or (node.op_type == "Dropout" and len(node.input) < 3):
             made = path
         elif node.op_type == "Transpose":
@@ -232,7 +265,7 @@ class Graph:
             made = _joined([self.paths.get(n) for n in node.input], attributes.get("axis"))
         elif node.op_type == "Reshape":
             made = _reshaped(path, self._integers(node, 1))
-        if made is not None and output_of(node):
+        if made is not None:
             self.paths[output_of(node)] = made
 
     def _integers(self, node: NodeProto, index: int) -> list[int] | None:
