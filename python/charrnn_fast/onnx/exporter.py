@@ -134,9 +134,9 @@ class _Call:
             raise ValueError(
                 f"{called('lengths')} must be False with {called('form')}='step': a step has none"
             )
-        kind = (rnn.cell, rnn.nonlinearity)
-        if kind not in FORMS or kind not in steps.CELLS:
-            takes = ", ".join(sorted({repr(cell) for cell, _ in FORMS}))
+        self._kind = (rnn.cell, rnn.nonlinearity)
+        if self._kind not in steps.CELLS:
+            takes = ", ".join(sorted({repr(cell) for cell, _ in steps.CELLS}))
             raise ValueError(f"the cell of an export must be one of {takes}, got {rnn.cell!r}")
         size = rnn.core.num_parameters * rnn.dtype.itemsize
         if size > _LARGEST:
@@ -153,7 +153,7 @@ class _Call:
         """Whether ONNX's recurrent operators compute the layers."""
         rnn = self.rnn
         plain = not (rnn.layer_norm or rnn.proj_size or any(rnn.zoneout))
-        return plain and rnn.dtype == np.float32
+        return plain and rnn.dtype == np.float32 and self._kind in FORMS
 
     def inputs(self) -> list[Value]:
         rows: tuple[str, ...] = ("B",) if self.is_step else ("T", "B")
