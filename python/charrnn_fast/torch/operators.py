@@ -104,8 +104,7 @@ def _contiguous(name: str, tensor: Any, dtype: Any, shape: tuple[int, ...]) -> A
 
 
 def _empty(shape: tuple[int, ...], like: Any) -> Any:
-    """A contiguous tensor; `like` is contiguous too."""
-    # by far the fastest way to a tensor
+    """A contiguous tensor; `like` is contiguous too. Of its shape is the fastest."""
     return torch.empty_like(like) if like.shape == shape else like.new_empty(shape)
 
 
@@ -215,33 +214,12 @@ def _sequence(
     name: str,
     keep: bool,
 ) -> tuple[Any, ...]:
-    y, states, tape = _forward(
-        x, h_0, c_0, parameters, offsets, streams, seed, packed, batch, name, keep
-    )
-    h_n, c_n = (*states, x.new_empty(0))[:2]
-    return y, h_n, c_n, x.new_empty(0) if tape is None else tape
-
-
-def _forward(
-    x: Any,
-    h_0: Any,
-    c_0: Any,
-    parameters: Tensors,
-    offsets: Any,
-    streams: Any,
-    seed: Any,
-    packed: Tensors,
-    batch: int,
-    name: str,
-    keep: bool,
-) -> tuple[Any, list[Any], Any]:
-    """y, the last states and, with keep, the tape."""
     call = _Call(x, batch, parameters, offsets, streams, seed, name)
     x = call.x
     state_0 = call.states("{}_0", h_0, c_0)
     y = _empty((*x.shape[:-1], call.network.hidden_width), x)
     state_n = call.new_states(y)
-    tape = None
+    tape = x.new_empty(0)
     if keep:
         tape = torch.from_numpy(call.core.new_tape(call.tape_elements()))
         call.options["tape"] = tape.data_ptr()
@@ -258,9 +236,10 @@ def _forward(
             [state.data_ptr() for state in state_n],
             **call.options,
         )
-    elif tape is not None:  # the kernels take at least one row
+    else:  # the kernels take at least one row
         tape.zero_()
-    return y, state_n, tape
+    h_n, c_n = (*state_n, x.new_empty(0))[:2]
+    return y, h_n, c_n, tape
 
 
 def _packed(core: Any, dtype: Any, packed: Tensors) -> tuple[int, ...]:
@@ -302,29 +281,6 @@ def _sequence_backward(
     name: str,
     wants_dx: bool,
 ) -> tuple[Any, ...]:
-    dx, states, gradients = _backward(
-        x, parameters, offsets, streams, seed, tape, dy, dh_n, dc_n, batch, name, wants_dx, True
-    )
-    dh_0, dc_0 = (*states, x.new_empty(0))[:2]
-    return x.new_empty(0) if dx is None else dx, dh_0, dc_0, gradients
-
-
-def _backward(
-    x: Any,
-    parameters: Tensors,
-    offsets: Any,
-    streams: Any,
-    seed: Any,
-    tape: Any,
-    dy: Any,
-    dh_n: Any,
-    dc_n: Any,
-    batch: int,
-    name: str,
-    wants_dx: bool,
-    wants_states: bool,
-) -> tuple[Any, list[Any], list[Any]]:
-    """The gradients of x, of the initial states (where wanted) and of the parameters."""
     call = _Call(x, batch, parameters, offsets, streams, seed, name)
     elements = call.tape_elements()
     if tape.shape != (elements,):
@@ -336,11 +292,12 @@ def _backward(
     dy_at = call.address("dy", dy, (*x.shape[:-1], call.network.hidden_width))
     dstate_n = call.states("d{}_n", dh_n, dc_n)
     x = call.x
-    dx = torch.empty_like(x) if wants_dx else None
-    dstate_0 = call.new_states(x) if wants_states else []
+    dx = _empty(x.shape if wants_dx else (0,), x)
+    dstate_0 = call.new_states(x)
+    dh_0, dc_0 = (*dstate_0, x.new_empty(0))[:2]
     gradients = [torch.empty_like(p) for p in call.parameters]
     if not batch:
-        return dx, dstate_0, [g.zero_() for g in gradients]
+        return dx, dh_0, dc_0, [g.zero_() for g in gradients]
     call.core.backward(
         [p.data_ptr() for p in call.parameters],
         x.data_ptr(),
@@ -349,12 +306,12 @@ def _backward(
         tape_at,
         dy_at,
         dstate_n,
-        0 if dx is None else dx.data_ptr(),
-        [state.data_ptr() for state in dstate_0] or None,
+        dx.data_ptr() if wants_dx else 0,
+        [state.data_ptr() for state in dstate_0],
         [g.data_ptr() for g in gradients],
         **call.options,
     )
-    return dx, dstate_0, gradients
+    return dx, dh_0, dc_0, gradients
 
 
 # ---- shapes, for compilers and exporters --------------------------------------------------------
