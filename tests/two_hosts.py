@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import NamedTuple
 
@@ -147,7 +147,7 @@ def _relay(host: int, delay: float) -> None:
     for work in (take, pass_on):
         threading.Thread(target=work, daemon=True).start()
     print("ready", flush=True)
-    with connection.makefile("rb") as received:
+    with suppress(ConnectionResetError), connection.makefile("rb") as received:
         while head := received.read(4):
             os.write(device, received.read(struct.unpack(">I", head)[0]))
 
