@@ -197,13 +197,12 @@ def measured_table(sides: dict[str, list[Sizes]], rates: dict[str, float]) -> st
                     milliseconds(one.step),
                     milliseconds(apart.step),
                     milliseconds(two.step),
-                    f"{apart.step / two.step:.0%}",
                     milliseconds(two.gradient_sum),
                     computed,
                     milliseconds(two.short_sum),
                 ]
             )
-    names = ["H, B", "link", "MB sent", "ms, one", "ms, two apart", "ms, two", "kept"]
+    names = ["H, B", "link", "MB sent", "ms, one", "ms, two apart", "ms, two"]
     return table([*names, "ms, sum", "ms, computed", "ms, short sum"], rows)
 
 

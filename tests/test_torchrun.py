@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -683,3 +684,48 @@ def test_two_hosts_train_as_two_processes_of_one(tmp_path: Path, undisturbed: by
     assert ends[1][0] == ""
     assert (folders[0] / NAME).read_bytes() == undisturbed
     assert sorted(path.name for path in folders[1].iterdir()) == ["text.txt"]
+
+
+# ---- the document -------------------------------------------------------------------------------
+
+
+def document(language: str) -> list[str]:
+    text = (TESTS.parent / "docs" / "torchrun.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_program_of_the_document(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one process."""
+    monkeypatch.chdir(folder)
+    (folder / "text.txt").rename(folder / "input.txt")
+    (program,) = document("python")
+    exec(program, {})
+    assert step_of(folder / "trained.safetensors") == 20
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_document(folder: Path) -> None:
+    """The program and the first line, twice: it begins, and finds nothing left to do."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    (folder / "text.txt").rename(folder / "input.txt")
+    _, line, *_ = document("sh")
+    (program,) = document("python")
+    (folder / "program.py").write_text(program)
+    for name, module in (("torchrun", "torch.distributed.run"), ("charrnn-fast", "charrnn_fast")):
+        script = folder / name
+        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {module} "$@"\n')
+        script.chmod(0o755)
+    variables = environment(PATH=f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def run(command: str) -> str:
+        done = subprocess.run(
+            command, shell=True, cwd=folder, env=variables, text=True, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "200 steps, " in run(line)
+    assert step_of(folder / NAME) == 200
+    assert "nothing left to train" in run(line)
+    run("torchrun --standalone --nproc-per-node 2 program.py")
+    assert step_of(folder / "trained.safetensors") == 20
