@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch.distributed
 import charrnn_fast as cf
 from charrnn_fast.callbacks import Callback
 from charrnn_fast.distributed import Group, joined
+from charrnn_fast.training import trainer
 
 RANK, FOLDER = int(os.environ["RANK"]), Path(sys.argv[1])
 SAME = "the same in all"
@@ -48,11 +50,11 @@ def checked(group: Group, *callbacks: Callback, path: str = "", **options: Any) 
     model = cf.CharLM(corpus.vocabulary, hidden_size=4, num_layers=1)
     file = FOLDER / f"{path}.safetensors" if path else None
     settings = {"batch_size": 3, "seq_len": 5, "evaluate_every": 3, **options}
-    trainer = cf.Trainer(
+    made = cf.Trainer(
         model, corpus, checkpoint_path=file, callbacks=callbacks, group=group, **settings
     )
-    trainer.fit(steps=6, progress=False)
-    return [trainer.num_steps, trainer.saved_step, len(trainer.history)]
+    made.fit(steps=6, progress=False)
+    return [made.num_steps, made.saved_step, len(made.history)]
 
 
 def values(group: Group) -> list[Any]:
@@ -71,8 +73,18 @@ def values(group: Group) -> list[Any]:
     ]
 
 
-def set_rate(trainer: cf.Trainer) -> None:
-    trainer.optimizer.lr = 0.5
+def set_rate(changed: cf.Trainer) -> None:
+    changed.optimizer.lr = 0.5
+
+
+def signalled(_: object) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def evaluated_in_pieces(group: Group) -> list[Any]:
+    """Processes exchange at each piece of an evaluation, as they do in a long one."""
+    trainer._AGREED_PERIOD = -1.0
+    return checked(group, Acts("updated", 2, 3, signalled), path="in an evaluation")
 
 
 BAD = ValueError("bad")
@@ -114,6 +126,8 @@ CASES: dict[str, Callable[[Group], Any]] = {
         group, optimizer="sgd", learning_rate=1e39, clip_norm=None, path="diverged"
     ),
     "apart": lambda group: checked(group, Acts("updated", 2, 1, set_rate), path="apart"),
+    "signal": lambda group: checked(group, Acts("updated", 1, 1, signalled), path="signal"),
+    "in an evaluation": evaluated_in_pieces,
     "killed": lambda group: os._exit(9) if RANK == 1 else group.sum(),
 }
 
@@ -126,6 +140,6 @@ if __name__ == "__main__":
         try:
             with joined() as group:
                 found[name] = case(group)
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             found[name] = [type(error).__name__, str(error)]
         (FOLDER / f"{RANK}.json").write_text(json.dumps(found))

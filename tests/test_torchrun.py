@@ -28,6 +28,7 @@ import two_hosts
 from cases import Array
 from charrnn_fast import distributed
 from charrnn_fast.cli import main
+from charrnn_fast.cli.train_files import check_readers
 from charrnn_fast.storage import configuration
 from charrnn_fast.text.documents import cut
 from charrnn_fast.training.update import Chunk, Numbers
@@ -364,6 +365,19 @@ def test_one_process_stops_all(heard: tuple[Path, list[dict[str, Any]]]) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("case", "step"), [("signal", 2), ("in an evaluation", 3)])
+def test_a_signal_to_one_process_interrupts_all(
+    heard: tuple[Path, list[dict[str, Any]]], case: str, step: int
+) -> None:
+    """After the same update; an evaluation is due when it is resumed."""
+    assert [found[case] for found in heard[1]] == [["KeyboardInterrupt", ""]] * 3
+    training = configuration.read(heard[0] / f"{case}.safetensors")[1]["training"]
+    assert training["num_steps"] == step
+    assert training["evaluation_due"] == (case == "in an evaluation")
+    assert training["history"] == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "step"),
     [
@@ -556,11 +570,6 @@ def test_an_error_of_one_process_is_printed_once(folder: Path) -> None:
     cases: list[tuple[list[list[str]], list[int], str]] = [
         ([line, missing], [1, 2], "missing.txt: No such file or directory"),
         ([line, other], [2, 1], "text must be the same in all processes, got 15000 characters (f"),
-        (
-            [[*line[:3], "-", *line[4:]]] * 2,
-            [2, 1],
-            "text must be files, which each of the 2 processes reads, got standard input",
-        ),
     ]
     for commands, statuses, message in cases:
         done = run_processes(commands, folder)
@@ -589,6 +598,21 @@ def test_processes_share_the_cores_of_their_host(
     with pytest.raises(ModuleNotFoundError), distributed.joined(threads=asked):
         pass
     assert cf.get_num_threads() == expected
+
+
+def test_several_processes_read_files_alone(tmp_path: Path) -> None:
+    """Each reads the text: what can be read only once is refused."""
+    pipe, file = tmp_path / "pipe", tmp_path / "file"
+    os.mkfifo(pipe)
+    file.write_text("text")
+    alone, one_of_two = distributed.Group(), distributed.Group()
+    one_of_two.size = 2
+    for text, name in (("-", "standard input"), (str(pipe), str(pipe))):
+        check_readers([text], alone)
+        message = f"text must be files, which each of the 2 processes reads, got {name}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            check_readers([str(file), text], one_of_two)
+    check_readers([str(file), str(tmp_path / "missing")], one_of_two)  # which others tell
 
 
 def test_resume_auto_needs_no_torchrun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -704,28 +728,35 @@ def test_the_program_of_the_document(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_document(folder: Path) -> None:
-    """The program and the first line, twice: it begins, and finds nothing left to do."""
+def test_the_program_of_the_document_by_two_processes(folder: Path) -> None:
+    (folder / "text.txt").rename(folder / "input.txt")
+    (program,) = document("python")
+    (folder / "program.py").write_text(program)
+    for done in run_processes([["program.py"]] * 2, folder):
+        assert (done.status, done.error) == (0, "")
+    assert step_of(folder / "trained.safetensors") == 20
+
+
+@pytest.mark.slow
+def test_the_command_of_the_document(folder: Path) -> None:
+    """With a smaller network and fewer steps."""
     pytest.importorskip("torch", reason="PyTorch is not installed")
     (folder / "text.txt").rename(folder / "input.txt")
     _, line, *_ = document("sh")
-    (program,) = document("python")
-    (folder / "program.py").write_text(program)
     for name, module in (("torchrun", "torch.distributed.run"), ("charrnn-fast", "charrnn_fast")):
         script = folder / name
         script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {module} "$@"\n')
         script.chmod(0o755)
-    variables = environment(PATH=f"{folder}{os.pathsep}{os.environ['PATH']}")
-
-    def run(command: str) -> str:
-        done = subprocess.run(
-            command, shell=True, cwd=folder, env=variables, text=True, capture_output=True
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert "200 steps, " in run(line)
-    assert step_of(folder / NAME) == 200
-    assert "nothing left to train" in run(line)
-    run("torchrun --standalone --nproc-per-node 2 program.py")
-    assert step_of(folder / "trained.safetensors") == 20
+    assert "--steps 200" in line
+    done = subprocess.run(
+        line.replace("--steps 200", "--steps 20 --hidden-size 16"),
+        shell=True,
+        cwd=folder,
+        env=environment(PATH=f"{folder}{os.pathsep}{os.environ['PATH']}"),
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "20 steps, " in done.stdout
+    assert step_of(folder / NAME) == 20
