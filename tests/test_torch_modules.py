@@ -605,6 +605,7 @@ def test_who_watches_calls_sees_operators() -> None:
     assert_equal(one(negated), one(half))
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
 def test_plain_gradients_in_the_midst_of_others() -> None:
     """Saved tensors that hooks replace, hooks of tensors and accumulation in .grad."""
     module, x = modules.LSTM(3, 4, num_layers=2), torch.rand(5, 2, 3, requires_grad=True)
@@ -619,6 +620,12 @@ def test_plain_gradients_in_the_midst_of_others() -> None:
         result = module(x)
     assert len(packed) == 2 + len(list(module.parameters()))
     assert_equal(gradients(module, result, x), wanted)
+    for context in (torch.autograd.detect_anomaly, torch.autograd.graph.save_on_cpu):
+        with context():
+            result = module(x)
+            assert_equal(gradients(module, result, x), wanted)
+    with torch.device("cpu"):
+        assert_equal(module(x), result)
     handle = module.weight_hh_l0.register_hook(lambda gradient: 2 * gradient)
     doubled = gradients(module, module(x), x)
     handle.remove()
