@@ -27,6 +27,8 @@ ort: Any = pytest.importorskip(
     "onnxruntime", reason="ONNX Runtime is not installed: pip install onnxruntime"
 )
 
+from onnx.reference import ReferenceEvaluator  # noqa: E402
+
 from charrnn_fast.onnx import export, exporter, importer, load, to_model  # noqa: E402
 from charrnn_fast.onnx.nodes import FORMS  # noqa: E402
 from charrnn_fast.onnx.steps import CELLS  # noqa: E402
@@ -127,6 +129,24 @@ def test_a_sequence(case: FeatureCase) -> None:
         assert not found[0][padding].any()
         for f, first in zip(found[1:], parts(case.state()), strict=True):
             assert_same_bits("the state of a row without steps", f[:, 2], first[:, 2])
+
+
+@pytest.mark.parametrize("unit", ALL_UNITS)
+def test_another_program_that_runs_onnx(unit: str) -> None:
+    """ONNX's own evaluator, in NumPy; of its recurrent operators it lacks lengths and relu."""
+    base = FeatureCase(unit, num_layers=2, output_size=3, mask_seed=None)
+    cases = [base.but(layer_norm=True), base.but(dtype="float64", tokens=True, ragged=True)]
+    if unit != "rnn_relu":
+        cases += [base, base.but(bidirectional=True), base.but(tokens=True)]
+    for case in cases:
+        rnn = network(case)
+        model = to_model(rnn, tokens=case.tokens, lengths=case.ragged)
+        evaluator = ReferenceEvaluator(model)
+        lengths = [case.lengths()] if case.ragged else []
+        given = [case.x(), *lengths, *parts(case.state())]
+        found = evaluator.run(None, dict(zip(evaluator.input_names, given, strict=True)))
+        for f, e in zip(found, expected_results(case, rnn), strict=True):
+            assert_close("result", f, e, case.tolerance)
 
 
 @pytest.mark.parametrize("unit", ALL_UNITS)

@@ -296,7 +296,7 @@ class _Nodes(_Stack):
             self.y = graph.add("Gather", ids, self.y)
             depth = graph.constant("input_size", np.array(rnn.input_size))
             values = graph.constant("off_on", np.array([0, 1], rnn.dtype))
-            self.y = graph.add("OneHot", self.y, depth, values)
+            self.y = graph.add("OneHot", self.y, depth, values, axis=-1)
         if self._is_step:
             self.y = graph.add("Unsqueeze", self.y, graph.integers(0))
         if self._lengths:

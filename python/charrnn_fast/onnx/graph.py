@@ -33,7 +33,7 @@ class Graph:
 
     def constant(self, name: str, value: Array) -> str:
         """A constant of this name, which may be asked for again."""
-        self._constants.setdefault(name, np.ascontiguousarray(value))
+        self._constants.setdefault(name, np.asarray(value, order="C"))
         return name
 
     def number(self, name: str, value: float) -> str:
