@@ -635,14 +635,22 @@ def test_onnxs_own_tests(name: str) -> None:
     assert checked == len(expected)
 
 
-@pytest.mark.parametrize("name", ["keras_lstm", "keras_bidirectional"])
-def test_a_file_of_keras(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "cell", "num_layers", "bidirectional"),
+    [
+        ("keras_lstm", "lstm", 2, False),
+        ("keras_bidirectional", "lstm", 2, True),
+        ("keras2_gru", "gru", 2, False),
+        ("keras2_bidirectional_gru", "gru", 1, True),
+    ],
+)
+def test_a_file_of_keras(name: str, cell: str, num_layers: int, bidirectional: bool) -> None:
     """Written by tf2onnx, with the y of Keras: `kept/onnx/write_keras.py`."""
     rnn, stored = load(KEPT / f"{name}.onnx"), np.load(KEPT / f"{name}.npz")
-    assert (rnn.cell, rnn.num_layers, rnn.output_size, rnn.bias) == ("lstm", 2, 5, "single")
-    assert rnn.bidirectional == (name == "keras_bidirectional")
+    assert (rnn.cell, rnn.num_layers, rnn.bidirectional) == (cell, num_layers, bidirectional)
+    assert (rnn.output_size, rnn.bias) == (5, "single" if cell == "lstm" else True)
     y, _ = rnn.forward(np.ascontiguousarray(stored["x"].swapaxes(0, 1)))
-    case = FeatureCase("lstm", num_layers=2, seq_len=6, hidden_size=4, output_size=5)
+    case = FeatureCase(cell, num_layers=num_layers, seq_len=6, hidden_size=4, output_size=5)
     assert_close("y", y.swapaxes(0, 1), stored["y"], case.tolerance)
 
 
