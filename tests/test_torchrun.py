@@ -36,7 +36,7 @@ from shared_trainings import ADAM_EPS, BATCH, HIDDEN, SEQ_LEN, STEPS, TRAININGS
 from tolerances import assert_close, assert_same_bits, of_adam, shared_out
 
 TESTS = Path(__file__).parent
-KINDS = ("at once", "resumed", "split anew")
+NEEDS = "PyTorch is not installed: pip install 'charrnn_fast[torch]'"
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -60,7 +60,7 @@ def free_port() -> str:
 
 def run_processes(commands: Sequence[Sequence[str]], folder: Path, **more: str) -> list[Done]:
     """Runs Python's commands as the processes of one training, as torchrun starts them."""
-    pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("torch", reason=NEEDS)
     port, size = free_port(), str(len(commands))
     running = [
         subprocess.Popen(
@@ -444,7 +444,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @contextmanager
 def torchrun(folder: Path, *arguments: str, processes: int = 2, **more: str) -> Iterator[Any]:
     """torchrun with `processes`, killed at the end if it still runs; more: its environment."""
-    pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("torch", reason=NEEDS)
     running = subprocess.Popen(
         [*TORCHRUN, str(processes), *arguments],
         cwd=folder,
@@ -740,7 +740,7 @@ def test_the_program_of_the_document_by_two_processes(folder: Path) -> None:
 @pytest.mark.slow
 def test_the_command_of_the_document(folder: Path) -> None:
     """With a smaller network and fewer steps."""
-    pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("torch", reason=NEEDS)
     (folder / "text.txt").rename(folder / "input.txt")
     _, line, *_ = document("sh")
     for name, module in (("torchrun", "torch.distributed.run"), ("charrnn-fast", "charrnn_fast")):
