@@ -45,7 +45,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _MACHINE = ("bench", "executors", "memory", "out_of_memory", "processors", "scaling", "threads")
 _GROUPS = {
     "test_cpp.py": "cpp",
-    "test_cuda_emulator.py": "emulator",
+    "test_cuda.py": "emulator",
     "test_installed.py": "installed",
     "test_registry.py": "installed",
     "test_torchrun.py": "torchrun",

@@ -1,7 +1,9 @@
 """A program: networks, models and trainers give the same results on a device as on the CPU.
 
-It takes the folder of the module guarded_device (tests/cpp/guarded_module.cpp). Its device ends the
-program if anything but the device's own kernels and copies accesses its memory.
+It takes the folder of a module with a device, and its name: guarded_device
+(tests/cpp/guarded_module.cpp), whose device ends the program if anything but the device's own
+kernels and copies accesses its memory; or emulated_device (tests/cuda/emulated_module.cpp), with
+the orders in which the emulator runs the threads.
 """
 
 from __future__ import annotations
@@ -97,23 +99,26 @@ def on_device(device: object) -> None:
         setattr(_core, name, functools.partial(getattr(_core, name), device=device))
 
 
-def main(folder: str) -> None:
+def main(folder: str, name: str = "guarded_device", *orders: str) -> None:
     expected = results()
     sys.path.insert(0, folder)
-    guarded_device = importlib.import_module("guarded_device")
-    on_device(guarded_device.device)
+    module = importlib.import_module(name)
+    on_device(module.device)
     network = _core.ModelFloat32("gru", 2, 3, 0, 1, "none")
     first, second = network.parameter("weight_hh_l0"), network.parameter("weight_hh_l0")
     assert not np.shares_memory(first, second), "the CPU's memory"
-    found = results()
-    assert len(found) == len(expected)
-    different = [
-        number
-        for number, (a, b) in enumerate(zip(expected, found, strict=True))
-        if (a.dtype, a.shape, a.tobytes()) != (b.dtype, b.shape, b.tobytes())
-    ]
-    print(f"{len(found)} results, {len(different)} different: {different}")
+    for order in orders or [""]:
+        if order:
+            module.set_order(int(order))
+        found = results()
+        assert len(found) == len(expected)
+        different = [
+            number
+            for number, (a, b) in enumerate(zip(expected, found, strict=True))
+            if (a.dtype, a.shape, a.tobytes()) != (b.dtype, b.shape, b.tobytes())
+        ]
+        print(f"{len(found)} results, {len(different)} different: {different}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -242,24 +242,3 @@ def test_a_project_has_the_sources_in_it(outside: Path) -> None:
     assert "bindings" not in steps
     run("cmake", "--install", folder / "build", "--prefix", folder / "prefix")
     assert not list(folder.glob("prefix/**/*charrnn*"))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
-def test_cells_compile_as_device_code(tmp_path: Path) -> None:
-    output = run(
-        "nvcc",
-        "-std=c++20",
-        "-arch=sm_80",
-        "-Xptxas=-v",
-        f"-I{ROOT / 'cpp' / 'include'}",
-        f"-I{ROOT / 'cuda'}",
-        "-c",
-        ROOT / "cuda" / "kernels" / "pointwise.cu",
-        "-o",
-        tmp_path / "pointwise.o",
-    )
-    spills = re.findall(r"(\d+) bytes spill stores", output)
-    # each cell, forward and backward, in two precisions
-    assert len(spills) == 4 * len(_core.cells)
-    assert set(spills) == {"0"}

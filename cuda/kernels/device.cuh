@@ -41,6 +41,42 @@ inline void check(cudaError_t status, const char* what) {
     throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
+// ---- the host's side ----------------------------------------------------------------------
+constexpr const char* device_name = "cuda";
+
+inline Stream new_stream() {
+  Stream stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
+  return stream;
+}
+// Null when out of memory.
+inline void* allocate_bytes(std::size_t bytes) {
+  void* memory = nullptr;
+  if (cudaMalloc(&memory, bytes > 0 ? bytes : 1) == cudaSuccess) return memory;
+  (void)cudaGetLastError();  // else the next launch would report it
+  return nullptr;
+}
+inline void release_bytes(void* memory) { (void)cudaFree(memory); }
+inline void wait_for(Stream stream) { check(cudaStreamSynchronize(stream), "work of the device"); }
+// Has read `from` when it returns: memory that is not pinned is copied first.
+inline void copy_in(Stream stream, const void* from, std::size_t bytes, void* to) {
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream), "copy to the device");
+  cudaPointerAttributes attributes;
+  check(cudaPointerGetAttributes(&attributes, from), "copy to the device");
+  if (attributes.type != cudaMemoryTypeUnregistered) wait_for(stream);
+}
+// Has written `to` when it returns.
+inline void copy_out(Stream stream, const void* from, std::size_t bytes, void* to) {
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream), "copy from the device");
+  wait_for(stream);
+}
+inline void copy_within(Stream stream, const void* from, std::size_t bytes, void* to) {
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "copy on the device");
+}
+inline void set_zero(Stream stream, void* to, std::size_t bytes) {
+  check(cudaMemsetAsync(to, 0, bytes, stream), "zeros on the device");
+}
+
 // Throws std::runtime_error if the card refuses the launch.
 template <class... P, class... A>
 void launch(const Grid& grid, Stream stream, void (*kernel)(P...), A&&... arguments) {
@@ -365,6 +401,27 @@ using Mbarrier = cuda_emulator::Mbarrier;
 using Grid = cuda_emulator::Grid;
 using cuda_emulator::full_warp;
 using Where = cuda_emulator::Where;
+
+// ---- the host's side ----------------------------------------------------------------------
+constexpr const char* device_name = "emulated";
+
+inline Stream new_stream() { return new cuda_emulator::Stream; }
+inline void* allocate_bytes(std::size_t bytes) { return cuda_emulator::allocate(bytes); }
+inline void release_bytes(void* memory) { cuda_emulator::release(memory); }
+inline void wait_for(Stream stream) { stream->synchronize(); }
+inline void copy_in(Stream stream, const void* from, std::size_t bytes, void* to) {
+  const auto* const first = static_cast<const unsigned char*>(from);
+  auto copy = std::make_shared<const std::vector<unsigned char>>(first, first + bytes);
+  stream->enqueue([copy, to] { std::memcpy(to, copy->data(), copy->size()); });
+}
+inline void copy_out(Stream stream, const void* from, std::size_t bytes, void* to) {
+  stream->download(from, bytes, to, false);
+  stream->synchronize();
+}
+inline void copy_within(Stream stream, const void* from, std::size_t bytes, void* to) {
+  stream->copy(from, bytes, to);
+}
+inline void set_zero(Stream stream, void* to, std::size_t bytes) { stream->fill(to, 0, bytes); }
 
 template <class... P, class... A>
 void launch(const Grid& grid, Stream stream, void (*kernel)(P...), A&&... arguments) {

@@ -1,4 +1,4 @@
-// plants.cuh as device code: compiled by tests/test_cuda_emulator.py, run by nothing yet.
+// plants.cuh as device code: compiled by tests/test_cuda.py, run by nothing yet.
 #include "plants.cuh"
 
 namespace plants {

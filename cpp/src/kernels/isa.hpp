@@ -48,6 +48,7 @@ constexpr int max_gates = 4;
 #include "kernels/pack.hpp"
 #include "kernels/gemm.hpp"
 #include "kernels/norm.hpp"
+#include "kernels/philox.hpp"
 #include "kernels/masks.hpp"
 #include "kernels/recurrent.hpp"
 #include "kernels/several.hpp"

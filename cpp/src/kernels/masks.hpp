@@ -1,5 +1,5 @@
-// Masks of dropout and zoneout: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as
-// 1, 2, 3", 2011) on as many counters at once as a vector has 32-bit lanes.
+// Masks of dropout and zoneout: the numbers of philox.hpp, of as many counters at once as a vector
+// has 32-bit lanes.
 //
 // A round needs two full products of 32 by 32 bits. x86 multiplies the low halves of 64-bit lanes
 // and ignores the high ones. There a word of the counters is two vectors of 64-bit lanes with
@@ -108,38 +108,6 @@ CHARRNN_INLINE Words lane_numbers() {
 #endif
 
 CHARRNN_INLINE WordLanes in_all_lanes(WordLane x) { return x - WordLanes{}; }
-CHARRNN_INLINE std::uint64_t multiply(std::uint32_t a, std::uint32_t b) {
-  return std::uint64_t{a} * b;
-}
-CHARRNN_INLINE std::uint32_t low(std::uint64_t p) { return static_cast<std::uint32_t>(p); }
-CHARRNN_INLINE std::uint32_t high(std::uint64_t p) { return static_cast<std::uint32_t>(p >> 32); }
-
-struct Philox {
-  static constexpr int rounds = 10;
-  static constexpr std::uint32_t m0 = 0xD2511F53, m1 = 0xCD9E8D57;
-  std::uint32_t keys[rounds][2];
-
-  CHARRNN_INLINE explicit Philox(std::uint64_t key) {
-    std::uint32_t first = low(key), second = high(key);
-    for (auto& k : keys) {
-      k[0] = first, k[1] = second;
-      first += 0x9E3779B9, second += 0xBB67AE85;
-    }
-  }
-
-  // c: the counter on entry, its random words on return.
-  CHARRNN_INLINE void draw(std::uint32_t (&c)[4]) const {
-    for (const auto& k : keys) {
-      const std::uint64_t p0 = multiply(c[0], m0), p1 = multiply(c[2], m1);
-      c[0] = high(p1) ^ c[1] ^ k[0], c[1] = low(p1);
-      c[2] = high(p0) ^ c[3] ^ k[1], c[3] = low(p0);
-    }
-  }
-};
-
-// A mask's block: the units drawn by 16 counters of four words.
-constexpr int mask_block = 64, mask_block_counters = 16;
-
 // The multipliers that the words choose from, in all lanes.
 template <class T>
 struct MaskMultipliers {

@@ -23,7 +23,6 @@
 extern "C" {
 void* __tsan_get_current_fiber();
 void* __tsan_create_fiber(unsigned flags);
-void __tsan_destroy_fiber(void* fiber);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void __tsan_acquire(void* address);
 void __tsan_release(void* address);
@@ -33,43 +32,48 @@ void __tsan_release(void* address);
 namespace cuda_emulator {
 namespace {
 
-#if defined(CUDA_EMULATOR_ADDRESS_SANITIZER) || defined(CUDA_EMULATOR_THREAD_SANITIZER)
+#if defined(CUDA_EMULATOR_ADDRESS_SANITIZER)
 constexpr std::size_t stack_bytes = 256 << 10;  // instrumented frames are large
 #else
 constexpr std::size_t stack_bytes = 64 << 10;
 #endif
 const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
 
-// Stacks are used again, but under the thread sanitizer: a new mapping has no history, and neither
-// orders nor races with what another thread did there.
-std::vector<char*>& free_stacks() {
-  static std::vector<char*> stacks;
-  return stacks;
+// A stack and the thread that it is to the thread sanitizer, both of which take long to make, are
+// used again: by the next launch, which is ordered behind the one before. Within a launch no two
+// threads may share them, so the scheduler keeps all fibers until it ends.
+struct Place {
+  char* stack;
+  void* sanitizer;
+};
+std::vector<Place>& free_places() {
+  static std::vector<Place> places;
+  return places;
 }
 
-char* new_stack() {
-  if (!free_stacks().empty()) {
-    char* const stack = free_stacks().back();
-    free_stacks().pop_back();
-    return stack;
+Place new_place() {
+  if (!free_places().empty()) {
+    const Place place = free_places().back();
+    free_places().pop_back();
+    return place;
   }
   void* const memory = mmap(nullptr, page + stack_bytes, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   mprotect(memory, page, PROT_NONE);
-  return static_cast<char*>(memory);
+#if defined(CUDA_EMULATOR_THREAD_SANITIZER)
+  return {static_cast<char*>(memory), __tsan_create_fiber(0)};
+#else
+  return {static_cast<char*>(memory), nullptr};
+#endif
 }
 
-void give_back(char* stack) {
-#if defined(CUDA_EMULATOR_THREAD_SANITIZER)
-  munmap(stack, page + stack_bytes);
-#else
+void give_back(const Place& place) {
 #if defined(CUDA_EMULATOR_ADDRESS_SANITIZER)
-  ASAN_UNPOISON_MEMORY_REGION(stack + page,
-                              stack_bytes);  // frames that were left, not returned from
+  // frames that were left, not returned from
+  ASAN_UNPOISON_MEMORY_REGION(place.stack + page, stack_bytes);
 #endif
-  free_stacks().push_back(stack);
-#endif
+  free_places().push_back(place);
 }
 
 // The fiber that a switch left and the one that it went to.
@@ -115,7 +119,10 @@ Fiber::Fiber() {
 #endif
 }
 
-Fiber::Fiber(Entry entry) : stack_(new_stack()) {
+Fiber::Fiber(Entry entry) {
+  const Place place = new_place();
+  stack_ = place.stack;
+  sanitizer_ = place.sanitizer;
   bottom_ = stack_ + page;
   size_ = stack_bytes;
 #if OWN_SWITCH
@@ -134,19 +141,13 @@ Fiber::Fiber(Entry entry) : stack_(new_stack()) {
   makecontext(context, entry, 0);
   context_ = context;
 #endif
-#if defined(CUDA_EMULATOR_THREAD_SANITIZER)
-  sanitizer_ = __tsan_create_fiber(0);
-#endif
 }
 
 Fiber::~Fiber() {
 #if !OWN_SWITCH
   delete static_cast<ucontext_t*>(context_);
 #endif
-#if defined(CUDA_EMULATOR_THREAD_SANITIZER)
-  if (stack_) __tsan_destroy_fiber(sanitizer_);
-#endif
-  if (stack_) give_back(stack_);
+  if (stack_) give_back({stack_, sanitizer_});
 }
 
 void Fiber::switch_from(Fiber& from, bool last) {

@@ -1,7 +1,10 @@
-"""The emulator of CUDA, tests/cuda/emulator: right kernels give no finding, mistakes are found.
+"""CUDA without a card: the emulator, tests/cuda/emulator, and the kernels of the package on it.
 
-Orders, marked memory and sanitizers each find mistakes of their own; the tables say which must see
-what.
+Of the emulator: right kernels give no finding, mistakes are found. Orders, marked memory and
+sanitizers each find mistakes of their own; the tables say which must see what.
+
+Of the package's kernels: they give the CPU's bits, for all cells and options, in any order of the
+threads, with no finding.
 """
 
 from __future__ import annotations
@@ -9,9 +12,12 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+import charrnn_fast as cf
 
 pytestmark = [
     pytest.mark.slow,
@@ -80,15 +86,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     programs = {}
     for sanitizer in ("", "address", "thread"):
         folder = tmp_path_factory.mktemp(sanitizer or "plain")
+        options = [
+            f"-DCUDA_EMULATOR_SANITIZE={sanitizer}",
+            f"-DCMAKE_PREFIX_PATH={cf.get_cmake_dir()}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+        ]
         for command in (
-            [
-                "cmake",
-                "-S",
-                str(FOLDER),
-                "-B",
-                str(folder),
-                f"-DCUDA_EMULATOR_SANITIZE={sanitizer}",
-            ],
+            ["cmake", "-S", str(FOLDER), "-B", str(folder), *options],
             ["cmake", "--build", str(folder), "--parallel", "2"],
         ):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -97,9 +101,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return programs
 
 
+def kernels_of(built: dict[str, Path], variant: str) -> Path:
+    return built[variant].with_name("test_kernels")
+
+
 def run(program: Path, *arguments: object) -> tuple[int, str]:
     done = subprocess.run(
-        [program, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False
+        [program, *map(str, arguments)], capture_output=True, text=True, timeout=600, check=False
     )
     return done.returncode, done.stdout + done.stderr
 
@@ -159,6 +167,42 @@ def test_fibers_by_ucontext(tmp_path: Path) -> None:
         assert code == 0, said
 
 
+# A CPU without fused multiply-add rounds each twice.
+fused = pytest.mark.skipif(
+    cf.build_info()["isa"] == "x86-64-v2", reason="the CPU's kernels do not fuse"
+)
+
+
+@fused
+@pytest.mark.parametrize("order", range(8))
+def test_kernels_give_the_cpus_bits(built: dict[str, Path], order: int) -> None:
+    """Each order a part of the cases; all of them together."""
+    code, said = run(kernels_of(built, "plain"), order, 8, order)
+    assert code == 0 and " 0 failures" in said, said
+
+
+@fused
+@pytest.mark.parametrize(("order", "first"), [(0, 9), (1, 46), (2, 63)])
+def test_kernels_stay_in_their_arrays(built: dict[str, Path], order: int, first: int) -> None:
+    code, said = run(kernels_of(built, "address"), order, 100, first)
+    assert code == 0 and " 0 failures" in said and "Sanitizer" not in said, said
+
+
+@fused
+@pytest.mark.parametrize(("order", "first"), [(0, 7), (2, 63)])
+def test_kernels_have_no_races(built: dict[str, Path], order: int, first: int) -> None:
+    code, said = run(kernels_of(built, "thread"), order, 400, first)
+    assert code == 0 and " 0 failures" in said and "Sanitizer" not in said, said
+
+
+@fused
+def test_python_on_the_emulated_device(built: dict[str, Path]) -> None:
+    orders = [str(order) for order in range(20)]
+    program = [sys.executable, str(Path(__file__).parent / "device_results.py")]
+    code, said = run(*map(Path, program), built["plain"].parent, "emulated_device", *orders)
+    assert code == 0 and said.count(" 0 different") == len(orders), said
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 @pytest.mark.parametrize(("architecture", "clusters"), [("sm_80", 0), ("sm_90a", 1)])
 def test_the_same_kernels_compile_for_cards(
@@ -176,3 +220,19 @@ def test_the_same_kernels_compile_for_cards(
     assert done.returncode == 0, done.stdout + done.stderr
     spills = re.findall(r"(\d+) bytes spill", done.stderr)
     assert spills and set(spills) == {"0"}, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_the_device_compiles_for_cards(tmp_path: Path) -> None:
+    """With every kernel of the table, for every cell and optimizer; no registers spill."""
+    command = ["nvcc", "-std=c++20", "-arch=sm_80", "-fmad=false", "-Werror", "all-warnings"]
+    command += [
+        "-Xptxas",
+        "-v",
+        *(f"-I{ROOT / name}" for name in ("cuda", "cpp/src", "cpp/include")),
+    ]
+    command += ["-c", str(ROOT / "cuda" / "device.cu"), "-o", str(tmp_path / "device.o")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    spills = re.findall(r"(\d+) bytes spill", done.stderr)
+    assert len(spills) > 400 and set(spills) == {"0"}, done.stderr

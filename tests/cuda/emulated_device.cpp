@@ -1,0 +1,2 @@
+// cuda/device.cu, compiled for the emulator.
+#include "device.cu"

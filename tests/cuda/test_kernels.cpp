@@ -1,0 +1,41 @@
+// The CUDA kernels and their launchers, run by the emulator: networks, models and optimizers give
+// the CPU's bits, for all cells and options, in any order of the threads.
+//
+//   test_kernels ORDER EVERY FIRST    every EVERY-th case, from number FIRST
+//
+// The CPU's kernels round a fused multiply-add once, so its instruction set must have one.
+#include <cstdlib>
+
+#include "charrnn_fast/threads.hpp"
+#include "device.hpp"
+#include "device_cases.hpp"
+#include "emulator/emulator.hpp"
+
+int main(int argc, char** argv) {
+  using namespace charrnn_fast;
+  if (argc != 4) {
+    std::fputs("usage: test_kernels ORDER EVERY FIRST\n", stderr);
+    return 2;
+  }
+  set_num_threads(1);
+  cuda_emulator::set_order(std::strtoull(argv[1], nullptr, 10));
+  const int every = std::atoi(argv[2]), first = std::atoi(argv[3]);
+  Device& device = cuda_device();
+  try {
+    if (first == 0) {
+      check_separate<float>(device);
+      check_separate<double>(device);
+    }
+    check_models<float>(device, every, first);
+    check_models<double>(device, every, first);
+  } catch (const cuda_emulator::Finding& finding) {
+    std::printf("%s\n", finding.what());
+    return 1;
+  }
+  const cuda_emulator::Statistics done = cuda_emulator::statistics();
+  std::printf("%s: %llu launches, %llu threads, %llu thread-steps\n", isa_in_use().c_str(),
+              static_cast<unsigned long long>(done.launches),
+              static_cast<unsigned long long>(done.threads),
+              static_cast<unsigned long long>(done.switches));
+  return report();
+}
