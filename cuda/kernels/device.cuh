@@ -17,6 +17,9 @@
 
 #include <cuda_runtime.h>
 
+// Before a loop whose counter indexes an array that must stay in registers.
+#define CHARRNN_UNROLL _Pragma("unroll")
+
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -392,6 +395,8 @@ __device__ __forceinline__ std::uint32_t pack_bf16(float lower, float upper) {
 #include <utility>
 
 #include "emulator/emulator.hpp"
+
+#define CHARRNN_UNROLL
 
 namespace charrnn_fast {
 namespace cuda {

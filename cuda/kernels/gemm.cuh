@@ -104,8 +104,11 @@ __global__ void gemm_kernel(GemmArgs<T> p, Range rows, Index first_panel) {
   add_products<T, tile_rows, 1>(row_of, p.weights, panel, p.cols - panel * panel_units, p.depth,
                                 total);
   if (column >= p.cols) return;
-  for (int m = 0; m < tile_rows && row + m < rows.end; ++m)
+  CHARRNN_UNROLL
+  for (int m = 0; m < tile_rows; ++m) {
+    if (row + m >= rows.end) break;
     p.c[(row + m) * p.c_stride + column] = total[m][0];
+  }
 }
 
 template <class T>
@@ -240,7 +243,9 @@ __global__ void gemm_tn_kernel(GemmTnArgs<T> p, GemmTnProduct<T> g, Range rows) 
   }
   if (column >= g.cols) return;
   const bool last = p.done + p.depth == whole;
-  for (int m = 0; m < tile_rows && row + m < rows.end; ++m) {
+  CHARRNN_UNROLL
+  for (int m = 0; m < tile_rows; ++m) {
+    if (row + m >= rows.end) break;
     g.c[(row + m) * g.c_stride + column] = last ? sums[m].end() : sums[m].total;
     if (!last && sums[m].with_errors)
       g.errors[(row + m) * g.errors_stride + column] = sums[m].error;

@@ -120,7 +120,9 @@ __global__ void step_forward(RecurrentForwardArgs<T> p, Index t, Range rows, Ind
   };
   add_products<T, tile_rows, G>(row_of, p.hh, panel, H - panel * panel_units, R, sums);
   if (unit >= H) return;
-  for (int m = 0; m < tile_rows && row + m < end; ++m) {
+  CHARRNN_UNROLL
+  for (int m = 0; m < tile_rows; ++m) {
+    if (row + m >= end) break;
     if (p.staged) {
       T* const to = staged_row(p, t, row + m, G * H);
       for (int g = 0; g < G; ++g) to[g * H + unit] = sums[m][g];
@@ -180,7 +182,9 @@ __global__ void project_kernel(RecurrentForwardArgs<T> p, Index t, Range rows) {
   add_products<T, tile_rows, 1>(row_of, p.projection.weights, panel, R - panel * panel_units, H,
                                 sums);
   if (unit >= R) return;
-  for (int m = 0; m < tile_rows && row + m < end; ++m) {
+  CHARRNN_UNROLL
+  for (int m = 0; m < tile_rows; ++m) {
+    if (row + m >= end) break;
     const T h = sums[m][0];
     state_after(p.states[0], p.steps, t, row + m)[unit] = h;
     if (!p.recurrent || row + m >= rows_going_on(p.steps, t)) continue;
@@ -322,7 +326,9 @@ __device__ void add_recurrent(const RecurrentBackwardArgs<T>& p, Index row_0, In
   add_products<T, tile_rows, 1>(row_of, p.hh, panel, R - panel * panel_units, Cell::num_gates * H,
                                 dh);
   if (unit >= R) return;
-  for (int m = 0; m < tile_rows && row + m < end; ++m) {
+  CHARRNN_UNROLL
+  for (int m = 0; m < tile_rows; ++m) {
+    if (row + m >= end) break;
     const Index t = product_step(row + m);
     if (t < 0) {
       dh[m][0] = masked ? start(row + m, unit) : before[m];
@@ -346,7 +352,9 @@ __global__ void step_backward(RecurrentBackwardArgs<T> p, Index t, Range rows, I
       [&](Index r) { return r < rows_going_on(p.steps, t) ? step_after(p.steps, t) : Index(-1); },
       dh);
   if (unit >= R) return;
-  for (int m = 0; m < tile_rows && row + m < end; ++m) {
+  CHARRNN_UNROLL
+  for (int m = 0; m < tile_rows; ++m) {
+    if (row + m >= end) break;
     if (p.projection.hidden)
       p.dprojected[(first_row(p.steps, t) + row + m) * R + unit] = dh[m][0];
     else
@@ -370,8 +378,11 @@ __global__ void projected_backward(RecurrentBackwardArgs<T> p, Index t, Range ro
   add_products<T, tile_rows, 1>(row_of, p.projection.weights, panel, H - panel * panel_units, R,
                                 dh);
   if (unit >= H) return;
-  for (int m = 0; m < tile_rows && row + m < end; ++m)
+  CHARRNN_UNROLL
+  for (int m = 0; m < tile_rows; ++m) {
+    if (row + m >= end) break;
     run_cell_backward<Cell>(p, t, row + m, unit, dh[m][0]);
+  }
 }
 
 // Turns the gradients of a step's normalized gates into those of W_hh h; copies the former to the
@@ -426,8 +437,11 @@ __global__ void backward_initial(RecurrentBackwardArgs<T> p, Range rows, Index f
       [&](Index r, Index u) { return bypasses<Cell>(p) ? p.dstates[0][r * R + u] : T(0); },
       [&](Index r) { return begin_step(p.steps, r); }, dh);
   if (unit >= R) return;
-  for (int m = 0; m < tile_rows && row + m < end; ++m)
+  CHARRNN_UNROLL
+  for (int m = 0; m < tile_rows; ++m) {
+    if (row + m >= end) break;
     if (begin_step(p.steps, row + m) >= 0) p.dstates[0][(row + m) * R + unit] = dh[m][0];
+  }
 }
 template <class Cell, class T>
 void recurrent_backward_initial(const RecurrentBackwardArgs<T>& p, Range rows, Range panels) {
