@@ -225,8 +225,15 @@ void check_models(Device& device, int every = 1, int first = 0) {
 
 // A network of separate arrays, as PyTorch has them: from tokens and from x, with the decoder. No
 // array's rows fill vectors.
-template <class T>
-Results run_separate(Device& device, bool dense) {
+// run: calls what it is given, a call of the network.
+struct Directly {
+  template <class F>
+  void operator()(F&& call) const {
+    call();
+  }
+};
+template <class T, class Run = Directly>
+Results run_separate(Device& device, bool dense, const Run& run = {}) {
   constexpr Index steps = 4, B = 3, V = 7, rows = steps * B;
   const Network<T> network({"lstm", V, 13, V, 2, Bias::both}, device);
   std::vector<AlignedBuffer<T>> buffers;
@@ -259,17 +266,22 @@ Results run_separate(Device& device, bool dense) {
                             dense ? fill(random_values<T>(rows * V, 3)) : nullptr};
   T* const state = fill(random_values<T>(network.state_elements(B), 4));
   T* const tape = space(network.tape_elements(in, true));
-  network.forward(
-      arrays,
-      {packed(Packing::forward), packed(dense ? Packing::forward_dense : Packing::forward_tokens)},
-      in, state, true, tape, state, space(network.forward_elements(in)));
+  const PackedWeights<T> forward{packed(Packing::forward),
+                                 packed(dense ? Packing::forward_dense : Packing::forward_tokens)};
+  const PackedWeights<T> backward{packed(Packing::backward), packed(Packing::backward_dense)};
+  T* const workspace = space(std::max({network.forward_elements(in), network.head_elements(rows, 1),
+                                       network.backward_elements(in, 1)}));
+  run([&] { network.forward(arrays, forward, in, state, true, tape, state, workspace); });
   const T* const h = network.hidden(in, true, tape);
   T *const losses = space(rows), *const dh = space(rows * network.hidden_width());
-  network.head(arrays, h, targets.there(), rows, T(1), losses, dh, gradients.data(), 1,
-               space(network.head_elements(rows, 1)));
+  run([&] {
+    network.head(arrays, h, targets.there(), rows, T(1), losses, dh, gradients.data(), 1,
+                 workspace);
+  });
   T* const dx = dense ? space(rows * V) : nullptr;
-  network.backward(arrays, {packed(Packing::backward), packed(Packing::backward_dense)}, in, tape,
-                   dh, state, dx, gradients.data(), 1, space(network.backward_elements(in, 1)));
+  run([&] {
+    network.backward(arrays, backward, in, tape, dh, state, dx, gradients.data(), 1, workspace);
+  });
   Results results;
   results.add(values_of(device, losses, rows));
   results.add(values_of(device, state, network.state_elements(B)));

@@ -9,6 +9,23 @@
 #include "charrnn_fast/threads.hpp"
 #include "device.hpp"
 #include "device_cases.hpp"
+#include "kernels/launch.cuh"
+
+namespace {
+
+// A call of a network neither allocates nor waits: it can be captured in a graph, and gives when
+// that is replayed what it gives directly.
+struct Captured {
+  template <class F>
+  void operator()(F&& call) const {
+    cuda_emulator::Stream& stream = *charrnn_fast::cuda::table_stream();
+    stream.begin_capture();
+    call();
+    stream.replay(stream.end_capture());
+  }
+};
+
+}  // namespace
 #include "emulator/emulator.hpp"
 
 int main(int argc, char** argv) {
@@ -25,6 +42,10 @@ int main(int argc, char** argv) {
     if (first == 0) {
       check_separate<float>(device);
       check_separate<double>(device);
+      for (const bool dense : {false, true})
+        CHECK(run_separate<float>(device, dense, Captured()) ==
+                  run_separate<float>(cpu_device(), dense),
+              "captured, %s", dense ? "dense" : "tokens");
     }
     check_models<float>(device, every, first);
     check_models<double>(device, every, first);
