@@ -9,6 +9,7 @@ threads, with no finding.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -201,6 +202,28 @@ def test_python_on_the_emulated_device(built: dict[str, Path]) -> None:
     program = [sys.executable, str(Path(__file__).parent / "device_results.py")]
     code, said = run(*map(Path, program), built["plain"].parent, "emulated_device", *orders)
     assert code == 0 and said.count(" 0 different") == len(orders), said
+
+
+def test_the_benchmark_compares_before_it_times(built: dict[str, Path]) -> None:
+    code, said = run(built["plain"].with_name("time_device"), "0.01", "tiny")
+    rows = [json.loads(line) for line in said.splitlines()]
+    assert code == 0 and len(rows) == 6, said
+    for row in rows:
+        assert 0 < row["device_ms"][0] <= row["device_ms"][1]
+        assert row["device_result"] == pytest.approx(row["cpu_result"], rel=1e-6)
+    code, said = run(built["plain"].with_name("time_device"), "0.01", "huge")
+    assert code == 2 and said.startswith("usage: ")
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is not None, reason="nvcc is installed")
+def test_the_check_of_a_card_needs_nvcc(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [ROOT / "benchmarks" / "gpu_check.sh", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "nvcc is missing" in done.stderr
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")

@@ -1,7 +1,9 @@
-// The CUDA kernels and their launchers, run by the emulator: networks, models and optimizers give
-// the CPU's bits, for all cells and options, in any order of the threads.
+// The CUDA kernels and their launchers: networks, models and optimizers give the CPU's bits, for
+// all cells and options. Run by the emulator, in any order of the threads; or on a card
+// (ON_A_CARD).
 //
-//   test_kernels ORDER EVERY FIRST    every EVERY-th case, from number FIRST
+//   test_kernels ORDER EVERY FIRST    every EVERY-th case, from number FIRST; a card has its own
+//   order
 //
 // The CPU's kernels round a fused multiply-add once, so its instruction set must have one.
 #include <cstdlib>
@@ -9,6 +11,8 @@
 #include "charrnn_fast/threads.hpp"
 #include "device.hpp"
 #include "device_cases.hpp"
+
+#if !defined(ON_A_CARD)
 #include "kernels/launch.cuh"
 
 namespace {
@@ -26,7 +30,7 @@ struct Captured {
 };
 
 }  // namespace
-#include "emulator/emulator.hpp"
+#endif
 
 int main(int argc, char** argv) {
   using namespace charrnn_fast;
@@ -35,28 +39,34 @@ int main(int argc, char** argv) {
     return 2;
   }
   set_num_threads(1);
-  cuda_emulator::set_order(std::strtoull(argv[1], nullptr, 10));
   const int every = std::atoi(argv[2]), first = std::atoi(argv[3]);
-  Device& device = cuda_device();
+#if !defined(ON_A_CARD)
+  cuda_emulator::set_order(std::strtoull(argv[1], nullptr, 10));
+#endif
   try {
+    Device& device = cuda_device();
     if (first == 0) {
       check_separate<float>(device);
       check_separate<double>(device);
+#if !defined(ON_A_CARD)
       for (const bool dense : {false, true})
         CHECK(run_separate<float>(device, dense, Captured()) ==
                   run_separate<float>(cpu_device(), dense),
               "captured, %s", dense ? "dense" : "tokens");
+#endif
     }
     check_models<float>(device, every, first);
     check_models<double>(device, every, first);
-  } catch (const cuda_emulator::Finding& finding) {
-    std::printf("%s\n", finding.what());
+  } catch (const std::exception& error) {
+    std::printf("%s\n", error.what());
     return 1;
   }
+#if !defined(ON_A_CARD)
   const cuda_emulator::Statistics done = cuda_emulator::statistics();
   std::printf("%s: %llu launches, %llu threads, %llu thread-steps\n", isa_in_use().c_str(),
               static_cast<unsigned long long>(done.launches),
               static_cast<unsigned long long>(done.threads),
               static_cast<unsigned long long>(done.switches));
+#endif
   return report();
 }
