@@ -143,3 +143,5 @@ if __name__ == "__main__":
         except (Exception, KeyboardInterrupt) as error:
             found[name] = [type(error).__name__, str(error)]
         (FOLDER / f"{RANK}.json").write_text(json.dumps(found))
+    # Not by the interpreter's exit: PyTorch's threads, whose peer has gone, may abort it.
+    os._exit(0)
