@@ -7,7 +7,7 @@
 #include <new>
 #include <vector>
 
-// A switch of its own where there is one; ucontext takes ten times as long, for it asks the system
+// A switch of its own where there is one; ucontext takes longer, for it asks the system
 // about signals. CUDA_EMULATOR_UCONTEXT: everywhere.
 #if defined(__x86_64__) && !defined(CUDA_EMULATOR_UCONTEXT)
 #define OWN_SWITCH 1
