@@ -1,4 +1,9 @@
-#include "device.hpp"
+#include "charrnn_fast/cuda.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <mutex>
+#include <stdexcept>
 
 #include "kernels/table.cuh"
 #include "team.hpp"
@@ -41,9 +46,104 @@ class Cuda final : public Device {
 
 }  // namespace
 
-Device& cuda_device() {
-  static Cuda* const device = new Cuda;
+const std::vector<std::string>& cuda_architectures() {
+  static const auto* const names = [] {
+    auto* const all = new std::vector<std::string>;
+#if defined(CHARRNN_CUDA_ARCHITECTURES)
+    // as CMake lists them: 80-real 80-virtual 90a
+    std::string rest = CHARRNN_CUDA_ARCHITECTURES;
+    while (!rest.empty()) {
+      const std::size_t end = std::min(rest.find(' '), rest.size());
+      const std::string entry = rest.substr(0, end);
+      rest.erase(0, end + 1);
+      const std::size_t dash = std::min(entry.find('-'), entry.size());
+      const std::string number = entry.substr(0, dash), kind = entry.substr(dash);
+      if (kind != "-virtual") all->push_back("sm_" + number);
+      if (kind != "-real") all->push_back("compute_" + number);
+    }
+#elif defined(__CUDA_ARCH_LIST__)
+    for (const int number : {__CUDA_ARCH_LIST__})
+      all->push_back("sm_" + std::to_string(number / 10));
+#else
+    all->push_back("emulated");
+#endif
+    return all;
+  }();
+  return *names;
+}
+
+namespace {
+
+// Code for sm_XY runs on cards of the same X and no lower Y, for sm_XYa on XY alone; the driver
+// compiles compute_XY for any card that is not older.
+bool has_code_for(const CudaCard& card) {
+  for (const std::string& name : cuda_architectures()) {
+    if (name == "emulated") return true;
+    const std::size_t underscore = name.find('_');
+    const int number = std::atoi(name.c_str() + underscore + 1);
+    const int major = number / 10, minor = number % 10;
+    const bool exact = name.back() == 'a';
+    if (exact            ? card.major == major && card.minor == minor
+        : name[0] == 's' ? card.major == major && card.minor >= minor
+                         : card.major > major || (card.major == major && card.minor >= minor))
+      return true;
+  }
+  return false;
+}
+
+std::string no_code_for(std::size_t ordinal, const CudaCard& card) {
+  std::string built;
+  for (const std::string& name : cuda_architectures()) built += (built.empty() ? "" : ", ") + name;
+  return "the kernels have no code for cuda:" + std::to_string(ordinal) + " (" + card.name +
+         ", compute capability " + std::to_string(card.major) + "." + std::to_string(card.minor) +
+         "), they were compiled for " + built;
+}
+
+}  // namespace
+
+CudaCards cuda_cards() {
+  CudaCards found = cuda::find_cards();
+  for (std::size_t i = 0; i < found.all.size(); ++i) {
+    if (has_code_for(found.all[i])) {
+      found.why_not.clear();
+      break;
+    }
+    if (i == 0) found.why_not = no_code_for(0, found.all[0]);
+  }
+  return found;
+}
+
+Device& cuda_device(int ordinal) {
+  static std::mutex mutex;
+  static Cuda* device = nullptr;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto name = [](int number) { return "cuda:" + std::to_string(number); };
+  if (device) {
+    if (ordinal != cuda::chosen_card())
+      throw std::runtime_error("a process uses one card: must be " + name(cuda::chosen_card()) +
+                               ", which it uses already, got " + name(ordinal));
+    return *device;
+  }
+  const CudaCards found = cuda_cards();
+  if (found.all.empty()) throw std::runtime_error(found.why_not);
+  const auto cards = static_cast<int>(found.all.size());
+  if (ordinal < 0 || ordinal >= cards)
+    throw std::runtime_error("there is no " + name(ordinal) + ", this machine has " + name(0) +
+                             (cards > 1 ? " to " + name(cards - 1) : ""));
+  const auto index = static_cast<std::size_t>(ordinal);
+  if (!has_code_for(found.all[index]))
+    throw std::runtime_error(no_code_for(index, found.all[index]));
+  cuda::chosen_card() = ordinal;
+  const std::string why_not = cuda::why_not_run(&cuda::gemm_tn_kernel<float>);
+  if (!why_not.empty()) throw std::runtime_error(name(ordinal) + ": " + why_not);
+  device = new Cuda;
   return *device;
+}
+
+CudaMemory cuda_memory() {
+  CudaMemory memory;
+  cuda::memory_of_card(&memory.free, &memory.total);
+  return memory;
 }
 
 }  // namespace charrnn_fast

@@ -173,7 +173,8 @@ def test_fibers_by_ucontext(tmp_path: Path) -> None:
     """What processors without a switch of their own use."""
     sources = sorted((FOLDER / "emulator").glob("*.cpp"))
     command = ["g++", "-std=c++20", "-O1", "-DCUDA_EMULATOR_UCONTEXT", f"-I{FOLDER}"]
-    command += [f"-I{ROOT / 'cuda'}", *map(str, sources), str(FOLDER / "test_emulator.cpp")]
+    command += [*(f"-I{ROOT / name}" for name in ("cuda", "cpp/include"))]
+    command += [*map(str, sources), str(FOLDER / "test_emulator.cpp")]
     subprocess.run([*command, "-o", str(tmp_path / "program")], check=True)
     for case in ("rotate", "tiles", "ring", "grid", "products"):
         code, said = run(tmp_path / "program", case, 0, 0, 5)
@@ -238,7 +239,8 @@ def test_the_same_kernels_compile_for_cards(
     tmp_path: Path, architecture: str, clusters: int
 ) -> None:
     command = ["nvcc", "-std=c++20", f"-arch={architecture}", "-Werror", "all-warnings"]
-    command += ["-Xptxas", "-v", f"-DPLANTS_CLUSTERS={clusters}", f"-I{ROOT / 'cuda'}"]
+    command += ["-Xptxas", "-v", f"-DPLANTS_CLUSTERS={clusters}"]
+    command += [f"-I{ROOT / name}" for name in ("cuda", "cpp/include")]
     command += [f"-I{FOLDER}", "-c", str(FOLDER / "plants.cu"), "-o", str(tmp_path / "plants.o")]
     done = subprocess.run(
         command,

@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "charrnn_fast/cuda.hpp"
 #include "charrnn_fast/model.hpp"
-#include "device.hpp"
 
 namespace {
 

@@ -12,6 +12,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
+
+#include "charrnn_fast/cuda.hpp"
 
 #if defined(__CUDACC__)
 
@@ -22,7 +25,6 @@
 
 #include <cstring>
 #include <stdexcept>
-#include <string>
 #include <utility>
 
 namespace charrnn_fast {
@@ -47,22 +49,98 @@ inline void check(cudaError_t status, const char* what) {
 // ---- the host's side ----------------------------------------------------------------------
 constexpr const char* device_name = "cuda";
 
+// Never throws, and leaves the current card and its context alone.
+inline CudaCards find_cards() {
+  CudaCards found{};
+  (void)cudaRuntimeGetVersion(&found.runtime);
+  (void)cudaDriverGetVersion(&found.driver);
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  (void)cudaGetLastError();
+  const auto version = [](int number) {
+    return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+  };
+  if (found.driver == 0)
+    found.why_not = "there is no NVIDIA driver (libcuda.so.1)";
+  else if (status == cudaErrorInsufficientDriver)
+    found.why_not = "the driver is too old: it must be for CUDA " + version(found.runtime) +
+                    " or later, it is for CUDA " + version(found.driver);
+  else if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0))
+    found.why_not = "the driver finds no card (CUDA_VISIBLE_DEVICES may hide it)";
+  else if (status != cudaSuccess)
+    found.why_not = std::string("CUDA does not start: ") + cudaGetErrorString(status);
+  for (int i = 0; found.why_not.empty() && i < count; ++i) {
+    cudaDeviceProp properties;
+    const cudaError_t read = cudaGetDeviceProperties(&properties, i);
+    if (read != cudaSuccess) {
+      found.why_not = "card " + std::to_string(i) + ": " + cudaGetErrorString(read);
+      found.all.clear();
+      break;
+    }
+    found.all.push_back({properties.name, properties.major, properties.minor,
+                         properties.multiProcessorCount, properties.totalGlobalMem});
+  }
+  return found;
+}
+
+// The card of this process: CUDA's ordinal. Set before any other call.
+inline int& chosen_card() {
+  static int ordinal = 0;
+  return ordinal;
+}
+// CUDA's current card is the calling thread's own. While this lives it is the chosen one.
+class OnCard {
+ public:
+  OnCard() {
+    check(cudaGetDevice(&before_), "current card");
+    if (before_ != chosen_card()) check(cudaSetDevice(chosen_card()), "card");
+  }
+  ~OnCard() {
+    if (before_ != chosen_card()) (void)cudaSetDevice(before_);
+  }
+  OnCard(const OnCard&) = delete;
+  OnCard& operator=(const OnCard&) = delete;
+
+ private:
+  int before_ = 0;
+};
+// Bytes.
+inline void memory_of_card(std::size_t* free, std::size_t* total) {
+  const OnCard on_card;
+  check(cudaMemGetInfo(free, total), "memory of the card");
+}
+// Why the card cannot run a kernel of this program, or an empty string.
+template <class... P>
+std::string why_not_run(void (*kernel)(P...)) {
+  const OnCard on_card;
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+  (void)cudaGetLastError();
+  return status == cudaSuccess ? "" : cudaGetErrorString(status);
+}
+
 inline Stream new_stream() {
+  const OnCard on_card;
   Stream stream = nullptr;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
   return stream;
 }
 // Null when out of memory.
 inline void* allocate_bytes(std::size_t bytes) {
+  const OnCard on_card;
   void* memory = nullptr;
   if (cudaMalloc(&memory, bytes > 0 ? bytes : 1) == cudaSuccess) return memory;
   (void)cudaGetLastError();  // else the next launch would report it
   return nullptr;
 }
 inline void release_bytes(void* memory) { (void)cudaFree(memory); }
-inline void wait_for(Stream stream) { check(cudaStreamSynchronize(stream), "work of the device"); }
+inline void wait_for(Stream stream) {
+  const OnCard on_card;
+  check(cudaStreamSynchronize(stream), "work of the device");
+}
 // Has read `from` when it returns: memory that is not pinned is copied first.
 inline void copy_in(Stream stream, const void* from, std::size_t bytes, void* to) {
+  const OnCard on_card;
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream), "copy to the device");
   cudaPointerAttributes attributes;
   check(cudaPointerGetAttributes(&attributes, from), "copy to the device");
@@ -70,13 +148,16 @@ inline void copy_in(Stream stream, const void* from, std::size_t bytes, void* to
 }
 // Has written `to` when it returns.
 inline void copy_out(Stream stream, const void* from, std::size_t bytes, void* to) {
+  const OnCard on_card;
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream), "copy from the device");
   wait_for(stream);
 }
 inline void copy_within(Stream stream, const void* from, std::size_t bytes, void* to) {
+  const OnCard on_card;
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "copy on the device");
 }
 inline void set_zero(Stream stream, void* to, std::size_t bytes) {
+  const OnCard on_card;
   check(cudaMemsetAsync(to, 0, bytes, stream), "zeros on the device");
 }
 
@@ -85,6 +166,7 @@ template <class... P, class... A>
 void launch(const Grid& grid, Stream stream, void (*kernel)(P...), A&&... arguments) {
   constexpr std::size_t unasked = 48 << 10;
   constexpr unsigned portable_cluster = 8;
+  const OnCard on_card;
   if (grid.shared > unasked)
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -118,9 +200,9 @@ void launch(const Grid& grid, Stream stream, void (*kernel)(P...), A&&... argume
 // The most blocks of a cooperative launch on the current card.
 template <class... P>
 int resident_blocks(const Grid& grid, void (*kernel)(P...)) {
-  int each = 0, device = 0, multiprocessors = 0;
-  check(cudaGetDevice(&device), "current device");
-  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+  const OnCard on_card;
+  int each = 0, multiprocessors = 0;
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, chosen_card()),
         "number of multiprocessors");
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
             &each, kernel, static_cast<int>(grid.threads.x * grid.threads.y * grid.threads.z),
@@ -409,6 +491,27 @@ using Where = cuda_emulator::Where;
 
 // ---- the host's side ----------------------------------------------------------------------
 constexpr const char* device_name = "emulated";
+
+inline CudaCards find_cards() {
+  const cuda_emulator::Card& card = cuda_emulator::card();
+  return {"",
+          0,
+          0,
+          {{std::string(card.name) + ", emulated", card.compute_capability / 10,
+            card.compute_capability % 10, card.multiprocessors, cuda_emulator::all_memory}}};
+}
+inline int& chosen_card() {
+  static int ordinal = 0;
+  return ordinal;
+}
+inline void memory_of_card(std::size_t* free, std::size_t* total) {
+  *total = cuda_emulator::all_memory;
+  *free = *total - cuda_emulator::allocated_bytes();
+}
+template <class... P>
+std::string why_not_run(void (*)(P...)) {
+  return "";
+}
 
 inline Stream new_stream() { return new cuda_emulator::Stream; }
 inline void* allocate_bytes(std::size_t bytes) { return cuda_emulator::allocate(bytes); }

@@ -1,10 +1,8 @@
-// A Python module with the emulated device: the CUDA kernels and their launchers, run by the
-// emulator. `device` is the capsule that a network of charrnn_fast._core takes; set_order(n) and
-// statistics() are the emulator's.
-#include <Python.h>
-
-#include "device.hpp"
+// charrnn_fast._cuda with the emulated device: the CUDA kernels and their launchers, run by the
+// emulator. set_order(n) and statistics() are the emulator's.
+#define CHARRNN_EMULATED
 #include "emulator/emulator.hpp"
+#include "module.cpp"
 
 namespace {
 
@@ -30,21 +28,8 @@ PyMethodDef methods[] = {
 }  // namespace
 
 PyMODINIT_FUNC PyInit_emulated_device() {
-  using namespace charrnn_fast;
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT,
-                                   "emulated_device",
-                                   nullptr,
-                                   -1,
-                                   methods,
-                                   nullptr,
-                                   nullptr,
-                                   nullptr,
-                                   nullptr};
-  PyObject* const module = PyModule_Create(&definition);
-  if (!module) return nullptr;
-  PyObject* const capsule = PyCapsule_New(&cuda_device(), device_capsule, nullptr);
-  if (!capsule || PyModule_AddObject(module, "device", capsule) < 0) {
-    Py_XDECREF(capsule);
+  PyObject* const module = charrnn_fast::new_module("emulated_device");
+  if (module && PyModule_AddFunctions(module, methods) < 0) {
     Py_DECREF(module);
     return nullptr;
   }

@@ -8,8 +8,8 @@
 // The CPU's kernels round a fused multiply-add once, so its instruction set must have one.
 #include <cstdlib>
 
+#include "charrnn_fast/cuda.hpp"
 #include "charrnn_fast/threads.hpp"
-#include "device.hpp"
 #include "device_cases.hpp"
 
 #if !defined(ON_A_CARD)

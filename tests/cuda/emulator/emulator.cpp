@@ -665,6 +665,8 @@ void release(void* memory) {
   release_memory(memory);
 }
 
+std::size_t allocated_bytes() { return memory_in_use(); }
+
 Stream::Stream() {
   const std::lock_guard lock(state().mutex);
   streams().push_back(this);

@@ -90,6 +90,8 @@ Statistics statistics();
 constexpr std::uint32_t unwritten_word = 0x7FFD7FFD;
 void* allocate(std::size_t bytes);
 void release(void* memory);  // a null pointer is ignored
+constexpr std::size_t all_memory = std::size_t(64) << 30;
+std::size_t allocated_bytes();
 
 // ---- streams ------------------------------------------------------------------------------
 // Work is only queued; it runs when the host waits for it. Streams in turn, each in its order.

@@ -29,7 +29,7 @@ constexpr bool sanitized = false;
 
 constexpr std::size_t alignment = 256, margin = 256;
 constexpr unsigned char margin_byte = 0xC5;
-constexpr std::size_t arena_bytes = std::size_t(64) << 30;  // of addresses
+constexpr std::size_t arena_bytes = all_memory;  // of addresses
 const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
 
 std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
@@ -146,6 +146,14 @@ void release_memory(void* memory) {
     const std::size_t from = round_up(offset, page), to = (offset + bytes) / page * page;
     madvise(arena().base + from, to - from, MADV_DONTNEED);
   }
+}
+
+std::size_t memory_in_use() {
+  const std::lock_guard lock(arena().mutex);
+  std::size_t bytes = 0;
+  for (const auto& [offset, size] : arena().allocations) bytes += size;
+  for (const auto& [address, size] : arena().from_malloc) bytes += size;
+  return bytes;
 }
 
 SharedArray::SharedArray(std::size_t bytes, std::size_t align, bool closable) : bytes_(bytes) {

@@ -17,6 +17,7 @@ class OpenMemory {
 
 void* allocate_memory(std::size_t bytes);  // see allocate() of emulator.hpp
 void release_memory(void* memory);
+std::size_t memory_in_use();
 // Whether an address is the device's.
 bool is_device_memory(const void* address);
 // Throws Finding if an allocation's surroundings were written.

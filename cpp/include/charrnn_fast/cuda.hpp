@@ -1,0 +1,49 @@
+// The GPU as a device of the package (device.hpp): the component charrnn_fast::cuda, a library of
+// its own. It loads, and answers, on a machine without a card or a driver; its header takes no
+// CUDA.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "charrnn_fast/device.hpp"
+
+#if defined(__GNUC__)
+#define CHARRNN_CUDA_API __attribute__((visibility("default")))
+#else
+#define CHARRNN_CUDA_API
+#endif
+
+namespace charrnn_fast {
+
+struct CudaCard {
+  std::string name;
+  int major, minor;  // compute capability
+  int multiprocessors;
+  std::size_t memory;  // bytes
+};
+
+struct CudaCards {
+  std::string why_not;        // empty if one of the cards runs the kernels
+  int driver, runtime;        // of CUDA, 1000 * major + 10 * minor; 0: none
+  std::vector<CudaCard> all;  // by CUDA's ordinals
+};
+// Never throws, and starts nothing on a card.
+CHARRNN_CUDA_API CudaCards cuda_cards();
+// What the kernels were compiled for: sm_90 is machine code, compute_80 is code that the driver
+// compiles for later cards.
+CHARRNN_CUDA_API const std::vector<std::string>& cuda_architectures();
+
+// A card by CUDA's ordinal, with a stream of its own. A process uses one: the first that is asked
+// for, which is never destroyed. Throws std::runtime_error if there is no such card, no driver for
+// it or no code for it, or if the process uses another.
+CHARRNN_CUDA_API Device& cuda_device(int ordinal = 0);
+
+struct CudaMemory {
+  std::size_t free, total;  // bytes
+};
+// Of the card that the process uses.
+CHARRNN_CUDA_API CudaMemory cuda_memory();
+
+}  // namespace charrnn_fast
