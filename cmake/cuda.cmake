@@ -153,7 +153,7 @@ target_compile_definitions(charrnn_fast_cuda PRIVATE CHARRNN_CUDA_ARCHITECTURES=
 set_target_properties(charrnn_fast_cuda PROPERTIES
   CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_RUNTIME_LIBRARY Static
   CUDA_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON
-  SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})  # the interface of C++ may change with it
+  SOVERSION ${cuda_version})
 target_link_options(charrnn_fast_cuda PRIVATE
   -Wl,--no-undefined -Wl,--exclude-libs,ALL -Wl,-z,relro,-z,now)
 

@@ -1,10 +1,13 @@
 #include "charrnn_fast/cuda.hpp"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <stdexcept>
 
+#include "cuda_library.hpp"
 #include "kernels/table.cuh"
 #include "team.hpp"
 
@@ -14,14 +17,14 @@ namespace {
 class Cuda final : public Device {
  public:
   Cuda() : Device(cuda::device_name, false, &cuda::kernels<float>(), &cuda::kernels<double>()) {
-    cuda::table_stream() = cuda::new_stream();
+    cuda::own_stream() = cuda::new_stream();
   }
 
   void* allocate(std::size_t bytes) override { return cuda::allocate_bytes(bytes); }
-  // Work that is queued may use it.
+  // Work that is queued, to any stream, may use it.
   void release(void* memory) override {
     if (!memory) return;
-    synchronize();
+    cuda::wait_for_all();
     cuda::release_bytes(memory);
   }
 
@@ -138,6 +141,41 @@ Device& cuda_device(int ordinal) {
   if (!why_not.empty()) throw std::runtime_error(name(ordinal) + ": " + why_not);
   device = new Cuda;
   return *device;
+}
+
+CudaStreamScope::CudaStreamScope(void* stream) {
+  cuda::GivenStream& given = cuda::given_stream();
+  had_ = given.given;
+  before_ = had_ ? cuda::handle_of(given.stream) : nullptr;
+  given = {true, cuda::stream_of(stream)};
+}
+CudaStreamScope::~CudaStreamScope() {
+  cuda::given_stream() = {had_, had_ ? cuda::stream_of(before_) : cuda::Stream{}};
+}
+
+void* cuda_stream() {
+  cuda_device(cuda::chosen_card());
+  return cuda::handle_of(cuda::table_stream());
+}
+
+void cuda_stream_wait(void* waiting, void* ahead) {
+  cuda_device(cuda::chosen_card());
+  const cuda::Stream first = cuda::stream_of(waiting), second = cuda::stream_of(ahead);
+  if (first != second) cuda::wait_in_stream(first, second);
+}
+
+extern "C" CHARRNN_CUDA_API Device* charrnn_cuda_open(const char* interface, int ordinal,
+                                                      char* why_not, std::size_t size) {
+  std::string reason;
+  try {
+    if (std::strcmp(interface, device_capsule) == 0) return &cuda_device(ordinal);
+    reason = std::string("the library of the CUDA kernels is of another version: it has ") +
+             device_capsule + ", must be " + interface;
+  } catch (const std::exception& error) {
+    reason = error.what();
+  }
+  std::snprintf(why_not, size, "%s", reason.c_str());
+  return nullptr;
 }
 
 CudaMemory cuda_memory() {

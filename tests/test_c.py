@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -22,7 +23,9 @@ pytestmark = pytest.mark.unsanitized("loads a library that is installed without 
 
 KEPT = Path(__file__).parent / "kept" / "0.1.0.safetensors"
 T, B, H, V = 5, 3, 7, 6  # V: features of x as well
-INVALID, NO_FILE, BAD_CHECKPOINT = 1, 3, 4
+INVALID, NO_FILE, BAD_CHECKPOINT, NO_DEVICE = 1, 3, 4, 6
+# Of the models of this file; tests/test_cuda.py runs them on the emulated card, too.
+DEVICE = os.environ.get("CHARRNN_TEST_C_DEVICE", "cpu").encode()
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,7 @@ class Model:
             zoneout_c=rnn.zoneout[1],
             **rates,
         )
-        c.model_create(ctypes.byref(shape), ctypes.byref(self.handle))
+        c.model_create_on(ctypes.byref(shape), DEVICE, ctypes.byref(self.handle))
         for name, parameter in rnn.parameters().items():
             values = np.ascontiguousarray(parameter)
             c.model_set_parameter(self.handle, name.encode(), address(values), values.size)
@@ -792,6 +795,30 @@ def test_wrong_arguments(c: Any, text: Text, tmp_path: Path) -> None:
         9,
         None,
     )
+
+
+def test_devices(c: Any) -> None:
+    c.device_status(b"cpu")
+    for name in (b"gpu", b"cuda:", b"cuda:x", b"cuda:-1", b"cuda0", b"cuda:99999999999"):
+        with pytest.raises(FailedError) as caught:
+            c.device_status(name)
+        message = f"device must be 'cpu', 'cuda' or 'cuda:N', got {name.decode()!r}"
+        assert caught.value.args == (INVALID, message)
+    shape = c.struct("shape", cell=b"gru", input_size=V, hidden_size=H)
+    handle = ctypes.c_void_p()
+    with pytest.raises(FailedError) as caught:
+        c.model_create_on(ctypes.byref(shape), None, ctypes.byref(handle))
+    assert caught.value.args == (INVALID, "device must not be NULL")
+    with pytest.raises(FailedError) as caught:  # or the machine has so many cards
+        c.model_create_on(ctypes.byref(shape), b"cuda:99", ctypes.byref(handle))
+    status, message = caught.value.args
+    assert status == NO_DEVICE and not handle.value
+    assert re.match(
+        r"this build has no CUDA kernels \(libcharrnn_fast_cuda\.so\.\d+\.\d+\): build with "
+        "CHARRNN_CUDA=ON or PIP$|there is no NVIDIA driver|there is no cuda:99|the driver |"
+        "a process uses one card: must be cuda:0",
+        message,
+    ), message
 
 
 def test_messages_are_each_threads_own(c: Any) -> None:

@@ -71,6 +71,10 @@ PLAIN = {
     ("limits", 6): r"launch refused: a cluster must have 1 to 1 blocks, got 2 \(A100\)",
     ("capture", 1): r"stream capture: allocate\(\)",
     ("capture", 2): r"stream capture: synchronize\(\)",
+    ("capture", 3): "stream capture: a wait of the stream that is being captured",
+    ("streams", 1): "unwritten memory",
+    ("streams", 2): "unwritten memory",
+    ("streams", 3): "wrong result",
     ("host", 1): "the host accesses the device's memory",
     ("host", 2): r"misuse: release\(\)",
 }
@@ -209,6 +213,27 @@ def test_python_on_the_emulated_device(built: dict[str, Path]) -> None:
     program = [sys.executable, str(Path(__file__).parent / "device_results.py")]
     code, said = run(*map(Path, program), built["plain"].parent, "emulated_device", *orders)
     assert code == 0 and said.count(" 0 different") == len(orders), said
+
+
+@fused
+def test_c_on_the_emulated_device(built: dict[str, Path]) -> None:
+    """The tests of C's models; a model of C takes the device by its name."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
+    command += [str(Path(__file__).with_name("test_c.py"))]
+    command += ["-k", "devices or shape or forward or step or updates or stream"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            **os.environ,
+            "CHARRNN_ISA": TWIN,
+            "CHARRNN_TEST_C_DEVICE": "cuda",
+            "LD_LIBRARY_PATH": str(built["plain"].parent),
+        },
+    )
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_benchmark_compares_before_it_times(built: dict[str, Path]) -> None:

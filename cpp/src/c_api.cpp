@@ -27,6 +27,7 @@
 #include "charrnn_fast/version.hpp"
 #include "compiler.hpp"
 #include "cpu/dispatch.hpp"
+#include "cuda_library.hpp"
 #include "errors.hpp"
 
 using namespace charrnn_fast;
@@ -89,6 +90,8 @@ charrnn_status guarded(F&& f) {
     return failed(CHARRNN_OUT_OF_MEMORY, "out of memory: a size beyond all memory was asked for");
   } catch (const std::system_error& error) {
     return failed(CHARRNN_FILE_ERROR, error.what());
+  } catch (const NoDevice& error) {
+    return failed(CHARRNN_NO_DEVICE, error.what());
   } catch (const std::exception& error) {
     return failed(CHARRNN_INTERNAL_ERROR, error.what());
   } catch (...) {
@@ -312,8 +315,18 @@ void with_dtype(std::int32_t dtype, F&& f) {
 }
 
 template <class T>
-void make_model(const NetworkShape& shape, charrnn_model** to) {
-  *to = new charrnn_model{std::make_shared<Model<T>>(shape)};
+void make_model(const NetworkShape& shape, Device& device, charrnn_model** to) {
+  *to = new charrnn_model{std::make_shared<Model<T>>(shape, device)};
+}
+
+// Calls f with `elements` numbers of a device, in memory of the host.
+template <class T, class F>
+void with_copy(Device& device, const T* from, Index elements, F&& f) {
+  if (device.is_host) return f(from);
+  AlignedBuffer<T> copy;
+  copy.reserve(elements);
+  device.download(from, elements, copy.get());
+  f(static_cast<const T*>(copy.get()));
 }
 
 template <class T>
@@ -465,11 +478,22 @@ const char* charrnn_optimizer_name(int32_t index) {
 // ---- models -------------------------------------------------------------------------------
 
 charrnn_status charrnn_model_create(const charrnn_shape* shape, charrnn_model** model) {
+  return charrnn_model_create_on(shape, "cpu", model);
+}
+
+charrnn_status charrnn_model_create_on(const charrnn_shape* shape, const char* device,
+                                       charrnn_model** model) {
   return guarded([&] {
     given(model, "model");
     const charrnn_shape known = options(shape, "shape");
-    with_dtype(known.dtype, [&](auto zero) { make_model<decltype(zero)>(shape_of(known), model); });
+    Device& there = device_named(given(device, "device"));
+    with_dtype(known.dtype,
+               [&](auto zero) { make_model<decltype(zero)>(shape_of(known), there, model); });
   });
+}
+
+charrnn_status charrnn_device_status(const char* device) {
+  return guarded([&] { device_named(given(device, "device")); });
 }
 
 void charrnn_model_destroy(charrnn_model* model) { delete model; }
@@ -524,7 +548,11 @@ charrnn_status charrnn_model_get_parameter(charrnn_model* model, const char* nam
       const Parameter& p = parameter_named(own.network(), name);
       check_elements(p, elements);
       auto* const to = static_cast<T*>(given(values, "values"));
-      own.read_parameters([&](const T* flat) { read_flat(p, flat, to); });
+      own.read_parameters([&](const T* flat) {
+        const Network<T>& network = own.network();
+        with_copy(network.device(), flat, network.parameter_elements(),
+                  [&](const T* here) { read_flat(p, here, to); });
+      });
     });
   });
 }
@@ -686,8 +714,9 @@ charrnn_status charrnn_optimizer_create(const charrnn_model* model, const char* 
     std::visit(
         [&](const auto& own) {
           using T = ElementOf<std::decay_t<decltype(*own)>>;
+          const Network<T>& network = own->network();
           charrnn_optimizer::Of<T> of{
-              own, Optimizer<T>(rule.name, known, own->network().parameter_elements())};
+              own, Optimizer<T>(rule.name, known, network.parameter_elements(), network.device())};
           *optimizer = new charrnn_optimizer{std::move(of)};
         },
         model->model);
@@ -730,7 +759,10 @@ charrnn_status charrnn_optimizer_get_slot(charrnn_optimizer* optimizer, int32_t 
       auto* const flat = slot_of(of, slot);
       const Parameter& p = parameter_named(of.model->network(), parameter);
       check_elements(p, elements);
-      read_flat(p, flat, static_cast<decltype(flat)>(given(values, "values")));
+      using T = std::decay_t<decltype(*flat)>;
+      auto* const to = static_cast<T*>(given(values, "values"));
+      with_copy(of.optimizer.device(), static_cast<const T*>(flat), of.optimizer.elements(),
+                [&](const T* here) { read_flat(p, here, to); });
     });
   });
 }
@@ -744,7 +776,12 @@ charrnn_status charrnn_optimizer_set_slot(charrnn_optimizer* optimizer, int32_t 
       using T = std::decay_t<decltype(*flat)>;
       const Parameter& p = parameter_named(of.model->network(), parameter);
       check_elements(p, elements);
-      write_flat(p, static_cast<const T*>(given(values, "values")), flat);
+      const auto* const from = static_cast<const T*>(given(values, "values"));
+      Device& device = of.optimizer.device();
+      if (device.is_host) return write_flat(p, from, flat);
+      std::vector<T> here(static_cast<std::size_t>(of.optimizer.elements()));
+      write_flat(p, from, here.data());
+      device.upload(here.data() + p.offset, p.elements(), flat + p.offset);
     });
   });
 }
@@ -862,7 +899,10 @@ charrnn_status charrnn_stream_create(charrnn_model* model, charrnn_stream** stre
     with(model, [&](auto& own) {
       using T = ElementOf<std::decay_t<decltype(own)>>;
       own.read_parameters([&](const T* flat) {
-        *stream = new charrnn_stream{Stream<T>(own.network().shape(), flat)};
+        const Network<T>& network = own.network();
+        with_copy(network.device(), flat, network.parameter_elements(), [&](const T* here) {
+          *stream = new charrnn_stream{Stream<T>(network.shape(), here)};
+        });
       });
     });
   });

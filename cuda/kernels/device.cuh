@@ -138,19 +138,44 @@ inline void wait_for(Stream stream) {
   const OnCard on_card;
   check(cudaStreamSynchronize(stream), "work of the device");
 }
-// Has read `from` when it returns: memory that is not pinned is copied first.
+inline void wait_for_all() {
+  const OnCard on_card;
+  check(cudaDeviceSynchronize(), "work of the device");
+}
+inline Stream stream_of(void* handle) { return static_cast<cudaStream_t>(handle); }
+inline void* handle_of(Stream stream) { return stream; }
+// What is queued to `waiting` from now on begins when all that is in `ahead` is done.
+inline void wait_in_stream(Stream waiting, Stream ahead) {
+  const OnCard on_card;
+  struct Event {  // a wait is for the event's state at the call: one serves all
+    cudaEvent_t it = nullptr;
+    ~Event() {
+      if (it) (void)cudaEventDestroy(it);
+    }
+  };
+  static thread_local Event event;
+  if (!event.it) check(cudaEventCreateWithFlags(&event.it, cudaEventDisableTiming), "an event");
+  check(cudaEventRecord(event.it, ahead), "an event");
+  check(cudaStreamWaitEvent(waiting, event.it, 0), "an event");
+}
+inline cudaMemoryType type_of(const void* memory) {
+  cudaPointerAttributes attributes;
+  check(cudaPointerGetAttributes(&attributes, memory), "an array's place");
+  return attributes.type;
+}
+// Has read `from`, of the host, when it returns: memory that is not pinned is copied first. If it
+// is the device's, the copy is queued.
 inline void copy_in(Stream stream, const void* from, std::size_t bytes, void* to) {
   const OnCard on_card;
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream), "copy to the device");
-  cudaPointerAttributes attributes;
-  check(cudaPointerGetAttributes(&attributes, from), "copy to the device");
-  if (attributes.type != cudaMemoryTypeUnregistered) wait_for(stream);
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream), "copy to the device");
+  const cudaMemoryType type = type_of(from);
+  if (type != cudaMemoryTypeUnregistered && type != cudaMemoryTypeDevice) wait_for(stream);
 }
-// Has written `to` when it returns.
+// Has written `to`, of the host, when it returns. If it is the device's, the copy is queued.
 inline void copy_out(Stream stream, const void* from, std::size_t bytes, void* to) {
   const OnCard on_card;
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream), "copy from the device");
-  wait_for(stream);
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream), "copy from the device");
+  if (type_of(to) != cudaMemoryTypeDevice) wait_for(stream);
 }
 inline void copy_within(Stream stream, const void* from, std::size_t bytes, void* to) {
   const OnCard on_card;
@@ -517,12 +542,26 @@ inline Stream new_stream() { return new cuda_emulator::Stream; }
 inline void* allocate_bytes(std::size_t bytes) { return cuda_emulator::allocate(bytes); }
 inline void release_bytes(void* memory) { cuda_emulator::release(memory); }
 inline void wait_for(Stream stream) { stream->synchronize(); }
+inline void wait_for_all() { cuda_emulator::synchronize(); }
+// 1 and 2 are CUDA's names for the default stream and that of a thread.
+inline Stream stream_of(void* handle) {
+  return reinterpret_cast<std::uintptr_t>(handle) <= 2 ? &cuda_emulator::default_stream()
+                                                       : static_cast<Stream>(handle);
+}
+inline void* handle_of(Stream stream) { return stream; }
+inline void wait_in_stream(Stream waiting, Stream ahead) {
+  cuda_emulator::Event event;
+  event.record(*ahead);
+  waiting->wait(event);
+}
 inline void copy_in(Stream stream, const void* from, std::size_t bytes, void* to) {
+  if (cuda_emulator::is_device(from)) return stream->copy(from, bytes, to);
   const auto* const first = static_cast<const unsigned char*>(from);
   auto copy = std::make_shared<const std::vector<unsigned char>>(first, first + bytes);
   stream->enqueue([copy, to] { std::memcpy(to, copy->data(), copy->size()); });
 }
 inline void copy_out(Stream stream, const void* from, std::size_t bytes, void* to) {
+  if (cuda_emulator::is_device(to)) return stream->copy(from, bytes, to);
   stream->download(from, bytes, to, false);
   stream->synchronize();
 }

@@ -7,10 +7,23 @@
 namespace charrnn_fast {
 namespace cuda {
 
-// The stream of the device whose table it is. Entries of the table launch there and return.
-inline Stream& table_stream() {
+inline Stream& own_stream() {
   static Stream stream{};
   return stream;
+}
+// A stream that the caller has given for the calls of this thread.
+struct GivenStream {
+  bool given = false;
+  Stream stream{};
+};
+inline GivenStream& given_stream() {
+  static thread_local GivenStream given;
+  return given;
+}
+// Entries of the table launch there and return.
+inline Stream table_stream() {
+  const GivenStream& of_caller = given_stream();
+  return of_caller.given ? of_caller.stream : own_stream();
 }
 
 CHARRNN_INLINE Index min_of(Index a, Index b) { return a < b ? a : b; }

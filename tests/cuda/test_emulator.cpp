@@ -276,6 +276,11 @@ bool capture_case(int mistake) {
   try {
     if (mistake == 1) Array<float> more(1);
     if (mistake == 2) run.stream.synchronize();
+    if (mistake == 3) {
+      emulator::Event event;
+      event.record(emulator::default_stream());
+      run.stream.wait(event);
+    }
   } catch (const emulator::Finding&) {
     run.stream.end_capture();
     throw;
@@ -286,6 +291,30 @@ bool capture_case(int mistake) {
   const auto found = run.download(array);
   for (std::size_t i = 0; i < 64; ++i)
     if (found[i] != x[(i + 3) % 64]) return false;
+  return true;
+}
+
+// Two streams: one makes x, the other copies it, then the first makes it anew. mistake 1: the
+// second does not wait for the first; 2: it waits for an event of before; 3: the first does not
+// wait for the second.
+bool streams_case(int mistake) {
+  const auto x = numbers(64);
+  Run first, second;
+  Array<float> made(64), copy(64);
+  emulator::Event begun, done, copied;
+  begun.record(first.stream);
+  first.stream.upload(x.data(), 64 * sizeof(float), made.data);
+  launch({1, 64}, &first.stream, rotate<false>, made.data, 1);
+  done.record(first.stream);
+  if (mistake != 1) second.stream.wait(mistake == 2 ? begun : done);
+  second.stream.copy(made.data, 64 * sizeof(float), copy.data);
+  copied.record(second.stream);
+  if (mistake != 3) first.stream.wait(copied);
+  first.stream.fill(made.data, 0, 64 * sizeof(float));
+  const auto found = second.download(copy);
+  const auto anew = first.download(made);
+  for (std::size_t i = 0; i < 64; ++i)
+    if (found[i] != x[(i + 1) % 64] || anew[i] != 0) return false;
   return true;
 }
 
@@ -309,7 +338,8 @@ const Case cases[] = {
     {"warp", 2, warp_case},       {"votes", 0, votes_case},     {"tiles", 3, tiles_case},
     {"cluster", 2, cluster_case}, {"ring", 4, ring_case},       {"grid", 3, grid_case},
     {"words", 1, words_case},     {"bounds", 5, bounds_case},   {"products", 2, products_case},
-    {"limits", 6, limits_case},   {"capture", 2, capture_case}, {"host", 2, host_case},
+    {"limits", 6, limits_case},   {"capture", 3, capture_case}, {"host", 2, host_case},
+    {"streams", 3, streams_case},
 };
 
 }  // namespace

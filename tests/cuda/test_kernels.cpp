@@ -7,6 +7,7 @@
 //
 // The CPU's kernels round a fused multiply-add once, so its instruction set must have one.
 #include <cstdlib>
+#include <stdexcept>
 
 #include "charrnn_fast/cuda.hpp"
 #include "charrnn_fast/threads.hpp"
@@ -17,15 +18,24 @@
 
 namespace {
 
-// A call of a network neither allocates nor waits: it can be captured in a graph, and gives when
-// that is replayed what it gives directly.
+// A call of a network, on the caller's stream: it uses no other, neither allocates nor waits, can
+// be captured in a graph, and gives when that is replayed what it gives directly.
 struct Captured {
   template <class F>
   void operator()(F&& call) const {
-    cuda_emulator::Stream& stream = *charrnn_fast::cuda::table_stream();
+    const auto own = [] { return charrnn_fast::cuda::own_stream(); };
+    static cuda_emulator::Stream& stream = *new cuda_emulator::Stream;
+    charrnn_fast::cuda_device().synchronize();
     stream.begin_capture();
-    call();
-    stream.replay(stream.end_capture());
+    {
+      const charrnn_fast::CudaStreamScope scope(&stream);
+      call();
+    }
+    auto graph = stream.end_capture();
+    for (cuda_emulator::Stream* const other : {own(), &cuda_emulator::default_stream()})
+      if (other->queued() > 0) throw std::runtime_error("work is queued to another stream");
+    stream.replay(graph);
+    charrnn_fast::cuda_stream_wait(own(), &stream);
   }
 };
 

@@ -51,7 +51,8 @@ enum {
   CHARRNN_OUT_OF_MEMORY = 2,
   CHARRNN_FILE_ERROR = 3,     /* a file cannot be read */
   CHARRNN_BAD_CHECKPOINT = 4, /* it is no checkpoint, is damaged, or of a newer version */
-  CHARRNN_INTERNAL_ERROR = 5  /* a fault of this library */
+  CHARRNN_INTERNAL_ERROR = 5, /* a fault of this library */
+  CHARRNN_NO_DEVICE = 6       /* no such device, or no driver or kernels for it */
 };
 
 /* The message of this thread's last call that failed, or "". Valid until that thread's next call
@@ -137,7 +138,15 @@ typedef struct charrnn_shape {
 
 /* A model whose parameters are 0. */
 CHARRNN_API charrnn_status charrnn_model_create(const charrnn_shape* shape, charrnn_model** model);
+/* The same on a device: "cpu", "cuda" (or "cuda:0") or "cuda:N". The model's own memory is there.
+ * Arrays of its calls are the host's; all of T (float or double) may also be the card's, where the
+ * work on them is only queued, in order with the model's later calls. A process uses one card. */
+CHARRNN_API charrnn_status charrnn_model_create_on(const charrnn_shape* shape, const char* device,
+                                                   charrnn_model** model);
 CHARRNN_API void charrnn_model_destroy(charrnn_model* model);
+/* Whether charrnn_model_create_on can use a device: CHARRNN_OK, or CHARRNN_NO_DEVICE with the
+ * reason as message. */
+CHARRNN_API charrnn_status charrnn_device_status(const char* device);
 /* shape->size says how much of it is written. Its strings live as long as the library. */
 CHARRNN_API charrnn_status charrnn_model_shape(const charrnn_model* model, charrnn_shape* shape);
 /* Features of an output row: O. */

@@ -40,6 +40,28 @@ CHARRNN_CUDA_API const std::vector<std::string>& cuda_architectures();
 // it or no code for it, or if the process uses another.
 CHARRNN_CUDA_API Device& cuda_device(int ordinal = 0);
 
+// While it lives, the calls that this thread makes queue their work to `stream`, a cudaStream_t of
+// the caller, in place of the device's own stream. Calls of Network and Optimizer on memory of the
+// card then only queue: they do not allocate, wait, or use another stream, so that they can be
+// captured in a CUDA graph. Between calls on different streams that share memory, such as a Model's
+// own, the caller orders (cuda_stream_wait).
+class CHARRNN_CUDA_API CudaStreamScope {
+ public:
+  explicit CudaStreamScope(void* stream);
+  ~CudaStreamScope();
+  CudaStreamScope(const CudaStreamScope&) = delete;
+  CudaStreamScope& operator=(const CudaStreamScope&) = delete;
+
+ private:
+  void* before_;
+  bool had_;
+};
+// The stream, a cudaStream_t, to which this thread's calls queue.
+CHARRNN_CUDA_API void* cuda_stream();
+// What is queued to `waiting` from now on begins when all that is in `ahead` now is done. The host
+// waits for neither.
+CHARRNN_CUDA_API void cuda_stream_wait(void* waiting, void* ahead);
+
 struct CudaMemory {
   std::size_t free, total;  // bytes
 };

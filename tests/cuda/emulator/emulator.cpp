@@ -666,6 +666,7 @@ void release(void* memory) {
 }
 
 std::size_t allocated_bytes() { return memory_in_use(); }
+bool is_device(const void* address) { return is_allocated(address); }
 
 Stream::Stream() {
   const std::lock_guard lock(state().mutex);
@@ -676,11 +677,55 @@ Stream::~Stream() {
   const std::lock_guard lock(state().mutex);
   std::erase(streams(), this);
   if (capturing_) --capturing;
+  for (const Work& work : queue_)
+    if (work.reaches) work.reaches->stream = nullptr;
 }
 
 void Stream::enqueue(std::function<void()> work) {
   const std::lock_guard lock(state().mutex);
-  queue_.push_back(std::move(work));
+  queue_.push_back({std::move(work), nullptr, nullptr});
+}
+
+void Stream::not_while_captured(const char* what) const {
+  if (capturing_)
+    throw Finding(Kind::capture, std::string(what) + " of the stream that is being captured");
+}
+
+void Event::record(Stream& stream) {
+  const std::lock_guard lock(state().mutex);
+  stream.not_while_captured("an event");
+  place_ = std::make_shared<Place>(Place{&stream});
+  stream.queue_.push_back({[] {}, nullptr, place_});
+}
+
+void Stream::wait(const Event& event) {
+  const std::lock_guard lock(state().mutex);
+  not_while_captured("a wait");
+  if (event.place_) queue_.push_back({[] {}, event.place_, nullptr});
+}
+
+// Before it, what it waits for in another stream: that was queued earlier, so this ends.
+void Stream::run_first() {
+  const Work work = std::move(queue_.front());
+  queue_.pop_front();
+  while (work.behind && !work.behind->reached) {
+    if (!work.behind->stream)
+      throw Finding(Kind::misuse, "a stream waits for an event of one that was destroyed before");
+    work.behind->stream->run_first();
+  }
+  work.run();
+  if (work.reaches) work.reaches->reached = true;
+}
+
+Stream& default_stream() {
+  static Stream& it = *new Stream;
+  return it;
+}
+
+void synchronize() {
+  const std::lock_guard lock(state().mutex);
+  not_while_capturing("synchronize()");
+  for (std::size_t i = 0; i < streams().size(); ++i) streams()[i]->synchronize();
 }
 
 void Stream::upload(const void* from, std::size_t bytes, void* to) {
@@ -723,18 +768,17 @@ void Stream::synchronize() {
     ~Draining() { it = false; }
   } draining(s.draining);
   // Other streams may run as well, as far as they like; here, in random orders, one step before.
-  std::vector<std::function<void()>> work;
-  work.swap(queue_);
-  for (const auto& each : work) {
-    if (random_order() && streams().size() > 1) {
-      Stream* const other = streams()[s.random() % streams().size()];
-      if (other != this && !other->queue_.empty() && !other->capturing_) {
-        const std::function<void()> first = std::move(other->queue_.front());
-        other->queue_.erase(other->queue_.begin());
-        first();
+  try {
+    while (!queue_.empty()) {
+      if (random_order() && streams().size() > 1) {
+        Stream* const other = streams()[s.random() % streams().size()];
+        if (other != this && !other->queue_.empty() && !other->capturing_) other->run_first();
       }
+      if (!queue_.empty()) run_first();
     }
-    each();
+  } catch (...) {
+    queue_.clear();
+    throw;
   }
 }
 
@@ -748,7 +792,8 @@ std::vector<std::function<void()>> Stream::end_capture() {
   capturing_ = false;
   --capturing;
   std::vector<std::function<void()>> graph;
-  graph.swap(queue_);
+  for (Work& work : queue_) graph.push_back(std::move(work.run));
+  queue_.clear();
   return graph;
 }
 

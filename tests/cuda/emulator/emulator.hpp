@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <source_location>
@@ -92,9 +93,28 @@ void* allocate(std::size_t bytes);
 void release(void* memory);  // a null pointer is ignored
 constexpr std::size_t all_memory = std::size_t(64) << 30;
 std::size_t allocated_bytes();
+bool is_device(const void* address);
 
 // ---- streams ------------------------------------------------------------------------------
-// Work is only queued; it runs when the host waits for it. Streams in turn, each in its order.
+// Work is only queued; it runs when the host, or work that the host waits for, waits for it.
+// Streams in turn, each in its order.
+class Stream;
+
+// A place in a stream.
+class Event {
+ public:
+  // Behind all that is queued. Once more: another place; who waits already waits for the earlier.
+  void record(Stream& stream);
+
+ private:
+  friend class Stream;
+  struct Place {
+    Stream* stream;  // null: destroyed
+    bool reached = false;
+  };
+  std::shared_ptr<Place> place_;
+};
+
 class Stream {
  public:
   Stream();
@@ -109,18 +129,35 @@ class Stream {
   void download(const void* from, std::size_t bytes, void* to, bool check = true);
   void copy(const void* from, std::size_t bytes, void* to);
   void fill(void* to, int byte, std::size_t bytes);
+  // What is queued from now on runs behind the event. Before its first record, changes nothing.
+  void wait(const Event& event);
   void synchronize();
+  std::size_t queued() const { return queue_.size(); }
 
   // What is queued between the two becomes a graph, and does not run. While a stream is captured,
-  // allocate(), release() and synchronize() are findings.
+  // allocate(), release() and synchronize() are findings, and so are events of that stream, which
+  // would capture another one, too.
   void begin_capture();
   std::vector<std::function<void()>> end_capture();
   void replay(const std::vector<std::function<void()>>& graph);
 
  private:
-  std::vector<std::function<void()>> queue_;
+  friend class Event;
+  struct Work {
+    std::function<void()> run;
+    std::shared_ptr<Event::Place> behind, reaches;  // or null
+  };
+  void run_first();
+  void not_while_captured(const char* what) const;
+
+  std::deque<Work> queue_;
   bool capturing_ = false;
 };
+// The one that a null pointer stands for. Nothing of it is ordered with other streams, as with
+// CUDA's for streams that are made not to be.
+Stream& default_stream();
+// Waits for all streams.
+void synchronize();
 
 // ---- launches -----------------------------------------------------------------------------
 struct Grid {

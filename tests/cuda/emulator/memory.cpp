@@ -80,6 +80,15 @@ bool is_device_memory(const void* address) {
   return arena().base && place >= arena().base && place < arena().base + arena_bytes;
 }
 
+bool is_allocated(const void* address) {
+  if (!sanitized) return is_device_memory(address);
+  const std::lock_guard lock(arena().mutex);
+  const auto* const place = static_cast<const char*>(address);
+  for (const auto& [start, bytes] : arena().from_malloc)
+    if (place >= start && place < static_cast<char*>(start) + bytes) return true;
+  return false;
+}
+
 void check_device_memory() {
   if (sanitized) return;
   const std::lock_guard lock(arena().mutex);

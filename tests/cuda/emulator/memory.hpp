@@ -18,8 +18,10 @@ class OpenMemory {
 void* allocate_memory(std::size_t bytes);  // see allocate() of emulator.hpp
 void release_memory(void* memory);
 std::size_t memory_in_use();
-// Whether an address is the device's.
+// Whether an address is the device's; not under a sanitizer, where the memory is from malloc.
 bool is_device_memory(const void* address);
+// The same in all builds, but slower.
+bool is_allocated(const void* address);
 // Throws Finding if an allocation's surroundings were written.
 void check_device_memory();
 
