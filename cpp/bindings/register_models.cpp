@@ -206,26 +206,41 @@ py::tuple accumulate(Model<T>& model, const py::object& inputs, const py::object
   return py::make_tuple(losses.loss_sum, losses.count, state_n);
 }
 
-// gradients: a view of the model's memory, which stays where it is.
+// gradients: a view of the model's memory, which stays where it is; of another device a copy.
 template <class T>
 py::tuple accumulated(const py::object& self) {
   auto& model = self.cast<Model<T>&>();
   const Network<T>& network = model.network();
-  if (!network.device().is_host)
-    throw py::value_error("accumulated gradients must be on the CPU, got those of another device");
+  Device& device = network.device();
+  const Index elements = network.parameter_elements();
   typename Model<T>::Accumulated sum{};
   {
     py::gil_scoped_release release;  // another thread may be computing
     sum = model.accumulated();
   }
-  return py::make_tuple(py::array_t<T>({network.parameter_elements()}, sum.gradients, self),
-                        sum.losses.loss_sum, sum.losses.count);
+  py::array_t<T> gradients;
+  if (device.is_host) {
+    gradients = py::array_t<T>({elements}, sum.gradients, self);
+  } else {
+    gradients = new_array<T>({elements});
+    T* const copy = gradients.mutable_data();
+    py::gil_scoped_release release;
+    device.download(sum.gradients, elements, copy);
+  }
+  return py::make_tuple(gradients, sum.losses.loss_sum, sum.losses.count);
 }
 
+// gradients: what accumulated() returned, with other values; None: they stay.
 template <class T>
-void set_accumulated(Model<T>& model, double loss_sum, Index count) {
+void set_accumulated(Model<T>& model, double loss_sum, Index count, const py::object& gradients) {
+  const Network<T>& network = model.network();
+  const Index elements = network.parameter_elements();
+  const T* const given =
+      gradients.is_none() ? nullptr : input<T>(gradients, "gradients", {elements});
   py::gil_scoped_release release;
   model.set_accumulated({loss_sum, count});
+  T* const ours = model.accumulated().gradients;
+  if (given && given != ours) network.device().upload(given, elements, ours);
 }
 
 template <class T>
@@ -319,7 +334,8 @@ void register_model(py::module_& m, const char* name) {
             check_parameter<T>(p, value);
             const auto view = view_of<T>(value);
             py::gil_scoped_release release;
-            self.change_parameters([&](T* flat) { copy_parameter(p, view, flat); });
+            self.change_parameter(
+                p, [&](const Parameter& of, T* flat) { copy_parameter(of, view, flat); });
           },
           py::arg("name"), py::arg("value"))
       .def(
@@ -342,7 +358,8 @@ void register_model(py::module_& m, const char* name) {
            py::arg("mask_seed") = py::none(), py::arg("lengths") = py::none(),
            py::arg("streams") = py::none())
       .def("accumulated", &accumulated<T>)
-      .def("set_accumulated", &set_accumulated<T>, py::arg("loss_sum"), py::arg("count"))
+      .def("set_accumulated", &set_accumulated<T>, py::arg("loss_sum"), py::arg("count"),
+           py::arg("gradients") = py::none())
       .def("clear_gradients", &M::clear_gradients, py::call_guard<py::gil_scoped_release>())
       .def("memory", &memory<T>, py::arg("seq_len"), py::arg("batch"), py::arg("training") = true,
            py::arg("lengths") = py::none())

@@ -4,9 +4,10 @@
 
 namespace charrnn_fast {
 
-OutOfMemory::OutOfMemory(double bytes) {
-  const bool large = bytes >= 1e9;
-  std::snprintf(message_, sizeof message_, "out of memory: %.3g %s more were asked for",
+OutOfMemory::OutOfMemory(double bytes, const Device* device) {
+  const bool large = bytes >= 1e9, elsewhere = device && !device->is_host;
+  std::snprintf(message_, sizeof message_, "out of memory%s%.40s: %.3g %s more were asked for",
+                elsewhere ? " on " : "", elsewhere ? device->name : "",
                 large ? bytes / 1e9 : bytes / 1e6, large ? "GB" : "MB");
 }
 

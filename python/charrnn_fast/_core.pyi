@@ -178,13 +178,19 @@ class _Model(Generic[_F]):
         """What is accumulated: the gradient of the sum of losses, that sum in nats, the count of
         targets. ValueError if nothing is.
 
-        The gradient is a view of the network's own memory, flat, with gaps of zeros. Processes that
-        share out a batch add it up in place, and the rest by `set_accumulated`, before `update`.
-        No other thread may train meanwhile.
+        The gradient is a view of the network's own memory, flat, with gaps of zeros; on a device
+        other than the CPU a copy. Processes that share out a batch add it up in place, and the rest
+        by `set_accumulated`, before `update`. No other thread may train meanwhile.
         """
 
-    def set_accumulated(self, loss_sum: float, count: int) -> None:
-        """Replaces the sum of losses and the count; ValueError if nothing is accumulated."""
+    def set_accumulated(
+        self, loss_sum: float, count: int, gradients: NDArray[_F] | None = None
+    ) -> None:
+        """Replaces the sum of losses and the count, and by the array of `accumulated` the gradient.
+
+        gradients: None leaves it; the CPU's is the network's own memory. ValueError if nothing is
+        accumulated.
+        """
 
     def evaluate(
         self,

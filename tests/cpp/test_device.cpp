@@ -85,7 +85,7 @@ void check_refusals() {
   } catch (const OutOfMemory& error) {
     message = error.what();
   }
-  CHECK(message.find("out of memory: ") == 0, "%s", message.c_str());
+  CHECK(message.find("out of memory on floats: ") == 0, "%s", message.c_str());
 }
 
 // f, of this function, ends its process with this text.

@@ -86,14 +86,15 @@ Device& cpu_device();
 // device. That must never be destroyed. The number changes whenever Device or Kernels does.
 constexpr const char* device_capsule = "charrnn_fast.Device/3";
 
-// Its message says how much was requested: "out of memory: 12.3 GB more were asked for".
+// Its message says how much was requested: "out of memory: 12.3 GB more were asked for". With a
+// device that is not the host: "out of memory on cuda: ...".
 class OutOfMemory : public std::bad_alloc {
  public:
-  explicit OutOfMemory(double bytes);
+  explicit OutOfMemory(double bytes, const Device* device = nullptr);
   const char* what() const noexcept override { return message_; }
 
  private:
-  char message_[64];  // a string would allocate
+  char message_[128];  // a string would allocate
 };
 
 // Memory of a device, aligned for its kernels. Growing loses the contents. Throws OutOfMemory.
@@ -113,7 +114,8 @@ class AlignedBuffer {
         elements > most
             ? nullptr
             : data_.get_deleter().device->allocate(static_cast<std::size_t>(elements) * sizeof(T));
-    if (!memory) throw OutOfMemory(static_cast<double>(elements) * sizeof(T));
+    if (!memory)
+      throw OutOfMemory(static_cast<double>(elements) * sizeof(T), data_.get_deleter().device);
     data_.reset(static_cast<T*>(memory));
     size_ = elements;
   }

@@ -60,6 +60,23 @@ class Model {
     }
     ++version_;
   }
+  // The same for one of network().parameters() alone: write(parameter, flat) must write all its
+  // elements to flat + parameter.offset, and no others.
+  template <class F>
+  void change_parameter(const Parameter& parameter, F&& write) {
+    std::lock_guard<ForkSafeMutex> lock(mutex_);
+    if (device_->is_host) {
+      write(parameter, parameters_.get());
+    } else {
+      AlignedBuffer<T> alone;
+      alone.reserve(parameter.elements());
+      Parameter first = parameter;
+      first.offset = 0;
+      write(first, alone.get());
+      device_->upload(alone.get(), parameter.elements(), parameters_.get() + parameter.offset);
+    }
+    ++version_;
+  }
   // Raised by every change of the parameters.
   Index version() const { return version_; }
 
