@@ -46,6 +46,7 @@ _MACHINE = ("bench", "executors", "memory", "out_of_memory", "processors", "scal
 _GROUPS = {
     "test_cpp.py": "cpp",
     "test_cuda.py": "emulator",
+    "test_devices.py": "emulator",
     "test_installed.py": "installed",
     "test_registry.py": "installed",
     "test_torchrun.py": "torchrun",
@@ -68,6 +69,43 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="fail if any test is skipped")
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="where networks are that ask for the CPU: cuda, or emulated, which is built first",
+    )
+    parser.addoption("--emulated", metavar="FOLDER", help="use what is built there of tests/cuda")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    name: str = config.getoption("--device")
+    if name == "cpu":
+        return
+    import devices
+
+    if name == devices.NAME:
+        if config.option.emulated is None:  # not in the workers of pytest-xdist
+            folder = devices.build(_FILES.parent / "emulated", devices.MODULE)
+            config.option.emulated = str(folder)
+        devices.register(Path(config.option.emulated))
+    devices.in_place_of_the_cpu(name)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    name: str = config.getoption("--device")
+    for item in items if name != "cpu" else ():
+        if (mark := item.get_closest_marker("host")) is not None:
+            item.add_marker(pytest.mark.skip(reason=f"of the CPU alone: {mark.args[0]}"))
+
+
+@pytest.fixture(scope="session")
+def emulator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what tests/cuda builds, without a sanitizer."""
+    import devices
+
+    if (folder := request.config.getoption("--emulated")) is not None:
+        return Path(folder).resolve()
+    return devices.build(tmp_path_factory.mktemp("plain"))
 
 
 @pytest.hookimpl(tryfirst=True)

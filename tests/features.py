@@ -149,8 +149,10 @@ class ByReference:
 class ByKernels:
     """The same network of the package."""
 
-    def __init__(self, case: FeatureCase, parameters: dict[str, Array]) -> None:
-        self._parameters, self.network = parameters, case.network()
+    def __init__(
+        self, case: FeatureCase, parameters: dict[str, Array], device: str = "cpu"
+    ) -> None:
+        self._parameters, self.network = parameters, case.network(device=device)
         self._lengths, self._mask_seed = case.lengths(), case.mask_seed
 
     def forward(self, x: Array, state: Any) -> tuple[Array, Any]:

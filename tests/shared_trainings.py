@@ -1,16 +1,17 @@
 """Trainings of `test_torchrun.py`, which one process runs, or several that share out the streams.
 
-    python tests/shared_trainings.py FOLDER OTHERS
+    python tests/shared_trainings.py FOLDER OTHERS [MODULE TRAINING ...]
 
 in each of several processes, with torchrun's variables. FOLDER gets `results.npz` and a checkpoint
 of each training's middle. From OTHERS, such a folder of another number of processes or "", the
-trainings go on, too.
+trainings go on, too. MODULE: a folder with the emulated device, on which these trainings then run.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import charrnn_fast as cf
+import devices
 from charrnn_fast.callbacks import Callback, Update
 from charrnn_fast.distributed import Group, joined
 
@@ -103,10 +105,13 @@ def results(trainer: cf.Trainer) -> dict[str, NDArray[Any]]:
     }
 
 
-def run(group: Group | None, folder: Path, others: Path | None) -> dict[str, NDArray[Any]]:
-    """The results of all trainings: at once, resumed, and resumed from others."""
+def run(
+    group: Group | None, folder: Path, others: Path | None, names: Sequence[str] = ()
+) -> dict[str, NDArray[Any]]:
+    """The results of trainings, by default all: at once, resumed, and resumed from others."""
     found: dict[str, NDArray[Any]] = {}
-    for name, training in TRAININGS.items():
+    for name in names or TRAININGS:
+        training = TRAININGS[name]
         path = folder / f"{name}.safetensors"
         trainer = trainer_of(training, group, path)
         trainer.fit(steps=STEPS // 2, progress=False)
@@ -125,8 +130,14 @@ def run(group: Group | None, folder: Path, others: Path | None) -> dict[str, NDA
 
 
 if __name__ == "__main__":
-    with joined() as group:
-        found: Any = run(group, Path(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2] else None)
+    device = "cpu"
+    if sys.argv[3:]:
+        devices.register(Path(sys.argv[3]))
+        devices.in_place_of_the_cpu(device := devices.NAME)
+    with joined(device) as group:
+        assert group.device == device
+        others = Path(sys.argv[2]) if sys.argv[2] else None
+        found: Any = run(group, Path(sys.argv[1]), others, sys.argv[4:])
         assert group.size == int(os.environ["WORLD_SIZE"])
         if group.rank == 0:
             np.savez(Path(sys.argv[1]) / "results.npz", **found)

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 import charrnn_fast as cf
+import devices
 
 pytestmark = [
     pytest.mark.slow,
@@ -94,23 +95,13 @@ OVERRUNS = [("bounds", 1), ("bounds", 2), ("bounds", 3), ("cluster", 1), ("clust
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    programs = {}
-    for sanitizer in ("", "address", "thread"):
-        folder = tmp_path_factory.mktemp(sanitizer or "plain")
-        options = [
-            f"-DCUDA_EMULATOR_SANITIZE={sanitizer}",
-            f"-DCMAKE_PREFIX_PATH={cf.get_cmake_dir()}",
-            f"-DPython_EXECUTABLE={sys.executable}",
-        ]
-        for command in (
-            ["cmake", "-S", str(FOLDER), "-B", str(folder), *options],
-            ["cmake", "--build", str(folder), "--parallel", "2"],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stdout + done.stderr
-        programs[sanitizer or "plain"] = folder / "test_emulator"
-    return programs
+def built(emulator: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {
+        sanitizer: devices.build(tmp_path_factory.mktemp(sanitizer), sanitizer=sanitizer)
+        for sanitizer in ("address", "thread")
+    }
+    folders["plain"] = emulator
+    return {variant: folder / "test_emulator" for variant, folder in folders.items()}
 
 
 def kernels_of(built: dict[str, Path], variant: str) -> Path:

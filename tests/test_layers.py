@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "python" / "charrnn_fast"
 # From the bottom to the top, as CONTRIBUTING.md has them: what a layer imports is in it or below.
 LAYERS = (
     ("_core", "_cuda", "reference"),
-    ("_checks", "_names", "_objects", "registry", "runtime"),
+    ("_checks", "_names", "_objects", "_devices", "cuda", "registry", "runtime"),
     ("rnn", "states", "initial", "losses", "optim"),
     ("torch", "jax"),
     ("storage",),

@@ -91,7 +91,7 @@ TRAIN: dict[str, dict[str, str | None]] = {
         "warmup_iters": None,
         "lr_decay_iters": None,
         "min_lr": None,
-        "device": None,
+        "device": "device",
         "compile": None,
     },
     "Keras and others": {
@@ -215,9 +215,9 @@ def test_what_is_suggested_is_near(name: str, ours: str | None) -> None:
         ("train t -o m --rnn_size=512", "there is no --rnn_size: did you mean --hidden-size 512?"),
         ("train t -o m --lr 0.1", "there is no --lr: did you mean --learning-rate 0.1?"),
         ("train t -o m --lr", "there is no --lr: did you mean --learning-rate?"),
-        ("train t -o m --gpu 0", "there is no --gpu: leave it out, it runs on the CPU"),
+        ("train t -o m --gpu 0", "there is no --gpu: --device takes cpu or cuda"),
         # flags that begin with an o, which argparse reads as -o with a file
-        ("train t -opencl 0", "there is no -opencl: leave it out, it runs on the CPU"),
+        ("train t -opencl 0", "there is no -opencl: --device takes cpu or cuda"),
         ("train t -optimizer sgd", "there is no -optimizer: did you mean --optimizer sgd?"),
         ("train t -output m", "there is no -output: did you mean --output m?"),
         # with an h, -h
@@ -235,8 +235,8 @@ def test_what_is_suggested_is_near(name: str, ours: str | None) -> None:
         (
             "train -data_dir d -rnn_size 9 -dropout 0.5 -gpuid -1",
             "there is no -data_dir: d stands without a flag; no -rnn_size: did you mean "
-            "--hidden-size 9?; no -dropout: did you mean --dropout 0.5?; no -gpuid: leave it out, "
-            "it runs on the CPU",
+            "--hidden-size 9?; no -dropout: did you mean --dropout 0.5?; no -gpuid: --device takes "
+            "cpu or cuda",
         ),
         # argparse would take it for --sample-length
         (
@@ -261,7 +261,8 @@ def test_what_is_suggested_is_near(name: str, ours: str | None) -> None:
             "sample m --prime The king",
             "king is more than charrnn-fast sample takes; what has blanks stands in quotes",
         ),
-        ("bench --gpu", "there is no --gpu: leave it out, it runs on the CPU"),
+        ("bench --gpu", "there is no --gpu: --device takes cpu or cuda"),
+        ("info m --device cuda", "there is no --device: leave it out, it runs on the CPU"),
     ],
 )
 def test_a_flag_that_is_none_is_told(arguments: str, message: str, capsys: Capture) -> None:
@@ -299,7 +300,7 @@ def test_what_argparse_reads_as_meant_stays() -> None:
         ("rnn_size", "--set: there is no setting 'rnn_size'; did you mean 'hidden_size'?"),
         ("hiden_size", "--set: there is no setting 'hiden_size'; did you mean 'hidden_size'?"),
         ("hidden-size", "--set: there is no setting 'hidden-size'; did you mean 'hidden_size'?"),
-        ("gpu", "--set: there is no setting 'gpu'; leave it out, it runs on the CPU"),
+        ("gpu", "--set: there is no setting 'gpu'; device takes cpu or cuda"),
         (
             "batchnorm",
             "--set: there is no setting 'batchnorm'; there is layer_norm, which normalizes each "

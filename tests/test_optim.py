@@ -262,6 +262,7 @@ def test_an_optimizer_is_of_a_network() -> None:
         cf.optim.Adam(_copies(Case().network()))
 
 
+@pytest.mark.host("others give copies")
 def test_an_optimizer_keeps_its_network_alive() -> None:
     case = Case(output_size=3)
     net = case.network()

@@ -353,10 +353,10 @@ def test_more_memory_than_there_is_is_refused(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needed = make(corpus).memory
-    monkeypatch.setattr("charrnn_fast.training.trainer.available_memory", lambda: needed // 2)
+    monkeypatch.setattr("charrnn_fast._checks.available_memory", lambda: needed // 2)
     with pytest.raises(MemoryError, match="GB are free; try a smaller batch_size or seq_len"):
         make(corpus)
-    monkeypatch.setattr("charrnn_fast.training.trainer.available_memory", lambda: 2 * needed)
+    monkeypatch.setattr("charrnn_fast._checks.available_memory", lambda: 2 * needed)
     make(corpus)
 
 

@@ -277,6 +277,7 @@ def test_lengths_and_a_loss_that_is_not_finite_change_nothing() -> None:
     assert optimizer._core.num_steps == 0
 
 
+@pytest.mark.host("its threads")
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("unit", ["gru", "lstm"])
 def test_training_is_the_same_on_any_number_of_threads(unit: str) -> None:
@@ -403,7 +404,7 @@ def test_processes_add_up_to_the_whole_batch(
     results = []
     for net, gradient, _ in processes:
         gradient[...] = total
-        net._core.set_accumulated(loss_sum, int(count))
+        net._core.set_accumulated(loss_sum, int(count), gradient)
         optimizer = cf.optim.SGD(net)
         results.append(net._core.update(optimizer._core, 1.0, *NO_CLIPS, reduction))
         _assert_same(net.parameters(), dict(processes[0][0].parameters()), "of another process")
@@ -528,6 +529,7 @@ def test_what_drops_the_accumulated_gradients() -> None:
         _assert_same(net.parameters(), before)
 
 
+@pytest.mark.host("others give copies")
 def test_accumulated_gradients_are_a_view() -> None:
     """It outlives the network's other calls and the network itself."""
     net, optimizer, batch, state = _prepared()

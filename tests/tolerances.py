@@ -36,6 +36,11 @@ def network(dtype: DTypeLike, *, terms: int, steps: int) -> float:
     return eps(dtype) * (math.sqrt(terms) + FUNCTION_ULPS) * math.sqrt(1 + steps)
 
 
+# How much normalizing enlarges the errors of rows that dropout has left nearly constant: it divides
+# by their small deviation.
+NEARLY_CONSTANT = 3
+
+
 def row_sums(dtype: DTypeLike) -> float:
     """Error of a sum over any number of rows: that of a block of 256 rows, of whatever sign."""
     return eps(dtype) / 2 * math.sqrt(256)

@@ -22,7 +22,7 @@ TYPE_CHECKING = False  # of typing, which takes a while to import
 if TYPE_CHECKING:
     from typing import Any
 
-    from . import callbacks, distributed, log, optim, reference, schedules
+    from . import callbacks, cuda, distributed, log, optim, reference, schedules
     from .language.model import CharLM
     from .losses import (
         binary_cross_entropy,
@@ -52,6 +52,7 @@ __all__ = [
     "clip_grad_norm",
     "clip_grad_value",
     "cross_entropy",
+    "cuda",
     "distributed",
     "get_cmake_dir",
     "get_executor",
@@ -66,7 +67,7 @@ __all__ = [
     "set_num_threads",
 ]
 
-_SUBMODULES = ("callbacks", "distributed", "log", "optim", "reference", "schedules")
+_SUBMODULES = ("callbacks", "cuda", "distributed", "log", "optim", "reference", "schedules")
 
 _MODULES = {
     "RNN": "rnn",

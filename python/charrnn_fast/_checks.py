@@ -223,19 +223,27 @@ def available_memory() -> int | None:
 
 
 @contextmanager
-def enough_memory(needed: int, what: str, advice: str) -> Iterator[None]:
+def enough_memory(
+    needed: int,
+    what: str,
+    advice: str,
+    measure: Callable[[], int | None] | None = None,
+    where: str = "",
+) -> Iterator[None]:
     """Turns a MemoryError within into one that says what needs the memory and what helps.
 
     needed: bytes; if many and more than available, nothing is allocated: the system may promise
-    more memory than it has and kill the process later.
+    more memory than it has and kill the process later. measure: the bytes that are free; None:
+    those of this machine. where: " on cuda", of another memory than this machine's.
     """
-    free = available_memory() if needed > _MUCH_MEMORY else None
+    free = (measure or available_memory)() if needed > _MUCH_MEMORY else None
     try:
         if free is not None and needed > free:
             raise MemoryError
         yield
     except MemoryError:
         have = "more than there is" if free is None else f"and {free / 1e9:,.3g} GB are free"
+        have += where
         raise MemoryError(f"{what} takes {needed / 1e9:,.3g} GB, {have}; try {advice}") from None
 
 

@@ -106,10 +106,11 @@ _SAME = {
 
 # Names without such a setting here, and what to do. A name in braces is one of our settings.
 _OTHERWISE = {
-    "leave it out, it runs on the CPU": (
-        "gpu gpuid gpu_backend opencl cuda no_cuda cudnn mps accel device use_gpu "
-        "cpu accurate_gpu_timing backend local_rank"
+    "{device} takes cpu or cuda": (
+        "gpu gpuid gpu_backend opencl cuda no_cuda cudnn mps accel use_gpu cpu accurate_gpu_timing "
+        "backend local_rank"
     ),
+    "leave it out, it runs on the CPU": "device",
     "leave it out, nothing is compiled when it runs": "compile jit",
     "leave it out, texts are read as they are, and need no preprocessing": (
         "input_h5 input_json output_h5 output_json preprocess vocab vocab_file vocab_size"

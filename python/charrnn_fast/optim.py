@@ -12,8 +12,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core
-from ._checks import MOST_STEPS, enough_memory, instance, integer, real
+from . import _core, _devices
+from ._checks import MOST_STEPS, instance, integer, real
 from ._names import suggesting
 from ._objects import Settled
 from .registry import OPTIMIZERS
@@ -28,9 +28,10 @@ _STATE_KEYS = ("optimizer", "step", "options", "state")
 class Optimizer(Settled):
     """The base of all optimizers. lr, the learning rate, may be changed between steps.
 
-    `rnn` is the network to update. The other options are attributes that only `load_state_dict`
-    changes. A deep copy (by `copy` or `pickle`) continues with the same bits and copies the network
-    too, as its `rnn`. To copy both, use ``rnn, optimizer = copy.deepcopy((rnn, optimizer))``.
+    `rnn` is the network to update, whose device holds the state too. The other options are
+    attributes that only `load_state_dict` changes. A deep copy (by `copy` or `pickle`) continues
+    with the same bits and copies the network too, as its `rnn`. To copy both, use
+    ``rnn, optimizer = copy.deepcopy((rnn, optimizer))``.
     """
 
     rnn: RNN
@@ -63,7 +64,8 @@ class Optimizer(Settled):
                 flag = value is True or value is False
                 numbers[name] = real(name, float(value) if flag else value)
         needed = make.memory(rule, network.core, numbers)
-        with enough_memory(needed, f"the state of {rule}", "a smaller network, or sgd"):
+        device = _devices.find(network.device)
+        with device.enough_memory(needed, f"the state of {rule}", "a smaller network, or sgd"):
             self._core: Any = make(rule, network.core, numbers)
         self._rule, known = rule, OPTIMIZERS[rule].options
         self._options: dict[str, Any] = {

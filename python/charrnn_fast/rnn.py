@@ -12,14 +12,13 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core, registry
+from . import _core, _devices, registry
 from ._checks import (
     FLOATS,
     LARGEST_SEED,
     array,
     array_like,
     called,
-    enough_memory,
     floats,
     in_range,
     instance,
@@ -47,6 +46,7 @@ _MODIFIERS = (
     *registry.DROPOUT_RATES,
     "variational",
     "zoneout",
+    "device",
 )
 _BIASES = {True: "double", "double": "double", "single": "single", False: "none", "none": "none"}
 
@@ -84,8 +84,11 @@ class RNN(Settled):
     single steps as for whole sequences.
 
     Options are read-only attributes. `copy.deepcopy`, `copy.copy` and `pickle` make an independent
-    network with the same weights and the same carried state; attributes of subclasses are copied
-    too. What `backward` needs of the last `forward` is not copied.
+    network with the same weights and the same carried state, on the same device; attributes of
+    subclasses are copied too. What `backward` needs of the last `forward` is not copied.
+
+    On a GPU, too, arrays of NumPy go in and come out: calls copy them. The parameters stay there.
+    ``other.load_parameters(rnn.parameters())`` moves them to a network on another device.
 
     Threads may share a network: their calls wait for each other. But it has one last forward and
     one carried state. `backward` raises RuntimeError if another thread has called `forward` since,
@@ -112,6 +115,8 @@ class RNN(Settled):
     weight_drop: float
     zoneout: tuple[float, float]
     """Zoneout rates of h and of c."""
+    device: str
+    """Where the parameters are and calls compute: "cpu", "cuda" or "cuda:N"."""
 
     _advice = {  # noqa: RUF012
         "": "the options of a network are fixed when it is built; build another one, whose "
@@ -150,7 +155,10 @@ class RNN(Settled):
 
         cell: "rnn", "gru", "lstm", "peephole_lstm" or "coupled_lstm". nonlinearity: "tanh" or
         "relu", of cell "rnn". bias: True (PyTorch's two vectors per layer), "single" (one) or False
-        (none). dtype: "float32" or "float64". device: "cpu" only.
+        (none). dtype: "float32" or "float64".
+
+        device: "cpu", "cuda" or, for GPU N, "cuda:N". Initial weights are the same on all. Raises
+        RuntimeError, with the reason of `charrnn_fast.cuda.why_not`, if it cannot be used.
 
         init: "uniform" draws from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch does. "lecun" draws a weight
         matrix with n inputs from U(-sqrt(3/n), sqrt(3/n)), which preserves variance (LeCun et al.,
@@ -183,8 +191,6 @@ class RNN(Settled):
             )
         if forget_bias is not None:
             forget_bias = real("forget_bias", forget_bias)
-        if device != "cpu":
-            raise ValueError(f"device must be 'cpu' in this version, got {device!r}")
         self._build(
             input_size,
             hidden_size,
@@ -204,6 +210,7 @@ class RNN(Settled):
             variational=variational,
             weight_drop=weight_drop,
             zoneout=zoneout,
+            device=device,
         )
         with self._enough_memory():
             draw(
@@ -238,6 +245,7 @@ class RNN(Settled):
         layer_norm: bool,
         variational: bool,
         zoneout: float | tuple[float, float],
+        device: str = "cpu",  # pickles of the CPU's networks have none
         **rates: float,
     ) -> None:
         """Checks the options and builds the network with zero parameters."""
@@ -278,6 +286,7 @@ class RNN(Settled):
         if dtype is None or numbers not in FLOATS:  # NumPy takes None for float64
             got = None if dtype is None else numbers
             raise TypeError(f"dtype must be 'float32' or 'float64', got {got}")
+        on = _devices.find(device)
 
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -294,6 +303,7 @@ class RNN(Settled):
             setattr(self, name, rate)
         self.variational = bool(variational)
         self.zoneout = (zoneout_h, zoneout_c)
+        self.device = on.name
         make: Any = _core.ModelFloat32 if self.dtype == np.float32 else _core.ModelFloat64
         self._carried: Array | None = None  # the state of `step`, in the kernels' layout
         # Each thread's last forward, and all of them by number: a thread gets the gradient of its
@@ -323,6 +333,7 @@ class RNN(Settled):
                     "zoneout_h": zoneout_h,
                     "zoneout_c": zoneout_c,
                 },
+                device=on.capsule,
                 nonlinearity=nonlinearity,
             )
         self._states = StateLayout(
@@ -338,7 +349,7 @@ class RNN(Settled):
         weights = self._count_weights()
         what = f"{self!r} has {weights:,} weights and"
         needed, advice = weights * self.dtype.itemsize, f"a smaller {called('hidden_size')}"
-        return enough_memory(needed, what, advice)
+        return _devices.find(self.device).enough_memory(needed, what, advice)
 
     def _count_weights(self) -> int:
         """The elements of all weight matrices, known before any is made."""
@@ -400,6 +411,8 @@ class RNN(Settled):
     def _pickled(self) -> dict[str, Any]:
         names = ("input_size", "hidden_size", "output_size", "cell", "num_layers", *_MODIFIERS)
         options = {name: getattr(self, name) for name in names}
+        if self.device == _devices.CPU.name:
+            del options["device"]
         return {
             "options": {**options, "dtype": self.dtype.name},
             "parameters": self.parameters(),
@@ -416,6 +429,8 @@ class RNN(Settled):
     def parameters(self, *, copy: bool = False) -> dict[str, Array]:
         """Read-only views of the parameters, with PyTorch's names and shapes.
 
+        On a device other than the CPU they are read-only copies.
+
         weight_ih_l0 [G*H, I] (upper layers: weight_ih_l1 [G*H, D*R] and so on), weight_hh_l0
             [G*H, R], bias_ih_l0 and bias_hh_l0 [G*H]
         weight_ih_l0_reverse and so on: the reverse direction
@@ -423,9 +438,10 @@ class RNN(Settled):
             gain_hh_l0 [G*H], weight_hr_l0 [R, H]
         decoder.weight [O, D*R], decoder.bias [O]
 
-        The views show later changes. Those of weight_ih_l0 and weight_ih_l0_reverse are in Fortran
-        order (stored as [I, G*H]), the others in C order. copy=True returns writable copies in C
-        order. To change a parameter, use `load_parameters`; changing the dict changes nothing.
+        Views show later changes, copies do not. Those of weight_ih_l0 and weight_ih_l0_reverse are
+        in Fortran order (stored as [I, G*H]), the others in C order. copy=True returns writable
+        copies in C order. To change a parameter, use `load_parameters`; changing the dict changes
+        nothing.
         """
         views = {name: self._core.parameter(name) for name in self._core.parameter_shapes()}
         if not copy:

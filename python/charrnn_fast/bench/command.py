@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from .. import _devices
 from ..storage import atomic_file, input_files
 from ..text import demo
 from . import compare, machine, plots, report
@@ -30,6 +31,7 @@ class Options:
     cases: list[str] | None = None
     threads: list[int] | None = None
     peers: list[str] | None = None
+    device: str | None = None
     blocks: int | None = None
     text: str | None = None
     json: str | None = None
@@ -48,6 +50,9 @@ def run(options: Options) -> int:
     if options.cases is not None:
         shapes = [parse(case) for case in options.cases]
     cases = select(suites, shapes, options.quick)
+    device = None if options.device is None else _devices.find(options.device)
+    if device is not None and device.is_host:
+        raise BenchError("--device must be another than cpu, which is timed anyway")
     base = None if options.compare is None else Run.read(Path(options.compare))
     for path in (options.json, options.markdown):
         if path is not None:
@@ -60,7 +65,7 @@ def run(options: Options) -> int:
         )
     text = _text(options.text) if any(SUITES[suite].reads_text for suite in suites) else None
 
-    runner = Runner(cases, peers, _settings(options), text)
+    runner = Runner(cases, peers, _settings(options), text, device)
     try:
         runner.run()
     finally:  # keeps what an interrupted run has measured

@@ -99,7 +99,7 @@ def make(case: AnyCase, text: Text | None) -> Problem:
     return Problem(case, {n: np.array(p) for n, p in rnn.parameters().items()}, arrays)
 
 
-def network_of(case: Case) -> RNN:
+def network_of(case: Case, device: str = "cpu") -> RNN:
     """The kernels' network of a case; without a decoder where only layers are measured."""
     layers_only = case.suite in ("forward", "backward", "step")
     return RNN(
@@ -108,6 +108,7 @@ def network_of(case: Case) -> RNN:
         None if layers_only else case.input_size,
         cell=case.cell,
         num_layers=case.num_layers,
+        device=device,
     )
 
 

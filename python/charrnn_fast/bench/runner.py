@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from .. import cuda
+from .._devices import Device, kind
 from ..runtime import get_num_threads, set_num_threads
 from . import machine
 from .cases import SUITES, AnyCase
@@ -84,11 +86,18 @@ class Runner:
     """Cases on some peers. `run` fills `result`, which thus survives an interrupt."""
 
     def __init__(
-        self, cases: list[AnyCase], peers: list[str], settings: Settings, text: Text | None
+        self,
+        cases: list[AnyCase],
+        peers: list[str],
+        settings: Settings,
+        text: Text | None,
+        device: Device | None = None,
     ) -> None:
+        """device: other than the CPU, on which the kernels are timed beside those of the CPU."""
         self._cases, self._peers, self._settings, self._text = cases, peers, settings, text
+        self._device = "cpu" if device is None else device.name
         self.result = Run(
-            machine.facts(),
+            machine.facts() if device is None else {**machine.facts(), "device": card(device)},
             {
                 "threads": list(settings.threads),
                 "blocks": settings.blocks,
@@ -174,7 +183,7 @@ class Runner:
 
     def _own_sides(self, problem: Problem) -> list[tuple[_Timed, Outputs]]:
         sides = []
-        for name, task in kernels.tasks(problem).items():
+        for name, task in kernels.tasks(problem, self._device).items():
             start = time.perf_counter()
             outputs = task.check()
 
@@ -354,6 +363,13 @@ def _summary(row: Row) -> str:
     own = f"{row.seconds.median * suite.scale:.4g} {suite.time_unit}, {row.share.median:.0%}"
     ratios = [f"{name} {side.ratio.median:.2f}x" for name, side in row.peers.items()]
     return ", ".join([own, *ratios])
+
+
+def card(device: Device) -> str:
+    """The device's name, with that of its GPU."""
+    cards = cuda.devices() if kind(device.name) == "cuda" else []
+    ordinal = int(device.name.partition(":")[2] or 0)
+    return next((f"{device.name} ({c.name})" for c in cards if c.ordinal == ordinal), device.name)
 
 
 def _threads(n: int) -> str:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .. import _devices
 from .._checks import calling, telling
 from ..runtime import build_info, get_cmake_dir, get_num_threads, set_num_threads
 from ..storage import streams
@@ -81,6 +82,8 @@ def _status(argv: Sequence[str] | None, output: streams.Output) -> int:
     except ImportError as error:  # of an extra, which it names
         if _was_interrupted(error):
             return INTERRUPTED
+        return complain(str(error), USER_ERROR)
+    except _devices.UnavailableError as error:
         return complain(str(error), USER_ERROR)
     except MemoryError as error:
         message = str(error) or "out of memory; try a smaller model or batch size"

@@ -39,6 +39,11 @@ def add(commands: Commands) -> None:
         help="numpy, torch, torch.compile, jax, onnxruntime (default: all that are installed)",
     )
     bench.add_argument(
+        "--device",
+        metavar="NAME",
+        help="time the kernels there too, beside the CPU's: cuda or, for GPU N, cuda:N",
+    )
+    bench.add_argument(
         "--blocks",
         type=integer_option(1),
         metavar="N",

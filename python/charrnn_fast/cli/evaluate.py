@@ -16,7 +16,15 @@ from ..text.corpus import Corpus
 from ..text.files import find_files
 from ..text.vocabulary import Vocabulary
 from . import show
-from .parsing import Commands, add_texts, add_threads, file_option, mark_option, unescaped
+from .parsing import (
+    Commands,
+    add_device,
+    add_texts,
+    add_threads,
+    file_option,
+    mark_option,
+    unescaped,
+)
 from .sample import add_weight_dtype
 
 _TOTAL = "total"
@@ -36,6 +44,7 @@ def add(commands: Commands) -> None:
         "--json", action="store_true", help="print JSON: a line for each file, one for all"
     )
     add_weight_dtype(evaluate)
+    add_device(evaluate)
     add_threads(evaluate)
 
 
@@ -75,7 +84,7 @@ class _Loss:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    stored = CharLM.load(arguments.model)
+    stored = CharLM.load(arguments.model, device=arguments.device)
     paths = find_files(arguments.text)
     text_files.check(paths)
     # Reads all files, each once, before evaluating the first.

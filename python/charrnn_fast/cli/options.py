@@ -222,7 +222,10 @@ LOGS = (
     Option("tensorboard", None, folder_option, "write a TensorBoard log, too", "FOLDER"),
 )
 
-ALL = (PATHS, *TEXT, *MODEL, *TRAINING, *SCHEDULE, *RUN, *LOGS)
+# Of this machine, and thus in no checkpoint.
+DEVICE = Option("device", "cpu", str, "where to train: cpu, cuda or, for GPU N, cuda:N", "NAME")
+
+ALL = (PATHS, *TEXT, *MODEL, *TRAINING, *SCHEDULE, *RUN, *LOGS, DEVICE)
 NAMES = tuple(option.name for option in ALL)
 
 
@@ -236,6 +239,7 @@ def add(parser: Parser) -> None:
         ("learning rate", SCHEDULE),
         ("length and evaluation", RUN),
         ("logs", LOGS),
+        ("device", (DEVICE,)),
     ):
         group = parser.add_argument_group(title)
         for option in options:
@@ -308,9 +312,13 @@ def override(values: Mapping[str, Any], stronger: Mapping[str, Any], source: str
 
 
 def stored(values: Values) -> dict[str, Any]:
-    """Settings as a checkpoint's configuration stores them; `restored` reads them."""
+    """Settings, but for the device, as a checkpoint's configuration stores them; `restored` reads
+    them.
+    """
     # JSON has no infinity.
-    return {_KEY: {n: "inf" if value == math.inf else value for n, value in values.items()}}
+    kept = {n: "inf" if value == math.inf else value for n, value in values.items()}
+    kept.pop(DEVICE.name, None)
+    return {_KEY: kept}
 
 
 def restored(configuration: Mapping[str, Any], source: str) -> Values:

@@ -179,6 +179,15 @@ def add_threads(parser: Parser) -> None:
     )
 
 
+def add_device(parser: Parser) -> None:
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        metavar="NAME",
+        help="cpu, cuda or, for GPU N, cuda:N (default: cpu)",
+    )
+
+
 class ResumeAction(argparse.Action):
     """``--resume`` and ``--resume auto``: True or `AUTO`. Any other word behind it is a TEXT."""
 

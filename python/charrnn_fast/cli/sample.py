@@ -18,6 +18,7 @@ from .columns import side_by_side
 from .parsing import (
     Commands,
     Parser,
+    add_device,
     add_threads,
     file_option,
     integer_option,
@@ -88,6 +89,7 @@ def add(commands: Commands) -> None:
         help='print JSON: a line {"seed": ..., "text": ...} for each text',
     )
     add_weight_dtype(sample)
+    add_device(sample)
     add_threads(sample)
 
 
@@ -141,7 +143,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.stream and (arguments.json or arguments.temperatures):
         other = "--json" if arguments.json else "--temperatures"
         raise ValueError(f"--stream writes characters, {other} whole texts: leave out one of them")
-    model = CharLM.load(arguments.model)
+    model = CharLM.load(arguments.model, device=arguments.device)
     requests = _requests(arguments, model)
     if arguments.seed is None and len(seeds) == 1 and not arguments.json:
         print(f"seed {seeds[0]}", file=sys.stderr)

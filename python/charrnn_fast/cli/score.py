@@ -17,7 +17,7 @@ from ..language.model import CharLM
 from ..storage.input_files import standard_input, without_mark
 from ..text.vocabulary import Vocabulary
 from . import show
-from .parsing import Commands, add_threads, file_option
+from .parsing import Commands, add_device, add_threads, file_option
 from .sample import add_weight_dtype
 
 _LONGEST = 100_000_000  # bytes of a line
@@ -47,6 +47,7 @@ def add(commands: Commands) -> None:
         help="-inf for a line with unknown characters (default: an error)",
     )
     add_weight_dtype(score)
+    add_device(score)
     add_threads(score)
 
 
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json and (arguments.mean or arguments.bits):
         given = "--mean" if arguments.mean else "--bits"
         raise ValueError(f"--json writes sums, means and bits alike: leave out {given}")
-    model = CharLM.load(arguments.model).read_as(arguments.weight_dtype)
+    model = CharLM.load(arguments.model, device=arguments.device).read_as(arguments.weight_dtype)
     ending = b"" if arguments.no_newline else b"\n"
     if ending and model.vocabulary.id_of(ord("\n")) < 0:
         raise ValueError(

@@ -63,16 +63,25 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     arguments.text = [*arguments.text_of_resume, *arguments.text]
+    # Read once: a file may be a pipe. Several processes tell an error together.
+    given: options.Values = {}
+    failure: Exception | None = None
+    try:
+        given = options.given(arguments)
+    except (OSError, ValueError) as error:
+        failure = error
+    device = given.get(options.DEVICE.name, options.DEVICE.default)
     with (
-        joined(threads=arguments.threads) as group,
+        joined(device, threads=arguments.threads) as group,
         streams.silent() if group.rank else nullcontext(),
     ):
-        return _run(arguments, group)
+        if failure is not None:
+            raise failure
+        return _run(arguments, given, group)
 
 
-def _run(arguments: argparse.Namespace, group: Group) -> int:
+def _run(arguments: argparse.Namespace, given: options.Values, group: Group) -> int:
     """One process's part of the command; process 0 alone writes and prints."""
-    given = options.given(arguments)
     with checked_output(arguments, group, demo=bool(given.get("demo"))):
         origin = origin_of(arguments, given, group)
         values = resumed(origin, given) if arguments.resume and origin else given

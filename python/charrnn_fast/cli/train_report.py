@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 
+from .. import _devices
 from .._checks import brief
 from ..runtime import get_num_threads
 from ..text import demo
@@ -58,11 +59,15 @@ def describe(
     each = " in each process" if num_processes > 1 else ""
     print(f"memory      {show.size(trainer.memory)}{each} beside the text")
     epochs = steps / trainer.steps_per_epoch
-    threads = show.count(get_num_threads(), "thread")
+    place = show.count(get_num_threads(), "thread")
     if num_processes > 1:
-        threads = f"{num_processes} processes of {threads}"
+        place = f"{num_processes} processes of {place}"
+    if trainer.device != "cpu":
+        place = trainer.device
+        if num_processes > 1:
+            place = f"{_devices.kind(place)}, {num_processes} processes"
     print(
-        f"length      {show.count(steps, 'step')}, {show.count(epochs, 'epoch')}, on {threads}"
+        f"length      {show.count(steps, 'step')}, {show.count(epochs, 'epoch')}, on {place}"
         + (f"; {trainer.num_steps:,} steps are done" if trainer.num_steps else ""),
         flush=True,
     )

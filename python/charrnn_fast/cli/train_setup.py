@@ -142,13 +142,20 @@ def trainer_of(
     epochs, steps, log_every = run.pop("epochs"), run.pop("steps"), run.pop("log_every")
     if foreign:
         run = {name: value for name, value in run.items() if name in given}
-    settings = {**run, **training, "checkpoint_path": arguments.output, "group": group}
+    settings = {
+        **run,
+        **training,
+        "checkpoint_path": arguments.output,
+        "group": group,
+        "device": group.device,
+    }
     if group.rank == 0:
         settings["callbacks"] = _callbacks(log_path, values.get("tensorboard"), log_every)
     if arguments.resume:
         trainer = Trainer.resume(arguments.output, corpus, **settings)
     else:
-        trainer = Trainer(_model(corpus.vocabulary, values, origin), corpus, **settings)
+        model = _model(corpus.vocabulary, values, origin, group.device)
+        trainer = Trainer(model, corpus, **settings)
     if steps is None and epochs is None and values.get("demo"):
         steps = demo.STEPS
     if steps is None:
@@ -161,17 +168,19 @@ def trainer_of(
             )
     if not foreign:
         settings = options.pick(options.ALL, values)
-        model = {o.name: trainer.model.settings()[o.name] for o in options.MODEL}
-        settings |= {**model, "bytes": corpus.vocabulary.kind == "bytes"}
+        of_model = {o.name: trainer.model.settings()[o.name] for o in options.MODEL}
+        settings |= {**of_model, "bytes": corpus.vocabulary.kind == "bytes"}
         trainer.configuration |= options.stored(settings)
     return trainer, steps
 
 
-def _model(vocabulary: Vocabulary, values: options.Values, origin: Origin | None) -> CharLM:
+def _model(
+    vocabulary: Vocabulary, values: options.Values, origin: Origin | None, device: str
+) -> CharLM:
     if origin is None:
-        return CharLM(vocabulary, **options.pick(options.MODEL, values))
+        return CharLM(vocabulary, **options.pick(options.MODEL, values), device=device)
     asked = {o.name: values[o.name] for o in options.MODEL if o.name in values}
-    model = CharLM(vocabulary, **{**origin.model.settings(), **asked})
+    model = CharLM(vocabulary, **{**origin.model.settings(), **asked}, device=device)
     model.rnn.load_parameters(origin.model.rnn.parameters())
     return model
 

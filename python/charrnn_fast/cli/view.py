@@ -11,7 +11,15 @@ from ..storage.input_files import shown
 from ..text.corpus import Corpus
 from ..view import GENERATOR, page_of_ids
 from . import show
-from .parsing import Commands, add_texts, add_threads, file_option, integer_option, output_option
+from .parsing import (
+    Commands,
+    add_device,
+    add_texts,
+    add_threads,
+    file_option,
+    integer_option,
+    output_option,
+)
 
 _HEAD = 1024  # bytes of a page, among which its generator is named
 
@@ -48,6 +56,7 @@ def add(commands: Commands) -> None:
         metavar="L[,L]",
         help="layers to show, from 0 (default: all)",
     )
+    add_device(view)
     add_threads(view)
 
 
@@ -55,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Before any work: fails if no page can be written or another file would be lost.
     kind = atomic_file.Kind("page of charrnn-fast view", _is_page)
     atomic_file.check(arguments.output, kind)
-    model = CharLM.load(arguments.model)
+    model = CharLM.load(arguments.model, device=arguments.device)
     vocabulary = model.vocabulary
     corpus = Corpus.from_files(*arguments.text, vocabulary=vocabulary, encoding=arguments.encoding)
     start, end = arguments.start, min(arguments.start + arguments.length, len(corpus))

@@ -11,6 +11,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import _devices
 from .._checks import LARGEST_SEED, StrPath, called, calling, instance, integer, telling
 from .._names import suggesting
 from .._objects import Settled
@@ -91,8 +92,9 @@ class CharLM(Settled):
         PyTorch's "uniform" (docs/training.md has figures). forget_bias: initial forget-gate bias of
         the LSTMs (Gers et al., 2000; Jozefowicz et al., 2015); None: as drawn. Dropout, zoneout and
         other regularization act in training only; `evaluate` and `sample` use the whole network.
-        bidirectional must be False: a language model cannot read the text that it predicts. Raises
-        ValueError for fewer than two symbols.
+        bidirectional must be False: a language model cannot read the text that it predicts. device:
+        where it computes, see `RNN`; files do not store it. Raises ValueError for fewer than two
+        symbols.
         """
         instance("vocabulary", vocabulary, Vocabulary, "a Vocabulary")
         if bidirectional:
@@ -154,8 +156,13 @@ class CharLM(Settled):
         return self._last_seed
 
     def settings(self) -> dict[str, Any]:
-        """The constructor's keywords for a model like this one, as JSON values."""
+        """The constructor's keywords for a model like this one, as JSON values; without device."""
         return dict(self._config)
+
+    @property
+    def device(self) -> str:
+        """Where it computes: "cpu", "cuda" or "cuda:N"."""
+        return self.rnn.device
 
     @property
     def num_parameters(self) -> int:
@@ -166,7 +173,8 @@ class CharLM(Settled):
         config = self._config
         return (
             f"<CharLM: {config['cell']}, {config['num_layers']} x {config['hidden_size']}, "
-            f"{len(self.vocabulary)} {self.vocabulary.kind}, {self.num_parameters:,} parameters>"
+            f"{len(self.vocabulary)} {self.vocabulary.kind}, {self.num_parameters:,} parameters"
+            f"{_devices.find(self.device).where}>"
         )
 
     def _pickled(self) -> dict[str, Any]:
@@ -320,27 +328,36 @@ class CharLM(Settled):
         configuration.write(path, *self.to_checkpoint())
 
     @classmethod
-    def load(cls, path: StrPath) -> CharLM:
-        """The model of a checkpoint written by `save` or by `Trainer`.
+    def load(cls, path: StrPath, *, device: str = "cpu") -> CharLM:
+        """The model of a checkpoint written by `save` or by `Trainer`, on whichever device.
 
-        Raises `CheckpointError` if the file is not a checkpoint, is truncated or changed, or comes
-        from a newer version that this one does not understand.
+        device: where it shall compute, see `RNN`. Raises `CheckpointError` if the file is not a
+        checkpoint, is truncated or changed, or comes from a newer version that this one does not
+        understand.
         """
-        return cls.from_checkpoint(path, *configuration.read(path))
+        _devices.find(device)  # before the file is read
+        return cls.from_checkpoint(path, *configuration.read(path), device)
 
     @classmethod
     def from_checkpoint(
-        cls, path: StrPath, tensors: checkpoint.Tensors, config: checkpoint.Config
+        cls,
+        path: StrPath,
+        tensors: checkpoint.Tensors,
+        config: checkpoint.Config,
+        device: str = "cpu",
     ) -> CharLM:
         """The model of what `configuration.read` returns."""
+        on = _devices.find(device)
         try:
             vocabulary = Vocabulary.from_config(_symbols(tensors), config)
             _check_size(tensors, config["model"], len(vocabulary))
             # The settings are the file's, not arguments of this call, and were warned of before.
             with calling({}), telling(lambda _: None):
-                model = cls(vocabulary, **config["model"])
+                model = cls(vocabulary, **config["model"], device=device)
             model._check_tensors(tensors, config)
         except (ValueError, TypeError, MemoryError) as error:
+            if isinstance(error, MemoryError) and not on.is_host:
+                raise MemoryError(f"{os.fspath(path)}: {error}") from None
             raise checkpoint.CheckpointError(
                 f"{os.fspath(path)} does not hold the model that it describes: {error}"
             ) from error

@@ -19,13 +19,16 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import _devices
 from .._checks import called
 from ..runtime import get_num_threads, set_num_threads
 
 _T = TypeVar("_T")
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # that torchrun sets
-_BACKENDS = {"cpu": "gloo"}  # by the device of the model
+# By the kind of device of the model; of others arrays come as copies, for gloo. NCCL adds up the
+# gradients on the GPUs. All else is small, and goes by gloo there too.
+_BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 _MOST_VALUES = 7  # that one sum can have
 # torchrun ends processes whose peers hang or vanish. The time that one may work while the others
 # wait, as for an evaluation, has no bound.
@@ -51,6 +54,9 @@ class Group:
     rank = 0
     """This process's number, 0 to size - 1. Process 0 logs, prints and saves."""
     size = 1
+    device = "cpu"
+    """The device for this process's model: of `joined`'s, "cuda" is the GPU of its number on its
+    host."""
     is_over = False
     """Whether a process has failed, after which nothing can be exchanged."""
 
@@ -139,9 +145,9 @@ class Agreement:
 class _TorchGroup(Group):
     """Processes that torchrun has started, on PyTorch's distributed engine."""
 
-    def __init__(self, torch: Any, group: Any) -> None:
+    def __init__(self, torch: Any, group: Any, device: str) -> None:
         """torch: the module; group: its process group, None for the default one."""
-        self._torch, self._group = torch, group
+        self._torch, self._group, self.device = torch, group, device
         self.rank = torch.distributed.get_rank(group)
         self.size = torch.distributed.get_world_size(group)
 
@@ -157,6 +163,16 @@ class _TorchGroup(Group):
         return sums[: len(values)]
 
     def add_up(self, array: NDArray[Any]) -> None:
+        if _devices.kind(self.device) != "cuda":
+            self._add_up(array)
+            return
+        ours = self._torch.from_numpy(array)
+        there = ours.to(self.device)
+        with self._losing():
+            self._torch.distributed.all_reduce(there, group=self._group)
+            ours.copy_(there)  # waits for it
+
+    def _add_up(self, array: NDArray[Any]) -> None:
         with self._losing():
             self._torch.distributed.all_reduce(self._torch.from_numpy(array), group=self._group)
 
@@ -197,7 +213,7 @@ class _TorchGroup(Group):
     def _sum(self, values: list[float]) -> list[float]:
         array = np.zeros(1 + _MOST_VALUES)
         array[: len(values)] = values
-        self.add_up(array)
+        self._add_up(array)
         return array.tolist()
 
     def _gathered(self, value: _T) -> list[_T]:
@@ -226,15 +242,22 @@ def joined(device: str = "cpu", threads: int | None = None) -> Iterator[Group]:
 
     An error within it ends the training in all processes: there `EndedError` is raised.
 
-    device: of the model. threads: the number of threads of this process; None: what
-    CHARRNN_NUM_THREADS says, else an equal share of the host's cores (torchrun's LOCAL_WORLD_SIZE).
+    device: of the model, which is made on ``group.device``. With "cuda", process n of a host has
+    GPU n, and NCCL adds up the gradients. threads: the number of threads of this process; None:
+    what CHARRNN_NUM_THREADS says, else an equal share of the host's cores (torchrun's
+    LOCAL_WORLD_SIZE).
 
     Raises ModuleNotFoundError, which names the extra, if PyTorch is not installed.
     """
     size = _variable("WORLD_SIZE") if all(name in os.environ for name in _VARIABLES) else 1
     if size == 1:
-        yield Group()
+        group = Group()
+        group.device = _devices.find(device).name
+        yield group
         return
+    if device == "cuda":
+        device = f"cuda:{_variable('LOCAL_RANK', 0)}"
+    _devices.find(device)
     on_host = _variable("LOCAL_WORLD_SIZE")
     if threads is not None:
         set_num_threads(threads)
@@ -252,7 +275,7 @@ def joined(device: str = "cpu", threads: int | None = None) -> Iterator[Group]:
             name="torch",
         ) from None
     engine: Any = torch.distributed
-    backend, ours = _BACKENDS[device], None
+    backend, ours = _BACKENDS.get(_devices.kind(device), "gloo"), None
     if engine.is_initialized():  # by the program
         ours = engine.new_group(backend=backend, timeout=_TIMEOUT)
     else:
@@ -265,7 +288,7 @@ def joined(device: str = "cpu", threads: int | None = None) -> Iterator[Group]:
         except RuntimeError as error:
             first = str(error).partition("\n")[0]
             raise LostError(f"process {rank} of {size} cannot reach the others: {first}") from error
-    group = _TorchGroup(torch, ours)
+    group = _TorchGroup(torch, ours, device)
     try:
         yield group
         group.sum()  # all leave together, or hear of an error of another
@@ -307,9 +330,9 @@ def _own_store(engine: Any, rank: int, size: int) -> Any:
         time.sleep(_PAUSE)
 
 
-def _variable(name: str) -> int:
-    """One of torchrun's numbers; 1 if it is not set."""
-    text = os.environ.get(name, "1")
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"{name} must be an integer >= 1, got {text!r}")
+def _variable(name: str, least: int = 1) -> int:
+    """One of torchrun's numbers; the least that it can be if it is not set."""
+    text = os.environ.get(name, str(least))
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {text!r}")
     return int(text)

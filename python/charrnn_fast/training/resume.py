@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from .. import optim
+from .. import _devices, optim
 from .._checks import StrPath, called
 from ..language.model import STATES, CharLM, tensor_name
 from ..storage import atomic_file, checkpoint, configuration
@@ -39,8 +39,9 @@ def read_stored(
     corpus and changes.
     """
     name = os.fspath(path)
+    _devices.find(changes.get("device") or "cpu")  # before the file is read
     tensors, config = group.on_first(lambda: configuration.read(path))
-    model = CharLM.from_checkpoint(path, tensors, config)
+    model = CharLM.from_checkpoint(path, tensors, config, changes.get("device") or "cpu")
     if "training" not in config:
         raise ValueError(
             f"{name} holds a model without its training; to begin one from its weights, use "

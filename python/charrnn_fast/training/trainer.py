@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import _core, optim
+from .. import _core, _devices, optim
 from .._checks import (
     LARGEST_SEED,
     MOST_STEPS,
     StrPath,
     array_like,
-    available_memory,
     called,
     in_range,
     instance,
@@ -115,6 +114,7 @@ class Trainer(Settled):
         mask_seed: int = 0,
         callbacks: Sequence[Callback] = (),
         group: Group | None = None,
+        device: str | None = None,
     ) -> None:
         """Sets up training; corpus None allows only `step`. batch_size and seq_len are for `fit`.
 
@@ -144,6 +144,10 @@ class Trainer(Settled):
 
         callbacks: told of each event, see `charrnn_fast.callbacks`.
 
+        The training runs on the device of the model: give ``CharLM(..., device="cuda")``, or
+        ``CharLM.load(path, device="cuda")``. device: only checked to be that one; None: not
+        checked. `resume` takes any device, and loads the model there.
+
         group: processes that share out the streams, as `charrnn_fast.distributed.joined` yields
         them. Each makes an equal trainer (`fit` checks it) and calls `fit`, `step` and `save`
         together with the others. Every update is that of one process, masks included, up to the
@@ -153,10 +157,15 @@ class Trainer(Settled):
 
         Raises ValueError if the corpus has another vocabulary than the model or is too short for
         one chunk, OSError if checkpoint_path cannot be written or is not a checkpoint, and
-        MemoryError, before allocating, if the machine has less memory than the training needs.
+        MemoryError, before allocating, if the device has less memory than the training needs.
         """
         instance("model", model, CharLM, "a CharLM")
         instance("corpus", corpus, (Corpus, type(None)), "a Corpus or None")
+        if device is not None and _devices.find(device).name != model.device:
+            raise ValueError(
+                f"{called('device')} must be {model.device!r}, that of the model, got {device!r}: "
+                f"give CharLM(...) or CharLM.load(...) another device"
+            )
         self.model = model
         self.corpus = corpus
         self._batch_size = integer("batch_size", batch_size, 1)
@@ -206,7 +215,9 @@ class Trainer(Settled):
         """The trainer of a checkpoint; `fit` then continues bit for bit as if never stopped.
 
         changes: keywords of the constructor that replace those of the checkpoint. Paths are not
-        stored: pass checkpoint_path to keep saving.
+        stored: pass checkpoint_path to keep saving. Nor is the device: without device="cuda" the
+        training continues on the CPU, whichever it began on. Where it changes, the promise of equal
+        bits ends, as it does with another instruction set of the CPU.
 
         Raises `CheckpointError` if the file is damaged. Raises ValueError if it holds no training,
         if corpus is not the one of the training, and for another batch_size, seq_len or optimizer,
@@ -249,6 +260,11 @@ class Trainer(Settled):
         self.seconds = saved["seconds"]
         self._batch_size, self._seq_len = saved["batch_size"], saved["seq_len"]
         self._chunks = None if corpus is None else self._cut(corpus)
+
+    @property
+    def device(self) -> str:
+        """Where the training runs: the device of the model."""
+        return self.model.device
 
     @property
     def batch_size(self) -> int:
@@ -588,6 +604,7 @@ class Trainer(Settled):
             {
                 "version": info["version"],
                 "instruction set (CHARRNN_ISA)": info["isa"],  # others round otherwise
+                "device": _devices.kind(self.device),
                 **({} if self.corpus is None else _facts(self.corpus)),
                 **settings,
                 "checkpoint_path": None if self._checkpoint_path is None else "a file",
@@ -605,8 +622,9 @@ class Trainer(Settled):
             )
 
     def _check_memory(self, optimizer: str | optim.Optimizer) -> None:
-        """MemoryError if the machine has less memory than `fit` needs; allocates nothing."""
-        free = available_memory()
+        """MemoryError if the device has less memory than `fit` needs; allocates nothing."""
+        device = _devices.find(self.device)
+        free = device.free_memory()
         if free is None:
             return
         network: Any = self.model.rnn.core
@@ -615,9 +633,9 @@ class Trainer(Settled):
             needed += optim.memory(optimizer, self.model.rnn)
         if needed > free:
             raise MemoryError(
-                f"training takes {needed / 1e9:,.3g} GB more, and {free / 1e9:,.3g} GB are free; "
-                f"try a smaller {called('batch_size')} or {called('seq_len')}, more "
-                f"{called('micro_batches')}, or a smaller model"
+                f"training takes {needed / 1e9:,.3g} GB more, and {free / 1e9:,.3g} GB are free"
+                f"{device.where}; try a smaller {called('batch_size')} or {called('seq_len')}, "
+                f"more {called('micro_batches')}, or a smaller model"
             )
 
     def _cut(self, corpus: Corpus) -> Chunks:

@@ -98,7 +98,8 @@ def update(
         )
         states.append(rnn.states.parts(rows.carried(new)))
     if shared is not None:
-        network.set_accumulated(*shared.add_up(*network.accumulated()))
+        gradient, *losses = network.accumulated()
+        network.set_accumulated(*shared.add_up(gradient, *losses), gradient)
     loss, norm = network.update(*settings, rule.reduction)
     joined = [np.concatenate(part, axis=1) for part in zip(*states, strict=True)]
     return float(loss), float(norm), rnn.states.joined(joined)

@@ -30,10 +30,14 @@ IN_A_CALL = "kernels, all steps in a call"
 HALF = "kernels, bfloat16 weights"
 
 
-def tasks(problem: Problem) -> dict[str, Task]:
+def tasks(problem: Problem, device: str = "cpu") -> dict[str, Task]:
     """The kernels' own task first; then, for `step`, those that a call from Python and a call for
-    all steps take, and for `sample` the one with weights stored as bfloat16."""
-    make: dict[str, Callable[[Problem], Task]] = {
+    all steps take, and for `sample` the one with weights stored as bfloat16.
+
+    With a device other than the CPU, the first task is also made there, whose calls copy arrays to
+    and fro. Products are not: only networks are on a device.
+    """
+    make: dict[str, Callable[..., Task]] = {
         "train": _train,
         "time-to-loss": _train,
         "forward": _forward,
@@ -48,25 +52,27 @@ def tasks(problem: Problem) -> dict[str, Task]:
         made[IN_A_CALL] = _steps_in_a_call(problem)
     if problem.case.suite == "sample":
         made[HALF] = _sample(problem, bfloat16=True)
+    if device != "cpu" and problem.case.suite != "gemm":
+        made[f"{NAME} on {device}"] = make[problem.case.suite](problem, device=device)
     return made
 
 
-def _network(problem: Problem) -> Any:
-    rnn = network_of(problem.network)
+def _network(problem: Problem, device: str = "cpu") -> Any:
+    rnn = network_of(problem.network, device)
     rnn.load_parameters(problem.parameters)
     return rnn
 
 
-def _rounded(problem: Problem) -> Any:
+def _rounded(problem: Problem, device: str) -> Any:
     """The network whose weights are those that sampling with bfloat16 reads."""
-    rnn = network_of(problem.network)
+    rnn = network_of(problem.network, device)
     rnn.load_parameters({name: read_as_bfloat16(name, p) for name, p in problem.parameters.items()})
     return rnn
 
 
-def _train(problem: Problem) -> Task:
+def _train(problem: Problem, device: str = "cpu") -> Task:
     case = problem.network
-    rnn = _network(problem)
+    rnn = _network(problem, device)
     optimizer = optim.Adam(rnn, lr=LEARNING_RATE)
     data = batches(problem.arrays["ids"], case.batch, case.seq_len)
     state = rnn.states.zeros(case.batch)
@@ -88,8 +94,8 @@ def _train(problem: Problem) -> Task:
     )
 
 
-def _forward(problem: Problem) -> Task:
-    rnn, tokens = _network(problem), problem.arrays["tokens"]
+def _forward(problem: Problem, device: str = "cpu") -> Task:
+    rnn, tokens = _network(problem, device), problem.arrays["tokens"]
 
     def run() -> Array:
         y: Array = rnn.forward(tokens, keep=False)[0]
@@ -98,8 +104,9 @@ def _forward(problem: Problem) -> Task:
     return Task(lambda: {"y": run()}, run)
 
 
-def _backward(problem: Problem) -> Task:
-    rnn, tokens, dy = _network(problem), problem.arrays["tokens"], problem.arrays["dy"]
+def _backward(problem: Problem, device: str = "cpu") -> Task:
+    rnn = _network(problem, device)
+    tokens, dy = problem.arrays["tokens"], problem.arrays["dy"]
     rnn.forward(tokens)
 
     def run() -> Outputs:
@@ -109,11 +116,11 @@ def _backward(problem: Problem) -> Task:
     return Task(run, run)
 
 
-def _sample(problem: Problem, bfloat16: bool = False) -> Task:
+def _sample(problem: Problem, bfloat16: bool = False, device: str = "cpu") -> Task:
     case = problem.network
-    rnn, tokens = _network(problem), problem.arrays["tokens"]
+    rnn, tokens = _network(problem, device), problem.arrays["tokens"]
     # Arithmetic is that of float32: with bfloat16 the draws are those of the rounded weights.
-    same = _rounded(problem) if bfloat16 else rnn
+    same = _rounded(problem, device) if bfloat16 else rnn
     first = np.ascontiguousarray(tokens[0])
     seeds = np.arange(case.batch, dtype=np.uint64)
     state = rnn.states.zeros(case.batch)
@@ -136,9 +143,9 @@ def _sample(problem: Problem, bfloat16: bool = False) -> Task:
     return Task(check, run, case.seq_len * case.batch)
 
 
-def _step(problem: Problem) -> Task:
+def _step(problem: Problem, device: str = "cpu") -> Task:
     case = problem.network
-    rnn, x = _network(problem), problem.arrays["x"]
+    rnn, x = _network(problem, device), problem.arrays["x"]
     state = rnn.states.zeros(case.batch)
 
     def check() -> Outputs:

@@ -1,0 +1,117 @@
+"""The GPU: whether one can be used, and if not, why.
+
+``RNN(..., device="cuda")``, `CharLM`, ``CharLM.load(path, device="cuda")`` and the commands'
+``--device cuda`` compute there. docs/gpu.md says what has been run on a card.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from ._checks import integer
+
+__all__ = ["Card", "devices", "is_available", "memory", "why_not"]
+
+_LARGEST_ORDINAL = 1023
+
+
+class Card(NamedTuple):
+    """A GPU of this machine."""
+
+    ordinal: int
+    """N of the device "cuda:N"."""
+    name: str
+    capability: tuple[int, int]
+    """The compute capability, such as (9, 0)."""
+    memory: int
+    """Bytes."""
+    multiprocessors: int
+
+
+def is_available(ordinal: int = 0) -> bool:
+    """Whether ``device="cuda:N"``, with N = ordinal, can be used."""
+    return why_not(ordinal) is None
+
+
+def why_not(ordinal: int = 0) -> str | None:
+    """Why ``device="cuda:N"``, with N = ordinal, cannot be used, and what to do; None: it can."""
+    ordinal = integer("ordinal", ordinal, 0, _LARGEST_ORDINAL)
+    module, reason = compiled()
+    if module is None:
+        return reason
+    facts: dict[str, Any] = module.probe()
+    if facts["reason"] is not None:
+        return str(facts["reason"])
+    driver, runtime = facts["driver"], facts["runtime"]
+    if driver is None:
+        return "there is no NVIDIA driver: install one"
+    # From CUDA 11 on, a driver runs all programs of its major version.
+    if runtime is not None and driver[0] < runtime[0]:
+        return (
+            f"the NVIDIA driver is too old: it has CUDA {_version(driver)}, and this build needs "
+            f"{_version(runtime)}; update the driver"
+        )
+    cards = _cards(facts)
+    if not cards:
+        return "there is no GPU, or CUDA_VISIBLE_DEVICES hides it"
+    card = next((card for card in cards if card.ordinal == ordinal), None)
+    if card is None:
+        known = ", ".join(f"{card.ordinal} ({card.name})" for card in cards)
+        return f"there is no GPU {ordinal}, only {known}"
+    built: list[str] = facts["architectures"]
+    if not any(_runs_on(architecture, card.capability) for architecture in built):
+        return (
+            f"GPU {ordinal}, {card.name}, has compute capability {_version(card.capability)}, and "
+            f"this build is for {', '.join(built)}: build it again for this GPU"
+        )
+    return None
+
+
+def devices() -> list[Card]:
+    """The GPUs of this machine; none where there is no driver, or no CUDA in this build."""
+    module, _ = compiled()
+    return [] if module is None else _cards(module.probe())
+
+
+def memory(ordinal: int = 0) -> tuple[int, int]:
+    """Bytes of free and of all memory of a GPU. Raises RuntimeError if it cannot be used."""
+    reason = why_not(ordinal)
+    if reason is not None:
+        raise RuntimeError(f"device 'cuda:{ordinal}' cannot be used: {reason}")
+    free, total = compiled()[0].memory(ordinal)
+    return int(free), int(total)
+
+
+def compiled() -> tuple[Any, str]:
+    """The compiled module for the modules of this package, or None and the reason."""
+    name = f"{__package__}._cuda"
+    try:
+        return import_module(name), ""
+    except ImportError as error:  # there is none, or a library that it needs is missing
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            return None, (
+                "this build of charrnn_fast has no CUDA kernels: install it from its sources by "
+                "CHARRNN_CUDA=PIP pip install ."
+            )
+        return None, f"its module cannot be loaded: {error}"
+
+
+def _cards(facts: dict[str, Any]) -> list[Card]:
+    return [Card(**{**card, "capability": tuple(card["capability"])}) for card in facts["devices"]]
+
+
+def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether code for an architecture, as nvcc names it, runs on a GPU of this capability."""
+    kind, _, number = architecture.partition("_")
+    digits = number.rstrip("af")
+    major, minor = int(digits[:-1]), int(digits[-1])
+    if number.endswith("a"):
+        return capability == (major, minor)
+    if kind == "compute":  # PTX, which the driver compiles
+        return capability >= (major, minor)
+    return capability[0] == major and capability[1] >= minor
+
+
+def _version(numbers: tuple[int, ...]) -> str:
+    return ".".join(map(str, numbers))

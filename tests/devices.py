@@ -1,0 +1,58 @@
+"""Devices for the tests: the emulated one, and any device in place of the CPU.
+
+``pytest --device emulated tests/test_operators.py`` runs tests of the CPU on the CUDA kernels, by
+the emulator (tests/cuda); ``--device cuda`` on a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import charrnn_fast as cf
+from charrnn_fast import _devices
+
+FOLDER = Path(__file__).parent / "cuda"
+NAME = "emulated"
+MODULE = "emulated_device"
+
+
+def build(folder: Path, *targets: str, sanitizer: str = "") -> Path:
+    """Builds targets of tests/cuda, by default all; returns the folder."""
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    options = [
+        f"-DCUDA_EMULATOR_SANITIZE={sanitizer}",
+        f"-DCMAKE_PREFIX_PATH={cf.get_cmake_dir()}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    ]
+    chosen = ["--target", *targets] if targets else []
+    for command in (
+        ["cmake", *generator, "-S", str(FOLDER), "-B", str(folder), *options],
+        ["cmake", "--build", str(folder), "--parallel", "2", *chosen],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def register(folder: Path) -> ModuleType:
+    """Makes the device of a module in a folder known as "emulated"; returns the module."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    module = importlib.import_module(MODULE)
+    _devices.register(NAME, module.device(0))
+    return module
+
+
+def in_place_of_the_cpu(name: str) -> None:
+    """Puts every network that asks for the CPU, as by default, on another device."""
+    find = _devices.find
+
+    def found(asked: object) -> _devices.Device:
+        return find(name if asked == _devices.CPU.name else asked)
+
+    setattr(_devices, "find", found)  # noqa: B010 - mypy takes no other function
