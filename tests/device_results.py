@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 import charrnn_fast as cf
-from charrnn_fast import _core
+import devices
+from charrnn_fast import _devices
 
 TEXT = "the quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 40
 DROPOUTS: dict[str, Any] = {
@@ -93,20 +94,15 @@ def results() -> list[Any]:
     ]
 
 
-def on_device(device: object) -> None:
-    """Every network from now on."""
-    for name in ("ModelFloat32", "ModelFloat64"):
-        setattr(_core, name, functools.partial(getattr(_core, name), device=device))
-
-
 def main(folder: str, name: str = "guarded_device", *orders: str) -> None:
     expected = results()
     sys.path.insert(0, folder)
     module = importlib.import_module(name)
-    on_device(module.device(0) if callable(module.device) else module.device)
-    network = _core.ModelFloat32("gru", 2, 3, 0, 1, "none")
-    first, second = network.parameter("weight_hh_l0"), network.parameter("weight_hh_l0")
-    assert not np.shares_memory(first, second), "the CPU's memory"
+    _devices.register(name, module.device(0) if callable(module.device) else module.device)
+    devices.in_place_of_the_cpu(name)
+    network = cf.RNN(2, 3)
+    first, second = (network.parameters()["weight_hh_l0"] for _ in range(2))
+    assert network.device == name and not np.shares_memory(first, second), "the CPU's memory"
     for order in orders or [""]:
         if order:
             module.set_order(int(order))
