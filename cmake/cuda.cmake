@@ -107,9 +107,9 @@ elseif(CHARRNN_CUDA STREQUAL "PIP")
   get_filename_component(toolkit ${nvcc} DIRECTORY)
   get_filename_component(toolkit ${toolkit} DIRECTORY)
   set(CMAKE_CUDA_COMPILER ${nvcc})
-  # nvcc itself looks for its libraries in lib64, which pip's packages do not have.
+  # nvcc itself looks for its libraries in lib64, which pip's packages do not have. What is in
+  # LIBRARY_PATH CMake leaves out of link directories, thus the option below.
   set(ENV{LIBRARY_PATH} "${toolkit}/lib:$ENV{LIBRARY_PATH}")
-  link_directories(${toolkit}/lib)
 else()
   check_language(CUDA)
   if(NOT CMAKE_CUDA_COMPILER)
@@ -157,9 +157,13 @@ set_target_properties(charrnn_fast_cuda PROPERTIES
 target_link_options(charrnn_fast_cuda PRIVATE
   -Wl,--no-undefined -Wl,--exclude-libs,ALL -Wl,-z,relro,-z,now)
 
+if(CHARRNN_CUDA STREQUAL "PIP")
+  target_link_options(charrnn_fast_cuda PRIVATE -L${toolkit}/lib)
+endif()
+
 if(CHARRNN_PYTHON)
   Python_add_library(_cuda MODULE WITH_SOABI cuda/module.cpp)
-  target_link_libraries(_cuda PRIVATE charrnn_fast_cuda charrnn_flags)
+  target_link_libraries(_cuda PRIVATE charrnn_fast_cuda charrnn_fast_core charrnn_flags)
   foreach(folder IN LISTS Python_INCLUDE_DIRS)
     target_compile_options(_cuda PRIVATE -ffile-prefix-map=${folder}/=)
   endforeach()

@@ -153,6 +153,19 @@ CudaStreamScope::~CudaStreamScope() {
   cuda::given_stream() = {had_, had_ ? cuda::stream_of(before_) : cuda::Stream{}};
 }
 
+void cuda_give_stream(void* stream) { cuda::given_stream() = {true, cuda::stream_of(stream)}; }
+void cuda_take_stream_back() { cuda::given_stream() = {}; }
+bool cuda_stream_is_given() { return cuda::given_stream().given; }
+
+int cuda_ordinal() { return cuda::chosen_card(); }
+
+void* cuda_new_mark() {
+  cuda_device(cuda::chosen_card());
+  return cuda::new_mark(cuda::table_stream());
+}
+bool cuda_reached(void* mark) { return cuda::has_reached(mark); }
+void cuda_delete_mark(void* mark) { cuda::delete_mark(mark); }
+
 void* cuda_stream() {
   cuda_device(cuda::chosen_card());
   return cuda::handle_of(cuda::table_stream());

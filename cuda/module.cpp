@@ -6,14 +6,30 @@
 //   device(ordinal)          the capsule that a model of charrnn_fast._core takes
 //   memory(ordinal)          (free, total), in bytes
 //
+// For arrays of the card, once device() has been called; addresses and streams are integers:
+//
+//   ordinal()                of the card
+//   allocate(bytes)          (owner, address); the memory lives as long as the owner
+//   share(owner)             before others may see it
+//   upload(buffer, address), download(address, buffer), copy(from, bytes, to), zero(address, bytes)
+//   stream(), set_stream(stream or None), wait_in_stream(waiting, ahead), synchronize()
+//   mark(), reached(mark)    a place in the stream, and whether all before it is done
+//   to_dlpack(owner, address, shape, strides, (code, bits), ordinal, versioned) -> capsule
+//   from_dlpack(capsule)     (owner, address, shape, strides or None, (code, bits, lanes),
+//                            (device type, ordinal), read-only)
+//
 // The tests compile it for the emulator, too (tests/cuda/emulated_module.cpp).
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <algorithm>
 #include <exception>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "charrnn_fast/cuda.hpp"
+#include "dlpack.hpp"
 
 namespace charrnn_fast {
 namespace {
@@ -109,10 +125,209 @@ PyObject* memory(PyObject*, PyObject* argument) {
                        static_cast<unsigned long long>(now.total));
 }
 
+// ---- arrays of the card -------------------------------------------------------------------
+
+// The device that the process uses; it must have been asked for.
+Device& device_in_use() { return cuda_device(cuda_ordinal()); }
+
+constexpr const char* block_name = "charrnn_fast.block";
+using Block = CardMemory::Block;
+
+void give_back(PyObject* owner) {
+  const std::unique_ptr<Block> block(static_cast<Block*>(PyCapsule_GetPointer(owner, block_name)));
+  PyObject *type, *value, *traceback;
+  PyErr_Fetch(&type, &value, &traceback);
+  if (!without_gil([&] { CardMemory::instance().give_back(device_in_use(), *block); }))
+    PyErr_WriteUnraisable(nullptr);
+  PyErr_Restore(type, value, traceback);
+}
+
+PyObject* allocate(PyObject*, PyObject* argument) {
+  const std::size_t asked = PyLong_AsSize_t(argument);
+  if (PyErr_Occurred()) return nullptr;
+  constexpr std::size_t unit = CardMemory::unit;
+  auto block = std::make_unique<Block>();
+  block->bytes = std::max<std::size_t>(1, (asked + unit - 1) / unit) * unit;
+  block->seen = cuda_stream_is_given();
+  if (!without_gil(
+          [&] { block->address = CardMemory::instance().take(device_in_use(), block->bytes); }))
+    return nullptr;
+  if (!block->address) {
+    PyErr_SetString(PyExc_MemoryError, OutOfMemory(static_cast<double>(asked)).what());
+    return nullptr;
+  }
+  const auto address = reinterpret_cast<std::uintptr_t>(block->address);
+  PyObject* const owner = PyCapsule_New(block.get(), block_name, give_back);
+  if (!owner) return nullptr;
+  block.release();
+  return Py_BuildValue("(NK)", owner, static_cast<unsigned long long>(address));
+}
+
+PyObject* share(PyObject*, PyObject* owner) {
+  // What others own they have seen.
+  if (PyCapsule_IsValid(owner, block_name))
+    static_cast<Block*>(PyCapsule_GetPointer(owner, block_name))->seen = true;
+  return none();
+}
+
+void* pointer(unsigned long long address) {
+  return reinterpret_cast<void*>(static_cast<std::uintptr_t>(address));
+}
+
+PyObject* upload(PyObject*, PyObject* arguments) {
+  Py_buffer from;
+  unsigned long long to;
+  if (!PyArg_ParseTuple(arguments, "y*K", &from, &to)) return nullptr;
+  const bool done = without_gil([&] {
+    if (from.len > 0)
+      device_in_use().upload_bytes(from.buf, static_cast<std::size_t>(from.len), pointer(to));
+  });
+  PyBuffer_Release(&from);
+  return done ? none() : nullptr;
+}
+
+PyObject* download(PyObject*, PyObject* arguments) {
+  unsigned long long from;
+  Py_buffer to;
+  if (!PyArg_ParseTuple(arguments, "Kw*", &from, &to)) return nullptr;
+  const bool done = without_gil([&] {
+    if (to.len > 0)
+      device_in_use().download_bytes(pointer(from), static_cast<std::size_t>(to.len), to.buf);
+  });
+  PyBuffer_Release(&to);
+  return done ? none() : nullptr;
+}
+
+PyObject* copy(PyObject*, PyObject* arguments) {
+  unsigned long long from, bytes, to;
+  if (!PyArg_ParseTuple(arguments, "KKK", &from, &bytes, &to)) return nullptr;
+  const auto done = [&] {
+    if (bytes > 0) device_in_use().copy_bytes(pointer(from), bytes, pointer(to));
+  };
+  return without_gil(done) ? none() : nullptr;
+}
+
+PyObject* zero(PyObject*, PyObject* arguments) {
+  unsigned long long to, bytes;
+  if (!PyArg_ParseTuple(arguments, "KK", &to, &bytes)) return nullptr;
+  const auto done = [&] {
+    if (bytes > 0) device_in_use().zero_bytes(pointer(to), bytes);
+  };
+  return without_gil(done) ? none() : nullptr;
+}
+
+PyObject* stream(PyObject*, PyObject*) {
+  void* now = nullptr;
+  if (!without_gil([&] { now = cuda_stream(); })) return nullptr;
+  return PyLong_FromUnsignedLongLong(reinterpret_cast<std::uintptr_t>(now));
+}
+
+PyObject* set_stream(PyObject*, PyObject* argument) {
+  const bool given = argument != Py_None;
+  const unsigned long long handle = given ? PyLong_AsUnsignedLongLong(argument) : 0;
+  if (PyErr_Occurred()) return nullptr;
+  const bool was_given = cuda_stream_is_given();
+  PyObject* const before = was_given ? stream(nullptr, nullptr) : none();
+  if (before) given ? cuda_give_stream(pointer(handle)) : cuda_take_stream_back();
+  return before;
+}
+
+PyObject* wait_in_stream(PyObject*, PyObject* arguments) {
+  unsigned long long waiting, ahead;
+  if (!PyArg_ParseTuple(arguments, "KK", &waiting, &ahead)) return nullptr;
+  return without_gil([&] { cuda_stream_wait(pointer(waiting), pointer(ahead)); }) ? none()
+                                                                                  : nullptr;
+}
+
+PyObject* synchronize(PyObject*, PyObject*) {
+  return without_gil([] { device_in_use().synchronize(); }) ? none() : nullptr;
+}
+
+constexpr const char* mark_name = "charrnn_fast.mark";
+
+PyObject* mark(PyObject*, PyObject*) {
+  void* made = nullptr;
+  if (!without_gil([&] { made = cuda_new_mark(); })) return nullptr;
+  PyObject* const capsule = PyCapsule_New(made, mark_name, [](PyObject* own) {
+    cuda_delete_mark(PyCapsule_GetPointer(own, mark_name));
+  });
+  if (!capsule) cuda_delete_mark(made);
+  return capsule;
+}
+
+PyObject* reached(PyObject*, PyObject* capsule) {
+  void* const place = PyCapsule_GetPointer(capsule, mark_name);
+  bool is = false;
+  if (!place || !without_gil([&] { is = cuda_reached(place); })) return nullptr;
+  return PyBool_FromLong(is);
+}
+
+bool to_numbers(PyObject* object, std::vector<std::int64_t>* numbers) {
+  PyObject* const all = PySequence_Fast(object, "must be a sequence of integers");
+  if (!all) return false;
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(all); ++i)
+    numbers->push_back(PyLong_AsLongLong(PySequence_Fast_GET_ITEM(all, i)));
+  Py_DECREF(all);
+  return !PyErr_Occurred();
+}
+
+PyObject* to_dlpack(PyObject*, PyObject* arguments) {
+  PyObject *owner, *shape_object, *strides_object;
+  unsigned long long address;
+  unsigned char code, bits;
+  int ordinal, with_version;
+  std::vector<std::int64_t> shape, strides;
+  if (!PyArg_ParseTuple(arguments, "OKOO(bb)ip", &owner, &address, &shape_object, &strides_object,
+                        &code, &bits, &ordinal, &with_version) ||
+      !to_numbers(shape_object, &shape) || !to_numbers(strides_object, &strides))
+    return nullptr;
+  const dlpack::Tensor tensor{pointer(address),
+                              {2, ordinal},
+                              static_cast<int>(shape.size()),
+                              {code, bits, 1},
+                              shape.data(),
+                              strides.data(),
+                              0};
+  return dlpack::to_capsule(owner, tensor, with_version);
+}
+
+PyObject* from_dlpack(PyObject*, PyObject* capsule) {
+  const dlpack::Taken taken = dlpack::take(capsule);
+  if (!taken.owner) return nullptr;
+  const dlpack::Tensor& tensor = taken.tensor;
+  const auto numbers = [&](const std::int64_t* from) {
+    return from ? list_of(std::vector<std::int64_t>(from, from + tensor.ndim),
+                          [](std::int64_t n) { return PyLong_FromLongLong(n); })
+                : none();
+  };
+  const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset;
+  return Py_BuildValue("(NKNN(BBH)(ii)O)", taken.owner, static_cast<unsigned long long>(address),
+                       numbers(tensor.shape), numbers(tensor.strides), tensor.type.code,
+                       tensor.type.bits, tensor.type.lanes, tensor.place.type, tensor.place.ordinal,
+                       taken.read_only ? Py_True : Py_False);
+}
+
+PyObject* ordinal(PyObject*, PyObject*) { return PyLong_FromLong(cuda_ordinal()); }
+
 PyMethodDef cuda_methods[] = {
     {"probe", probe, METH_NOARGS, "What there is of CUDA; starts nothing on a card."},
     {"device", device, METH_O, "The card, as a model of _core takes it."},
     {"memory", memory, METH_O, "Free and total bytes of the card."},
+    {"ordinal", ordinal, METH_NOARGS, "Of the card that the process uses."},
+    {"allocate", allocate, METH_O, nullptr},
+    {"share", share, METH_O, nullptr},
+    {"upload", upload, METH_VARARGS, nullptr},
+    {"download", download, METH_VARARGS, nullptr},
+    {"copy", copy, METH_VARARGS, nullptr},
+    {"zero", zero, METH_VARARGS, nullptr},
+    {"stream", stream, METH_NOARGS, nullptr},
+    {"set_stream", set_stream, METH_O, nullptr},
+    {"wait_in_stream", wait_in_stream, METH_VARARGS, nullptr},
+    {"synchronize", synchronize, METH_NOARGS, nullptr},
+    {"mark", mark, METH_NOARGS, nullptr},
+    {"reached", reached, METH_O, nullptr},
+    {"to_dlpack", to_dlpack, METH_VARARGS, nullptr},
+    {"from_dlpack", from_dlpack, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
 PyObject* new_module(const char* name) {

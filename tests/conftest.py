@@ -46,7 +46,9 @@ _MACHINE = ("bench", "executors", "memory", "out_of_memory", "processors", "scal
 _GROUPS = {
     "test_cpp.py": "cpp",
     "test_cuda.py": "emulator",
+    "test_device_array.py": "emulator",
     "test_devices.py": "emulator",
+    "test_torch_devices.py": "emulator",
     "test_installed.py": "installed",
     "test_registry.py": "installed",
     "test_torchrun.py": "torchrun",

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import charrnn_fast as cf
-from charrnn_fast import _devices
+from charrnn_fast import _devices, device_array
 
 FOLDER = Path(__file__).parent / "cuda"
 NAME = "emulated"
@@ -45,6 +45,7 @@ def register(folder: Path) -> ModuleType:
         sys.path.insert(0, str(folder))
     module = importlib.import_module(MODULE)
     _devices.register(NAME, module.device(0))
+    device_array.register(NAME, module)
     return module
 
 

@@ -247,9 +247,9 @@ def test_arrays_in_files_and_tables(tmp_path: Path) -> None:
         def __array__(self, dtype: Any = None, copy: Any = None) -> Array:
             return np.array([3, 1])
 
-    assert _bits(net.forward(x, lengths=Table())) == _bits(net.forward(x, lengths=[3, 1]))  # type: ignore[arg-type]
+    assert _bits(net.forward(x, lengths=Table())) == _bits(net.forward(x, lengths=[3, 1]))  # type: ignore[call-overload]
     with pytest.raises(TypeError, match=r"got Table: convert it by numpy.asarray"):
-        net.forward(Table())  # type: ignore[arg-type]
+        net.forward(Table())
 
 
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")

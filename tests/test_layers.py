@@ -18,6 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "python" / "charrnn_fast"
 LAYERS = (
     ("_core", "_cuda", "reference"),
     ("_checks", "_names", "_objects", "_devices", "cuda", "registry", "runtime"),
+    ("device_array",),
     ("rnn", "states", "initial", "losses", "optim"),
     ("torch", "jax"),
     ("storage",),

@@ -31,7 +31,8 @@ def _both(cell: str, size: tuple[int, int, int | None], **options: Any) -> tuple
 
 def _gradients(net: cf.RNN, x: NDArray[Any], dy: NDArray[Any]) -> dict[str, NDArray[Any]]:
     net.forward(x if x.dtype.kind == "i" else x.astype(net.dtype))
-    return net.backward(dy.astype(net.dtype))[2]
+    gradients: dict[str, NDArray[Any]] = net.backward(dy.astype(net.dtype))[2]
+    return gradients
 
 
 @pytest.mark.slow

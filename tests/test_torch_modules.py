@@ -1138,7 +1138,7 @@ def test_what_constructors_refuse() -> None:
         ("LSTM", {"dropout": "x"}, TypeError, "dropout must be a number .* got 'x'"),
         ("LSTM", {"cell": "gru"}, ValueError, "cell must be one of 'lstm', .* got 'gru'"),
         ("LSTM", {"dtype": torch.float16}, TypeError, "dtype must be .* got torch.float16"),
-        ("LSTM", {"device": "cuda"}, ValueError, r"device must be 'cpu' .* got 'cuda'"),
+        ("LSTM", {"device": "xpu"}, ValueError, r"device must be 'cpu', 'cuda' or .* got 'xpu'"),
         ("LSTM", {"proj_size": 2, "zoneout": 0.1}, ValueError, "h cannot be zoned out behind"),
         ("RNN", {"nonlinearity": "sin"}, ValueError, "nonlinearity must be 'tanh' or 'relu', got"),
         ("RNN", {"proj_size": 2}, TypeError, "proj_size"),

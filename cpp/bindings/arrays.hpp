@@ -194,6 +194,16 @@ const Parameter& find_parameter(const Network<T>& network, const std::string& na
   throw py::value_error("name must be one of " + known + ", got '" + name + "'");
 }
 
+// The device of another module's capsule; None: the CPU.
+inline Device& device_of(const py::object& capsule) {
+  if (capsule.is_none()) return cpu_device();
+  if (!PyCapsule_IsValid(capsule.ptr(), device_capsule))
+    throw py::type_error(std::string("device must be None or a capsule called ") + device_capsule +
+                         ", got " +
+                         py::str(py::type::of(capsule).attr("__name__")).cast<std::string>());
+  return *static_cast<Device*>(PyCapsule_GetPointer(capsule.ptr(), device_capsule));
+}
+
 void register_threads(py::module_& m);
 void register_functions(py::module_& m);
 void register_files(py::module_& m);

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "arrays.hpp"
+#include "model_on_device.hpp"
 #include "shapes.hpp"
 
 namespace charrnn_fast::bindings {
@@ -273,16 +274,6 @@ py::array_t<Token> sample(Model<T>& model, Index length, const py::object& token
   return drawn;
 }
 
-// The device of another module's capsule; None: the CPU.
-Device& device_of(const py::object& capsule) {
-  if (capsule.is_none()) return cpu_device();
-  if (!PyCapsule_IsValid(capsule.ptr(), device_capsule))
-    throw py::type_error(std::string("device must be None or a capsule called ") + device_capsule +
-                         ", got " +
-                         py::str(py::type::of(capsule).attr("__name__")).cast<std::string>());
-  return *static_cast<Device*>(PyCapsule_GetPointer(capsule.ptr(), device_capsule));
-}
-
 template <class T>
 void register_model(py::module_& m, const char* name) {
   using M = Model<T>;
@@ -357,6 +348,17 @@ void register_model(py::module_& m, const char* name) {
       .def("accumulate", &accumulate<T>, py::arg("inputs"), py::arg("targets"), py::arg("state"),
            py::arg("mask_seed") = py::none(), py::arg("lengths") = py::none(),
            py::arg("streams") = py::none())
+      .def("forward_on_device", &forward_on_device<T>, py::arg("seq_len"), py::arg("batch"),
+           py::arg("x"), py::arg("tokens"), py::arg("state_0"), py::arg("keep"), py::arg("lengths"),
+           py::arg("mask_seed"), py::arg("y"), py::arg("state_n"))
+      .def("backward_on_device", &backward_on_device<T>, py::arg("id"), py::arg("dy"),
+           py::arg("dstate"), py::arg("dx"), py::arg("gradients"))
+      .def("step_on_device", &step_on_device<T>, py::arg("batch"), py::arg("x"), py::arg("tokens"),
+           py::arg("state"), py::arg("y"))
+      .def("gradient_places", &gradient_places<T>)
+      .def_property_readonly("parameter_elements",
+                             [](const M& self) { return self.network().parameter_elements(); })
+      .def_property_readonly("kept_tokens", [](M& self) { return kept_now(self).tokens; })
       .def("accumulated", &accumulated<T>)
       .def("set_accumulated", &set_accumulated<T>, py::arg("loss_sum"), py::arg("count"),
            py::arg("gradients") = py::none())

@@ -74,7 +74,7 @@ void gather_states(const Network<T>& network, Index batch, const std::vector<con
     const Index first = network.state_offset(s, batch),
                 n = network.state_offset(s + 1, batch) - first;
     const T* const state = from[static_cast<std::size_t>(s)];
-    state ? std::copy_n(state, n, to + first) : std::fill_n(to + first, n, T(0));
+    state ? network.device().copy(state, n, to + first) : network.device().zero(to + first, n);
   }
 }
 template <class T>
@@ -83,13 +83,14 @@ void scatter_states(const Network<T>& network, Index batch, const T* from,
   for (Index s = 0; s < network.num_states(); ++s) {
     const Index first = network.state_offset(s, batch),
                 n = network.state_offset(s + 1, batch) - first;
-    if (T* const state = to[static_cast<std::size_t>(s)]) std::copy_n(from + first, n, state);
+    if (T* const state = to[static_cast<std::size_t>(s)])
+      network.device().copy(from + first, n, state);
   }
 }
 
 // ---- the memory of a call -----------------------------------------------------------------
 
-// Parts of one piece of borrowed memory: first all sizes, then the parts.
+// Parts of one piece of memory, borrowed or the caller's: first all sizes, then the parts.
 template <class T>
 class Parts {
  public:
@@ -98,11 +99,23 @@ class Parts {
     elements_ += aligned(elements);
     return at;
   }
-  void borrow() { memory_.emplace(elements_); }
-  T* operator[](Index at) const { return memory_->get() + at; }
+  void borrow() {
+    memory_.emplace(elements_);
+    all_ = memory_->get();
+  }
+  Index elements() const { return elements_; }
+  // Of the host borrowed, else the caller's; false if that is too small.
+  bool get(const Device& device, const Workspace& workspace) {
+    if (device.is_host) return borrow(), true;
+    if (workspace.elements < elements_) return false;
+    all_ = checked<T>(workspace.address, "workspace", elements_);
+    return true;
+  }
+  T* operator[](Index at) const { return all_ + at; }
 
  private:
   Index elements_ = 0;
+  T* all_ = nullptr;
   std::optional<Borrowed<T>> memory_;
 };
 
@@ -120,6 +133,8 @@ class Sequence {
     static const Token no_token{};
     in = {seq_len, batch, tokens ? &no_token : nullptr, tokens ? nullptr : &nothing};
     in.mask_seed = seed_ ? &*seed_ : nullptr;
+    require(!tokens || network.device().is_host,
+            "x of a network on a device must be dense, got tokens");
     const TapeSize size = network.tape_size(in, true);
     require((double(seq_len) + 1) * double(batch) * double(size.per_row + size.per_stream) < 0x1p58,
             "the batch must fit into memory, got seq_len ", seq_len, ", batch ", batch);
@@ -143,6 +158,25 @@ class Sequence {
   }
   Sequence(const Sequence&) = delete;
   Sequence& operator=(const Sequence&) = delete;
+
+  // Of a device: the places of its copies of offsets and streams.
+  void add_copies(const Network<T>& network, Parts<T>& memory) {
+    if (network.device().is_host) return;
+    constexpr Index each = sizeof(Index) / sizeof(T);
+    offsets_at_ = memory.add(each * static_cast<Index>(offsets_.size()));
+    streams_at_ = memory.add(each * static_cast<Index>(streams_.size()));
+  }
+  void copy(const Network<T>& network, const Parts<T>& memory) {
+    if (network.device().is_host) return;
+    const auto copied = [&](const std::vector<Index>& from, Index at) -> const Index* {
+      if (from.empty()) return nullptr;
+      auto* const to = reinterpret_cast<Index*>(memory[at]);
+      network.device().upload(from.data(), static_cast<Index>(from.size()), to);
+      return to;
+    };
+    in.device_offsets = copied(offsets_, offsets_at_);
+    in.streams = copied(streams_, streams_at_);
+  }
 
   bool drops_weights(const Network<T>& network) const {
     return in.mask_seed && network.shape().regularization.weight_drop > 0;
@@ -168,6 +202,7 @@ class Sequence {
   const Seed seed_;
   std::vector<Index> offsets_, streams_;
   std::vector<Token> tokens_;
+  Index offsets_at_ = 0, streams_at_ = 0;
 };
 
 Packing packing_named(const std::string& name) {
@@ -259,7 +294,7 @@ void clear(const Network<T>& network, T* const* gradients, bool decoder) {
   const std::vector<Parameter>& all = network.parameters();
   for (std::size_t i = 0; i < all.size(); ++i)
     if (decoder == (all[i].name.compare(0, 8, "decoder.") == 0))
-      std::fill_n(gradients[i], all[i].elements(), T(0));
+      network.device().zero(gradients[i], all[i].elements());
 }
 
 }  // namespace
@@ -267,13 +302,14 @@ void clear(const Network<T>& network, T* const* gradients, bool decoder) {
 // ---- the calls ----------------------------------------------------------------------------
 
 template <class T>
-void network_forward(const Network<T>& network, const Addresses& parameters, Address x,
-                     Index seq_len, Index batch, const std::optional<Addresses>& state_0, Address y,
-                     const std::optional<Addresses>& state_n, Address tape, bool tokens,
-                     Address offsets, Address streams, const Seed& mask_seed,
-                     const Packed& packed) {
+Index network_forward(const Network<T>& network, const Addresses& parameters, Address x,
+                      Index seq_len, Index batch, const std::optional<Addresses>& state_0,
+                      Address y, const std::optional<Addresses>& state_n, Address tape, bool tokens,
+                      Address offsets, Address streams, const Seed& mask_seed, const Packed& packed,
+                      const Workspace& given) {
+  Device& device = network.device();
   CheckedArrays<const T> arrays(network.parameters(), parameters, "parameters");
-  const Sequence<T> sequence(network, seq_len, batch, x, tokens, offsets, streams, mask_seed);
+  Sequence<T> sequence(network, seq_len, batch, x, tokens, offsets, streams, mask_seed);
   const SequenceInput<T>& in = sequence.in;
   const auto first = checked_states<const T>(network, state_0, "state_0");
   const auto last = checked_states<T>(network, state_n, "state_n");
@@ -287,26 +323,30 @@ void network_forward(const Network<T>& network, const Addresses& parameters, Add
   const Index workspace = memory.add(network.forward_elements(in));
   const Index state = memory.add(network.state_elements(batch));
   const Index own_tape = memory.add(keep ? 0 : network.tape_elements(in, false));
-  memory.borrow();
+  sequence.add_copies(network, memory);
+  if (!memory.get(device, given)) return memory.elements();
+  sequence.copy(network, memory);
   if (!keep) kept = memory[own_tape];
   weights.make();
   gather_states(network, batch, first, memory[state]);
   network.forward(arrays.get(), weights.packed, in, memory[state], keep, kept, memory[state],
                   memory[workspace]);
-  std::copy_n(network.hidden(in, keep, kept), outputs, to);
+  device.copy(network.hidden(in, keep, kept), outputs, to);
   scatter_states(network, batch, memory[state], last);
+  return device.is_host ? 0 : memory.elements();
 }
 
 template <class T>
-void network_backward(const Network<T>& network, const Addresses& parameters, Address x,
-                      Index seq_len, Index batch, Address tape, Address dy,
-                      const std::optional<Addresses>& dstate_n, Address dx,
-                      const std::optional<Addresses>& dstate_0, const Addresses& gradients,
-                      bool tokens, Address offsets, Address streams, const Seed& mask_seed,
-                      const Packed& packed) {
+Index network_backward(const Network<T>& network, const Addresses& parameters, Address x,
+                       Index seq_len, Index batch, Address tape, Address dy,
+                       const std::optional<Addresses>& dstate_n, Address dx,
+                       const std::optional<Addresses>& dstate_0, const Addresses& gradients,
+                       bool tokens, Address offsets, Address streams, const Seed& mask_seed,
+                       const Packed& packed, const Workspace& given) {
+  Device& device = network.device();
   CheckedArrays<const T> arrays(network.parameters(), parameters, "parameters");
   CheckedArrays<T> sums(network.parameters(), gradients, "gradients");
-  const Sequence<T> sequence(network, seq_len, batch, x, tokens, offsets, streams, mask_seed);
+  Sequence<T> sequence(network, seq_len, batch, x, tokens, offsets, streams, mask_seed);
   const SequenceInput<T>& in = sequence.in;
   const T* const kept = checked<const T>(tape, "tape");
   const auto last = checked_states<const T>(network, dstate_n, "dstate_n");
@@ -315,7 +355,7 @@ void network_backward(const Network<T>& network, const Addresses& parameters, Ad
   const T* const from = optional_array<const T>(dy, "dy");
   T* const to = optional_array<T>(dx, "dx");
   const Index outputs = in.rows() * network.hidden_width();
-  const int threads = network.device().most_parts();
+  const int threads = device.most_parts();
   Parts<T> memory;
   CallWeights<T> weights(network, sequence, arrays, packed, Packing::backward,
                          network.packs_backward(arrays.get(), batch), Packing::backward_dense, to,
@@ -323,15 +363,18 @@ void network_backward(const Network<T>& network, const Addresses& parameters, Ad
   const Index dh = memory.add(outputs);
   const Index dstate = memory.add(network.state_elements(batch));
   const Index workspace = memory.add(network.backward_elements(in, threads));
-  memory.borrow();
+  sequence.add_copies(network, memory);
+  if (!memory.get(device, given)) return memory.elements();
+  sequence.copy(network, memory);
   weights.make();
   clear(network, sums.get(), false);
-  from ? std::copy_n(from, outputs, memory[dh]) : std::fill_n(memory[dh], outputs, T(0));
+  from ? device.copy(from, outputs, memory[dh]) : device.zero(memory[dh], outputs);
   gather_states(network, batch, last, memory[dstate]);
   network.backward(arrays.get(), weights.packed, in, kept, memory[dh], memory[dstate], to,
                    sums.get(), threads, memory[workspace]);
   if (sequence.drops_weights(network)) network.drop_weights_backward(*in.mask_seed, sums.get());
   scatter_states(network, batch, memory[dstate], first);
+  return device.is_host ? 0 : memory.elements();
 }
 
 template <class T>
@@ -374,14 +417,14 @@ SortedRows sorted_rows(const std::vector<Index>& lengths, Index seq_len) {
 
 // For other sources.
 #define CHARRNN_CALLS(T)                                                                           \
-  template void network_forward(const Network<T>&, const Addresses&, Address, Index, Index,        \
-                                const std::optional<Addresses>&, Address,                          \
-                                const std::optional<Addresses>&, Address, bool, Address, Address,  \
-                                const Seed&, const Packed&);                                       \
-  template void network_backward(const Network<T>&, const Addresses&, Address, Index, Index,       \
-                                 Address, Address, const std::optional<Addresses>&, Address,       \
-                                 const std::optional<Addresses>&, const Addresses&, bool, Address, \
-                                 Address, const Seed&, const Packed&);                             \
+  template Index network_forward(const Network<T>&, const Addresses&, Address, Index, Index,       \
+                                 const std::optional<Addresses>&, Address,                         \
+                                 const std::optional<Addresses>&, Address, bool, Address, Address, \
+                                 const Seed&, const Packed&, const Workspace&);                    \
+  template Index network_backward(const Network<T>&, const Addresses&, Address, Index, Index,      \
+                                  Address, Address, const std::optional<Addresses>&, Address,      \
+                                  const std::optional<Addresses>&, const Addresses&, bool,         \
+                                  Address, Address, const Seed&, const Packed&, const Workspace&); \
   template TapeSize tape_size(const Network<T>&, bool, bool, bool);
 CHARRNN_CALLS(float)
 CHARRNN_CALLS(double)
@@ -393,6 +436,8 @@ template <class T>
 void check_decoder(const Network<T>& network, Index rows) {
   require(network.shape().output_size > 0,
           "output_size of a network with a decoder must be >= 1, got 0");
+  require(network.device().is_host, "device of a network with decoder calls must be the CPU, got ",
+          network.device().name);
   require(rows >= 0, "rows must be >= 0, got ", rows);
   const NetworkShape& shape = network.shape();
   require(double(rows) * double(network.hidden_width() + shape.output_size) < 0x1p58,
@@ -499,6 +544,31 @@ py::tuple sorted(const py::object& lengths, Index seq_len) {
   return py::make_tuple(array_of(found.order), array_of(found.offsets), array_of(found.rows));
 }
 
+// workspace: address and elements.
+Workspace workspace_of(const std::optional<std::pair<Address, Index>>& given) {
+  return given ? Workspace{given->first, given->second} : Workspace{};
+}
+
+template <class T>
+Index forward(const Network<T>& network, const Addresses& parameters, Address x, Index seq_len,
+              Index batch, const std::optional<Addresses>& state_0, Address y,
+              const std::optional<Addresses>& state_n, Address tape, bool tokens, Address offsets,
+              Address streams, const Seed& mask_seed, const Packed& packed,
+              const std::optional<std::pair<Address, Index>>& workspace) {
+  return network_forward(network, parameters, x, seq_len, batch, state_0, y, state_n, tape, tokens,
+                         offsets, streams, mask_seed, packed, workspace_of(workspace));
+}
+template <class T>
+Index backward(const Network<T>& network, const Addresses& parameters, Address x, Index seq_len,
+               Index batch, Address tape, Address dy, const std::optional<Addresses>& dstate_n,
+               Address dx, const std::optional<Addresses>& dstate_0, const Addresses& gradients,
+               bool tokens, Address offsets, Address streams, const Seed& mask_seed,
+               const Packed& packed, const std::optional<std::pair<Address, Index>>& workspace) {
+  return network_backward(network, parameters, x, seq_len, batch, tape, dy, dstate_n, dx, dstate_0,
+                          gradients, tokens, offsets, streams, mask_seed, packed,
+                          workspace_of(workspace));
+}
+
 template <class T>
 void register_network(py::module_& m, const char* name) {
   using N = Network<T>;
@@ -506,15 +576,18 @@ void register_network(py::module_& m, const char* name) {
       .def(py::init([](const std::string& cell, Index input_size, Index hidden_size,
                        Index output_size, Index num_layers, const std::string& bias,
                        bool bidirectional, Index proj_size, bool layer_norm, const py::dict& rates,
-                       const std::string& nonlinearity) {
-             return std::make_unique<N>(NetworkShape{
-                 cell, input_size, hidden_size, output_size, num_layers, bias_named(bias),
-                 bidirectional, proj_size, layer_norm, regularization(rates), nonlinearity});
+                       const std::string& nonlinearity, const py::object& device) {
+             return std::make_unique<N>(
+                 NetworkShape{cell, input_size, hidden_size, output_size, num_layers,
+                              bias_named(bias), bidirectional, proj_size, layer_norm,
+                              regularization(rates), nonlinearity},
+                 device_of(device));
            }),
            py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("output_size"),
            py::arg("num_layers"), py::arg("bias"), py::arg("bidirectional") = false,
            py::arg("proj_size") = 0, py::arg("layer_norm") = false,
-           py::arg("regularization") = py::dict(), py::arg("nonlinearity") = "tanh")
+           py::arg("regularization") = py::dict(), py::arg("nonlinearity") = "tanh",
+           py::arg("device") = py::none())
       .def_property_readonly("num_states", &N::num_states)
       .def_property_readonly("hidden_width", &N::hidden_width)
       .def(
@@ -536,17 +609,17 @@ void register_network(py::module_& m, const char* name) {
           },
           py::arg("tokens") = false, py::arg("ragged") = false, py::arg("masked") = false)
       .def("new_tape", &new_tape<T>, py::arg("elements"))
-      .def("forward", &network_forward<T>, py::call_guard<py::gil_scoped_release>(),
-           py::arg("parameters"), py::arg("x"), py::arg("seq_len"), py::arg("batch"),
-           py::arg("state_0"), py::arg("y"), py::arg("state_n"), py::arg("tape") = 0, py::kw_only(),
-           py::arg("tokens") = false, py::arg("offsets") = 0, py::arg("streams") = 0,
-           py::arg("mask_seed") = py::none(), py::arg("packed") = py::none())
-      .def("backward", &network_backward<T>, py::call_guard<py::gil_scoped_release>(),
+      .def("forward", &forward<T>, py::call_guard<py::gil_scoped_release>(), py::arg("parameters"),
+           py::arg("x"), py::arg("seq_len"), py::arg("batch"), py::arg("state_0"), py::arg("y"),
+           py::arg("state_n"), py::arg("tape") = 0, py::kw_only(), py::arg("tokens") = false,
+           py::arg("offsets") = 0, py::arg("streams") = 0, py::arg("mask_seed") = py::none(),
+           py::arg("packed") = py::none(), py::arg("workspace") = py::none())
+      .def("backward", &backward<T>, py::call_guard<py::gil_scoped_release>(),
            py::arg("parameters"), py::arg("x"), py::arg("seq_len"), py::arg("batch"),
            py::arg("tape"), py::arg("dy"), py::arg("dstate_n"), py::arg("dx"), py::arg("dstate_0"),
            py::arg("gradients"), py::kw_only(), py::arg("tokens") = false, py::arg("offsets") = 0,
            py::arg("streams") = 0, py::arg("mask_seed") = py::none(),
-           py::arg("packed") = py::none())
+           py::arg("packed") = py::none(), py::arg("workspace") = py::none())
       .def("decode", &decode<T>, py::arg("parameters"), py::arg("h"), py::arg("rows"), py::arg("y"),
            py::arg("packed") = 0)
       .def("decode_backward", &decode_backward<T>, py::arg("parameters"), py::arg("h"),

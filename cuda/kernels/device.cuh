@@ -142,6 +142,22 @@ inline void wait_for_all() {
   const OnCard on_card;
   check(cudaDeviceSynchronize(), "work of the device");
 }
+// An event behind all that a stream has now.
+inline void* new_mark(Stream stream) {
+  const OnCard on_card;
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
+  check(cudaEventRecord(event, stream), "an event");
+  return event;
+}
+inline bool has_reached(void* mark) {
+  const OnCard on_card;
+  const cudaError_t status = cudaEventQuery(static_cast<cudaEvent_t>(mark));
+  if (status == cudaErrorNotReady) return false;
+  check(status, "work of the device");
+  return true;
+}
+inline void delete_mark(void* mark) { (void)cudaEventDestroy(static_cast<cudaEvent_t>(mark)); }
 inline Stream stream_of(void* handle) { return static_cast<cudaStream_t>(handle); }
 inline void* handle_of(Stream stream) { return stream; }
 // What is queued to `waiting` from now on begins when all that is in `ahead` is done.
@@ -543,6 +559,13 @@ inline void* allocate_bytes(std::size_t bytes) { return cuda_emulator::allocate(
 inline void release_bytes(void* memory) { cuda_emulator::release(memory); }
 inline void wait_for(Stream stream) { stream->synchronize(); }
 inline void wait_for_all() { cuda_emulator::synchronize(); }
+inline void* new_mark(Stream stream) {
+  auto* const event = new cuda_emulator::Event;
+  event->record(*stream);
+  return event;
+}
+inline bool has_reached(void* mark) { return static_cast<cuda_emulator::Event*>(mark)->reached(); }
+inline void delete_mark(void* mark) { delete static_cast<cuda_emulator::Event*>(mark); }
 // 1 and 2 are CUDA's names for the default stream and that of a thread.
 inline Stream stream_of(void* handle) {
   return reinterpret_cast<std::uintptr_t>(handle) <= 2 ? &cuda_emulator::default_stream()

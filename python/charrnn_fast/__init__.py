@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from . import callbacks, cuda, distributed, log, optim, reference, schedules
+    from .device_array import DeviceArray
     from .language.model import CharLM
     from .losses import (
         binary_cross_entropy,
@@ -44,6 +45,7 @@ __all__ = [
     "CharLM",
     "CheckpointError",
     "Corpus",
+    "DeviceArray",
     "Trainer",
     "Vocabulary",
     "binary_cross_entropy",
@@ -74,6 +76,7 @@ _MODULES = {
     "CharLM": "language.model",
     "CheckpointError": "storage.checkpoint",
     "Corpus": "text.corpus",
+    "DeviceArray": "device_array",
     "Trainer": "training.trainer",
     "Vocabulary": "text.vocabulary",
     "binary_cross_entropy": "losses",

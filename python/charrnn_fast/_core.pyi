@@ -92,6 +92,33 @@ class _Model(Generic[_F]):
         keep: saves what `backward` needs.
         """
 
+    # With arrays of the device, by their addresses (0: none); tokens are NumPy's.
+    def forward_on_device(
+        self,
+        seq_len: int,
+        batch: int,
+        x: int,
+        tokens: Tokens | None,
+        state_0: int,
+        keep: bool,
+        lengths: NDArray[np.int64] | None,
+        mask_seed: int | None,
+        y: int,
+        state_n: int,
+    ) -> int: ...
+    def backward_on_device(
+        self, id: int, dy: int, dstate: int, dx: int, gradients: int
+    ) -> None: ...
+    def step_on_device(
+        self, batch: int, x: int, tokens: Tokens | None, state: int, y: int
+    ) -> None: ...
+    @property
+    def parameter_elements(self) -> int: ...
+    @property
+    def kept_tokens(self) -> bool: ...  # whether the forward that backward follows had tokens
+    def gradient_places(self) -> dict[str, tuple[int, int, int, bool]]:
+        """-> of each parameter: offset in the gradients, rows, cols (0: a vector), transposed."""
+
     def forward_kept(
         self,
         x: Floats | Tokens,
@@ -263,6 +290,11 @@ class _Network(Generic[_F]):
     packed: addresses of copies by `pack`, for weights that do not change: for forward those of
     "forward" and of "forward_dense" or "forward_tokens", for backward those of "backward" and of
     "backward_dense" (without dx 0). Not with weight drop, which changes the weights in each call.
+
+    On another device, which `device` names by a capsule, arrays are in its memory, offsets and
+    streams on the CPU; there are no tokens and no decoder calls. A call computes in a `workspace`
+    of the caller, address and elements. It returns how many elements it needs. If there are fewer
+    it does nothing else, so call it once without to ask. Calls only queue their work.
     """
 
     def __init__(
@@ -278,6 +310,7 @@ class _Network(Generic[_F]):
         layer_norm: bool = False,
         regularization: dict[str, float] = ...,  # as of _Model
         nonlinearity: str = "tanh",
+        device: object = None,
     ) -> None: ...
     @property
     def num_states(self) -> int: ...
@@ -319,8 +352,9 @@ class _Network(Generic[_F]):
         streams: int = 0,
         mask_seed: int | None = None,  # seed of the regularization masks; None: no masks
         packed: tuple[int, int] | None = None,
-    ) -> None:
-        """Equal calls write equal bytes to the whole tape."""
+        workspace: tuple[int, int] | None = None,
+    ) -> int:
+        """-> 0 on the CPU. Equal calls write equal bytes to the whole tape."""
 
     def backward(
         self,
@@ -340,7 +374,8 @@ class _Network(Generic[_F]):
         streams: int = 0,
         mask_seed: int | None = None,
         packed: tuple[int, int] | None = None,
-    ) -> None: ...
+        workspace: tuple[int, int] | None = None,
+    ) -> int: ...
     def decode(self, parameters: Sequence[int], h: int, rows: int, y: int, packed: int = 0) -> None:
         """y [N, O] = h @ decoder.weight^T + decoder.bias; packed: "decoder"."""
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from inspect import signature
-from typing import Any
+from typing import Any, overload
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -30,6 +30,7 @@ from ._checks import (
 )
 from ._names import suggesting
 from ._objects import Settled
+from .device_array import DeviceArray, is_of_a_gpu
 from .initial import INITS, draw
 from .states import State, StateLayout
 
@@ -88,6 +89,10 @@ class RNN(Settled):
     subclasses are copied too. What `backward` needs of the last `forward` is not copied.
 
     On a GPU, too, arrays of NumPy go in and come out: calls copy them. The parameters stay there.
+    `forward`, `backward` and `step` also take arrays of the GPU, a `DeviceArray` or another
+    library's with DLPack or ``__cuda_array_interface__``, and then return `DeviceArray` without a
+    copy to the host. All arrays of a call are of one kind; tokens come to the host, which checks
+    them.
     ``other.load_parameters(rnn.parameters())`` moves them to a network on another device.
 
     Threads may share a network: their calls wait for each other. But it has one last forward and
@@ -305,7 +310,8 @@ class RNN(Settled):
         self.zoneout = (zoneout_h, zoneout_c)
         self.device = on.name
         make: Any = _core.ModelFloat32 if self.dtype == np.float32 else _core.ModelFloat64
-        self._carried: Array | None = None  # the state of `step`, in the kernels' layout
+        # The state of `step`, in the kernels' layout: NumPy's array, or the device's.
+        self._carried: Any = None
         # Each thread's last forward, and all of them by number: a thread gets the gradient of its
         # own forward, but one thread may hand a forward on to another.
         self._by_thread = threading.local()
@@ -559,6 +565,7 @@ class RNN(Settled):
         ValueError as `forward` does, and ValueError for a bidirectional network, which has no
         step.
         """
+        self._bring_carried_home()
         return None if self._carried is None else self._states.public(self._carried.copy())
 
     @state.setter
@@ -599,7 +606,11 @@ class RNN(Settled):
 
     # ---- one step -------------------------------------------------------------------------
 
-    def step(self, x: Array | int) -> Array:
+    @overload
+    def step(self, x: Array | int) -> Array: ...
+    @overload
+    def step(self, x: Any) -> DeviceArray: ...
+    def step(self, x: Any) -> Array | DeviceArray:
         """One time step: y [O] for x [I], or y [B, O] for x [B, I].
 
         x has the network's dtype, or is an integer token (y [O]) or tokens [B]. The state starts
@@ -607,9 +618,13 @@ class RNN(Settled):
         bidirectional network, whose reverse direction would need the later steps.
         """
         if self._carried is not None:
-            y: Array | None = self._core.step_plain(x, self._carried)
-            if y is not None:
-                return y
+            plain: Array | None = self._core.step_plain(x, self._carried)
+            if plain is not None:
+                return plain
+        if is_of_a_gpu(x):
+            y_there: DeviceArray = self._step_on_device(x)
+            return y_there
+        self._bring_carried_home()
         if isinstance(x, np.ndarray) and x.ndim == 0 and x.dtype.kind in "iu":
             x = array("x", x)[()]
         if isinstance(x, (int, np.integer)) and not isinstance(x, bool):
@@ -631,12 +646,13 @@ class RNN(Settled):
                 f"x must have the carried state's batch of {carried}, got {len(x)}; call reset() "
                 f"first to start anew"
             )
-        y = self._core.step(x, state)
+        y: Array = self._core.step(x, state)
         self._carried = state
         return y[0] if single else y
 
     # ---- sequences ------------------------------------------------------------------------
 
+    @overload
     def forward(
         self,
         x: Array,
@@ -645,7 +661,26 @@ class RNN(Settled):
         lengths: Sequence[int] | Array | None = None,
         keep: bool = True,
         mask_seed: int | None = None,
-    ) -> tuple[Array, State]:
+    ) -> tuple[Array, State]: ...
+    @overload
+    def forward(
+        self,
+        x: Any,
+        state: State = None,
+        *,
+        lengths: Sequence[int] | Array | None = None,
+        keep: bool = True,
+        mask_seed: int | None = None,
+    ) -> tuple[DeviceArray, State]: ...
+    def forward(
+        self,
+        x: Any,
+        state: State = None,
+        *,
+        lengths: Sequence[int] | Array | None = None,
+        keep: bool = True,
+        mask_seed: int | None = None,
+    ) -> tuple[Any, State]:
         """Runs a whole sequence; returns y [T, B, O] and the last state.
 
         x: [T, B, I] of the network's dtype, or integer tokens [T, B]. state: the initial state
@@ -659,16 +694,17 @@ class RNN(Settled):
         to 2**64 - 1: seed of the masks of dropout, weight_drop and zoneout; None: no masks. The
         state that `step` carries is neither read nor changed.
         """
-        x = self._input(x, "TB")
+        on_device = is_of_a_gpu(x)
+        x = self._device_input(x, "TB") if on_device else self._input(x, "TB")
         if x.shape[1] == 0:
             raise ValueError("x must have a batch of 1 or more, got 0")
         if lengths is not None:
             lengths = _lengths(lengths, *x.shape[:2])
         if mask_seed is not None:
             mask_seed = integer("mask_seed", mask_seed, 0, LARGEST_SEED)
-        first = self._kernel_state("state", state, x.shape[1])
+        make: Any = self._forward_on_device if on_device else self._forward_on_host
         try:
-            y, last, number = self._core.forward_kept(x, first, keep, lengths, mask_seed)
+            y, last, number = make(x, state, keep, lengths, mask_seed)
         except MemoryError as error:
             raise MemoryError(
                 f"{error}; try a smaller batch or shorter sequences, or, where no backward "
@@ -678,9 +714,21 @@ class RNN(Settled):
         self._forwards[number] = forward
         return y, self._states.public(last)
 
+    def _forward_on_host(
+        self, x: Array, state: State, keep: bool, lengths: Array | None, mask_seed: int | None
+    ) -> Any:
+        first = self._kernel_state("state", state, x.shape[1])
+        return self._core.forward_kept(x, first, keep, lengths, mask_seed)
+
+    @overload
     def backward(
         self, dy: Array | None, dstate: State = None
-    ) -> tuple[Array | None, State, dict[str, Array]]:
+    ) -> tuple[Array | None, State, dict[str, Array]]: ...
+    @overload
+    def backward(
+        self, dy: Any, dstate: State = None
+    ) -> tuple[DeviceArray | None, State, dict[str, DeviceArray]]: ...
+    def backward(self, dy: Any, dstate: State = None) -> tuple[Any, State, dict[str, Any]]:
         """Backpropagation through time of the last ``forward(keep=True)``.
 
         dy [T, B, O]: gradient of a loss with respect to y (None: zero; padding is not read).
@@ -702,9 +750,17 @@ class RNN(Settled):
                 "backward must follow its own forward, and another thread has called a later "
                 "one: let each thread have a network of its own, by copy.deepcopy"
             )
+        shape = (steps, batch, self.output_size or self._directions * self._width)
+        h = dstate[0] if isinstance(dstate, (tuple, list)) and dstate else dstate
+        if is_of_a_gpu(h if dy is None else dy):
+            given = None if dy is None else self._device_floats("dy", dy, shape, "of y, [T, B, O]")
+            dlast = self._device_state("dstate", dstate, batch)
+            found = self._backward_on_device(number, steps, batch, given, dlast)
+            if (forward := self._forwards.get(number)) is not None:
+                forward.is_open = False
+            return found
         if dy is not None:
             dy = floats("dy", dy, self.dtype)
-            shape = (steps, batch, self.output_size or self._directions * self._width)
             if dy.shape != shape:
                 raise ValueError(
                     f"dy must have the shape of y, [T, B, O] = {shape}, got {dy.shape}"
@@ -717,6 +773,164 @@ class RNN(Settled):
         if (forward := self._forwards.get(number)) is not None:
             forward.is_open = False
         return dx, self._states.public(dstate_0), gradients
+
+    # ---- arrays of the device -------------------------------------------------------------
+    # They stay there: calls queue their work, and the host waits for nothing.
+
+    def _device_array(self, name: str, x: Any) -> DeviceArray:
+        if self.device == "cpu":
+            raise TypeError(
+                f"{name} must be a NumPy array for a network on the CPU, got {type(x).__name__} of "
+                f"a GPU: copy it to the host, or build the network with device='cuda'"
+            )
+        if not is_of_a_gpu(x):
+            raise TypeError(
+                f"{name} must be on {self.device} as the other arrays of the call are, got "
+                f"{type(x).__name__}: pass DeviceArray.from_numpy({name}, {self.device!r})"
+            )
+        try:
+            return DeviceArray.from_dlpack(x, self.device)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from None
+
+    def _device_floats(
+        self, name: str, x: Any, shape: tuple[int, ...], letters: str
+    ) -> DeviceArray:
+        found = self._device_array(name, x)
+        if found.dtype != self.dtype:
+            raise TypeError(f"{name} must have dtype {self.dtype}, got {found.dtype}")
+        if found.shape != shape:
+            raise ValueError(f"{name} must have the shape {letters} = {shape}, got {found.shape}")
+        return found
+
+    def _device_input(self, x: Any, dims: str) -> DeviceArray | Array:
+        """Tokens come to the host, which checks them."""
+        found = self._device_array("x", x)
+        if found.dtype.kind in "iu":
+            return self._input(found.numpy(), dims)
+        if found.dtype != self.dtype:
+            raise TypeError(
+                f"x must have dtype {self.dtype} or be integer tokens, got {found.dtype}"
+            )
+        if found.ndim != len(dims) + 1 or found.shape[-1] != self.input_size:
+            letters = ", ".join(dims)
+            raise ValueError(f"x must have shape [{letters}, {self.input_size}], got {found.shape}")
+        return found
+
+    def _device_state(self, name: str, state: State, batch: int) -> DeviceArray:
+        """A new array with a caller's state in the kernels' form; zeros for None."""
+        shapes = self._states.shapes(batch)
+        made = self._new_on_device(self._core.state_shape(batch))
+        if state is None:
+            made.set_zero()
+            return made
+        if len(shapes) == 2 and not (isinstance(state, (tuple, list)) and len(state) == 2):
+            raise TypeError(f"{name} must be a tuple (h, c), got {type(state).__name__}")
+        parts = state if len(shapes) == 2 else (state,)
+        names = (f"{name}[0] (h)", f"{name}[1] (c)") if len(shapes) == 2 else (name,)
+        letters = ("[L*D, B, H]", "[L*D, B, H]")
+        found = [
+            self._device_floats(*given)
+            for given in zip(names, parts, shapes, letters, strict=False)
+        ]
+        for part, to in zip(found, self._states.parts_of(made, batch), strict=True):
+            part.copy_to(to)
+            part.kept_until_read()
+        return made
+
+    def _new_on_device(self, shape: Sequence[int]) -> DeviceArray:
+        return DeviceArray.empty(shape, self.dtype, self.device)
+
+    def _forward_on_device(
+        self,
+        x: DeviceArray | Array,
+        state: State,
+        keep: bool,
+        lengths: Array | None,
+        mask_seed: int | None,
+    ) -> Any:
+        seq_len, batch = x.shape[:2]
+        outputs = self.output_size or self._directions * self._width
+        first = None if state is None else self._device_state("state", state, batch)
+        y = self._new_on_device((seq_len, batch, outputs))
+        last = self._new_on_device(self._core.state_shape(batch))
+        number = self._core.forward_on_device(
+            seq_len,
+            batch,
+            x.address if isinstance(x, DeviceArray) else 0,
+            None if isinstance(x, DeviceArray) else x,
+            0 if first is None else first.address,
+            keep,
+            lengths,
+            mask_seed,
+            y.address,
+            last.address,
+        )
+        if isinstance(x, DeviceArray):
+            x.kept_until_read()
+        return y, last, number
+
+    def _backward_on_device(
+        self, number: int, steps: int, batch: int, dy: DeviceArray | None, dstate: DeviceArray
+    ) -> tuple[Any, State, dict[str, Any]]:
+        places = self._core.gradient_places()
+        flat = self._new_on_device((self._core.parameter_elements,))
+        dx = None
+        if not self._core.kept_tokens:
+            dx = self._new_on_device((steps, batch, self.input_size))
+        self._core.backward_on_device(
+            number,
+            0 if dy is None else dy.address,
+            dstate.address,
+            0 if dx is None else dx.address,
+            flat.address,
+        )
+        if dy is not None:
+            dy.kept_until_read()
+        gradients = {
+            name: flat.view(offset, (rows, cols) if cols else (rows,), transposed=transposed)
+            for name, (offset, rows, cols, transposed) in places.items()
+        }
+        return dx, self._states.public(dstate), gradients
+
+    def _step_on_device(self, x: Any) -> Any:
+        there = self._device_array("x", x)
+        single = there.ndim == (there.dtype.kind == "f")
+        if single:
+            there = there.view(0, (1, *there.shape))
+        given = self._device_input(there, "B")
+        batch = given.shape[0]
+        if batch == 0:
+            raise ValueError("x must have a batch of 1 or more, got 0")
+        if self.bidirectional:
+            raise ValueError(
+                "bidirectional must be False for step, got True: such a network reads "
+                "whole sequences"
+            )
+        state = self._carried
+        if state is None:
+            state = self._new_on_device(self._core.state_shape(batch))
+            state.set_zero()
+        elif (carried := self._states.batch(state)) != batch:
+            raise ValueError(
+                f"x must have the carried state's batch of {carried}, got {batch}; call reset() "
+                f"first to start anew"
+            )
+        elif not isinstance(state, DeviceArray):
+            state = DeviceArray.from_numpy(state, self.device)
+        outputs = self.output_size or self._width
+        y = self._new_on_device((outputs,) if single else (batch, outputs))
+        if isinstance(given, DeviceArray):
+            self._core.step_on_device(batch, given.address, None, state.address, y.address)
+            given.kept_until_read()
+        else:
+            self._core.step_on_device(batch, 0, given, state.address, y.address)
+        self._carried = state
+        return y
+
+    def _bring_carried_home(self) -> None:
+        if isinstance(self._carried, DeviceArray):
+            self._carried = self._carried.numpy()
 
 
 def _kind(cell: str, nonlinearity: str) -> registry.Cell:

@@ -40,7 +40,7 @@ class StateLayout:
         """The zero state in the kernels' form."""
         return np.zeros(self._core.state_shape(batch), self._dtype)
 
-    def batch(self, state: Array) -> int:
+    def batch(self, state: Any) -> int:
         """The batch size B of a state in the kernels' form."""
         one = sum(math.prod(shape) for shape in self.shapes(1))
         return int(state.size // one)
@@ -54,14 +54,23 @@ class StateLayout:
             begin = end
         return parts
 
+    def parts_of(self, state: Any, batch: int) -> list[Any]:
+        """The same of an array of a device."""
+        parts, begin = [], 0
+        for shape in self.shapes(batch):
+            parts.append(state.view(begin, shape))
+            begin += math.prod(shape)
+        return parts
+
     def joined(self, parts: Sequence[Array]) -> Array:
         """The inverse of `parts`."""
         flat: Array = np.concatenate([part.reshape(-1) for part in parts])
         return flat.reshape(self._core.state_shape(parts[0].shape[1]))
 
-    def public(self, state: Array) -> State:
+    def public(self, state: Any) -> State:
         """The caller's form of a state, as views."""
-        parts = self.parts(state)
+        on_host = isinstance(state, np.ndarray)
+        parts = self.parts(state) if on_host else self.parts_of(state, self.batch(state))
         return parts[0] if len(parts) == 1 else (parts[0], parts[1])
 
     def checked(self, name: str, state: State, batch: int, letters: str) -> Array | None:

@@ -20,7 +20,18 @@ PyObject* statistics(PyObject*, PyObject*) {
                        static_cast<unsigned long long>(done.switches));
 }
 
+// A stream as another library would have it, never destroyed; its number.
+PyObject* new_stream(PyObject*, PyObject*) { return PyLong_FromVoidPtr(new cuda_emulator::Stream); }
+// How much of a stream waits to be run.
+PyObject* queued(PyObject*, PyObject* argument) {
+  void* const handle = PyLong_AsVoidPtr(argument);
+  if (PyErr_Occurred()) return nullptr;
+  return PyLong_FromSize_t(static_cast<cuda_emulator::Stream*>(handle)->queued());
+}
+
 PyMethodDef methods[] = {
+    {"new_stream", new_stream, METH_NOARGS, nullptr},
+    {"queued", queued, METH_O, nullptr},
     {"set_order", set_order, METH_O, nullptr},
     {"statistics", statistics, METH_NOARGS, "Launches, threads, thread-steps."},
     {nullptr, nullptr, 0, nullptr}};

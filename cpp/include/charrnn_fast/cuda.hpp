@@ -56,11 +56,23 @@ class CHARRNN_CUDA_API CudaStreamScope {
   void* before_;
   bool had_;
 };
+// The same without a scope: from now on, and the device's own again.
+CHARRNN_CUDA_API void cuda_give_stream(void* stream);
+CHARRNN_CUDA_API void cuda_take_stream_back();
+CHARRNN_CUDA_API bool cuda_stream_is_given();
 // The stream, a cudaStream_t, to which this thread's calls queue.
 CHARRNN_CUDA_API void* cuda_stream();
 // What is queued to `waiting` from now on begins when all that is in `ahead` now is done. The host
 // waits for neither.
 CHARRNN_CUDA_API void cuda_stream_wait(void* waiting, void* ahead);
+
+// A place in that stream, behind all that is queued: whether it is reached. Delete it once.
+CHARRNN_CUDA_API void* cuda_new_mark();
+CHARRNN_CUDA_API bool cuda_reached(void* mark);
+CHARRNN_CUDA_API void cuda_delete_mark(void* mark);
+
+// The card that the process uses; 0 before it uses one.
+CHARRNN_CUDA_API int cuda_ordinal();
 
 struct CudaMemory {
   std::size_t free, total;  // bytes

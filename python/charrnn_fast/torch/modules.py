@@ -67,8 +67,10 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in _DTYPES:
             raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-        if device is not None and torch.device(device).type not in ("cpu", "meta"):
-            raise ValueError(f"device must be 'cpu' (or 'meta'), got {str(device)!r}")
+        if device is not None and torch.device(device).type not in ("cpu", "cuda", "meta"):
+            raise ValueError(f"device must be 'cpu', 'cuda' or 'meta', got {str(device)!r}")
+        if device is not None and torch.device(device).type == "cuda":
+            operators.card_of(torch.device(device))  # which says why there is none
         self.mode = mode
         self.cell = cell
         self.input_size = integer("input_size", input_size, 1)
@@ -242,9 +244,10 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
                 f"{type(self).__name__}'s parameters must be torch.float32 or torch.float64, got "
                 f"{weight.dtype}: convert the module by float()"
             )
-        if not (weight.is_cpu or weight.is_meta):
+        if not (weight.is_cpu or weight.is_cuda or weight.is_meta):
             raise ValueError(
-                f"{type(self).__name__}'s parameters must be on the CPU, got {weight.device}"
+                f"{type(self).__name__}'s parameters must be on the CPU or a GPU of CUDA, got "
+                f"{weight.device}"
             )
 
     def _checked(self, name: str, tensor: Any, like: Any, shape: tuple[Any, ...]) -> Any:
@@ -377,7 +380,7 @@ class RNN(_Layers):
 
     The arguments up to dtype are those of torch.nn.RNN, so are the parameters' names, shapes and
     initial values: a state_dict of one loads into the other. dtype: torch.float32 or torch.float64.
-    device: "cpu", or "meta". dropout: below 1.
+    device: "cpu", "cuda", or "meta". dropout: below 1.
 
     The others are those of `charrnn_fast.RNN`. Masks are drawn in training mode alone, from a seed
     that follows torch.manual_seed; rates may be changed afterwards, other options may not.

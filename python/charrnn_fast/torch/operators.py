@@ -6,19 +6,23 @@ T * B, or in a packed sequence the sum of all lengths.
 
 A network is named by the string that `network_name` makes: operators take no objects, and a graph
 that was exported says by it all that there is to know. Calls read the tensors where they are.
+
+On a GPU a call queues its work to PyTorch's current stream and computes in memory of PyTorch's
+allocator, so that neither the host nor another stream waits (`Card`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
-from .. import _core
+from .. import _core, _devices
 
 Tensor = torch.Tensor
 Tensors = Sequence[Any]
@@ -53,11 +57,58 @@ def network_name(**options: Any) -> str:
     return json.dumps(options, separators=(",", ":"))
 
 
+class Card:
+    """The GPU that a call runs on, or a device of the tests in its place."""
+
+    def __init__(self, capsule: Any, module: Any, device: Any) -> None:
+        """module: charrnn_fast._cuda, or another one that has its functions."""
+        self.capsule, self._module, self._device = capsule, module, device
+
+    def stream(self) -> int:
+        """PyTorch's current stream."""
+        return int(torch.cuda.current_stream(self._device).cuda_stream)
+
+    def empty(self, elements: int, dtype: Any) -> Any:
+        """Memory of PyTorch's allocator, which knows by the stream when it may serve again."""
+        return torch.empty(elements, dtype=dtype, device=self._device)
+
+    def run(self, call: Any, dtype: Any) -> None:
+        """call(workspace) on PyTorch's stream, in memory of its allocator."""
+        with self.on_its_stream():
+            elements = call(None)
+            workspace = self.empty(max(1, elements), dtype)
+            call((workspace.data_ptr(), elements))
+
+    @contextmanager
+    def on_its_stream(self) -> Iterator[None]:
+        """Calls of this thread queue to PyTorch's current stream."""
+        before = self._module.set_stream(self.stream())
+        try:
+            yield
+        finally:
+            self._module.set_stream(before)
+
+
+@lru_cache(maxsize=16)
+def card_of(device: Any) -> Card:
+    """The GPU of a torch.device; RuntimeError with the reason if it cannot be used."""
+    found = _devices.find(f"cuda:{device.index or 0}")
+    from .. import _cuda  # find has said whether there is one
+
+    return Card(found.capsule, _cuda, device)
+
+
+def card_for(tensor: Any) -> Card | None:
+    """The GPU that a tensor is on; None: the CPU."""
+    return None if tensor.is_cpu else card_of(tensor.device)
+
+
 class _Network:
     """The compiled networks of one name, and what calls ask of them most."""
 
     def __init__(self, name: str) -> None:
-        options = json.loads(name)
+        self._options = options = json.loads(name)
+        self._on_cards: dict[Any, Any] = {}
         self.cores: dict[Any, Any] = {
             torch.float32: _core.NetworkFloat32(**options, output_size=0),
             torch.float64: _core.NetworkFloat64(**options, output_size=0),
@@ -76,6 +127,14 @@ class _Network:
             for masked in (False, True)
         }
 
+    def on(self, card: Card, dtype: Any) -> Any:
+        """The compiled network of a dtype on a GPU."""
+        key = card, dtype
+        if key not in self._on_cards:
+            make = _core.NetworkFloat32 if dtype is torch.float32 else _core.NetworkFloat64
+            self._on_cards[key] = make(**self._options, output_size=0, device=card.capsule)
+        return self._on_cards[key]
+
     def tape_elements(self, rows: Any, batch: Any, ragged: bool, masked: bool) -> Any:
         per_row, per_stream, constant = self.tape_sizes[ragged, masked]
         return per_row * rows + per_stream * batch + constant
@@ -92,14 +151,17 @@ def new_seed() -> Any:
     return torch.randint(2**63 - 1, (), dtype=torch.int64)
 
 
-def _contiguous(name: str, tensor: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
-    """A tensor as the kernels read it; TypeError or ValueError if it cannot be."""
+def _contiguous(
+    name: str, tensor: Any, dtype: Any, shape: tuple[int, ...], device: Any = None
+) -> Any:
+    """A tensor as the kernels read it; TypeError or ValueError if it cannot be. None: the CPU's."""
     if tensor.dtype is not dtype:
         raise TypeError(f"{name} must have dtype {dtype}, got {tensor.dtype}")
     if tensor.shape != shape:
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
-    if not tensor.is_cpu:
-        raise ValueError(f"{name} must be on the CPU, got a tensor on {tensor.device}")
+    if tensor.device != device if device else not tensor.is_cpu:
+        on = device or "the CPU"
+        raise ValueError(f"{name} must be on {on}, got a tensor on {tensor.device}")
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
@@ -128,7 +190,9 @@ class _Call:
         self.dtype = dtype = x.dtype
         if dtype not in of.cores:
             raise TypeError(f"x must have dtype torch.float32 or torch.float64, got {dtype}")
-        self.core = of.cores[dtype]
+        self.card = card_for(x)
+        self.device = None if self.card is None else x.device
+        self.core = of.cores[dtype] if self.card is None else of.on(self.card, dtype)
         self.batch = batch
         shape: tuple[int, ...]
         if offsets is None:
@@ -141,18 +205,18 @@ class _Call:
                 raise ValueError(f"offsets must have shape [T + 1], got {list(offsets.shape)}")
             self.seq_len, self.rows = len(offsets) - 1, x.shape[0]
             shape = (self.rows, of.input_size)
-            offsets = _contiguous("offsets", offsets, torch.int64, offsets.shape)
+            offsets = _contiguous("offsets", offsets.cpu(), torch.int64, offsets.shape)
             if int(offsets[-1]) != self.rows:
                 raise ValueError(
                     f"x must have offsets[T] = {int(offsets[-1])} rows, got {x.shape[0]}"
                 )
         if streams is not None:
-            streams = _contiguous("streams", streams, torch.int64, (batch,))
+            streams = _contiguous("streams", streams.cpu(), torch.int64, (batch,))
         if len(parameters) != len(of.shapes):
             raise ValueError(f"parameters must be {list(of.shapes)}, got {len(parameters)} tensors")
-        self.x = _contiguous("x", x, dtype, shape)
+        self.x = _contiguous("x", x, dtype, shape, self.device)
         self.parameters = [
-            _contiguous(parameter, given, dtype, wanted)
+            _contiguous(parameter, given, dtype, wanted, self.device)
             for (parameter, wanted), given in zip(of.shapes.items(), parameters, strict=True)
         ]
         self.kept: list[Any] = []
@@ -178,9 +242,24 @@ class _Call:
         """Of a checked tensor, or 0 for None."""
         if tensor is None:
             return 0
-        tensor = _contiguous(name, tensor, self.dtype, shape)
+        tensor = _contiguous(name, tensor, self.dtype, shape, self.device)
         self.kept.append(tensor)
         return int(tensor.data_ptr())
+
+    def new_tape(self) -> Any:
+        elements = self.tape_elements()
+        if self.card is not None:
+            return self.card.empty(elements, self.dtype)
+        return torch.from_numpy(self.core.new_tape(elements))
+
+    def run(self, function: Any, *arguments: Any) -> None:
+        """function: the core's forward or backward."""
+        if self.card is None:
+            function(*arguments, **self.options)
+            return
+        self.card.run(
+            lambda workspace: function(*arguments, **self.options, workspace=workspace), self.dtype
+        )
 
     def states(self, name: str, h: Any, c: Any) -> list[int] | None:
         """The addresses of h and, where the cell has it, c; None where both are None."""
@@ -221,12 +300,13 @@ def _sequence(
     state_n = call.new_states(y)
     tape = x.new_empty(0)
     if keep:
-        tape = torch.from_numpy(call.core.new_tape(call.tape_elements()))
+        tape = call.new_tape()
         call.options["tape"] = tape.data_ptr()
     if packed:
-        call.options["packed"] = _packed(call.core, call.dtype, packed)
+        call.options["packed"] = _packed(call.core, call.dtype, packed, call.device)
     if batch:
-        call.core.forward(
+        call.run(
+            call.core.forward,
             [p.data_ptr() for p in call.parameters],
             x.data_ptr(),
             call.seq_len,
@@ -234,7 +314,6 @@ def _sequence(
             state_0,
             y.data_ptr(),
             [state.data_ptr() for state in state_n],
-            **call.options,
         )
     else:  # the kernels take at least one row
         tape.zero_()
@@ -242,13 +321,13 @@ def _sequence(
     return y, h_n, c_n, tape
 
 
-def _packed(core: Any, dtype: Any, packed: Tensors) -> tuple[int, ...]:
+def _packed(core: Any, dtype: Any, packed: Tensors, device: Any) -> tuple[int, ...]:
     if len(packed) != len(_PACKINGS):
         raise ValueError(f"packed must be {len(_PACKINGS)} tensors, got {len(packed)}")
     for name, given in zip(_PACKINGS, packed, strict=True):
         if not given.is_contiguous():
             raise ValueError(f"packed ({name}) must be contiguous")
-        _contiguous(f"packed ({name})", given, dtype, (core.packed_elements(name),))
+        _contiguous(f"packed ({name})", given, dtype, (core.packed_elements(name),), device)
     return tuple(given.data_ptr() for given in packed)
 
 
@@ -257,12 +336,16 @@ def pack(name: str, parameters: Tensors) -> list[Any]:
 
     The layout is that of this processor's instruction set.
     """
-    core = network(name).cores[parameters[0].dtype]
+    of, dtype, device = network(name), parameters[0].dtype, parameters[0].device
+    card = card_for(parameters[0])
+    core = of.cores[dtype] if card is None else of.on(card, dtype)
     kept = [p.detach().contiguous() for p in parameters]
     packings = []
     for packing in _PACKINGS:
-        given = torch.empty(core.packed_elements(packing), dtype=parameters[0].dtype)
-        core.pack(packing, [p.data_ptr() for p in kept], given.data_ptr())
+        elements = core.packed_elements(packing)
+        given = torch.empty(elements, dtype=dtype, device=device)
+        with nullcontext() if card is None else card.on_its_stream():
+            core.pack(packing, [p.data_ptr() for p in kept], given.data_ptr())
         packings.append(given)
     return packings
 
@@ -298,7 +381,8 @@ def _sequence_backward(
     gradients = [torch.empty_like(p) for p in call.parameters]
     if not batch:
         return dx, dh_0, dc_0, [g.zero_() for g in gradients]
-    call.core.backward(
+    call.run(
+        call.core.backward,
         [p.data_ptr() for p in call.parameters],
         x.data_ptr(),
         call.seq_len,
@@ -309,7 +393,6 @@ def _sequence_backward(
         dx.data_ptr() if wants_dx else 0,
         [state.data_ptr() for state in dstate_0],
         [g.data_ptr() for g in gradients],
-        **call.options,
     )
     return dx, dh_0, dc_0, gradients
 
@@ -487,8 +570,9 @@ def _refuse_double_backward(ctx: Any, *_: Any) -> None:
     )
 
 
-_library.impl("sequence", _sequence, "CPU")
-_library.impl("sequence_backward", _sequence_backward, "CPU")
+for _key in ("CPU", "CUDA"):
+    _library.impl("sequence", _sequence, _key)
+    _library.impl("sequence_backward", _sequence_backward, _key)
 torch.library.register_fake("charrnn_fast::sequence", _fake_sequence, lib=_library)
 torch.library.register_fake(
     "charrnn_fast::sequence_backward", _fake_sequence_backward, lib=_library

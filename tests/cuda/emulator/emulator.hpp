@@ -105,6 +105,7 @@ class Event {
  public:
   // Behind all that is queued. Once more: another place; who waits already waits for the earlier.
   void record(Stream& stream);
+  bool reached() const { return !place_ || place_->reached; }
 
  private:
   friend class Stream;
