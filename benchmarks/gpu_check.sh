@@ -23,11 +23,13 @@ stages=("$@")
 say() { printf '==> [%d s] %s\n' "$SECONDS" "$*"; }
 
 if [ -n "${REHEARSE:-}" ]; then
-  card=OFF cases=200 seconds=0.1 sizes=tiny
+  card=OFF cases=200 tier_cases=200 seconds=0.1 sizes=tiny tiers="T1 T2 T3 T4"
 else
-  card=ON cases=1 seconds=1 sizes=
+  card=ON cases=1 tier_cases=10 seconds=1 sizes= tiers="T1 T3 T4"
   command -v nvcc > /dev/null || { echo "nvcc is missing: add the toolkit's bin to PATH" >&2; exit 1; }
   nvidia-smi > "$out/card.txt" 2>&1 || { echo "there is no card, or no driver: see card.txt" >&2; exit 1; }
+  capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1)
+  [ "${capability%%.*}" -lt 9 ] || tiers="$tiers T2"  # has clusters
 fi
 
 for stage in "${stages[@]}"; do
@@ -44,7 +46,14 @@ for stage in "${stages[@]}"; do
       " > "$out/build.log" 2>&1 || { tail -n 20 "$out/build.log" >&2; exit 1; } ;;
     test)
       # the set whose sums along rows are the kernels'
-      CHARRNN_ISA=x86-64-v3 timeout "${TEST_LIMIT:-120}" "$work/cuda/test_kernels" 0 "$cases" 0 > "$out/test.log" 2>&1 ||
+      CHARRNN_ISA=x86-64-v3 timeout "${TEST_LIMIT:-120}" bash -euo pipefail -c "
+        $work/cuda/test_kernels 0 $cases 0
+        for tier in $tiers; do
+          echo \$tier
+          $work/cuda/test_kernels 0 $tier_cases 0 \$tier
+          $work/cuda/test_kernels 0 $tier_cases 1 \$tier 3 2
+        done
+      " > "$out/test.log" 2>&1 ||
         { tail -n 20 "$out/test.log" >&2; echo "results differ from the CPU's: see test.log" >&2; exit 1; }
       tail -n 1 "$out/test.log" ;;
     time)

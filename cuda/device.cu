@@ -9,6 +9,7 @@
 
 #include "cuda_library.hpp"
 #include "kernels/table.cuh"
+#include "plans.cuh"
 #include "team.hpp"
 
 namespace charrnn_fast {

@@ -5,6 +5,8 @@
 //                            architectures (list of str), devices (list of dicts)
 //   device(ordinal)          the capsule that a model of charrnn_fast._core takes
 //   memory(ordinal)          (free, total), in bytes
+//   set_tier(name), tier()   "T1" to "T4", or None: see charrnn_fast/cuda.hpp
+//   describe(shape, ...)     how a network's layers would run, in words
 //
 // For arrays of the card, once device() has been called; addresses and streams are integers:
 //
@@ -25,10 +27,12 @@
 #include <algorithm>
 #include <exception>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "charrnn_fast/cuda.hpp"
+#include "charrnn_fast/network.hpp"
 #include "dlpack.hpp"
 
 namespace charrnn_fast {
@@ -309,6 +313,60 @@ PyObject* from_dlpack(PyObject*, PyObject* capsule) {
 
 PyObject* ordinal(PyObject*, PyObject*) { return PyLong_FromLong(cuda_ordinal()); }
 
+// ---- how recurrent layers run -------------------------------------------------------------
+
+PyObject* set_tier(PyObject*, PyObject* argument) {
+  const char* const name = argument == Py_None ? nullptr : PyUnicode_AsUTF8(argument);
+  if (argument != Py_None && !name) return nullptr;
+  try {
+    set_cuda_tier(name);
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
+  return none();
+}
+
+PyObject* tier(PyObject*, PyObject*) {
+  try {
+    const char* const name = cuda_tier();
+    return name ? PyUnicode_FromString(name) : none();
+  } catch (const std::exception& error) {  // of the environment
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
+}
+
+PyObject* describe_plan(PyObject*, PyObject* arguments, PyObject* keywords) {
+  static const char* const names[] = {"cell",    "hidden_size",  "num_layers", "batch",
+                                      "seq_len", "nonlinearity", "proj_size",  "layer_norm",
+                                      "float64", nullptr};
+  NetworkShape shape;
+  const char *cell, *nonlinearity = "tanh";
+  long long hidden_size, num_layers, batch, seq_len, proj_size = 0;
+  int layer_norm = 0, float64 = 0;
+  if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "sLLLL|$sLpp:describe",
+                                   const_cast<char**>(names), &cell, &hidden_size, &num_layers,
+                                   &batch, &seq_len, &nonlinearity, &proj_size, &layer_norm,
+                                   &float64))
+    return nullptr;
+  try {
+    shape.cell = cell;
+    shape.hidden_size = hidden_size;
+    shape.num_layers = num_layers;
+    shape.nonlinearity = nonlinearity;
+    shape.proj_size = proj_size;
+    shape.layer_norm = layer_norm != 0;
+    const std::string text = describe(cuda_plan(shape, batch, seq_len, float64 != 0));
+    return PyUnicode_FromStringAndSize(text.data(), static_cast<Py_ssize_t>(text.size()));
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
 PyMethodDef cuda_methods[] = {
     {"probe", probe, METH_NOARGS, "What there is of CUDA; starts nothing on a card."},
     {"device", device, METH_O, "The card, as a model of _core takes it."},
@@ -328,6 +386,10 @@ PyMethodDef cuda_methods[] = {
     {"reached", reached, METH_O, nullptr},
     {"to_dlpack", to_dlpack, METH_VARARGS, nullptr},
     {"from_dlpack", from_dlpack, METH_O, nullptr},
+    {"set_tier", set_tier, METH_O, "All recurrent layers take T1, T2, T3 or T4; None: their own."},
+    {"tier", tier, METH_NOARGS, "The tier that is forced, or None."},
+    {"describe", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(describe_plan)),
+     METH_VARARGS | METH_KEYWORDS, "How the layers of a network would run, a line for each pass."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyObject* new_module(const char* name) {

@@ -81,6 +81,8 @@ def test_what_is_asked_for_and_missing(tmp_path: Path) -> None:
     assert code != 0 and "CHARRNN_CUDA must be AUTO, ON, PIP or OFF, got YES" in said, said
 
 
+MOST_SPILLED = 96  # bytes of a thread: see docs/gpu.md
+
 MODULE = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -105,7 +107,7 @@ if found["driver"] is None:
 
 @needs_nvcc
 def test_nvcc_compiles_the_module(tmp_path: Path) -> None:
-    """Without warnings and spills, for every cell and optimizer; it answers without a card."""
+    """Without warnings, for every cell and optimizer; it answers without a card."""
     options = (
         "-DCHARRNN_PYTHON=ON",
         f"-DPython_EXECUTABLE={sys.executable}",
@@ -117,7 +119,12 @@ def test_nvcc_compiles_the_module(tmp_path: Path) -> None:
     assert code == 0, said
     code, said = run("cmake", "--build", str(tmp_path), "--target", "_cuda", "--verbose")
     assert code == 0, said
-    spills = re.findall(r"(\d+) bytes spill", said)
-    assert len(spills) > 800 and set(spills) == {"0"}, said
+    frames = re.findall(
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill", said
+    )
+    spilled = {name: int(frame) for name, frame, spill in frames if spill != "0"}
+    # Those that keep weights in registers may spill what other values take.
+    assert len(frames) > 600 and all("persistent" in name for name in spilled), spilled
+    assert max(spilled.values(), default=0) <= MOST_SPILLED, spilled
     code, said = run(sys.executable, "-c", MODULE, str(tmp_path))
     assert code == 0, said

@@ -1,5 +1,7 @@
 // Times what a device does beside the CPU, both through Model: training steps and evaluations of
-// character models, and texts. The losses of the two are compared first. One JSON line a row.
+// character models, and texts. One JSON line a row, with the losses of the two. Training and
+// evaluation also with each tier that the layers can take (cuda.hpp); "tier" is null where every
+// layer takes its own.
 //
 //   time_device SECONDS [tiny]    seconds for each row; tiny: sizes for a rehearsal on the emulator
 #include <algorithm>
@@ -33,7 +35,7 @@ class Run {
   Run(const Row& row, Device& device)
       : row_(row),
         device_(device),
-        model_({row.cell, vocab_size, row.hidden_size, vocab_size, row.layers}, device),
+        model_(shape(row), device),
         optimizer_("adam", {}, model_.network().parameter_elements(), device) {
     model_.change_parameters([&](float* flat) {
       const float limit = 1 / std::sqrt(static_cast<float>(row.hidden_size));
@@ -50,6 +52,10 @@ class Run {
       tokens_.push_back(static_cast<Token>((random >> 8) % vocab_size));
     }
     state_.resize(static_cast<std::size_t>(model_.state_elements(row.batch)));
+  }
+
+  static NetworkShape shape(const Row& row) {
+    return {row.cell, vocab_size, row.hidden_size, vocab_size, row.layers};
   }
 
   double train() {
@@ -92,31 +98,58 @@ constexpr Measured measured[] = {
     {"train", &Run::train}, {"evaluate", &Run::evaluate}, {"sample", &Run::sample}};
 
 // The least and the median milliseconds of one call within the seconds, at least three calls.
-void time_call(const Row& row, const Measured& m, double on_device, double on_cpu, Run& there,
-               Run& here, double seconds) {
-  std::vector<double> times[2];
-  for (int side = 0; side < 2; ++side) {
-    Run& run = side == 0 ? there : here;
-    const auto begin = Clock::now();
-    do {
-      const auto start = Clock::now();
-      (run.*m.call)();
-      run.wait();
-      times[side].push_back(
-          std::chrono::duration<double, std::milli>(Clock::now() - start).count());
-    } while (times[side].size() < 3 ||
-             std::chrono::duration<double>(Clock::now() - begin).count() < seconds / 2);
-    std::sort(times[side].begin(), times[side].end());
-  }
+struct Times {
+  double least, median;
+};
+Times time_calls(const Measured& m, Run& run, double seconds) {
+  std::vector<double> times;
+  const auto begin = Clock::now();
+  do {
+    const auto start = Clock::now();
+    (run.*m.call)();
+    run.wait();
+    times.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
+  } while (times.size() < 3 ||
+           std::chrono::duration<double>(Clock::now() - begin).count() < seconds);
+  std::sort(times.begin(), times.end());
+  return {times.front(), times[times.size() / 2]};
+}
+
+struct Done {
+  double results[std::size(measured)];
+  Times times[std::size(measured)];
+};
+// The first results, before the numbers of updates differ; then the times of the first `calls`.
+Done run_all(const Row& row, Device& device, double seconds, std::size_t calls) {
+  Run run(row, device);
+  Done done;
+  for (std::size_t i = 0; i < std::size(measured); ++i) done.results[i] = (run.*measured[i].call)();
+  for (std::size_t i = 0; i < calls; ++i) done.times[i] = time_calls(measured[i], run, seconds);
+  return done;
+}
+
+void print(const Row& row, const char* tier, const Measured& m, Times there, Times here,
+           double on_device, double on_cpu) {
   std::printf(
       "{\"what\": \"%s\", \"cell\": \"%s\", \"layers\": %lld, \"hidden_size\": %lld, \"batch\": "
-      "%lld, \"seq_len\": %lld, \"device_ms\": [%.4f, %.4f], \"cpu_ms\": [%.4f, %.4f], "
-      "\"device_result\": %.9g, \"cpu_result\": %.9g}\n",
+      "%lld, \"seq_len\": %lld, \"tier\": %s%s%s, \"device_ms\": [%.4f, %.4f], \"cpu_ms\": [%.4f, "
+      "%.4f], \"device_result\": %.9g, \"cpu_result\": %.9g}\n",
       m.what, row.cell, static_cast<long long>(row.layers), static_cast<long long>(row.hidden_size),
-      static_cast<long long>(row.batch), static_cast<long long>(row.seq_len), times[0].front(),
-      times[0][times[0].size() / 2], times[1].front(), times[1][times[1].size() / 2], on_device,
-      on_cpu);
+      static_cast<long long>(row.batch), static_cast<long long>(row.seq_len), tier ? "\"" : "",
+      tier ? tier : "null", tier ? "\"" : "", there.least, there.median, here.least, here.median,
+      on_device, on_cpu);
   std::fflush(stdout);
+}
+
+// Whether all layers can take the tier, which they do then.
+bool takes(const Row& row, const char* tier) {
+  set_cuda_tier(tier);
+  try {
+    (void)cuda_plan(Run::shape(row), row.batch, row.seq_len);
+    return true;
+  } catch (const std::invalid_argument&) {
+    return false;
+  }
 }
 
 }  // namespace
@@ -136,14 +169,15 @@ int main(int argc, char** argv) {
   try {
     Device& device = cuda_device();
     for (const Row& row : rows) {
-      Run there(row, device), here(row, cpu_device());
-      double results[2][std::size(measured)];  // before the numbers of updates differ
-      for (std::size_t i = 0; i < std::size(measured); ++i) {
-        results[0][i] = (there.*measured[i].call)();
-        results[1][i] = (here.*measured[i].call)();
+      const Done cpu = run_all(row, cpu_device(), seconds / 2, std::size(measured));
+      for (const char* tier : {static_cast<const char*>(nullptr), "T1", "T2", "T3", "T4"}) {
+        if (!takes(row, tier)) continue;
+        const std::size_t calls = tier ? 2 : std::size(measured);  // a text is single steps
+        const Done done = run_all(row, device, seconds / 2, calls);
+        for (std::size_t i = 0; i < calls; ++i)
+          print(row, tier, measured[i], done.times[i], cpu.times[i], done.results[i],
+                cpu.results[i]);
       }
-      for (std::size_t i = 0; i < std::size(measured); ++i)
-        time_call(row, measured[i], results[0][i], results[1][i], there, here, seconds);
     }
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());

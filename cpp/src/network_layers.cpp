@@ -28,7 +28,9 @@ class SequencePass {
         keep_(keep),
         tape_(tape),
         layout_(network.tape_layout(in, keep, in.rows())),
+        flags_(k_.flag_words > 0 ? reinterpret_cast<std::uint32_t*>(workspace) : nullptr),
         workspace_(workspace),
+        input_terms_(workspace + network.flag_elements()),
         T_(in.seq_len),
         B_(in.batch),
         N_(in.rows()),
@@ -231,7 +233,7 @@ class SequencePass {
                         I);
     }
     if (gathers(l)) return;
-    T* const gx = workspace_;
+    T* const gx = input_terms_;
     const T* const bias = p.input_bias >= 0 ? packed_.layers + p.input_bias : nullptr;
     const T* const bias_now = shape_.layer_norm ? nullptr : bias;  // else after the norm
     if (tokens) {
@@ -282,7 +284,7 @@ class SequencePass {
         .hidden_size = H_,
         .width = R_,
         .hh = packed(Packing::forward, p.hh, cell_.forward_units * G_, R_),
-        .gx = gather ? nullptr : workspace_,
+        .gx = gather ? nullptr : input_terms_,
         .tokens = gather ? in_.tokens : nullptr,
         .table = gather ? table(p) : nullptr,
         .input_bias = gather && p.input_bias >= 0 ? packed_.layers + p.input_bias : nullptr,
@@ -300,6 +302,7 @@ class SequencePass {
                           : Projection<T>{},
         .staged = shape_.layer_norm ? tape + layout_.normalized_hh : nullptr,
         .staged_in_place = !keep_,
+        .flags = flags_,
     };
     cell_.begin(args, batch_rows);
     if (by_rows) {
@@ -347,6 +350,7 @@ class SequencePass {
                                                            tape + layout_.hidden}
                                            : Projection<T>{},
         .dprojected = w.dprojected,
+        .flags = flags_,
     };
     // Sums of the slots' columns, for the biases and the cell's own parameters.
     const Range my_sums = team.share(width, alignment_elements);
@@ -533,7 +537,9 @@ class SequencePass {
   bool keep_;
   T* tape_;
   typename Network<T>::TapeLayout layout_;
+  std::uint32_t* flags_;  // at the workspace's begin
   T* workspace_;
+  T* input_terms_;  // of forward
   Index T_, B_, N_, H_, R_, D_, L_, G_, S_, panels_, backward_panels_;
   SequenceMasks<T> masks_;
 };

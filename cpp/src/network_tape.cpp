@@ -67,12 +67,18 @@ const T* Network<T>::hidden(const SequenceInput<T>& in, bool keep, const T* tape
   return tape + (shape_.num_layers - 1) * layout.layer + in.batch * hidden_width();
 }
 
-// The input terms of one layer's gates at a time, [N, G*H].
+// The flags of the recurrent kernels, then the input terms of one layer's gates at a time, [N,
+// G*H].
+template <class T>
+Index Network<T>::flag_elements() const {
+  return aligned(ceil_div(kernels_->flag_words * Index(sizeof(std::uint32_t)), sizeof(T)));
+}
 template <class T>
 Index Network<T>::forward_elements(const SequenceInput<T>& in) const {
   const bool input_part = in.x || shape_.num_layers > 1 || shape_.layer_norm ||
                           (in.mask_seed && shape_.regularization.input_dropout > 0);
-  return input_part ? aligned(in.rows() * cell_->num_gates * shape_.hidden_size) : 0;
+  return flag_elements() +
+         (input_part ? aligned(in.rows() * cell_->num_gates * shape_.hidden_size) : 0);
 }
 
 template <class T>
@@ -86,6 +92,7 @@ typename Network<T>::BackwardLayout Network<T>::backward_layout(const SequenceIn
     if (needed) used += aligned(elements);
     return at;
   };
+  take(true, flag_elements());
   w.gates = take(true, N * slots);
   w.dprojected = take(shape_.proj_size > 0, N * R);
   w.dh = take(D > 1 && shape_.num_layers > 1, N * D * R);

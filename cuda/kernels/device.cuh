@@ -22,6 +22,8 @@
 
 // Before a loop whose counter indexes an array that must stay in registers.
 #define CHARRNN_UNROLL _Pragma("unroll")
+// Of a kernel: threads of a block, at most.
+#define CHARRNN_THREADS(n) __launch_bounds__(n)
 
 #include <cstring>
 #include <stdexcept>
@@ -202,12 +204,35 @@ inline void set_zero(Stream stream, void* to, std::size_t bytes) {
   check(cudaMemsetAsync(to, 0, bytes, stream), "zeros on the device");
 }
 
-// Throws std::runtime_error if the card refuses the launch.
-template <class... P, class... A>
-void launch(const Grid& grid, Stream stream, void (*kernel)(P...), A&&... arguments) {
+// What kernels ask of the card.
+struct CardFacts {
+  std::string name;
+  int capability;  // 90: 9.0
+  int multiprocessors;
+  std::size_t shared_per_block;  // bytes that a block may ask for
+  unsigned cluster;              // most blocks of a cluster; 1: no clusters
+  bool cooperative;
+};
+inline const CardFacts& card_facts() {
+  static const CardFacts facts = [] {
+    cudaDeviceProp card;
+    check(cudaGetDeviceProperties(&card, chosen_card()), "properties of the card");
+    constexpr unsigned most_blocks = 16;
+    return CardFacts{card.name,
+                     card.major * 10 + card.minor,
+                     card.multiProcessorCount,
+                     card.sharedMemPerBlockOptin,
+                     card.major >= 9 ? most_blocks : 1,
+                     card.cooperativeLaunch != 0};
+  }();
+  return facts;
+}
+
+// Lets the kernel have the grid's shared memory and cluster, if the card does; on the chosen card.
+template <class... P>
+void allow(const Grid& grid, void (*kernel)(P...)) {
   constexpr std::size_t unasked = 48 << 10;
   constexpr unsigned portable_cluster = 8;
-  const OnCard on_card;
   if (grid.shared > unasked)
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -217,7 +242,10 @@ void launch(const Grid& grid, Stream stream, void (*kernel)(P...), A&&... argume
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
           "cluster of a kernel");
-  cudaLaunchAttribute attributes[2];
+}
+// attributes: room for 2.
+inline cudaLaunchConfig_t launch_config(const Grid& grid, Stream stream,
+                                        cudaLaunchAttribute* attributes) {
   cudaLaunchConfig_t config{};
   config.gridDim = grid.blocks;
   config.blockDim = grid.threads;
@@ -234,6 +262,16 @@ void launch(const Grid& grid, Stream stream, void (*kernel)(P...), A&&... argume
     attribute.id = cudaLaunchAttributeCooperative;
     attribute.val.cooperative = 1;
   }
+  return config;
+}
+
+// Throws std::runtime_error if the card refuses the launch.
+template <class... P, class... A>
+void launch(const Grid& grid, Stream stream, void (*kernel)(P...), A&&... arguments) {
+  const OnCard on_card;
+  cudaLaunchAttribute attributes[2];
+  allow(grid, kernel);
+  const cudaLaunchConfig_t config = launch_config(grid, stream, attributes);
   check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(std::forward<A>(arguments))...),
         "launch of a kernel");
 }
@@ -242,14 +280,30 @@ void launch(const Grid& grid, Stream stream, void (*kernel)(P...), A&&... argume
 template <class... P>
 int resident_blocks(const Grid& grid, void (*kernel)(P...)) {
   const OnCard on_card;
-  int each = 0, multiprocessors = 0;
-  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, chosen_card()),
-        "number of multiprocessors");
+  int each = 0;
+  allow(grid, kernel);
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
             &each, kernel, static_cast<int>(grid.threads.x * grid.threads.y * grid.threads.z),
             grid.shared),
         "occupancy of a kernel");
-  return each * multiprocessors;
+  return each * card_facts().multiprocessors;
+}
+// The most clusters that run at once; 0 where the card has none of that size.
+template <class... P>
+int resident_clusters(const Grid& grid, void (*kernel)(P...)) {
+  const OnCard on_card;
+  int clusters = 0;
+  cudaLaunchAttribute attributes[2];
+  allow(grid, kernel);
+  const cudaLaunchConfig_t config = launch_config(grid, nullptr, attributes);
+  const cudaError_t status =
+      cudaOccupancyMaxActiveClusters(&clusters, reinterpret_cast<const void*>(kernel), &config);
+  if (status == cudaErrorInvalidClusterSize) {
+    (void)cudaGetLastError();
+    return 0;
+  }
+  check(status, "occupancy of clusters");
+  return clusters;
 }
 
 // ---- shared memory ------------------------------------------------------------------------
@@ -384,7 +438,13 @@ __device__ __forceinline__ void wait_copies() {
 }
 
 // ---- clusters (sm_90) ---------------------------------------------------------------------
+// Whether kernels can use what follows: 0 where they are compiled for older cards.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define CHARRNN_CLUSTERS 1
+#else
+#define CHARRNN_CLUSTERS 0
+#endif
+#if CHARRNN_CLUSTERS
 __device__ __forceinline__ unsigned cluster_rank() {
   unsigned rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -515,11 +575,14 @@ __device__ __forceinline__ std::uint32_t pack_bf16(float lower, float upper) {
 
 #else
 
+#include <string>
 #include <utility>
 
 #include "emulator/emulator.hpp"
 
 #define CHARRNN_UNROLL
+#define CHARRNN_THREADS(n)
+#define CHARRNN_CLUSTERS 1
 
 namespace charrnn_fast {
 namespace cuda {
@@ -600,6 +663,26 @@ void launch(const Grid& grid, Stream stream, void (*kernel)(P...), A&&... argume
 template <class... P>
 int resident_blocks(const Grid& grid, void (*)(P...)) {
   return cuda_emulator::resident_blocks(grid);
+}
+template <class... P>
+int resident_clusters(const Grid& grid, void (*)(P...)) {
+  return cuda_emulator::resident_blocks(grid) / static_cast<int>(grid.cluster);
+}
+struct CardFacts {
+  std::string name;
+  int capability, multiprocessors;
+  std::size_t shared_per_block;
+  unsigned cluster;
+  bool cooperative;
+};
+inline CardFacts card_facts() {
+  const cuda_emulator::Card& card = cuda_emulator::card();
+  return {card.name,
+          card.compute_capability,
+          card.multiprocessors,
+          card.shared_per_block,
+          static_cast<unsigned>(card.cluster_size),
+          true};
 }
 
 template <class T>

@@ -7,92 +7,14 @@
 // batch, and the kernels look.
 #pragma once
 
-#include "charrnn_fast/cells.hpp"
+#include "kernels/cell_steps.cuh"
 #include "kernels/gemm.cuh"
 #include "kernels/norm.cuh"
-#include "kernels/sequences.cuh"
 
 namespace charrnn_fast {
 namespace cuda {
 
-// An array for what a cell may lack: N may be 0.
-template <class T, int N>
-struct Values {
-  T v[N > 0 ? N : 1];
-};
-
-template <class T>
-CHARRNN_INLINE T mask_at(const Mask<T>& m, Index n, Index row, Index unit) {
-  return m.data[n * m.by_step + row * m.by_row + unit];
-}
-
-// Row `row` of state s before and after step t.
-template <class T>
-CHARRNN_INLINE T* state_after(const StateRows<T>& s, const Steps& steps, Index t, Index row) {
-  return s.rows + (s.in_place ? 0 : first_row(steps, t) * s.stride) + row * s.stride;
-}
-template <class T>
-CHARRNN_INLINE T* state_before(const StateRows<T>& s, const Steps& steps, Index t, Index row) {
-  if (row >= rows_from_before(steps, t)) return s.initial + row * s.stride;
-  return state_after(s, steps, step_before(steps, t), row);
-}
-
 // ---- forward ------------------------------------------------------------------------------
-
-template <class Cell, class T>
-CHARRNN_INLINE const T* input_row(const RecurrentForwardArgs<T>& p, Index n) {
-  const Index width = Cell::num_gates * p.hidden_size;
-  return p.gx ? p.gx + n * width : p.table + p.tokens[n] * width;
-}
-
-// Initial values of the gates' sums: the input term with its bias, or a split gate's own bias.
-template <class Cell, class T>
-CHARRNN_INLINE T gate_start(const RecurrentForwardArgs<T>& p, Index n, Index g, Index unit) {
-  constexpr int summed = Cell::num_gates - Cell::num_split;
-  const Index H = p.hidden_size;
-  if (g >= summed) return p.split_bias ? p.split_bias[(g - summed) * H + unit] : T(0);
-  const T gx = input_row<Cell>(p, n)[g * H + unit];
-  return p.input_bias ? p.input_bias[g * H + unit] + gx : gx;
-}
-
-template <class Cell, class T>
-__device__ void run_cell_forward(const RecurrentForwardArgs<T>& p, Index t, Index row, Index unit,
-                                 const T* gates) {
-  constexpr int S = Cell::num_states, split = Cell::num_split, summed = Cell::num_gates - split;
-  const Index H = p.hidden_size, n = first_row(p.steps, t) + row;
-  Values<T, split> gx;
-  Values<T, Cell::num_params> params;
-  Values<T, S> prev{}, next;
-  Values<T, Cell::num_saved> saved;
-  for (int i = 0; i < split; ++i) {
-    const T x = input_row<Cell>(p, n)[(summed + i) * H + unit];
-    gx.v[i] = p.input_bias ? p.input_bias[(summed + i) * H + unit] + x : x;
-  }
-  for (int i = 0; i < Cell::num_params; ++i) params.v[i] = p.params[i * H + unit];
-  for (int s = 0; s < S; ++s)
-    if (s > 0 || Cell::h_bypass) prev.v[s] = state_before(p.states[s], p.steps, t, row)[unit];
-  Cell::forward(CellForward<T>{gates, gx.v, params.v, prev.v, next.v, saved.v});
-  for (int s = 0; s < S; ++s) {
-    const Zoneout<T> z = p.zoneout.any ? p.zoneout[s] : Zoneout<T>{};
-    if (z.mask.data) {
-      if (z.raw) z.raw[n * H + unit] = next.v[s];
-      const T m = mask_at(z.mask, n, row, unit);
-      const T before = state_before(p.states[s], p.steps, t, row)[unit];
-      next.v[s] = fma(m, before, (T(1) - m) * next.v[s]);
-    }
-    T* const to = s == 0 && p.projection.hidden ? p.projection.hidden + n * H
-                                                : state_after(p.states[s], p.steps, t, row);
-    to[unit] = next.v[s];
-  }
-  if (p.recurrent && !p.projection.hidden && row < rows_going_on(p.steps, t)) {
-    const Index after = first_row_after(p.steps, t) + row;
-    const T m = p.recurrent_mask.data ? mask_at(p.recurrent_mask, after, row, unit) : T(1);
-    p.recurrent[after * H + unit] = p.recurrent_mask.data ? next.v[0] * m : next.v[0];
-  }
-  if (p.saved)
-    for (int i = 0; i < Cell::num_saved; ++i)
-      p.saved[(n * Cell::num_saved + i) * H + unit] = saved.v[i];
-}
 
 template <class T>
 CHARRNN_INLINE T* staged_row(const RecurrentForwardArgs<T>& p, Index t, Index row, Index width) {
@@ -127,7 +49,8 @@ __global__ void step_forward(RecurrentForwardArgs<T> p, Index t, Range rows, Ind
       T* const to = staged_row(p, t, row + m, G * H);
       for (int g = 0; g < G; ++g) to[g * H + unit] = sums[m][g];
     } else {
-      run_cell_forward<Cell>(p, t, row + m, unit, sums[m]);
+      run_cell_forward<Cell>(p, t, row + m, unit, sums[m],
+                             forward_inputs<Cell>(p, t, row + m, unit));
     }
   }
 }
@@ -163,7 +86,7 @@ struct StagedCells {
         gates[g] = fma(p.norm.gain[g * H + unit], gates[g],
                        gate_start<Cell>(p, first_row(p.steps, t) + row, g, unit));
     }
-    run_cell_forward<Cell>(p, t, row, unit, gates);
+    run_cell_forward<Cell>(p, t, row, unit, gates, forward_inputs<Cell>(p, t, row, unit));
   }
 };
 
@@ -240,71 +163,6 @@ void recurrent_forward(const RecurrentForwardArgs<T>& p, Range walk, Range rows,
 
 // ---- backward -----------------------------------------------------------------------------
 
-template <class Cell, class T>
-CHARRNN_INLINE Index num_slots(const RecurrentBackwardArgs<T>& p) {
-  constexpr Index G = Cell::num_gates;
-  return (p.norm.gain ? 2 * G : G) + Cell::num_split + Cell::num_params;
-}
-
-// Whether dstates[0] holds part of the previous h's gradient.
-template <class Cell, class T>
-CHARRNN_INLINE bool bypasses(const RecurrentBackwardArgs<T>& p) {
-  return Cell::h_bypass || (p.zoneout.any && p.zoneout[0].mask.data);
-}
-
-// The gradient of h except through the next step's gates.
-template <class Cell, class T>
-CHARRNN_INLINE T dh_start(const RecurrentBackwardArgs<T>& p, Index t, Index row, Index unit) {
-  T start = T(0);
-  if (p.dy) start = p.dy[(first_row(p.steps, t) + row) * p.dy_stride + unit];
-  if (bypasses<Cell>(p) || row >= rows_going_on(p.steps, t))
-    start = start + p.dstates[0][row * p.width + unit];
-  return start;
-}
-
-template <class Cell, class T>
-__device__ void run_cell_backward(const RecurrentBackwardArgs<T>& p, Index t, Index row, Index unit,
-                                  T dh) {
-  constexpr int G = Cell::num_gates, S = Cell::num_states, split = Cell::num_split;
-  const Index H = p.hidden_size, slots = num_slots<Cell>(p), n = first_row(p.steps, t) + row;
-  const Index input_slot = p.norm.gain ? 2 * G - split : G;
-  Values<T, G> dgates;
-  Values<T, split> dgx;
-  Values<T, Cell::num_params> params, dparams;
-  Values<T, S> prev{}, next{}, dnext, dprev, past{};
-  Values<T, Cell::num_saved> saved;
-  for (int i = 0; i < Cell::num_saved; ++i)
-    saved.v[i] = p.saved[(n * Cell::num_saved + i) * H + unit];
-  for (int i = 0; i < Cell::num_params; ++i) params.v[i] = p.params[i * H + unit];
-  for (int s = 0; s < S; ++s) {
-    const Zoneout<T> z = p.zoneout.any ? p.zoneout[s] : Zoneout<T>{};
-    if (s > 0 || Cell::h_bypass) prev.v[s] = state_before(p.states[s], p.steps, t, row)[unit];
-    if (Cell::reads_next >> s & 1)
-      next.v[s] = z.raw                           ? z.raw[n * H + unit]
-                  : s == 0 && p.projection.hidden ? p.projection.hidden[n * H + unit]
-                                                  : state_after(p.states[s], p.steps, t, row)[unit];
-    dnext.v[s] = s == 0 ? dh : p.dstates[s][row * H + unit];
-    if (z.mask.data) {
-      const T m = mask_at(z.mask, n, row, unit);
-      past.v[s] = m * dnext.v[s];
-      dnext.v[s] = (T(1) - m) * dnext.v[s];
-    }
-  }
-  Cell::backward(CellBackward<T>{saved.v, params.v, prev.v, next.v, dnext.v, dgates.v, dgx.v,
-                                 dparams.v, dprev.v});
-  T* const out = p.dgates + n * slots * H + unit;
-  for (int g = 0; g < G; ++g) out[g * H] = dgates.v[g];
-  for (int i = 0; i < split; ++i) out[(input_slot + i) * H] = dgx.v[i];
-  for (int i = 0; i < Cell::num_params; ++i) out[(slots - Cell::num_params + i) * H] = dparams.v[i];
-  for (int s = 0; s < S; ++s) {
-    const bool given = s > 0 || Cell::h_bypass;
-    if (p.zoneout.any && p.zoneout[s].mask.data)
-      p.dstates[s][row * H + unit] = given ? dprev.v[s] + past.v[s] : past.v[s];
-    else if (given)
-      p.dstates[s][row * H + unit] = dprev.v[s];
-  }
-}
-
 // Gradients of h of a tile: start(row) + m * (dgates @ W_hh). product_step(row): the step whose
 // recurrent product took this h; -1: none.
 template <class Cell, class T, int tile_rows, class Start, class ProductStep>
@@ -358,7 +216,8 @@ __global__ void step_backward(RecurrentBackwardArgs<T> p, Index t, Range rows, I
     if (p.projection.hidden)
       p.dprojected[(first_row(p.steps, t) + row + m) * R + unit] = dh[m][0];
     else
-      run_cell_backward<Cell>(p, t, row + m, unit, dh[m][0]);
+      run_cell_backward<Cell>(p, t, row + m, unit, dh[m][0],
+                              backward_inputs<Cell>(p, t, row + m, unit));
   }
 }
 
@@ -381,7 +240,8 @@ __global__ void projected_backward(RecurrentBackwardArgs<T> p, Index t, Range ro
   CHARRNN_UNROLL
   for (int m = 0; m < tile_rows; ++m) {
     if (row + m >= end) break;
-    run_cell_backward<Cell>(p, t, row + m, unit, dh[m][0]);
+    run_cell_backward<Cell>(p, t, row + m, unit, dh[m][0],
+                            backward_inputs<Cell>(p, t, row + m, unit));
   }
 }
 

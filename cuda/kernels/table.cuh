@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels/draws.cuh"
-#include "kernels/recurrent.cuh"
+#include "kernels/tiers.cuh"
 
 namespace charrnn_fast {
 namespace cuda {
@@ -13,8 +13,8 @@ CellKernels<T> cell_kernels() {
   static_cast<CellInfo&>(k) = cell_info<Cell>();
   k.forward_units = panel_units;
   k.begin = &recurrent_begin<T>;
-  k.forward = &recurrent_forward<Cell, T>;
-  k.backward = &recurrent_backward<Cell, T>;
+  k.forward = &forward_by_tier<Cell, T>;
+  k.backward = &backward_by_tier<Cell, T>;
   k.backward_initial = &recurrent_backward_initial<Cell, T>;
   return k;
 }
@@ -42,6 +42,7 @@ const Kernels<T>& kernels() {
     Kernels<T> k{};
     k.lanes = 1;
     k.gemm_units = panel_units;
+    k.flag_words = flag_words;
     k.pack = &pack<T>;
     k.transpose = &transpose<T>;
     k.gemm = &gemm<T>;

@@ -1,7 +1,7 @@
 """The CUDA kernels: cuda/module.cpp. Only builds with CUDA have it."""
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 Buffer = Any  # collections.abc has it from Python 3.12 on
 
@@ -52,3 +52,19 @@ def from_dlpack(
 ) -> tuple[
     object, int, list[int], list[int] | None, tuple[int, int, int], tuple[int, int], bool
 ]: ...
+
+# How recurrent layers run: see charrnn_fast/cuda.hpp.
+def set_tier(name: Literal["T1", "T2", "T3", "T4"] | None, /) -> None: ...
+def tier() -> Literal["T1", "T2", "T3", "T4"] | None: ...
+def describe(
+    cell: str,
+    hidden_size: int,
+    num_layers: int,
+    batch: int,
+    seq_len: int,
+    *,
+    nonlinearity: str = "tanh",
+    proj_size: int = 0,
+    layer_norm: bool = False,
+    float64: bool = False,
+) -> str: ...

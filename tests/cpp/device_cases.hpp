@@ -202,9 +202,16 @@ class Run {
   Device& device_;
 };
 
-// Every `every`-th case, from number `first`.
 template <class T>
-void check_models(Device& device, int every = 1, int first = 0) {
+void check_case(Device& device, const Case<T>& c, const char* what) {
+  const Run<T> cpu(c, cpu_device()), there(c, device);
+  CHECK(cpu.results == there.results, "%s", what);
+  CHECK(cpu.same_memory && there.same_memory, "%s: memory", what);
+}
+
+// Every `every`-th case, from number `first`; plain: of those without projection and normalization.
+template <class T>
+void check_models(Device& device, int every = 1, int first = 0, bool plain = false) {
   const Kernels<T>& k = kernels<T>();
   int number = 0;
   for (int i = 0; i < k.num_cells; ++i)
@@ -213,13 +220,12 @@ void check_models(Device& device, int every = 1, int first = 0) {
       if (number % every != first) continue;
       const Options options{bool(bits & 1), bool(bits & 2),  bool(bits & 4),
                             bool(bits & 8), bool(bits & 16), bool(bits & 32)};
+      if (plain && (options.projection || options.layer_norm)) continue;
       const Case<T> c(k.cells[i], options, number);
-      const Run<T> cpu(c, cpu_device()), there(c, device);
-      const char* const type = sizeof(T) == 4 ? "float" : "double";
-      CHECK(cpu.results == there.results, "%s %s, options %d, case %d", k.cells[i].name, type, bits,
-            number);
-      CHECK(cpu.same_memory && there.same_memory, "%s %s, options %d, case %d: memory",
-            k.cells[i].name, type, bits, number);
+      char what[80];
+      std::snprintf(what, sizeof what, "%s %s, options %d, case %d", k.cells[i].name,
+                    sizeof(T) == 4 ? "float" : "double", bits, number);
+      check_case(device, c, what);
     }
 }
 

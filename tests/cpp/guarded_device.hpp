@@ -187,7 +187,7 @@ void check_args(const char* k, const RecurrentForwardArgs<T>& p) {
   check_args(k, p.steps), check_args(k, p.hh), check_args(k, p.states), check_args(k, p.zoneout);
   check_pointers(k, p.gx, p.tokens, p.table, p.input_bias, p.split_bias, p.params, p.saved,
                  p.recurrent, p.recurrent_mask.data, p.norm.gain, p.norm.inverse,
-                 p.projection.weights.data, p.projection.hidden, p.staged);
+                 p.projection.weights.data, p.projection.hidden, p.staged, p.flags);
 }
 template <class T>
 void check_args(const char* k, const RecurrentBackwardArgs<T>& p) {
@@ -195,7 +195,7 @@ void check_args(const char* k, const RecurrentBackwardArgs<T>& p) {
   for (T* d : p.dstates.of) check_pointers(k, d);
   check_pointers(k, p.params, p.saved, p.dy, p.dgates, p.recurrent_mask.data, p.norm.gain,
                  p.norm.inverse, p.normalized, p.projection.weights.data, p.projection.hidden,
-                 p.dprojected);
+                 p.dprojected, p.flags);
 }
 template <class T>
 void check_args(const char* k, const CrossEntropyArgs<T>& p) {

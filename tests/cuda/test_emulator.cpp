@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "exchange_plants.cuh"
 #include "plants.cuh"
 
 namespace {
@@ -227,6 +228,98 @@ bool products_case(int mistake) {
          multiplies(mistake == 2 ? product_bf16<true> : product_bf16<false>, 16);
 }
 
+// An LSTM layer of 10 units over 5 steps, for 3 rows of which 1 is longer than the others.
+struct Layer {
+  static constexpr std::size_t units = 10, batch = 3, steps = 5, rows = 11, states = 2;
+  static constexpr std::size_t panel = 4 * panel_units;
+
+  Run run;
+  Array<float> weights{units * panel}, gx{rows * 4 * units}, initial{states * batch * units},
+      h{states * rows * units};
+  Array<Index> offsets{steps + 1};
+  Array<std::uint32_t> flags{flag_words};
+
+  Layer() {
+    const auto small = [](std::size_t n) {
+      std::vector<float> x = numbers(n);
+      for (float& v : x) v /= 64;
+      return x;
+    };
+    run.upload(small(weights.size), weights);
+    run.upload(small(gx.size), gx);
+    run.upload(small(initial.size), initial);
+    run.upload(std::vector<Index>{0, 3, 6, 9, 10, 11}, offsets);
+    run.stream.fill(flags.data, 0, flag_words * sizeof(std::uint32_t));
+  }
+
+  // own_units: of a block
+  template <class Exchange, class Kernel>
+  std::vector<float> forward(Kernel kernel, std::size_t own_units, std::size_t group_rows) {
+    RecurrentForwardArgs<float> p{};
+    const Index width = units;
+    p.steps = {steps, batch, offsets.data, false};
+    p.hidden_size = p.width = width;
+    p.hh = {weights.data, panel, width * Index(panel)};
+    p.gx = gx.data;
+    for (std::size_t s = 0; s < states; ++s)
+      p.states.of[s] = {initial.data + s * batch * units, h.data + s * rows * units, width, false};
+    p.flags = flags.data;
+    const std::size_t blocks = (units + own_units - 1) / own_units, columns = 4 * own_units;
+    const std::size_t operand_rows = Exchange::in_place ? group_rows : persistent_rows, stride = 12;
+    const Tiling s{static_cast<int>(own_units),
+                   static_cast<int>(blocks),
+                   static_cast<int>(group_rows),
+                   static_cast<int>(columns),
+                   1,
+                   0,
+                   stride,
+                   static_cast<int>(operand_rows),
+                   false};
+    Grid grid{static_cast<unsigned>(blocks * ((batch + group_rows - 1) / group_rows)),
+              static_cast<unsigned>((columns + 31) / 32 * 32)};
+    grid.shared =
+        (Exchange::buffers * operand_rows * stride + columns * persistent_rows) * sizeof(float) +
+        Exchange::more_shared;
+    grid.cooperative = std::is_base_of_v<InGrid, Exchange>;
+    grid.cluster = std::is_base_of_v<InCluster, Exchange> ? static_cast<unsigned>(blocks) : 1;
+    launch(grid, &run.stream, kernel, p, Range{0, steps}, Range{0, batch}, s);
+    return run.download(h);
+  }
+  template <class Exchange>
+  std::vector<float> forward(std::size_t own_units, std::size_t group_rows) {
+    return forward<Exchange>(persistent<ForwardPass<Lstm, float>, Exchange>, own_units, group_rows);
+  }
+};
+
+bool exchange_case(int mistake) {
+  const auto expected = Layer().forward<InBlock>(Layer::units, 2);
+  switch (mistake) {
+    case 1:
+      return Layer().forward<GridMistake<1>>(4, 2) == expected;
+    case 2:
+      return Layer().forward<GridMistake<2>>(4, 2) == expected;
+    case 3:
+      return Layer().forward<GridMistake<3>>(4, 2) == expected;
+    case 4:
+      return Layer().forward<GridMistake<4>>(4, 2) == expected;
+    case 5:
+      return Layer().forward<ClusterMistake<1>>(5, 2) == expected;
+    case 6:
+      return Layer().forward<ClusterMistake<2>>(5, 2) == expected;
+    case 7:
+      return Layer().forward<ClusterMistake<3>>(5, 2) == expected;
+    case 8:
+      return Layer().forward<ClusterMistake<4>>(5, 2) == expected;
+    case 9:  // a block of several, as if it were alone
+      return Layer().forward<InBlock>(5, 2) == expected;
+    default:
+      return Layer().forward<InGrid>(4, 2) == expected &&
+             Layer().forward<InGrid>(3, 1) == expected &&
+             Layer().forward<InCluster>(5, 2) == expected &&
+             Layer().forward<InCluster>(3, 2) == expected;
+  }
+}
+
 // Launches that a card refuses: all must be findings. Right: the largest that it takes.
 bool limits_case(int mistake) {
   Run run;
@@ -334,12 +427,12 @@ struct Case {
   bool (*run)(int mistake);
 };
 const Case cases[] = {
-    {"reverse", 1, reverse_case}, {"rotate", 1, rotate_case},   {"barriers", 2, barriers_case},
-    {"warp", 2, warp_case},       {"votes", 0, votes_case},     {"tiles", 3, tiles_case},
-    {"cluster", 2, cluster_case}, {"ring", 4, ring_case},       {"grid", 3, grid_case},
-    {"words", 1, words_case},     {"bounds", 5, bounds_case},   {"products", 2, products_case},
-    {"limits", 6, limits_case},   {"capture", 3, capture_case}, {"host", 2, host_case},
-    {"streams", 3, streams_case},
+    {"reverse", 1, reverse_case}, {"rotate", 1, rotate_case},     {"barriers", 2, barriers_case},
+    {"warp", 2, warp_case},       {"votes", 0, votes_case},       {"tiles", 3, tiles_case},
+    {"cluster", 2, cluster_case}, {"ring", 4, ring_case},         {"grid", 3, grid_case},
+    {"words", 1, words_case},     {"bounds", 5, bounds_case},     {"products", 2, products_case},
+    {"limits", 6, limits_case},   {"capture", 3, capture_case},   {"host", 2, host_case},
+    {"streams", 3, streams_case}, {"exchange", 9, exchange_case},
 };
 
 }  // namespace

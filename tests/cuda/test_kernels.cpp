@@ -2,16 +2,21 @@
 // all cells and options. Run by the emulator, in any order of the threads; or on a card
 // (ON_A_CARD).
 //
-//   test_kernels ORDER EVERY FIRST    every EVERY-th case, from number FIRST; a card has its own
-//   order
+//   test_kernels ORDER EVERY FIRST [TIER [UNITS ROWS [barrier]]]
+//
+// Every EVERY-th case, from number FIRST; a card has its own order. TIER: all layers take it, and
+// cases with options that only T4 takes are left out; some layers are larger then. UNITS and ROWS
+// are of TierLimits.
 //
 // The CPU's kernels round a fused multiply-add once, so its instruction set must have one.
 #include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 
 #include "charrnn_fast/cuda.hpp"
 #include "charrnn_fast/threads.hpp"
 #include "device_cases.hpp"
+#include "tiers.hpp"
 
 #if !defined(ON_A_CARD)
 #include "kernels/launch.cuh"
@@ -42,10 +47,39 @@ struct Captured {
 }  // namespace
 #endif
 
+namespace {
+
+using namespace charrnn_fast;
+
+// Layers whose products have several chains, or weights in shared memory. Ragged, by bits of
+// Options.
+struct Size {
+  int cell;
+  Index hidden_size;
+  int number;
+};
+constexpr Size sizes[] = {{0, 150, 5}, {2, 47, 0}, {3, 69, 8}, {4, 33, 2}, {5, 100, 3}};
+
+template <class T>
+void check_sizes(Device& device, int every, int first) {
+  for (const Size& size : sizes) {
+    if (size.number % every != first % every) continue;
+    const Options options{size.number % 2 == 0, true, false, false, false, false};
+    Case<T> c(kernels<T>().cells[size.cell], options, size.number);
+    c.shape.hidden_size = size.hidden_size;
+    if (cuda::tier_limits().units > 0) cuda::tier_limits().units = (size.hidden_size + 2) / 3;
+    char what[80];
+    std::snprintf(what, sizeof what, "%s of %d units, %d bytes", c.shape.cell.c_str(),
+                  static_cast<int>(size.hidden_size), static_cast<int>(sizeof(T)));
+    check_case(device, c, what);
+  }
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
-  using namespace charrnn_fast;
-  if (argc != 4) {
-    std::fputs("usage: test_kernels ORDER EVERY FIRST\n", stderr);
+  if (argc < 4 || argc == 6 || argc > 8 || (argc == 8 && std::strcmp(argv[7], "barrier") != 0)) {
+    std::fputs("usage: test_kernels ORDER EVERY FIRST [TIER [UNITS ROWS [barrier]]]\n", stderr);
     return 2;
   }
   set_num_threads(1);
@@ -55,6 +89,10 @@ int main(int argc, char** argv) {
 #endif
   try {
     Device& device = cuda_device();
+    const char* const tier = argc > 4 ? argv[4] : nullptr;
+    const bool persistent = tier && std::strcmp(tier, "T4") != 0;
+    set_cuda_tier(tier);
+    if (argc > 5) cuda::tier_limits() = {std::atoi(argv[5]), std::atoi(argv[6]), argc == 8};
     if (first == 0) {
       check_separate<float>(device);
       check_separate<double>(device);
@@ -65,8 +103,12 @@ int main(int argc, char** argv) {
               "captured, %s", dense ? "dense" : "tokens");
 #endif
     }
-    check_models<float>(device, every, first);
-    check_models<double>(device, every, first);
+    check_models<float>(device, every, first, persistent);
+    check_models<double>(device, every, first, persistent);
+    if (tier) {
+      check_sizes<float>(device, every, first);
+      if (std::strcmp(tier, "T1") != 0) check_sizes<double>(device, every, first);
+    }
   } catch (const std::exception& error) {
     std::printf("%s\n", error.what());
     return 1;

@@ -17,6 +17,8 @@
 
 namespace charrnn_fast {
 
+struct NetworkShape;
+
 struct CudaCard {
   std::string name;
   int major, minor;  // compute capability
@@ -73,6 +75,40 @@ CHARRNN_CUDA_API void cuda_delete_mark(void* mark);
 
 // The card that the process uses; 0 before it uses one.
 CHARRNN_CUDA_API int cuda_ordinal();
+
+// The ways to run a recurrent layer over a sequence, with the same bits:
+//
+//   T1   a block has all weights of the layer, for its rows of the batch
+//   T2   a cluster of blocks shares them (compute capability 9.0 and later)
+//   T3   the blocks of a grid share them
+//   T4   a kernel for each step: every option and size
+//
+// By itself a call takes T1 where the weights fit a block, else T4. set_cuda_tier: all calls from
+// now on take this tier, in every thread; null: as they would by themselves. At first it is what
+// the environment's CHARRNN_CUDA_TIER says. Throws std::invalid_argument if there is no such tier.
+// A call that cannot take it throws std::invalid_argument, with the reason, before it launches that
+// layer.
+CHARRNN_CUDA_API void set_cuda_tier(const char* name);
+CHARRNN_CUDA_API const char* cuda_tier();  // or null
+
+// How a call runs one pass of a layer.
+struct CudaPassPlan {
+  const char* tier;
+  std::string reason;
+  Index launches;
+  unsigned blocks, threads;  // of a launch; of a block
+  unsigned cluster;          // blocks of a cluster; 1: none
+  std::size_t shared;        // bytes of dynamic shared memory of a block
+};
+struct CudaLayerPlan {
+  CudaPassPlan forward, backward;
+};
+// Of each layer, for sequences of one length, on the card that the process uses; directions are
+// alike. Throws std::invalid_argument where a call would.
+CHARRNN_CUDA_API std::vector<CudaLayerPlan> cuda_plan(const NetworkShape& shape, Index batch,
+                                                      Index seq_len, bool float64 = false);
+// The same in words: a line for each layer and pass.
+CHARRNN_CUDA_API std::string describe(const std::vector<CudaLayerPlan>& plan);
 
 struct CudaMemory {
   std::size_t free, total;  // bytes

@@ -236,6 +236,7 @@ struct RecurrentForwardArgs {
   // Staged epilogue: the gates' sums, or normalized sums: [N, G*H] or, updated in place, [B, G*H].
   T* staged = nullptr;
   bool staged_in_place = false;
+  std::uint32_t* flags = nullptr;  // [Kernels::flag_words] of the kernel's own
 };
 
 // A row of dgates holds: G*H gradients of the gates' recurrent terms; num_split*H of the split
@@ -261,6 +262,7 @@ struct RecurrentBackwardArgs {
   const T* normalized = nullptr;  // [N, G*H]
   Projection<T> projection = {};
   T* dprojected = nullptr;  // [N, R] gradients of h, with a projection
+  std::uint32_t* flags = nullptr;
 };
 
 // One layer of one stream, without masks, normalization, projection or zoneout. Rows of h and the
@@ -463,6 +465,7 @@ template <class T>
 struct Kernels {
   int lanes;
   int gemm_units;  // columns of a panel of a plain product
+  int flag_words;  // 32-bit words by which blocks of a recurrent kernel wait for each other; or 0
   void (*pack)(const PackArgs<T>&, Range panels);
   // to [cols, rows] = the transpose of from [rows, cols], of the given rows of `from`.
   void (*transpose)(const T* from, Index rows, Index cols, Range given, T* to);
