@@ -228,8 +228,58 @@ def test_tiers_have_no_finding(
     assert code == 0 and " 0 failures" in said and "Sanitizer" not in said, said
 
 
+DESCRIBE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import emulated_device as device
+
+def refused(call, *arguments):
+    try:
+        call(*arguments)
+    except ValueError as error:
+        return str(error)
+
+def tiers(*arguments, **options):
+    return [line.split()[3] for line in device.describe(*arguments, **options).splitlines()]
+
+assert device.tier() is None
+assert tiers("lstm", 128, 2, 50, 50) == ["T1"] * 4
+assert tiers("lstm", 128, 1, 50, 50, float64=True) == ["T4"] * 2
+assert tiers("rnn", 256, 1, 8, 9, nonlinearity="relu") == ["T1"] * 2
+assert tiers("gru", 1024, 1, 64, 128) == tiers("lstm", 13, 1, 4, 1) == ["T4"] * 2
+assert "(it has a projection)" in device.describe("lstm", 13, 1, 4, 5, proj_size=3)
+assert "(it has layer normalization)" in device.describe("lstm", 13, 1, 4, 5, layer_norm=True)
+device.set_tier("T3")
+assert device.tier() == "T3" and tiers("gru", 1024, 1, 64, 128) == ["T3"] * 2
+device.set_tier("T2")
+assert "in clusters of 4" in device.describe("lstm", 256, 1, 64, 128)
+said = refused(device.describe, "lstm", 1024, 1, 64, 128)
+assert said == (
+    "the tier is forced to be T2, which cannot run the forward pass of a layer of hidden_size "
+    "1024: no cluster holds the weights; force T4 or none"
+), said
+device.set_tier(None)
+assert device.tier() is None
+assert refused(device.set_tier, "T5") == "tier must be T1, T2, T3 or T4, got T5"
+assert refused(device.describe, "lstm", 0, 1, 4, 5) == "hidden_size must be at least 1, got 0"
+"""
+
+
+def test_plans_of_layers(built: dict[str, Path]) -> None:
+    folder = built["plain"].parent
+    code, said = run(Path(sys.executable), "-c", DESCRIBE, folder)
+    assert code == 0, said
+
+
+def test_a_tier_of_the_environment(built: dict[str, Path]) -> None:
+    program = [sys.executable, "-c", DESCRIBE, str(built["plain"].parent)]
+    environment = {**os.environ, "CHARRNN_CUDA_TIER": "t1"}
+    done = subprocess.run(program, capture_output=True, text=True, check=False, env=environment)
+    assert "CHARRNN_CUDA_TIER must be T1, T2, T3 or T4, got t1" in done.stderr, done.stderr
+
+
 @fused
-def test_a_tier_that_cannot_run_a_call(built: dict[str, Path]) -> None:
+def test_a_tier_that_is_none(built: dict[str, Path]) -> None:
     program = kernels_of(built, "plain")
     code, said = run(program, 0, 400, 35, "T5")
     assert code == 1 and "tier must be T1, T2, T3 or T4, got T5" in said, said
