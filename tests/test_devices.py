@@ -26,6 +26,7 @@ import shared_trainings
 from cases import Array, wide
 from charrnn_fast import _devices
 from charrnn_fast.cli import main
+from charrnn_fast.training import distributed
 from charrnn_fast.training.distributed import joined
 from features import ByKernels, FeatureCase, combinations, run, single_features
 from shared_trainings import BATCH, HIDDEN, SEQ_LEN, STEPS
@@ -83,7 +84,7 @@ def probing(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     [
         ({}, 0, None),
         ({"reason": "the driver does not start"}, 0, "the driver does not start"),
-        ({"driver": None}, 0, "there is no NVIDIA driver: install one"),
+        ({"reason": "no driver", "driver": None, "runtime": None}, 0, "no driver"),
         (
             {"driver": (11, 8)},
             0,
@@ -168,12 +169,51 @@ def test_a_process_uses_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (first.name, first.capsule, first.is_host) == ("cuda:1", "capsule 1", False)
     assert first.free_memory() == 3 << 30
     assert _devices.find("cuda").capsule == "capsule 1"
+    assert _devices.are_one("cuda", "cuda:1") and not _devices.are_one("cuda", "cpu")
     message = "device must be 'cuda:1', which this process uses: a process can use one GPU, got"
     with pytest.raises(RuntimeError, match=message):
         cf.RNN(3, 4, device="cuda:0")
     monkeypatch.setattr(os, "getpid", lambda: -1)
     with pytest.raises(RuntimeError, match=r"forked process .* start processes by .*'spawn'"):
         _devices.find("cuda")
+
+
+@pytest.mark.usefixtures("no_card")
+def test_processes_have_the_gpus_of_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "charrnn_fast._cuda", None)
+    for name, value in (("RANK", 3), ("WORLD_SIZE", 4), ("LOCAL_RANK", 1), ("MASTER_PORT", 1)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(RuntimeError, match="device 'cuda:1' cannot be used"), joined("cuda"):
+        pass
+
+
+def test_gradients_are_summed_on_the_gpu() -> None:
+    """As far as it can be told without NCCL: what is copied there, summed there, copied back."""
+    moved = []
+
+    class Tensor:
+        def __init__(self, array: Array) -> None:
+            self.array = array
+
+        def to(self, device: str) -> Tensor:
+            moved.append(device)
+            return Tensor(self.array.copy())
+
+        def copy_(self, other: Tensor) -> None:
+            self.array[...] = other.array
+
+    engine = SimpleNamespace(
+        get_rank=lambda group: 0,
+        get_world_size=lambda group: 2,
+        all_reduce=lambda tensor, group: tensor.array.__imul__(2),
+    )
+    torch = SimpleNamespace(from_numpy=Tensor, distributed=engine)
+    group = distributed._TorchGroup(torch, None, "cuda:1")
+    assert group.sum(3.0, 4.0) == [6.0, 8.0] and not moved
+    gradient = np.ones(3, "f4")
+    group.add_up(gradient)
+    assert gradient.tolist() == [2, 2, 2] and moved == ["cuda:1"]
 
 
 @pytest.mark.usefixtures("no_card")
@@ -282,9 +322,17 @@ def test_every_option_against_the_reference(emulated: str, dtype: str) -> None:
 
 # Files of the CPU's tests, and which of them run: as many as take some seconds there.
 SUITES = {
+    "operators": "not learns_soon",
     "states": "",
-    "losses": "",
+    "parity_numpy": "hidden_size or learning_by_hand or wrong_weight",
     "optim": "",
+    "training": "gru and not threads",
+    "trainer": "resumed_exactly or by_name or clipping or carries or ignored or nan or saved_with",
+    "model": "",
+    "copies": "network",
+    "sampler": "gru and not softmax and not stop_string and not 33",
+    "scorer": "not alone_and_in_company",
+    "feature_bits": "not threads and not wide and not company",
 }
 
 
@@ -305,6 +353,23 @@ def test_the_tests_of_the_cpu(emulator: Path, name: str) -> None:
     )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
     assert " passed" in done.stdout, done.stdout
+
+
+@pytest.mark.slow
+@unsanitized
+@pytest.mark.usefixtures("no_card")
+def test_the_emulated_card_by_the_names_of_gpus(
+    emulator: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "charrnn_fast._cuda", devices.register(emulator))
+    assert cf.cuda.is_available() and cf.cuda.why_not(1) is not None
+    (card,) = cf.cuda.devices()
+    assert cf.cuda.memory() == (card.memory, card.memory)
+    rnn = cf.RNN(3, 4, device="cuda")
+    assert (rnn.device, rnn.step(0).shape) == ("cuda", (4,))
+    assert copy.copy(rnn).device == "cuda" and "device='cuda'" in repr(rnn)
+    with pytest.raises(RuntimeError, match="must be 'cuda:0', which this process uses"):
+        cf.RNN(3, 4, device="cuda:1")
 
 
 @pytest.mark.slow

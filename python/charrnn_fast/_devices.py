@@ -92,6 +92,11 @@ def register(name: str, capsule: Any) -> None:
     _registered[name] = Device(name, capsule)
 
 
+def are_one(name: str, other: str) -> bool:
+    """Whether two names mean the same device, as "cuda" and "cuda:0" do."""
+    return find(name).capsule is find(other).capsule
+
+
 def kind(name: str) -> str:
     """ "cuda" for "cuda:1"."""
     return name.partition(":")[0]

@@ -44,10 +44,8 @@ def why_not(ordinal: int = 0) -> str | None:
     if facts["reason"] is not None:
         return str(facts["reason"])
     driver, runtime = facts["driver"], facts["runtime"]
-    if driver is None:
-        return "there is no NVIDIA driver: install one"
     # From CUDA 11 on, a driver runs all programs of its major version.
-    if runtime is not None and driver[0] < runtime[0]:
+    if driver is not None and runtime is not None and driver[0] < runtime[0]:
         return (
             f"the NVIDIA driver is too old: it has CUDA {_version(driver)}, and this build needs "
             f"{_version(runtime)}; update the driver"
@@ -104,6 +102,8 @@ def _cards(facts: dict[str, Any]) -> list[Card]:
 def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
     """Whether code for an architecture, as nvcc names it, runs on a GPU of this capability."""
     kind, _, number = architecture.partition("_")
+    if kind not in ("sm", "compute"):  # the emulator's
+        return True
     digits = number.rstrip("af")
     major, minor = int(digits[:-1]), int(digits[-1])
     if number.endswith("a"):

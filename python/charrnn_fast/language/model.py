@@ -171,10 +171,11 @@ class CharLM(Settled):
 
     def __repr__(self) -> str:
         config = self._config
+        where = "" if self.device == _devices.CPU.name else f" on {self.device}"
         return (
             f"<CharLM: {config['cell']}, {config['num_layers']} x {config['hidden_size']}, "
             f"{len(self.vocabulary)} {self.vocabulary.kind}, {self.num_parameters:,} parameters"
-            f"{_devices.find(self.device).where}>"
+            f"{where}>"
         )
 
     def _pickled(self) -> dict[str, Any]:

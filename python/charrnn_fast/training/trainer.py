@@ -161,7 +161,7 @@ class Trainer(Settled):
         """
         instance("model", model, CharLM, "a CharLM")
         instance("corpus", corpus, (Corpus, type(None)), "a Corpus or None")
-        if device is not None and _devices.find(device).name != model.device:
+        if device is not None and not _devices.are_one(device, model.device):
             raise ValueError(
                 f"{called('device')} must be {model.device!r}, that of the model, got {device!r}: "
                 f"give CharLM(...) or CharLM.load(...) another device"
