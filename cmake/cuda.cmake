@@ -149,7 +149,13 @@ target_compile_features(charrnn_fast_cuda PUBLIC cxx_std_17)
 # --threads 0: the architectures at once.
 target_compile_options(charrnn_fast_cuda PRIVATE
   -fmad=false --threads 0 -Xcompiler=-ffile-prefix-map=${PROJECT_SOURCE_DIR}/=)
-target_compile_definitions(charrnn_fast_cuda PRIVATE CHARRNN_CUDA_ARCHITECTURES="${architectures}")
+# By their numbers; what "all" stands for nvcc tells the source itself.
+if(CMAKE_CUDA_ARCHITECTURES STREQUAL "native")
+  string(REPLACE ";" " " architectures "${CMAKE_CUDA_ARCHITECTURES_NATIVE}")
+endif()
+if(architectures MATCHES "^[0-9]")
+  target_compile_definitions(charrnn_fast_cuda PRIVATE CHARRNN_CUDA_ARCHITECTURES="${architectures}")
+endif()
 set_target_properties(charrnn_fast_cuda PROPERTIES
   CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_RUNTIME_LIBRARY Static
   CUDA_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON

@@ -105,19 +105,63 @@ if found["driver"] is None:
 """
 
 
+PROJECT = """
+cmake_minimum_required(VERSION 3.20)
+project(uses_cuda LANGUAGES C CXX)
+find_package(charrnn_fast CONFIG REQUIRED COMPONENTS core c cuda)
+add_executable(in_cpp in_cpp.cpp)
+target_link_libraries(in_cpp PRIVATE charrnn_fast::core charrnn_fast::cuda)
+add_executable(in_c in_c.c)
+target_link_libraries(in_c PRIVATE charrnn_fast::c)
+"""
+IN_CPP = """
+#include <cstdio>
+#include <stdexcept>
+#include "charrnn_fast/cuda.hpp"
+#include "charrnn_fast/model.hpp"
+
+int main() {
+  const charrnn_fast::CudaCards cards = charrnn_fast::cuda_cards();
+  try {
+    charrnn_fast::NetworkShape shape{"gru", 5, 6, 4};
+    charrnn_fast::Model<float> model(shape, charrnn_fast::cuda_device());
+    const charrnn_fast::CudaStreamScope scope(charrnn_fast::cuda_stream());
+    std::printf("%s", model.network().device().name);
+  } catch (const std::runtime_error& error) {
+    std::printf("%s", error.what());
+    return cards.why_not == error.what() ? 0 : 1;
+  }
+}
+"""
+IN_C = """
+#include <stdio.h>
+#include "charrnn_fast/charrnn_fast.h"
+
+int main(void) {
+  const charrnn_status status = charrnn_device_status("cuda");
+  printf("%s", status == CHARRNN_OK ? "cuda" : charrnn_last_error());
+  return status != CHARRNN_OK && status != CHARRNN_NO_DEVICE;
+}
+"""
+
+
 @needs_nvcc
-def test_nvcc_compiles_the_module(tmp_path: Path) -> None:
-    """Without warnings, for every cell and optimizer; it answers without a card."""
+def test_nvcc_compiles_the_package(tmp_path: Path) -> None:
+    """Without warnings, for every cell and optimizer; it answers without a card, in Python, C++ and
+    C.
+    """
     options = (
         "-DCHARRNN_PYTHON=ON",
         f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11_folder()}",
         "-DCHARRNN_ISAS=x86_64_v3",
         "-DCMAKE_CUDA_ARCHITECTURES=80-real;90a-real;80-virtual",
         "-DCMAKE_CUDA_FLAGS=-Werror all-warnings -Xptxas -v",
     )
-    code, said = configure(tmp_path, "ON", *options)
+    build, prefix, program = tmp_path / "build", tmp_path / "prefix", tmp_path / "program"
+    code, said = configure(build, "ON", *options)
     assert code == 0, said
-    code, said = run("cmake", "--build", str(tmp_path), "--target", "_cuda", "--verbose")
+    code, said = run("cmake", "--build", str(build), "--parallel", "2", "--verbose")
     assert code == 0, said
     frames = re.findall(
         r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill", said
@@ -126,5 +170,27 @@ def test_nvcc_compiles_the_module(tmp_path: Path) -> None:
     # Those that keep weights in registers may spill what other values take.
     assert len(frames) > 600 and all("persistent" in name for name in spilled), spilled
     assert max(spilled.values(), default=0) <= MOST_SPILLED, spilled
-    code, said = run(sys.executable, "-c", MODULE, str(tmp_path))
+    code, said = run("cmake", "--install", str(build), "--prefix", str(prefix))
     assert code == 0, said
+    package = prefix / "charrnn_fast"
+    code, in_python = run(sys.executable, "-c", MODULE, str(package))
+    assert code == 0, in_python
+
+    program.mkdir()
+    for name, text in (("CMakeLists.txt", PROJECT), ("in_cpp.cpp", IN_CPP), ("in_c.c", IN_C)):
+        (program / name).write_text(text)
+    found = f"-DCMAKE_PREFIX_PATH={package}"
+    code, said = run("cmake", "-S", str(program), "-B", str(program / "build"), found)
+    assert code == 0, said
+    code, said = run("cmake", "--build", str(program / "build"))
+    assert code == 0, said
+    code, in_cpp = run(str(program / "build" / "in_cpp"))
+    assert code == 0, in_cpp
+    code, in_c = run(str(program / "build" / "in_c"))
+    assert code == 0 and in_c == in_cpp, in_c
+    assert in_cpp == "cuda" or in_cpp in in_python
+
+
+def pybind11_folder() -> str:
+    pybind11 = pytest.importorskip("pybind11")
+    return str(pybind11.get_cmake_dir())
