@@ -58,7 +58,7 @@ struct Size {
   Index hidden_size;
   int number;
 };
-constexpr Size sizes[] = {{0, 150, 5}, {2, 47, 0}, {3, 69, 8}, {4, 33, 2}, {5, 100, 3}};
+constexpr Size sizes[] = {{0, 150, 5}, {2, 47, 0}, {3, 69, 8}, {4, 33, 2}, {5, 100, 6}, {2, 90, 7}};
 
 template <class T>
 void check_sizes(Device& device, int every, int first) {
