@@ -20,8 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
-# Bytes of local memory that a thread may spill to, else 0: of kernels that keep a layer's weights in
-# registers. Loads from there count more than once where they are in several places.
+# Bytes of local memory that a thread may spill to, else 0: of kernels that keep a layer's weights
+# in registers. Loads from there count more than once where they are in several places.
 MOST_SPILLED = {"persistent": 96}
 SOURCES = sorted((ROOT / "cuda").glob("*.cu"))
 
