@@ -10,6 +10,7 @@
 #pragma once
 
 #include "charrnn_fast/config.hpp"
+#include "charrnn_fast/cuda.hpp"
 
 namespace charrnn_fast {
 namespace cuda {
@@ -18,12 +19,12 @@ enum class Tier { t1 = 1, t2, t3, t4 };
 const char* name_of(Tier tier);  // "T1" to "T4"
 
 // For tests: more blocks than the choice would take, so that small layers have several, or fewer.
-// Must not change while a call runs.
+// Must not change while a call runs. Seen outside of the library, for its tests on a card.
 struct TierLimits {
   Index units = 0, rows = 0;  // of a block; of a group of blocks. 0: as many as fit
   bool barrier = false;  // T3 waits at a barrier of the group, in place of a flag of each block
 };
-TierLimits& tier_limits();
+CHARRNN_CUDA_API TierLimits& tier_limits();
 
 // How a persistent kernel shares out a layer: see kernels/persistent.cuh.
 struct Tiling {
