@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+import charrnn_fast as cf
 import devices
+import tolerances
 from charrnn_fast import _devices
 
 torch = pytest.importorskip("torch")
@@ -78,6 +80,16 @@ MODULES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def same(found: Any, wanted: Any) -> None:
+    """The bits of the instruction set that adds up as the kernels do; others round otherwise."""
+    if cf.build_info()["isa"] == "x86-64-v3":
+        assert torch.equal(found, wanted)
+    else:
+        found, wanted = found.detach().numpy(), wanted.detach().numpy()
+        tolerance = tolerances.network(found.dtype, terms=12 * 12, steps=8)
+        tolerances.assert_close("a result", found, wanted, tolerance)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", MODULES)
 def test_calls_are_the_cpus(
@@ -109,7 +121,7 @@ def test_calls_are_the_cpus(
     assert len(card.allocated) == 3, "a tape, and a workspace for each call"
     assert len(found) == len(wanted)
     for a, b in zip(found, wanted, strict=True):
-        assert torch.equal(a, b)
+        same(a, b)
 
 
 def _state_shapes(module: Any) -> list[tuple[int, int, int]]:
@@ -128,7 +140,8 @@ def test_frozen(card: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
         with card.finished():
             module.freeze()
         found = module(x)
-    assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1])
+    for a, b in zip(found, wanted, strict=True):
+        same(a, b)
 
 
 def test_a_workspace_that_is_too_small_is_not_used(card: Emulated) -> None:
