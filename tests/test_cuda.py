@@ -286,14 +286,14 @@ def test_a_tier_that_is_none(built: dict[str, Path]) -> None:
 
 
 @fused
-@pytest.mark.parametrize(("order", "first"), [(0, 9), (1, 46), (2, 63)])
+@pytest.mark.parametrize(("order", "first"), [(0, 9), (1, 46), (2, 63), (1, 12), (2, 8)])
 def test_kernels_stay_in_their_arrays(built: dict[str, Path], order: int, first: int) -> None:
     code, said = run(kernels_of(built, "address"), order, 100, first)
     assert code == 0 and " 0 failures" in said and "Sanitizer" not in said, said
 
 
 @fused
-@pytest.mark.parametrize(("order", "first"), [(0, 7), (2, 63)])
+@pytest.mark.parametrize(("order", "first"), [(0, 7), (2, 63), (1, 1), (2, 33)])
 def test_kernels_have_no_races(built: dict[str, Path], order: int, first: int) -> None:
     code, said = run(kernels_of(built, "thread"), order, 400, first)
     assert code == 0 and " 0 failures" in said and "Sanitizer" not in said, said
@@ -338,6 +338,14 @@ def test_the_benchmark_compares_before_it_times(built: dict[str, Path]) -> None:
         assert row["device_result"] == pytest.approx(row["cpu_result"], rel=1e-6)
     code, said = run(built["plain"].with_name("time_device"), "0.01", "huge")
     assert code == 2 and said.startswith("usage: ")
+
+
+@fused
+def test_texts_are_the_cpus(built: dict[str, Path]) -> None:
+    code, said = run(built["plain"].with_name("compare_texts"), 8, 100)
+    rows = [json.loads(line) for line in said.splitlines()]
+    assert code == 0 and [row["cell"] for row in rows] == ["lstm", "gru", "rnn"], said
+    assert all(row["different"] == 0 and row["tokens_used"] > 10 for row in rows)
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is not None, reason="nvcc is installed")

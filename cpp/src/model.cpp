@@ -230,17 +230,20 @@ void Model<T>::step(const SequenceInput<T>& given, T* state, T* y) {
 
 // ---- training and evaluation ----------------------------------------------------------------
 
-// In the caller's order: the order of a padded batch's loss.
+// In the caller's order: the order of a padded batch's loss. Into numbers_[0]; stream_sums: of the
+// device, or null.
 template <class T>
-double Model<T>::sum_of_losses(const SequenceInput<T>& in, double* stream_losses) const {
+void Model<T>::add_up_losses(const SequenceInput<T>& in, double* stream_sums) const {
   const Index* const ranks = in.offsets ? ranks_.there() : nullptr;
-  double* const sums = stream_losses ? numbers_.get() + 1 : nullptr;
   kernels_of<T>(*device_).sum_losses(
-      LossSumArgs<T>{steps_of(in), ranks, losses_.get(), numbers_.get(), sums});
-  double sum;
-  device_->download(numbers_.get(), 1, &sum);
-  if (sums) device_->download(sums, in.batch, stream_losses);
-  return sum;
+      LossSumArgs<T>{steps_of(in), ranks, losses_.get(), numbers_.get(), stream_sums});
+}
+
+template <class T>
+double Model<T>::first_number() const {
+  double number;
+  device_->download(numbers_.get(), 1, &number);
+  return number;
 }
 
 // Array by array, as clip_grad_norm sums a dict of gradients.
@@ -254,16 +257,14 @@ double Model<T>::sum_of_gradient_squares() const {
     sum_of_squares(*device_, gradients_.get() + p.offset, p.elements(), chunks, sums + i);
   }
   kernels_of<T>(*device_).add_up(sums, count, numbers_.get());
-  double sum;
-  device_->download(numbers_.get(), 1, &sum);
-  return sum;
+  return first_number();
 }
 
-// Adds the gradient of scale * the sum of the losses to gradients_; returns the sum. The new
-// states, in the network's row order, are at the start of state_.
+// Adds the gradient of scale * the sum of the losses to gradients_; the sum is in numbers_[0]. The
+// new states, in the network's row order, are at the start of state_.
 template <class T>
-double Model<T>::add_gradients(const SequenceInput<T>& in, const Token* targets, const T* state_0,
-                               double scale, int threads) {
+void Model<T>::add_gradients(const SequenceInput<T>& in, const Token* targets, const T* state_0,
+                             double scale, int threads) {
   const Source from = source(in);
   T* const state_n = state_.get();
   T* const dstate = state_n + state_elements(in.batch);
@@ -273,7 +274,7 @@ double Model<T>::add_gradients(const SequenceInput<T>& in, const Token* targets,
                 dh_.get(), gradients_.get(), threads, workspace_.get());
   device_->zero(dstate, state_elements(in.batch));
   run_backward(from, in, threads, dstate, nullptr, gradients_.get());
-  return sum_of_losses(in);
+  add_up_losses(in);
 }
 
 template <class T>
@@ -282,17 +283,75 @@ void Model<T>::check_optimizer(const Optimizer<T>& optimizer) const {
           "optimizer must be made for this network, got one of another");
 }
 
-// Updates the parameters by gradients_ * scale, unless that or the loss is not finite.
+// Updates the parameters by gradients_ * scale, unless that or the loss is not finite. The loss is
+// loss_scale * the sum of the losses: loss_sum, or if that is null numbers_[0].
 template <class T>
-typename Model<T>::TrainResult Model<T>::apply(const std::uint64_t* mask_seed, double loss,
+typename Model<T>::TrainResult Model<T>::apply(const std::uint64_t* mask_seed,
+                                               const double* loss_sum, double loss_scale,
                                                double scale, Optimizer<T>& optimizer,
                                                const TrainOptions& options) {
   drop_gradients(mask_seed, gradients_.get());
+  if (kernels_of<T>(*device_).control)
+    return apply_there(loss_sum, loss_scale, scale, optimizer, options);
+  const double loss = loss_scale * (loss_sum ? *loss_sum : first_number());
   const TrainResult result{loss, std::sqrt(sum_of_gradient_squares()) * scale};
   if (!result.finite()) return result;
   ++version_;
   optimizer.step(parameters_.get(), gradients_.get(), options.learning_rate,
                  scale * clip_factor(result.gradient_norm, options.clip_norm), options.clip_value);
+  return result;
+}
+
+// The same on a device that decides by itself: the host reads the loss and the norm once, after the
+// update.
+template <class T>
+typename Model<T>::TrainResult Model<T>::apply_there(const double* loss_sum, double loss_scale,
+                                                     double scale, Optimizer<T>& optimizer,
+                                                     const TrainOptions& options) {
+  const Index arrays = static_cast<Index>(network_.parameters().size());
+  const Index chunks = gradient_chunks(), numbers = 2 * chunks + arrays + 1;
+  if (control_.size() == 0) {  // the chunks do not change
+    control_.reserve(numbers + control_numbers);
+    Index *chunk = control_.get(), *first = chunk + 2 * chunks;
+    for (const Parameter& p : network_.parameters()) {
+      *first++ = (chunk - control_.get()) / 2;
+      for (Index i = 0; i < p.elements(); i += square_chunk) {
+        *chunk++ = p.offset + i;
+        *chunk++ = p.offset + std::min(i + square_chunk, p.elements());
+      }
+    }
+    *first++ = chunks;
+    std::fill_n(first, control_numbers, Index(0));
+    control_.upload(numbers + control_numbers);
+  }
+  Index* const there = control_.there();
+  double* const sums = numbers_.get();
+  auto* const control = reinterpret_cast<UpdateControl<T>*>(there + numbers + 1);
+  kernels_of<T>(*device_).control(ControlArgs<T>{
+      .gradients = gradients_.get(),
+      .num_arrays = arrays,
+      .num_chunks = chunks,
+      .chunks = there,
+      .arrays = there + 2 * chunks,
+      .sums = sums + 2,
+      .sum_of_squares = sums + 1,
+      .finished = reinterpret_cast<std::uint32_t*>(there + numbers),
+      .loss_sum = loss_sum ? nullptr : sums,
+      .loss = loss_sum ? *loss_sum : 0,
+      .loss_scale = loss_scale,
+      .scale = scale,
+      .clip_norm = options.clip_norm,
+      .control = control,
+  });
+  optimizer.launch(parameters_.get(), gradients_.get(), options.learning_rate, 1,
+                   options.clip_value, control);
+  double read[2];
+  device_->download(sums, 2, read);
+  const TrainResult result{loss_scale * (loss_sum ? *loss_sum : read[0]),
+                           std::sqrt(read[1]) * scale};
+  if (!result.finite()) return result;
+  ++version_;
+  optimizer.set_num_steps(optimizer.num_steps() + 1);
   return result;
 }
 
@@ -324,8 +383,8 @@ typename Model<T>::TrainResult Model<T>::train_step(const Batch& given, const To
   const int threads = device_->most_parts();
   const SequenceInput<T> in = prepare(batch, true, threads);
   device_->zero(gradients_.get(), network_.parameter_elements());
-  const double loss = scale * add_gradients(in, targets, state, scale, threads);
-  const TrainResult result = apply(in.mask_seed, loss, 1, optimizer, options);
+  add_gradients(in, targets, state, scale, threads);
+  const TrainResult result = apply(in.mask_seed, nullptr, scale, 1, optimizer, options);
   if (result.finite()) states_out(in, state_.get(), state);
   return result;
 }
@@ -349,7 +408,8 @@ typename Model<T>::Losses Model<T>::accumulate(const Batch& given, const Token* 
   const int threads = device_->most_parts();
   const SequenceInput<T> in = prepare(micro_batch, true, threads, sum.streams);
   if (first) device_->zero(gradients_.get(), network_.parameter_elements());
-  const double loss = add_gradients(in, targets, state_0, 1, threads);
+  add_gradients(in, targets, state_0, 1, threads);
+  const double loss = first_number();
   states_out(in, state_.get(), state_n);
   sum.loss += loss;
   sum.count += count;
@@ -366,7 +426,7 @@ typename Model<T>::TrainResult Model<T>::update(Optimizer<T>& optimizer,
   check_accumulated("update");
   const Sum sum = std::exchange(sum_, Sum{});
   const double scale = reduction_scale(options, sum.count);
-  return apply(sum.mask_seed ? &*sum.mask_seed : nullptr, sum.loss * scale, scale, optimizer,
+  return apply(sum.mask_seed ? &*sum.mask_seed : nullptr, &sum.loss, scale, scale, optimizer,
                options);
 }
 
@@ -413,7 +473,10 @@ typename Model<T>::Losses Model<T>::evaluate(const Batch& given, const Token* ta
   network_.head(parameters_.get(), network_.hidden(in, false, tape_.get()),
                 gather_targets(in, targets), in.rows(), T(1), losses_.get(), nullptr, nullptr,
                 threads, workspace_.get());
-  return {sum_of_losses(in, stream_losses), count};
+  double* const sums = stream_losses ? numbers_.get() + 1 : nullptr;
+  add_up_losses(in, sums);
+  if (sums) device_->download(sums, in.batch, stream_losses);
+  return {first_number(), count};
 }
 
 // ---- sampling and updates by hand -----------------------------------------------------------
@@ -462,7 +525,13 @@ void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
   draw.tokens = tokens;
   draw.scratch = logits + logits_elements;
   draw.failure = numbers_.get();
-  for (Index i = 0; i < length; ++i) {
+  draw.position = position;
+  draw.drawn = to;
+  const bool at_once =
+      network_.sample(parameters_.get(), weights, decoder, length, batch, carried, draw, tape);
+  if (at_once) device_->download(numbers_.get(), 3, failure);
+  check_draw<T>(failure);
+  for (Index i = 0; i < length && !at_once; ++i) {
     network_.forward(parameters_.get(), weights, in, carried, false, tape, carried,
                      workspace_.get());
     network_.decode(decoder, network_.hidden(in, false, tape), batch, logits, storage);

@@ -6,6 +6,7 @@
 #include "charrnn_fast/model.hpp"
 #include "errors.hpp"
 #include "squares.hpp"
+#include "team.hpp"
 
 namespace charrnn_fast {
 
@@ -56,19 +57,33 @@ typename Model<T>::Needs Model<T>::needs(const SequenceInput<T>& in, bool traini
   n.targets = (some(true, all_rows) + some(sorted, rows)) * mirrors;
   n.indices = (sorted ? in.batch + (2 * in.batch + in.seq_len + 1) * mirrors : 0) +
               (in.streams ? in.batch * mirrors : 0);
+  if (training && kernels_of<T>(*device_).control)
+    n.indices += (2 * gradient_chunks() + static_cast<Index>(network_.parameters().size()) + 1 +
+                  control_numbers) *
+                 mirrors;
   return n;
+}
+
+// Chunks of all arrays of the gradients.
+template <class T>
+Index Model<T>::gradient_chunks() const {
+  Index chunks = 0;
+  for (const Parameter& p : network_.parameters()) chunks += square_chunks(p.elements());
+  return chunks;
 }
 
 // Sums that the host reads. First the loss, or the sum of squares of all gradients. Then the losses
 // of each stream; or, in training, the sums of squares of each parameter's gradient and of the
-// chunks of one.
+// chunks of one. With Kernels::control: the loss, the sum of squares, its workspace.
 template <class T>
 Index Model<T>::numbers(Index batch, bool training) const {
   if (!training) return 1 + batch;
+  const auto arrays = static_cast<Index>(network_.parameters().size());
+  if (kernels_of<T>(*device_).control) return 2 + gradient_chunks() + arrays;
   Index chunks = 0;
   for (const Parameter& p : network_.parameters())
     chunks = std::max(chunks, square_chunks(p.elements()));
-  return 1 + static_cast<Index>(network_.parameters().size()) + chunks;
+  return 1 + arrays + chunks;
 }
 
 // The batch in the network's order; reserves memory for its losses and, if `training`, gradients.
@@ -131,7 +146,7 @@ Index Model<T>::held_memory() {
   };
   add(parameters_, dropped_, tape_, workspace_, gradients_, dh_, state_, losses_, x_, dx_, y_,
       numbers_, staged_, given_gradients_, seeds_, drawn_, given_tokens_, given_targets_,
-      given_lengths_, tokens_, targets_, order_, ranks_, offsets_, streams_);
+      given_lengths_, tokens_, targets_, order_, ranks_, offsets_, streams_, control_);
   for (const auto& storages : packed_)
     for (const PackedCopy& copy : storages) add(copy.weights);
   return bytes;

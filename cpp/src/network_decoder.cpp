@@ -27,6 +27,9 @@ namespace {
 // Elements of the decoder's weights per block of a thread: they stay in its second-level cache.
 constexpr Index decoder_block = Index(1) << 16;
 
+// Rows of the weights [O, H] that rows_backward multiplies by at a time.
+Index backward_block(Index H) { return std::max<Index>(1, decoder_block / H); }
+
 }  // namespace
 
 // Scratch of one thread: a packed block of the decoder, then a block as it is, then the operands of
@@ -78,7 +81,7 @@ class DecoderPass {
   // dh [rows, H] = dy [rows, O] @ decoder.weight, unpacked.
   void rows_backward(const T* dy, Index dy_stride, Range rows, T* dh, T* scratch) const {
     if (rows.begin >= rows.end) return;
-    const Index most = std::max<Index>(1, decoder_block / H_);
+    const Index most = backward_block(H_);
     for (Index first = 0; first < O_; first += most) {
       const Index depth = std::min(most, O_ - first);
       const T* block = weight_ + first * H_;
@@ -138,11 +141,20 @@ void Network<T>::decode_backward(const Parameters& parameters, const T* h, const
   });
 }
 
-// A block's logits take at most 16 MB (float) and, for a small vocabulary, stay in cache. A block
-// has one or two blocks of the gradient's sums, or for a large vocabulary less than one.
+// Whether one kernel does all but the weights' gradients.
+template <class T>
+bool Network<T>::has_head_kernel() const {
+  return kernels_->head && shape_.output_size <= kernels_->head_columns;
+}
+
+// A block's logits take at most 16 MB (float) and, for a small vocabulary, stay in a CPU's cache. A
+// block has one or two blocks of the gradient's sums, or for a large vocabulary less than one. One
+// kernel takes as many rows as it can: the gradients' sums do not depend on it.
 template <class T>
 Index Network<T>::head_block_rows() const {
-  const Index rows = std::clamp<Index>((Index(1) << 22) / shape_.output_size, 1, 2 * sum_block);
+  constexpr Index elements = Index(1) << 22;
+  const Index most = has_head_kernel() ? elements : 2 * sum_block;
+  const Index rows = std::clamp<Index>(elements / shape_.output_size, 1, most);
   return rows > sum_block ? rows / sum_block * sum_block : rows;
 }
 
@@ -174,6 +186,36 @@ void Network<T>::head(const Parameters& parameters, const T* h, const Token* tar
   T* const scratches = errors + head_errors(rows);
   T* const weight_gradient = gradients ? array(gradients, decoder_weight_) : nullptr;
   T* const bias_gradient = gradients ? array(gradients, decoder_bias_) : nullptr;
+  const auto weight_gradients = [&](Index first, Index n, Range rows_of_c, T* scratch) {
+    k.gemm_tn(
+        GemmTnArgs<T>{
+            .a = logits,
+            .a_stride = stride,
+            .depth = n,
+            .products = {{h + first * H, H, H, weight_gradient, H, errors + aligned(O), H}, {}},
+            .num_products = 1,
+            .sums = bias_gradient,
+            .block = std::min(sum_block, block),
+            .done = first,
+            .whole = rows,
+            .sums_errors = errors},
+        rows_of_c, scratch);
+  };
+  const auto loss_args = [&](Index first) {
+    return CrossEntropyArgs<T>{
+        logits, stride, O, targets + first, scale, dh ? logits : nullptr, stride, losses + first};
+  };
+  if (has_head_kernel()) {
+    const T* const weight = array(parameters, decoder_weight_);
+    for (Index first = 0; first < rows; first += block) {
+      const Index n = std::min(block, rows - first);
+      k.head(HeadArgs<T>{h + first * H, H, weight, array(parameters, decoder_bias_),
+                         loss_args(first), dh ? dh + first * H : nullptr, backward_block(H)},
+             {0, n});
+      if (dh) weight_gradients(first, n, {0, O}, scratches);
+    }
+    return;
+  }
   const double operations = (dh ? 6.0 : 2.0) * double(rows) * double(H * O);
   if (decoder_bias_ >= 0) device_->copy(array(parameters, decoder_bias_), O, bias);
   const DecoderPass<T> pass(*this, parameters, decoder_bias_ >= 0 ? bias : nullptr);
@@ -193,26 +235,12 @@ void Network<T>::head(const Parameters& parameters, const T* h, const Token* tar
       } else {
         pass.rows(h_block, mine, {0, panels}, logits, stride, scratch);
       }
-      k.cross_entropy(CrossEntropyArgs<T>{logits, stride, O, targets + first, scale,
-                                          dh ? logits : nullptr, stride, losses + first},
-                      mine);
+      k.cross_entropy(loss_args(first), mine);
       if (dh) pass.rows_backward(logits, stride, mine, dh + first * H, scratch);
       // The next block's logits overwrite these, and other threads may compute other rows of them.
       team.wait();
       if (!dh) continue;
-      k.gemm_tn(
-          GemmTnArgs<T>{
-              .a = logits,
-              .a_stride = stride,
-              .depth = n,
-              .products = {{h_block, H, H, weight_gradient, H, errors + aligned(O), H}, {}},
-              .num_products = 1,
-              .sums = bias_gradient,
-              .block = std::min(sum_block, block),
-              .done = first,
-              .whole = rows,
-              .sums_errors = errors},
-          team.share(O), scratch);
+      weight_gradients(first, n, team.share(O), scratch);
       team.wait();
     }
   });

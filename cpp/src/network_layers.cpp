@@ -563,6 +563,42 @@ void Network<T>::backward(const Parameters& parameters, const PackedWeights<T>& 
       .backward(dh, dstate, dx, gradients, max_threads);
 }
 
+template <class T>
+bool Network<T>::sample(const Parameters& parameters, const PackedWeights<T>& packed,
+                        const T* decoder, Index length, Index batch, T* state,
+                        const DrawArgs<T>& draw, T* tape) const {
+  const Index H = shape_.hidden_size, G = cell_->num_gates, L = shape_.num_layers;
+  if (!cell_->sample || L > most_sample_layers || directions() > 1 || shape_.proj_size > 0 ||
+      shape_.layer_norm)
+    return false;
+  const auto weights = [&](const T* at, Packing packing, Index offset, Index columns) {
+    return weights_at(packed_weights(packing, at), packed.storage, offset, columns, H);
+  };
+  const auto bias = [&](Index offset) { return offset >= 0 ? packed.layers + offset : nullptr; };
+  SampleArgs<T> args{};
+  args.length = length, args.batch = batch;
+  args.hidden_size = H, args.num_layers = L;
+  for (Index l = 0; l < L; ++l) {
+    const Layer& p = layer(l, 0);
+    args.layers[l] = {
+        weights(packed.layers, Packing::forward, p.hh, cell_->forward_units * G),
+        l > 0 ? weights(packed.layers, Packing::forward, p.ih, kernels_->gemm_units) : Weights<T>{},
+        bias(p.input_bias), bias(p.split_bias), array(parameters, p.params)};
+  }
+  args.table = array(parameters, layer(0, 0).weight_ih);
+  args.decoder = weights(decoder, Packing::decoder, 0, kernels_->gemm_units);
+  args.decoder_bias = decoder_bias_ >= 0 ? decoder : nullptr;
+  for (Index s = 0; s < 2; ++s) {
+    const double rate = shape_.regularization.zoneout[s];
+    if (rate == 0) continue;
+    kernels_->fill(tape + s * H, static_cast<T>(rate), {0, H});
+    args.zoneout[s] = tape + s * H;
+  }
+  args.states = state;
+  args.draw = draw;
+  return cell_->sample(args);
+}
+
 template class Network<float>;
 template class Network<double>;
 

@@ -107,7 +107,7 @@ OptimizerOptions optimizer_options(const std::string& rule,
   return options;
 }
 
-double clip_factor(double norm, double limit) { return std::min(1.0, limit / (norm + 1e-6)); }
+double clip_factor(double norm, double limit) { return norm_factor(norm, limit); }
 
 template <class T>
 double sum_of_squares(const T* x, Index n) {
@@ -169,13 +169,22 @@ Index Optimizer<T>::held_memory() const {
 template <class T>
 void Optimizer<T>::step(T* parameters, const T* gradients, double learning_rate,
                         double gradient_scale, double gradient_limit) {
-  options_.learning_rate = learning_rate;
+  launch(parameters, gradients, learning_rate, gradient_scale, gradient_limit, nullptr);
   ++num_steps_;
+}
+
+// The kernels of one update, which is not counted.
+template <class T>
+void Optimizer<T>::launch(T* parameters, const T* gradients, double learning_rate,
+                          double gradient_scale, double gradient_limit,
+                          const UpdateControl<T>* control) {
+  options_.learning_rate = learning_rate;
   double hyper[max_hyper] = {};
-  prepare_(options_, num_steps_, hyper);
+  prepare_(options_, num_steps_ + 1, hyper);
   UpdateArgs<T> args{
       parameters, gradients, {}, static_cast<T>(gradient_scale), static_cast<T>(gradient_limit),
       {}};
+  args.control = control;
   std::transform(hyper, hyper + max_hyper, args.hyper, [](double h) { return static_cast<T>(h); });
   for (std::size_t i = 0; i < slots_.size(); ++i) args.slots[i] = slots_[i].get();
   const Kernels<T>& k = kernels_of<T>(*device_);

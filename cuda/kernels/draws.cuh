@@ -119,6 +119,44 @@ CHARRNN_INLINE void sort_tokens(Token* tokens, Index n, const Before& before) {
   }
 }
 
+// How many of the likeliest tokens top_k keeps; and whether a draw needs them sorted.
+template <class T>
+CHARRNN_INLINE Index top_tokens(const DrawArgs<T>& p) {
+  return p.top_k > 0 && p.top_k < p.vocab_size ? p.top_k : p.vocab_size;
+}
+template <class T>
+CHARRNN_INLINE bool sorts(const DrawArgs<T>& p) {
+  return top_tokens(p) < p.vocab_size || p.top_p < 1;
+}
+
+// Draws by the probabilities (of any sum) of the tokens, in their order.
+template <class T>
+CHARRNN_INLINE Token pick(const DrawArgs<T>& p, std::uint64_t seed, std::uint64_t position,
+                          const T* probabilities, const Token* order) {
+  Index kept = top_tokens(p);
+  double total = 0;
+  for (Index j = 0; j < kept; ++j) total += static_cast<double>(probabilities[order[j]]);
+  if (p.top_p < 1) {
+    double sum = 0;
+    Index j = 0;
+    while (j < kept && sum < p.top_p * total) sum += static_cast<double>(probabilities[order[j++]]);
+    kept = j, total = sum;
+  }
+  std::uint32_t words[4] = {static_cast<std::uint32_t>(position),
+                            static_cast<std::uint32_t>(position >> 32), 0, 0};
+  Philox(seed).draw(words);
+  const double u = (words[0] >> 8) * 0x1p-24;
+  double sum = 0;
+  Index last = 0;
+  for (Index j = 0; j < kept; ++j) {
+    const double here = static_cast<double>(probabilities[order[j]]);
+    if (here > 0) last = j;
+    sum += here;
+    if (sum > u * total) return order[j];
+  }
+  return order[last];  // rounding left the sum just below u * total
+}
+
 template <class T>
 struct DrawToken : DrawRow<T> {
   Index first;
@@ -144,31 +182,8 @@ struct DrawToken : DrawRow<T> {
       probabilities[j] = math::exp((probabilities[j] - most) * p.inverse_temperature);
       order[j] = static_cast<Token>(j);
     }
-    Index kept = n;
-    if (p.top_k > 0 && p.top_k < n) kept = p.top_k;
-    if (kept < n || p.top_p < 1) sort_tokens(order, n, Likelier<T>{probabilities});
-    double total = 0;
-    for (Index j = 0; j < kept; ++j) total += static_cast<double>(probabilities[order[j]]);
-    if (p.top_p < 1) {
-      double sum = 0;
-      Index j = 0;
-      while (j < kept && sum < p.top_p * total)
-        sum += static_cast<double>(probabilities[order[j++]]);
-      kept = j, total = sum;
-    }
-    std::uint32_t words[4] = {static_cast<std::uint32_t>(p.position),
-                              static_cast<std::uint32_t>(p.position >> 32), 0, 0};
-    Philox(p.seeds[row]).draw(words);
-    const double u = (words[0] >> 8) * 0x1p-24;
-    double sum = 0;
-    Index last = 0;
-    for (Index j = 0; j < kept; ++j) {
-      const double here = static_cast<double>(probabilities[order[j]]);
-      if (here > 0) last = j;
-      sum += here;
-      if (sum > u * total) return order[j];
-    }
-    return order[last];  // rounding left the sum just below u * total
+    if (sorts(p)) sort_tokens(order, n, Likelier<T>{probabilities});
+    return pick(p, p.seeds[row], p.position, probabilities, order);
   }
 };
 

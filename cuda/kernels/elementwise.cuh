@@ -149,15 +149,13 @@ void scatter_add(const ScatterArgs<T>& p, Range cols) {
 
 // ---- losses -------------------------------------------------------------------------------
 
-// sum_lanes threads for each row.
+// One row, by sum_lanes threads, of a warp that calls this as a whole. x: its logits; d: receives
+// their gradients, or null; the two may be the same.
 template <class T>
-__global__ void cross_entropy_kernel(CrossEntropyArgs<T> p, Range rows) {
+__device__ void cross_entropy_row(const CrossEntropyArgs<T>& p, bool given, Index r, const T* x,
+                                  T* d) {
   constexpr unsigned lanes = sum_lanes<T>;
-  const Index r = rows.begin + Index(blockIdx.x) * (blockDim.x / lanes) + threadIdx.x / lanes;
   const Index n = p.vocab_size, lane = threadIdx.x % lanes;
-  const bool given = r < rows.end;
-  const T* const x = given ? p.logits + r * p.stride : nullptr;
-  T* const d = given && p.dlogits ? p.dlogits + r * p.dstride : nullptr;
   const Token target = given ? p.targets[r] : Token(-1);
   const T scale = given && p.weights ? p.weights[r] : p.scale;
   const bool counts = target >= 0 && !(p.weights && !(scale > T(0)));
@@ -194,6 +192,15 @@ __global__ void cross_entropy_kernel(CrossEntropyArgs<T> p, Range rows) {
     d[j] = j == target ? probability - scale : probability;
   }
 }
+
+template <class T>
+__global__ void cross_entropy_kernel(CrossEntropyArgs<T> p, Range rows) {
+  constexpr unsigned lanes = sum_lanes<T>;
+  const Index r = rows.begin + Index(blockIdx.x) * (blockDim.x / lanes) + threadIdx.x / lanes;
+  const bool given = r < rows.end;
+  cross_entropy_row(p, given, r, given ? p.logits + r * p.stride : nullptr,
+                    given && p.dlogits ? p.dlogits + r * p.dstride : nullptr);
+}
 template <class T>
 void cross_entropy(const CrossEntropyArgs<T>& p, Range rows) {
   if (size_of(rows) <= 0) return;
@@ -218,13 +225,18 @@ __device__ __forceinline__ double total_of_block(double sum) {
 
 CHARRNN_INLINE double square(double x) { return x * x; }
 
+// Of x[begin, end), by all threads of the block.
+template <class T>
+__device__ double squares_of_block(const T* x, Index begin, Index end) {
+  double sum = 0;
+  for (Index j = begin + threadIdx.x; j < end; j += interleaved)
+    sum += square(static_cast<double>(x[j]));
+  return total_of_block(sum);
+}
 template <class T>
 __global__ void squares_kernel(const T* x, Index n, Index first_chunk, double* sums) {
   const Index chunk = first_chunk + blockIdx.x, begin = chunk * square_chunk;
-  double sum = 0;
-  for (Index j = begin + threadIdx.x; j < min_of(begin + square_chunk, n); j += interleaved)
-    sum += square(static_cast<double>(x[j]));
-  const double total = total_of_block(sum);
+  const double total = squares_of_block(x, begin, min_of(begin + square_chunk, n));
   if (threadIdx.x == 0) sums[chunk] = total;
 }
 template <class T>
@@ -234,18 +246,54 @@ void sums_of_squares(const T* x, Index n, Range chunks, double* sums) {
            squares_kernel<T>, x, n, chunks.begin, sums);
 }
 
+// sums[0] + sums[1] + ..., from left to right
+CHARRNN_INLINE double sum_in_order(const double* sums, Index n) {
+  double total = 0;
+  for (Index i = 0; i < n; ++i) total += sums[i];
+  return total;
+}
 struct AddUp {
   const double* sums;
   Index n;
   double* sum;
 
-  CHARRNN_INLINE void operator()(Index) const {
-    double total = 0;
-    for (Index i = 0; i < n; ++i) total += sums[i];
-    *sum = total;
-  }
+  CHARRNN_INLINE void operator()(Index) const { *sum = sum_in_order(sums, n); }
 };
 inline void add_up(const double* sums, Index n, double* sum) { each(1, AddUp{sums, n, sum}); }
+
+CHARRNN_INLINE bool is_finite(double x) { return x - x == 0; }
+
+// A block for each chunk of the gradients; that which ends last adds up the chunks' sums, those of
+// each array first.
+template <class T>
+__global__ void control_kernel(ControlArgs<T> p) {
+  CHARRNN_SHARED(std::uint32_t, before, 1);
+  const Index chunk = blockIdx.x;
+  const double total = squares_of_block(p.gradients, p.chunks[2 * chunk], p.chunks[2 * chunk + 1]);
+  if (threadIdx.x == 0) {
+    p.sums[chunk] = total;
+    *before = add_acquire_release(p.finished, 1);
+  }
+  sync_block();
+  if (*before + 1 < gridDim.x) return;
+  double* const of_arrays = p.sums + p.num_chunks;
+  for (Index i = threadIdx.x; i < p.num_arrays; i += interleaved)
+    of_arrays[i] = sum_in_order(p.sums + p.arrays[i], p.arrays[i + 1] - p.arrays[i]);
+  sync_block();
+  if (threadIdx.x > 0) return;
+  const double squares = sum_in_order(of_arrays, p.num_arrays);
+  const double norm = std::sqrt(squares) * p.scale;
+  const double loss = p.loss_scale * (p.loss_sum ? *p.loss_sum : p.loss);
+  *p.sum_of_squares = squares;
+  p.control->scale = static_cast<T>(p.scale * norm_factor(norm, p.clip_norm));
+  p.control->go = is_finite(norm) && is_finite(loss) ? T(1) : T(0);
+  store_relaxed(p.finished, 0);
+}
+template <class T>
+void control(const ControlArgs<T>& p) {
+  launch({dim3(static_cast<unsigned>(p.num_chunks)), dim3(interleaved)}, table_stream(),
+         control_kernel<T>, p);
+}
 
 struct BinaryCrossEntropy {
   template <class T>
@@ -353,9 +401,11 @@ struct Update {
 
   CHARRNN_INLINE void operator()(Index i) const {
     constexpr int S = Rule::num_slots;
+    if (p.control && !(p.control->go > T(0))) return;
     const Index j = first + i;
     T param = p.params[j], slots[S > 0 ? S : 1] = {};
-    const T gradient = clamp(p.gradients[j] * p.gradient_scale, p.gradient_limit);
+    const T scale = p.control ? p.control->scale : p.gradient_scale;
+    const T gradient = clamp(p.gradients[j] * scale, p.gradient_limit);
     for (int s = 0; s < S; ++s) slots[s] = p.slots[s][j];
     Rule::update(param, gradient, slots, Hyper<T>{p.hyper});
     p.params[j] = param;

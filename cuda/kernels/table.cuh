@@ -2,6 +2,8 @@
 #pragma once
 
 #include "kernels/draws.cuh"
+#include "kernels/head.cuh"
+#include "kernels/sample.cuh"
 #include "kernels/tiers.cuh"
 
 namespace charrnn_fast {
@@ -16,6 +18,7 @@ CellKernels<T> cell_kernels() {
   k.forward = &forward_by_tier<Cell, T>;
   k.backward = &backward_by_tier<Cell, T>;
   k.backward_initial = &recurrent_backward_initial<Cell, T>;
+  k.sample = &sample<Cell, T>;
   return k;
 }
 
@@ -64,6 +67,8 @@ const Kernels<T>& kernels() {
     k.layer_norm = &layer_norm<T>;
     k.layer_norm_backward = &layer_norm_backward<T>;
     k.cross_entropy = &cross_entropy<T>;
+    k.head = &head<T>;
+    k.head_columns = head_columns;
     k.binary_cross_entropy = &element_losses<BinaryCrossEntropy, T>;
     k.mean_square = &element_losses<MeanSquare, T>;
     k.sum_losses = &sum_losses<T>;
@@ -74,6 +79,7 @@ const Kernels<T>& kernels() {
     k.scale = &scale<T>;
     k.clip_value = &clip_value<T>;
     k.update = update_table<T>(UpdateRules());
+    k.control = &control<T>;
     k.cells = cell_table<T>(Cells());
     k.num_cells = length(Cells());
     k.exp = &map_exp<T>;

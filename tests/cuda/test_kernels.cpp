@@ -16,6 +16,7 @@
 #include "charrnn_fast/cuda.hpp"
 #include "charrnn_fast/threads.hpp"
 #include "device_cases.hpp"
+#include "fused_cases.hpp"
 #include "tiers.hpp"
 
 #if !defined(ON_A_CARD)
@@ -43,6 +44,22 @@ struct Captured {
     charrnn_fast::cuda_stream_wait(own(), &stream);
   }
 };
+
+// Fewer launches, by as much as docs/gpu.md says.
+void check_launches(charrnn_fast::Device& device, charrnn_fast::Device& separate) {
+  const auto launches = [] { return cuda_emulator::statistics().launches; };
+  const charrnn_fast::Launches few = charrnn_fast::launches_of(device, launches);
+  const charrnn_fast::Launches many = charrnn_fast::launches_of(separate, launches);
+  const std::uint64_t pairs[][2] = {{few.train, many.train},
+                                    {few.update, many.update},
+                                    {few.evaluate, many.evaluate},
+                                    {few.sample, many.sample}};
+  for (const auto& [now, before] : pairs)
+    std::printf("%llu launches, %llu without\n", static_cast<unsigned long long>(now),
+                static_cast<unsigned long long>(before));
+  CHECK(few.update == 2, "%llu launches of an update", static_cast<unsigned long long>(few.update));
+  CHECK(few.sample == 2, "%llu launches of a text", static_cast<unsigned long long>(few.sample));
+}
 
 }  // namespace
 #endif
@@ -101,6 +118,16 @@ int main(int argc, char** argv) {
         CHECK(run_separate<float>(device, dense, Captured()) ==
                   run_separate<float>(cpu_device(), dense),
               "captured, %s", dense ? "dense" : "tokens");
+#endif
+    }
+    if (!tier) {
+      check_fused<float>(device, every, first);
+      check_fused<double>(device, every, first);
+      SeparateDevice separate(device);
+      check_fused<float>(separate, 3 * every, 3 * first);
+      check_fused<double>(separate, 3 * every, 3 * first);
+#if !defined(ON_A_CARD)
+      if (first == 0) check_launches(device, separate);
 #endif
     }
     check_models<float>(device, every, first, persistent);

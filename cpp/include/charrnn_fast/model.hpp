@@ -222,11 +222,15 @@ class Model {
 
   Needs needs(const SequenceInput<T>& in, bool training, int threads) const;
   SequenceInput<T> prepare(const Batch& batch, bool training, int threads, Index first_stream = 0);
-  double add_gradients(const SequenceInput<T>& in, const Token* targets, const T* state_0,
-                       double scale, int threads);
-  TrainResult apply(const std::uint64_t* mask_seed, double loss, double scale,
-                    Optimizer<T>& optimizer, const TrainOptions& options);
-  double sum_of_losses(const SequenceInput<T>& in, double* stream_losses = nullptr) const;
+  void add_gradients(const SequenceInput<T>& in, const Token* targets, const T* state_0,
+                     double scale, int threads);
+  TrainResult apply(const std::uint64_t* mask_seed, const double* loss_sum, double loss_scale,
+                    double scale, Optimizer<T>& optimizer, const TrainOptions& options);
+  TrainResult apply_there(const double* loss_sum, double loss_scale, double scale,
+                          Optimizer<T>& optimizer, const TrainOptions& options);
+  void add_up_losses(const SequenceInput<T>& in, double* stream_sums = nullptr) const;
+  double first_number() const;
+  Index gradient_chunks() const;
   double sum_of_gradient_squares() const;
   Index numbers(Index batch, bool training) const;
   void check_optimizer(const Optimizer<T>& optimizer) const;
@@ -246,6 +250,9 @@ class Model {
       gradients_{*device_}, dh_{*device_}, state_{*device_}, losses_{*device_}, x_{*device_},
       dx_{*device_}, y_{*device_};
   AlignedBuffer<double> numbers_{*device_};  // sums that the host reads
+  // Of devices with Kernels::control: its chunks and arrays, then its counter and its result.
+  static constexpr Index control_numbers = 3;
+  MirroredBuffer<Index> control_{*device_};
   // If the device is not the host: the caller's arrays in transit, and its gradients.
   AlignedBuffer<T> staged_{*device_}, given_gradients_{*device_};
   AlignedBuffer<std::uint64_t> seeds_{*device_};

@@ -34,6 +34,10 @@ namespace charrnn_fast {
 template <class T>
 struct CellKernels;
 template <class T>
+struct DrawArgs;
+template <class T>
+class Model;
+template <class T>
 class SequencePass;
 template <class T>
 class DecoderPass;
@@ -262,6 +266,7 @@ class Network {
   };
   struct TapeLayout;
   struct BackwardLayout;
+  friend class Model<T>;
   friend class SequencePass<T>;
   friend class DecoderPass<T>;
   friend class Stream<T>;
@@ -284,6 +289,11 @@ class Network {
   BackwardLayout backward_layout(const SequenceInput<T>& in) const;
   void multiply_by_weight_masks(std::uint64_t mask_seed, const Parameters& weights,
                                 const Gradients& products) const;
+  // All steps of Model::sample in one kernel. False, with nothing done, if the device has none that
+  // fits. state is updated in place; tape: of one step.
+  bool sample(const Parameters& parameters, const PackedWeights<T>& packed, const T* decoder,
+              Index length, Index batch, T* state, const DrawArgs<T>& draw, T* tape) const;
+  bool has_head_kernel() const;
   Index head_block_rows() const;
   Index decoder_scratch() const;
   Index head_errors(Index rows) const;

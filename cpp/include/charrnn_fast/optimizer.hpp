@@ -14,6 +14,11 @@ namespace charrnn_fast {
 // Factor that clips by norm: limit / (norm + 1e-6), at most 1 (PyTorch's clip_grad_norm_).
 double clip_factor(double norm, double limit);
 
+template <class T>
+class Model;
+template <class T>
+struct UpdateControl;
+
 // Sum of squares in fixed chunks: it does not depend on the number of threads.
 template <class T>
 double sum_of_squares(const T* x, Index n);
@@ -51,6 +56,10 @@ class Optimizer {
             double gradient_limit = std::numeric_limits<double>::infinity());
 
  private:
+  friend class Model<T>;
+  void launch(T* parameters, const T* gradients, double learning_rate, double gradient_scale,
+              double gradient_limit, const UpdateControl<T>* control);
+
   Device* device_;
   OptimizerOptions options_;
   Index elements_, num_steps_ = 0;

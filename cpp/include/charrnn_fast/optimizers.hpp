@@ -34,6 +34,12 @@ struct OptimizerOptions {
   double beta1 = 0.9, beta2 = 0.999;     // Adam, AdamW
 };
 
+// Factor that clips by norm: limit / (norm + 1e-6), at most 1 (PyTorch's clip_grad_norm_).
+CHARRNN_INLINE double norm_factor(double norm, double limit) {
+  const double factor = limit / (norm + 1e-6);
+  return factor < 1 ? factor : 1;
+}
+
 // The running average beta a + (1 - beta) g, computed as a step from the value of larger weight
 // towards the other. A step from a far larger value of smaller weight would round away the result.
 // brief: beta < 1/2, so g has the larger weight.

@@ -19,5 +19,6 @@ constexpr CellKernels<T> cell_kernels() {
           &recurrent_forward<Cell, T>,
           &recurrent_backward<Cell, T>,
           &recurrent_backward_initial<Cell, T>,
-          stream_kernel<Cell, T>()};
+          stream_kernel<Cell, T>(),
+          nullptr};
 }

@@ -293,6 +293,9 @@ struct StreamDecodeArgs {
 };
 
 template <class T>
+struct SampleArgs;
+
+template <class T>
 struct CellKernels : CellInfo {
   int forward_units;  // units of a panel in forward; backward: Kernels::gemm_units
   // Writes args.recurrent of the rows that begin anywhere; call before forward.
@@ -308,6 +311,9 @@ struct CellKernels : CellInfo {
   // Of the CPU only: h of the given number of steps from h before them.
   // Null: there is none.
   void (*stream)(const StreamArgs<T>&, const T* h, Index steps, T* rows);
+  // Of other devices than the CPU: all steps of sampling in one call. False, with nothing done, if
+  // the sizes do not fit. Null: there is none.
+  bool (*sample)(const SampleArgs<T>&);
 };
 
 // ---- losses, elementwise work -------------------------------------------------------------
@@ -326,6 +332,20 @@ struct CrossEntropyArgs {
   T* losses;  // [rows]
   // [rows], each replaces scale; or null. A weight that is not above 0 gives zeros.
   const T* weights = nullptr;
+};
+
+// The decoder, its loss and its backward, row by row: logits = h @ weight^T + bias; then
+// cross_entropy of them, with loss.logits ignored; then dh = dlogits @ weight.
+template <class T>
+struct HeadArgs {
+  const T* h;  // [N, depth]
+  Index depth;
+  const T* weight;           // [V, depth]
+  const T* bias;             // [V] or null
+  CrossEntropyArgs<T> loss;  // dlogits null: losses only
+  T* dh;                     // [N, depth]
+  // Rows of the weight whose products are one sum of dh; the sums are added up in order.
+  Index dh_block;
 };
 
 // Losses of elements against targets, summed per block of elements. A weight multiplies an
@@ -451,6 +471,37 @@ struct DrawArgs {
   double* failure;
 };
 
+// Sampling by a network of one direction without projection or normalization: `length` times, feeds
+// each stream its token and draws the next from the output.
+constexpr int most_sample_layers = 8;
+template <class T>
+struct SampleLayer {
+  Weights<T> hh;        // as in RecurrentForwardArgs
+  Weights<T> ih;        // packed: 1 group, G*H units, depth H; not of the first layer
+  const T* input_bias;  // [G*H] or null
+  const T* split_bias;  // [num_split*H] or null
+  const T* params;      // [P, H]
+};
+template <class T>
+struct SampleArgs {
+  Index length, batch, hidden_size, num_layers;
+  SampleLayer<T> layers[most_sample_layers];
+  const T* table;         // [V, G*H] the first layer's input weights, by token
+  Weights<T> decoder;     // packed: 1 group, V units, depth H
+  const T* decoder_bias;  // [V] or null
+  const T* zoneout[2];    // [H] masks of h and c; null: none
+  T* states;              // [S, L, B, H] updated in place
+  // Of the first step. tokens: those fed, and at the end the last drawn; drawn: [length, B];
+  // failure: of the earliest step. logits is ignored.
+  DrawArgs<T> draw;
+};
+
+// What an update multiplies the gradients by; and 1, or 0 if it must not happen.
+template <class T>
+struct UpdateControl {
+  T scale, go;
+};
+
 template <class T>
 struct UpdateArgs {
   T* params;
@@ -459,6 +510,25 @@ struct UpdateArgs {
   T gradient_scale;    // from clipping by norm
   T gradient_limit;    // clipping by value; infinity: none
   T hyper[max_hyper];  // the rule's own numbers, see optimizers.hpp
+  // With a norm that Kernels::control computes: replaces gradient_scale. Else null.
+  const UpdateControl<T>* control = nullptr;
+};
+
+// The norm of gradients that are in several arrays, each summed in chunks, and what follows for the
+// update: by norm_factor, unless the norm or the loss is not finite.
+template <class T>
+struct ControlArgs {
+  const T* gradients;
+  Index num_arrays, num_chunks;
+  const Index* chunks;      // [num_chunks, 2] elements [begin, end) of the gradients
+  const Index* arrays;      // [num_arrays + 1] first chunk of each
+  double* sums;             // [num_chunks + num_arrays] workspace
+  double* sum_of_squares;   // receives it
+  std::uint32_t* finished;  // 0 before and after
+  const double* loss_sum;   // null: `loss`
+  double loss, loss_scale;  // the loss is loss_scale * the sum
+  double scale, clip_norm;  // of the gradients, before clipping
+  UpdateControl<T>* control;
 };
 
 template <class T>
@@ -503,6 +573,9 @@ struct Kernels {
   void (*layer_norm)(const LayerNormArgs<T>&, Range rows);
   void (*layer_norm_backward)(const LayerNormBackwardArgs<T>&, Range rows);
   void (*cross_entropy)(const CrossEntropyArgs<T>&, Range rows);
+  // For vocabularies of at most head_columns. Of other devices than the CPU; null: there is none.
+  void (*head)(const HeadArgs<T>&, Range rows);
+  Index head_columns;
   // softplus(x) - x z, of logits x; and (x - z)^2
   void (*binary_cross_entropy)(const ElementLossArgs<T>&, Range blocks);
   void (*mean_square)(const ElementLossArgs<T>&, Range blocks);
@@ -516,6 +589,8 @@ struct Kernels {
   void (*scale)(T* x, Index n, T factor);
   void (*clip_value)(T* x, Index n, T limit);
   void (*const* update)(const UpdateArgs<T>&, Range elements);  // by the rule's number
+  // Of other devices than the CPU, for which the host would wait. Null: there is none.
+  void (*control)(const ControlArgs<T>&);
   // Of the CPU only.
   void (*stream_decode)(const StreamDecodeArgs<T>&, const T* h, Index rows, T* y);
   const CellKernels<T>* cells;  // num_cells of them, in the order of Cells
