@@ -95,31 +95,35 @@ void unsort_rows(const SortArgs<T>& p, Range steps) {
   each(size_of(steps) * p.steps.batch * p.cols, UnsortRow<T>{p, steps.begin});
 }
 
-// One thread: the order of the sum is the caller's rows'.
+// The order of the sum is the caller's rows': one thread adds up what all have fetched. Padding
+// adds 0, which changes no sum.
+constexpr unsigned loss_threads = 256;
 template <class T>
-struct SumLosses {
-  LossSumArgs<T> p;
-
-  CHARRNN_INLINE void operator()(Index) const {
-    double sum = 0;
-    for (Index b = 0; p.stream_sums && b < p.steps.batch; ++b) p.stream_sums[b] = 0;
-    for (Index t = 0; t < p.steps.seq_len; ++t) {
-      const T* const losses = p.losses + first_row(p.steps, t);
-      const Index rows = rows_at(p.steps, t);
-      for (Index b = 0; b < p.steps.batch; ++b) {
-        const Index r = p.ranks ? p.ranks[b] : b;
-        if (r >= rows) continue;
-        const double loss = static_cast<double>(losses[r]);
-        sum += loss;
-        if (p.stream_sums) p.stream_sums[b] += loss;
-      }
-    }
-    *p.sum = sum;
+__global__ void sum_losses_kernel(LossSumArgs<T> p) {
+  CHARRNN_SHARED(double, terms, loss_threads);
+  const Index B = p.steps.batch, all = p.steps.seq_len * B, thread = threadIdx.x;
+  const auto loss = [&](Index t, Index b) {
+    const Index r = p.ranks ? p.ranks[b] : b;
+    return r < rows_at(p.steps, t) ? static_cast<double>(p.losses[first_row(p.steps, t) + r]) : 0.0;
+  };
+  double sum = 0;
+  for (Index first = 0; first < all; first += loss_threads) {
+    const Index n = min_of(loss_threads, all - first);
+    if (thread < n) terms[thread] = loss((first + thread) / B, (first + thread) % B);
+    sync_block();
+    for (Index i = 0; thread == 0 && i < n; ++i) sum += terms[i];
+    sync_block();
   }
-};
+  if (thread == 0) *p.sum = sum;
+  for (Index b = thread; p.stream_sums && b < B; b += loss_threads) {
+    double of_stream = 0;
+    for (Index t = 0; t < p.steps.seq_len; ++t) of_stream += loss(t, b);
+    p.stream_sums[b] = of_stream;
+  }
+}
 template <class T>
 void sum_losses(const LossSumArgs<T>& p) {
-  each(1, SumLosses<T>{p});
+  launch({dim3(1), dim3(loss_threads)}, table_stream(), sum_losses_kernel<T>, p);
 }
 
 }  // namespace cuda
