@@ -374,6 +374,52 @@ def test_the_emulated_card_by_the_names_of_gpus(
 
 @pytest.mark.slow
 @unsanitized
+def test_a_plan_says_how_layers_run(emulated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "charrnn_fast._cuda", sys.modules[devices.MODULE])
+    rnn = cf.RNN(5, 9, cell="lstm", num_layers=2, proj_size=3, device=emulated)
+    x = np.zeros((4, 3, 5), "f4")
+    said = cf.cuda.plan(rnn, batch=3, seq_len=4).describe()
+    assert [line.split(" (")[0] for line in said.splitlines()] == [
+        f"layer {layer}, {way}: T4" for layer in range(2) for way in ("forward", "backward")
+    ]
+    assert said.count("(it has a projection)") == 4
+
+    model = model_on(emulated)
+    plan = cf.cuda.plan(model, 50, 25)
+    assert str(plan).count(": T1 (a block holds the weights), 1 launch of 50 x ") == 4
+    assert repr(plan) == "<Plan of 2 layers>" and cf.cuda.tier() is None
+    cf.cuda.set_tier("T4")
+    try:
+        assert cf.cuda.tier() == "T4"
+        assert str(cf.cuda.plan(model, 50, 25)).count(": T4 (it is forced)") == 4
+        cf.cuda.set_tier("T1")
+        for call in (lambda: cf.cuda.plan(rnn, 3, 4), lambda: rnn.forward(x)):
+            with pytest.raises(ValueError, match=r"cannot run the forward pass .*a projection"):
+                call()
+    finally:
+        cf.cuda.set_tier(None)
+    rnn.forward(x)
+    with pytest.raises(ValueError, match="tier must be T1, T2, T3 or T4, got T5"):
+        cf.cuda.set_tier("T5")
+    with pytest.raises(ValueError, match="batch must be >= 1"):
+        cf.cuda.plan(rnn, 0, 4)
+
+
+def test_plans_are_of_networks_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "charrnn_fast._cuda", None)
+    with pytest.raises(ValueError, match="network must be on a GPU, got one on the CPU"):
+        cf.cuda.plan(cf.RNN(3, 4), 1, 5)
+    with pytest.raises(TypeError, match="network must be an RNN or a CharLM, got str"):
+        cf.cuda.plan("rnn", 1, 5)
+    with pytest.raises(TypeError, match="name must be a str or None, got int"):
+        cf.cuda.set_tier(1)  # type: ignore[arg-type]
+    for call in (lambda: cf.cuda.set_tier("T1"), cf.cuda.tier):
+        with pytest.raises(RuntimeError, match="this build of charrnn_fast has no CUDA kernels"):
+            call()
+
+
+@pytest.mark.slow
+@unsanitized
 def test_parameters_are_copies(emulated: str) -> None:
     rnn = cf.RNN(3, 4, device=emulated)
     assert rnn.device == EMULATED and f"device={EMULATED!r}" in repr(rnn)

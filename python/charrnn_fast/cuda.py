@@ -1,4 +1,4 @@
-"""The GPU: whether one can be used, and if not, why.
+"""The GPU: whether one can be used, and if not, why; how a network's layers run on it.
 
 ``RNN(..., device="cuda")``, `CharLM`, ``CharLM.load(path, device="cuda")`` and the commands'
 ``--device cuda`` compute there. docs/gpu.md says what has been run on a card.
@@ -7,11 +7,23 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from ._checks import integer
+import numpy as np
 
-__all__ = ["Card", "devices", "is_available", "memory", "why_not"]
+from ._checks import instance, integer
+
+__all__ = [
+    "Card",
+    "Plan",
+    "devices",
+    "is_available",
+    "memory",
+    "plan",
+    "set_tier",
+    "tier",
+    "why_not",
+]
 
 _LARGEST_ORDINAL = 1023
 
@@ -79,6 +91,100 @@ def memory(ordinal: int = 0) -> tuple[int, int]:
         raise RuntimeError(f"device 'cuda:{ordinal}' cannot be used: {reason}")
     free, total = compiled()[0].memory(ordinal)
     return int(free), int(total)
+
+
+class Plan:
+    """How the layers of a network run on a GPU: see `plan`."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def describe(self) -> str:
+        """A line for each layer and pass: its tier, and why; launches, blocks, memory.
+
+        ::
+
+            layer 0, forward: T1 (a block holds the weights), 1 launch of 50 x 512 threads, ...
+        """
+        return self._text
+
+    __str__ = describe
+
+    def __repr__(self) -> str:
+        return f"<Plan of {len(self._text.splitlines()) // 2} layers>"
+
+
+class _Network(Protocol):
+    """What `plan` asks of an `RNN`."""
+
+    cell: str
+    hidden_size: int
+    num_layers: int
+    nonlinearity: str
+    proj_size: int
+    layer_norm: bool
+    dtype: np.dtype[Any]
+
+    @property
+    def device(self) -> str: ...
+
+
+def plan(network: Any, batch: int, seq_len: int) -> Plan:
+    """The plan by which a network (`RNN` or `CharLM`) on a GPU runs `batch` sequences of `seq_len`.
+
+    There are four ways, the tiers, with the same bits. T1: a block holds a layer's weights for all
+    steps; T2: a cluster of blocks; T3: all blocks of a grid; T4: a kernel for each step. A layer
+    takes T1 where its weights fit, else T4; see `set_tier`.
+
+    Nothing runs. Raises ValueError for a network on the CPU, and where a tier is forced that
+    cannot run a layer.
+    """
+    of: _Network = getattr(network, "rnn", network)
+    if not isinstance(getattr(of, "device", None), str):
+        raise TypeError(f"network must be an RNN or a CharLM, got {type(network).__name__}")
+    if of.device == "cpu":
+        raise ValueError("network must be on a GPU, got one on the CPU, which has no tiers")
+    batch, seq_len = integer("batch", batch, 1), integer("seq_len", seq_len, 1)
+    return Plan(
+        _kernels()
+        .describe(
+            of.cell,
+            of.hidden_size,
+            of.num_layers,
+            batch,
+            seq_len,
+            nonlinearity=of.nonlinearity,
+            proj_size=of.proj_size,
+            layer_norm=of.layer_norm,
+            float64=of.dtype == np.float64,
+        )
+        .rstrip("\n")
+    )
+
+
+def set_tier(name: str | None) -> None:
+    """Makes all layers of this process run by one tier, "T1" to "T4"; None: as they would.
+
+    A call that cannot take it raises ValueError, with the reason. The environment variable
+    CHARRNN_CUDA_TIER says what it is at first. Raises ValueError for another name, RuntimeError in
+    a build without CUDA.
+    """
+    if name is not None:
+        instance("name", name, str, "a str or None")
+    _kernels().set_tier(name)
+
+
+def tier() -> str | None:
+    """The tier that `set_tier` or CHARRNN_CUDA_TIER has set; None: none."""
+    name: str | None = _kernels().tier()
+    return name
+
+
+def _kernels() -> Any:
+    module, reason = compiled()
+    if module is None:
+        raise RuntimeError(reason)
+    return module
 
 
 def compiled() -> tuple[Any, str]:
