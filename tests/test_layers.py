@@ -19,7 +19,7 @@ LAYERS = (
     ("_core", "_cuda", "reference"),
     ("_checks", "_names", "_objects", "_devices", "cuda", "registry", "runtime"),
     ("device_array",),
-    ("rnn", "states", "initial", "losses", "optim"),
+    ("rnn", "device_calls", "states", "initial", "losses", "optim"),
     ("torch", "jax"),
     ("storage",),
     ("text",),

@@ -133,6 +133,16 @@ def floats(name: str, value: object, dtype: np.dtype[Any]) -> NDArray[Any]:
     return value
 
 
+def token_array(name: str, value: NDArray[Any], letters: str, size: int) -> NDArray[np.int32]:
+    """Integers 0 to size - 1 of shape [letters], such as "TB", as contiguous int32."""
+    if value.ndim != len(letters):
+        shown = ", ".join(letters)
+        raise ValueError(f"{name} of tokens must have shape [{shown}], got {value.shape}")
+    if not value.flags.c_contiguous:
+        raise ValueError(f"{name} must be C-contiguous: pass numpy.ascontiguousarray({name})")
+    return tokens(name, value, 0, size)
+
+
 def tokens(name: str, given: NDArray[Any], lowest: int, end: int) -> NDArray[np.int32]:
     """Integers of any type as int32 for the kernels, which copy them and check the copy.
 

@@ -25,12 +25,13 @@ from ._checks import (
     integer,
     real,
     shown,
-    tokens,
+    token_array,
     warn,
 )
 from ._names import suggesting
 from ._objects import Settled
 from .device_array import DeviceArray, is_of_a_gpu
+from .device_calls import DeviceCalls
 from .initial import INITS, draw
 from .states import State, StateLayout
 
@@ -127,7 +128,7 @@ class RNN(Settled):
         "": "the options of a network are fixed when it is built; build another one, whose "
         "load_parameters takes the parameters() of this one",
     }
-    _covered = frozenset(("_core", "_states", "_carried", "_by_thread", "_forwards"))
+    _covered = frozenset(("_core", "_states", "_on_device", "_carried", "_by_thread", "_forwards"))
 
     @suggesting
     def __init__(
@@ -349,6 +350,14 @@ class RNN(Settled):
             hidden_size,
             self.dtype,
         )
+        self._on_device = DeviceCalls(
+            self._core,
+            self._states,
+            input_size=input_size,
+            output_size=self._outputs,
+            dtype=self.dtype,
+            device=self.device,
+        )
 
     def _enough_memory(self) -> AbstractContextManager[None]:
         """Told with what the parameters take, of which weights are nearly all."""
@@ -373,6 +382,11 @@ class RNN(Settled):
     def _width(self) -> int:
         """R, the features of h."""
         return self.proj_size or self.hidden_size
+
+    @property
+    def _outputs(self) -> int:
+        """Features of y."""
+        return self.output_size or self._directions * self._width
 
     @property
     def kind(self) -> registry.Cell:
@@ -593,11 +607,7 @@ class RNN(Settled):
         ndim = len(dims)
         shown = ", ".join(dims)
         if x.dtype.kind in "iu":
-            if x.ndim != ndim:
-                raise ValueError(f"x of tokens must have shape [{shown}], got {x.shape}")
-            if not x.flags.c_contiguous:
-                raise ValueError("x must be C-contiguous: pass numpy.ascontiguousarray(x)")
-            return tokens("x", x, 0, self.input_size)
+            return token_array("x", x, dims, self.input_size)
         x = floats("x", x, self.dtype)
         if x.ndim != ndim + 1 or x.shape[-1] != self.input_size:
             shown = f"{shown}, {self.input_size}" if dims else f"{self.input_size}"
@@ -622,7 +632,12 @@ class RNN(Settled):
             if plain is not None:
                 return plain
         if is_of_a_gpu(x):
-            y_there: DeviceArray = self._step_on_device(x)
+            if self.bidirectional:
+                raise ValueError(
+                    "bidirectional must be False for step, got True: such a network reads whole "
+                    "sequences"
+                )
+            y_there, self._carried = self._on_device.step(x, self._carried)
             return y_there
         self._bring_carried_home()
         if isinstance(x, np.ndarray) and x.ndim == 0 and x.dtype.kind in "iu":
@@ -695,14 +710,14 @@ class RNN(Settled):
         state that `step` carries is neither read nor changed.
         """
         on_device = is_of_a_gpu(x)
-        x = self._device_input(x, "TB") if on_device else self._input(x, "TB")
+        x = self._on_device.input(x, "TB") if on_device else self._input(x, "TB")
         if x.shape[1] == 0:
             raise ValueError("x must have a batch of 1 or more, got 0")
         if lengths is not None:
             lengths = _lengths(lengths, *x.shape[:2])
         if mask_seed is not None:
             mask_seed = integer("mask_seed", mask_seed, 0, LARGEST_SEED)
-        make: Any = self._forward_on_device if on_device else self._forward_on_host
+        make: Any = self._on_device.forward if on_device else self._forward_on_host
         try:
             y, last, number = make(x, state, keep, lengths, mask_seed)
         except MemoryError as error:
@@ -750,12 +765,13 @@ class RNN(Settled):
                 "backward must follow its own forward, and another thread has called a later "
                 "one: let each thread have a network of its own, by copy.deepcopy"
             )
-        shape = (steps, batch, self.output_size or self._directions * self._width)
+        shape = (steps, batch, self._outputs)
         h = dstate[0] if isinstance(dstate, (tuple, list)) and dstate else dstate
         if is_of_a_gpu(h if dy is None else dy):
-            given = None if dy is None else self._device_floats("dy", dy, shape, "of y, [T, B, O]")
-            dlast = self._device_state("dstate", dstate, batch)
-            found = self._backward_on_device(number, steps, batch, given, dlast)
+            there = self._on_device
+            given = None if dy is None else there.floats("dy", dy, shape, "of y, [T, B, O]")
+            dlast = there.state("dstate", dstate, batch)
+            found = there.backward(number, steps, batch, given, dlast)
             if (forward := self._forwards.get(number)) is not None:
                 forward.is_open = False
             return found
@@ -773,160 +789,6 @@ class RNN(Settled):
         if (forward := self._forwards.get(number)) is not None:
             forward.is_open = False
         return dx, self._states.public(dstate_0), gradients
-
-    # ---- arrays of the device -------------------------------------------------------------
-    # They stay there: calls queue their work, and the host waits for nothing.
-
-    def _device_array(self, name: str, x: Any) -> DeviceArray:
-        if self.device == "cpu":
-            raise TypeError(
-                f"{name} must be a NumPy array for a network on the CPU, got {type(x).__name__} of "
-                f"a GPU: copy it to the host, or build the network with device='cuda'"
-            )
-        if not is_of_a_gpu(x):
-            raise TypeError(
-                f"{name} must be on {self.device} as the other arrays of the call are, got "
-                f"{type(x).__name__}: pass DeviceArray.from_numpy({name}, {self.device!r})"
-            )
-        try:
-            return DeviceArray.from_dlpack(x, self.device)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{name}: {error}") from None
-
-    def _device_floats(
-        self, name: str, x: Any, shape: tuple[int, ...], letters: str
-    ) -> DeviceArray:
-        found = self._device_array(name, x)
-        if found.dtype != self.dtype:
-            raise TypeError(f"{name} must have dtype {self.dtype}, got {found.dtype}")
-        if found.shape != shape:
-            raise ValueError(f"{name} must have the shape {letters} = {shape}, got {found.shape}")
-        return found
-
-    def _device_input(self, x: Any, dims: str) -> DeviceArray | Array:
-        """Tokens come to the host, which checks them."""
-        found = self._device_array("x", x)
-        if found.dtype.kind in "iu":
-            return self._input(found.numpy(), dims)
-        if found.dtype != self.dtype:
-            raise TypeError(
-                f"x must have dtype {self.dtype} or be integer tokens, got {found.dtype}"
-            )
-        if found.ndim != len(dims) + 1 or found.shape[-1] != self.input_size:
-            letters = ", ".join(dims)
-            raise ValueError(f"x must have shape [{letters}, {self.input_size}], got {found.shape}")
-        return found
-
-    def _device_state(self, name: str, state: State, batch: int) -> DeviceArray:
-        """A new array with a caller's state in the kernels' form; zeros for None."""
-        shapes = self._states.shapes(batch)
-        made = self._new_on_device(self._core.state_shape(batch))
-        if state is None:
-            made.set_zero()
-            return made
-        if len(shapes) == 2 and not (isinstance(state, (tuple, list)) and len(state) == 2):
-            raise TypeError(f"{name} must be a tuple (h, c), got {type(state).__name__}")
-        parts = state if len(shapes) == 2 else (state,)
-        names = (f"{name}[0] (h)", f"{name}[1] (c)") if len(shapes) == 2 else (name,)
-        letters = ("[L*D, B, H]", "[L*D, B, H]")
-        found = [
-            self._device_floats(*given)
-            for given in zip(names, parts, shapes, letters, strict=False)
-        ]
-        for part, to in zip(found, self._states.parts_of(made, batch), strict=True):
-            part.copy_to(to)
-            part.kept_until_read()
-        return made
-
-    def _new_on_device(self, shape: Sequence[int]) -> DeviceArray:
-        return DeviceArray.empty(shape, self.dtype, self.device)
-
-    def _forward_on_device(
-        self,
-        x: DeviceArray | Array,
-        state: State,
-        keep: bool,
-        lengths: Array | None,
-        mask_seed: int | None,
-    ) -> Any:
-        seq_len, batch = x.shape[:2]
-        outputs = self.output_size or self._directions * self._width
-        first = None if state is None else self._device_state("state", state, batch)
-        y = self._new_on_device((seq_len, batch, outputs))
-        last = self._new_on_device(self._core.state_shape(batch))
-        number = self._core.forward_on_device(
-            seq_len,
-            batch,
-            x.address if isinstance(x, DeviceArray) else 0,
-            None if isinstance(x, DeviceArray) else x,
-            0 if first is None else first.address,
-            keep,
-            lengths,
-            mask_seed,
-            y.address,
-            last.address,
-        )
-        if isinstance(x, DeviceArray):
-            x.kept_until_read()
-        return y, last, number
-
-    def _backward_on_device(
-        self, number: int, steps: int, batch: int, dy: DeviceArray | None, dstate: DeviceArray
-    ) -> tuple[Any, State, dict[str, Any]]:
-        places = self._core.gradient_places()
-        flat = self._new_on_device((self._core.parameter_elements,))
-        dx = None
-        if not self._core.kept_tokens:
-            dx = self._new_on_device((steps, batch, self.input_size))
-        self._core.backward_on_device(
-            number,
-            0 if dy is None else dy.address,
-            dstate.address,
-            0 if dx is None else dx.address,
-            flat.address,
-        )
-        if dy is not None:
-            dy.kept_until_read()
-        gradients = {
-            name: flat.view(offset, (rows, cols) if cols else (rows,), transposed=transposed)
-            for name, (offset, rows, cols, transposed) in places.items()
-        }
-        return dx, self._states.public(dstate), gradients
-
-    def _step_on_device(self, x: Any) -> Any:
-        there = self._device_array("x", x)
-        single = there.ndim == (there.dtype.kind == "f")
-        if single:
-            there = there.view(0, (1, *there.shape))
-        given = self._device_input(there, "B")
-        batch = given.shape[0]
-        if batch == 0:
-            raise ValueError("x must have a batch of 1 or more, got 0")
-        if self.bidirectional:
-            raise ValueError(
-                "bidirectional must be False for step, got True: such a network reads "
-                "whole sequences"
-            )
-        state = self._carried
-        if state is None:
-            state = self._new_on_device(self._core.state_shape(batch))
-            state.set_zero()
-        elif (carried := self._states.batch(state)) != batch:
-            raise ValueError(
-                f"x must have the carried state's batch of {carried}, got {batch}; call reset() "
-                f"first to start anew"
-            )
-        elif not isinstance(state, DeviceArray):
-            state = DeviceArray.from_numpy(state, self.device)
-        outputs = self.output_size or self._width
-        y = self._new_on_device((outputs,) if single else (batch, outputs))
-        if isinstance(given, DeviceArray):
-            self._core.step_on_device(batch, given.address, None, state.address, y.address)
-            given.kept_until_read()
-        else:
-            self._core.step_on_device(batch, 0, given, state.address, y.address)
-        self._carried = state
-        return y
 
     def _bring_carried_home(self) -> None:
         if isinstance(self._carried, DeviceArray):
