@@ -364,7 +364,8 @@ def test_the_emulated_card_by_the_names_of_gpus(
     monkeypatch.setitem(sys.modules, "charrnn_fast._cuda", devices.register(emulator))
     assert cf.cuda.is_available() and cf.cuda.why_not(1) is not None
     (card,) = cf.cuda.devices()
-    assert cf.cuda.memory() == (card.memory, card.memory)
+    free, total = cf.cuda.memory()  # other tests of this process may hold some
+    assert 0 < free <= total == card.memory
     rnn = cf.RNN(3, 4, device="cuda")
     assert (rnn.device, rnn.step(0).shape) == ("cuda", (4,))
     assert copy.copy(rnn).device == "cuda" and "device='cuda'" in repr(rnn)
