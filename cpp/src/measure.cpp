@@ -124,7 +124,7 @@ void multiply(const T* a, const T* b, Index rows, Index cols, Index depth, T* c)
     for (Index panel = mine.begin; panel < mine.end; panel += most) {
       const Index n = std::min(most, mine.end - panel), first = panel * units;
       const Index width = std::min(n * units, cols - first);
-      k.pack(PackArgs<T>{b + first, 1, cols, 1, width, depth, to, false}, {0, n});
+      k.pack(PackArgs<T>{b + first, 1, cols, 1, width, depth, to}, {0, n});
       k.gemm(
           GemmArgs<T>{
               a, depth, {to, units, units * depth}, nullptr, false, width, depth, c + first, cols},

@@ -199,7 +199,7 @@ void Network<T>::pack(Packing packing, const Parameters& parameters, T* packed,
     const auto run = [&](const T* from, Index row_stride, Index depth_stride, Index groups,
                          Index units, Index depth, Index to) {
       k.pack(PackArgs<T>{from, row_stride, depth_stride, groups, units, depth,
-                         weights + (half ? to / 2 : to), half},
+                         weights + (half ? to / 2 : to), storage},
              team.share(ceil_div(units, groups > 1 ? cell_->forward_units : k.gemm_units)));
     };
     if (packing == Packing::decoder) {

@@ -25,7 +25,7 @@ Weights<T> weights_at(const T* packed, Storage storage, Index offset, Index pane
                       Index depth) {
   const bool half = storage == Storage::bfloat16;
   return {packed + (half ? offset / 2 : offset), panel_columns,
-          panel_columns * (half ? ceil_div(depth, 2) : depth), half};
+          panel_columns * (half ? ceil_div(depth, 2) : depth), storage};
 }
 
 }  // namespace charrnn_fast

@@ -64,7 +64,7 @@ class DecoderPass {
     for (Index panel = panels.begin; panel < panels.end; panel += most) {
       const Index n = std::min(most, panels.end - panel), first = panel * units;
       const Index cols = std::min(n * units, O_ - first);
-      k_.pack(PackArgs<T>{weight_ + first * H_, H_, 1, 1, cols, H_, scratch, false}, {0, n});
+      k_.pack(PackArgs<T>{weight_ + first * H_, H_, 1, 1, cols, H_, scratch}, {0, n});
       k_.gemm(GemmArgs<T>{h,
                           H_,
                           {scratch, units, units * H_},

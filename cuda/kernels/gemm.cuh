@@ -33,7 +33,7 @@ template <class T>
 CHARRNN_INLINE T weight(const Weights<T>& w, Index panel, Index k, Index column) {
   const T* const at = w.data + panel * w.panel_stride + column;
   if constexpr (sizeof(T) == 4) {
-    if (w.bfloat16) {
+    if (w.storage == Storage::bfloat16) {
       std::uint32_t word;
       memcpy(&word, at + k / 2 * w.depth_stride, sizeof word);
       return float_of_bits(k % 2 ? word & 0xffff0000u : word << 16);
@@ -142,13 +142,13 @@ struct Pack {
   }
   CHARRNN_INLINE void operator()(Index i) const {
     const Index columns = p.groups * panel_units,
-                steps = p.bfloat16 ? ceil_div(p.depth, 2) : p.depth;
+                steps = p.storage == Storage::bfloat16 ? ceil_div(p.depth, 2) : p.depth;
     const Index column = i % columns, step = i / columns % steps;
     const Index panel = first_panel + i / columns / steps;
     const Index group = column / panel_units, unit = panel * panel_units + column % panel_units;
     T* const to = p.packed + (panel * steps + step) * columns + column;
     if constexpr (sizeof(T) == 4) {
-      if (p.bfloat16) {
+      if (p.storage == Storage::bfloat16) {
         const std::uint32_t word = to_bfloat16(at(group, unit, 2 * step)) |
                                    to_bfloat16(at(group, unit, 2 * step + 1)) << 16;
         memcpy(to, &word, sizeof word);
@@ -160,7 +160,7 @@ struct Pack {
 };
 template <class T>
 void pack(const PackArgs<T>& p, Range panels) {
-  const Index steps = p.bfloat16 ? ceil_div(p.depth, 2) : p.depth;
+  const Index steps = p.storage == Storage::bfloat16 ? ceil_div(p.depth, 2) : p.depth;
   each(size_of(panels) * steps * p.groups * panel_units, Pack<T>{p, panels.begin});
 }
 

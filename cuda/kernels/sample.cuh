@@ -25,7 +25,7 @@ template <class T, int streams>
 __device__ void add_column(const T* x, Index stride, const Weights<T>& weights, const T* column,
                            Index depth, T (&total)[streams]) {
   const Index step = weights.depth_stride;
-  const bool half = sizeof(T) == 4 && weights.bfloat16;
+  const bool half = sizeof(T) == 4 && weights.storage == Storage::bfloat16;
   for (Index k = 0; k < depth;) {
     T acc[streams] = {};
     const Index end = min_of(depth, k + chain_depth);
@@ -276,7 +276,8 @@ template <class Cell, class T>
 bool sample(const SampleArgs<T>& p) {
   const Index H = p.hidden_size, L = p.num_layers, V = p.draw.vocab_size;
   const Index weights = (2 * L - 1) * Cell::num_gates * H * H + V * H;
-  if (weights * Index(p.decoder.bfloat16 ? 2 : sizeof(T)) > most_sample_weights) return false;
+  if (weights * Index(p.decoder.storage == Storage::bfloat16 ? 2 : sizeof(T)) > most_sample_weights)
+    return false;
   const auto shared = [&](Index streams) {
     return SampleMemory<Cell, T>{L, H, V, streams}.bytes();
   };

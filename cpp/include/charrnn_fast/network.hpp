@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "charrnn_fast/device.hpp"
+#include "charrnn_fast/number_types.hpp"
 
 namespace charrnn_fast {
 
@@ -87,6 +88,7 @@ struct NetworkShape {
   bool layer_norm = false;  // on the gates' input and recurrent terms (Ba et al. 2016)
   Regularization regularization = {};
   std::string nonlinearity = "tanh";  // or "relu", for the cell "rnn"
+  Compute compute = Compute::float32;
 };
 
 // One array in the flat parameters: `name` and [rows, cols] as in PyTorch (cols 0: a vector).
@@ -143,11 +145,6 @@ enum class Packing {
   decoder,         // decode
 };
 constexpr int num_packings = 6;
-
-// Number type of packed weights: T (full); or bfloat16, for T float and without backward: half the
-// memory, the same arithmetic (but those of forward_tokens are always T). Parameters rounded to
-// bfloat16 give the same bits with either.
-enum class Storage { full, bfloat16 };
 
 // Packed weights for forward (or backward): `layers` of Packing::forward (backward);
 // `first_layer` of Packing::forward_dense or forward_tokens (backward_dense), or null. For

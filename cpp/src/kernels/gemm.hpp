@@ -272,7 +272,7 @@ struct Tiles {
 
   constexpr Tiles() { fill<1, G>(); }
   CHARRNN_INLINE void run(Index rows, Index vectors, const Args& p) const {
-    const bool half = has_bfloat16 && p.weights.bfloat16;
+    const bool half = has_bfloat16 && p.weights.storage == Storage::bfloat16;
     (half ? by_size_bfloat16 : by_size)[rows][vectors](p);
   }
   template <int MR, int W>
@@ -396,8 +396,9 @@ template <int G, class T>
 void pack_panels(const PackArgs<T>& p, Range panels) {
   constexpr int lanes = Native<T>::lanes, P = Panel<G>::vectors,
                 unit_vectors = Panel<G>::unit_vectors;
+  const bool half = p.storage == Storage::bfloat16;
   // Units are contiguous: a panel is as many neighbouring vectors of each row.
-  if (p.row_stride == 1 && G == 1 && !p.bfloat16) {
+  if (p.row_stride == 1 && G == 1 && !half) {
     for (Index panel = panels.begin; panel < panels.end; ++panel)
       for (Index k = 0; k < p.depth; ++k)
         for (Index v = 0; v < P; ++v) {
@@ -411,8 +412,8 @@ void pack_panels(const PackArgs<T>& p, Range panels) {
     for (Index v = 0; v < P; ++v) {
       const Index group = v % G, unit = (panel * unit_vectors + v / G) * lanes;
       const Index n = min_of(lanes, p.units - unit);
-      const Index steps = p.bfloat16 ? ceil_div(p.depth, 2) : p.depth;
-      const auto pack = p.bfloat16 ? &pack_units_bfloat16<T> : &pack_units<T>;
+      const Index steps = half ? ceil_div(p.depth, 2) : p.depth;
+      const auto pack = half ? &pack_units_bfloat16<T> : &pack_units<T>;
       pack(p.weights + (group * p.units + unit) * p.row_stride, p.row_stride, p.depth_stride, n,
            p.depth, p.packed + (panel * steps * P + v) * lanes, P * lanes);
     }
@@ -430,7 +431,7 @@ void pack(const PackArgs<T>& p, Range panels) {
 // The weights starting at a panel.
 template <class T>
 CHARRNN_INLINE Weights<T> from_panel(const Weights<T>& w, Index panel) {
-  return {w.data + panel * w.panel_stride, w.depth_stride, w.panel_stride, w.bfloat16};
+  return {w.data + panel * w.panel_stride, w.depth_stride, w.panel_stride, w.storage};
 }
 
 // Columns [0, cols) of a tile of C: in place if they are whole vectors, else through a buffer.

@@ -23,6 +23,7 @@
 
 #include "charrnn_fast/cell_info.hpp"
 #include "charrnn_fast/config.hpp"
+#include "charrnn_fast/number_types.hpp"
 
 namespace charrnn_fast {
 
@@ -46,8 +47,8 @@ struct PackArgs {
   Index row_stride;    //   at (group * units + unit) * row_stride
   Index depth_stride;  //   + k * depth_stride
   Index groups, units, depth;
-  T* packed;      // panels * (units of a panel) * groups * depth elements
-  bool bfloat16;  // ... * (depth + 1) / 2 words; T is float
+  T* packed;                        // panels * (units of a panel) * groups * depth elements
+  Storage storage = Storage::full;  // bfloat16: ... * (depth + 1) / 2 words; T is float
 };
 
 // Weights of a product: at depth k, the vectors of panel p are at data + p * panel_stride + k *
@@ -57,7 +58,7 @@ template <class T>
 struct Weights {
   const T* data;
   Index depth_stride, panel_stride;  // as bfloat16: in words, and depth_stride of two k
-  bool bfloat16 = false;
+  Storage storage = Storage::full;
 };
 
 // C [M, N] = A [M, K] @ weights [K, N] + (accumulate ? C : bias)
