@@ -61,6 +61,7 @@ class Model:
             bidirectional=rnn.bidirectional,
             layer_norm=rnn.layer_norm,
             variational=rnn.variational,
+            compute_dtype=registry.COMPUTE_DTYPES.index(rnn.compute_dtype),
             zoneout_h=rnn.zoneout[0],
             zoneout_c=rnn.zoneout[1],
             **rates,
@@ -128,6 +129,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "float64": {"cell": "peephole_lstm", "dtype": "float64", "proj_size": 3, "weight_drop": 0.2},
     "normalized": {"cell": "coupled_lstm", "layer_norm": True, "zoneout": (0.1, 0.2)},
 }
+if DEVICE == b"cpu":  # the GPU computes in float32 alone
+    NETWORKS["bfloat16"] = {"cell": "gru", "compute_dtype": "bfloat16"}
 
 
 @pytest.fixture(params=NETWORKS)
@@ -242,6 +245,7 @@ def test_shape(model: Model) -> None:
     assert (shape.output_size, shape.proj_size) == (rnn.output_size or 0, rnn.proj_size)
     assert (shape.bidirectional, shape.layer_norm) == (rnn.bidirectional, rnn.layer_norm)
     assert (shape.zoneout_h, shape.zoneout_c, shape.dropout) == (*rnn.zoneout, rnn.dropout)
+    assert registry.COMPUTE_DTYPES[shape.compute_dtype] == rnn.compute_dtype
     equal(model.parameters(), rnn.parameters())
 
 
@@ -647,6 +651,28 @@ def test_the_network_of_a_language_model(c: Any) -> None:
     model.close()
 
 
+def test_a_language_model_computes_as_it_is_told(c: Any, tmp_path: Path) -> None:
+    path, data = str(KEPT).encode(), KEPT.read_bytes()
+    for number, name in enumerate(registry.COMPUTE_DTYPES):
+        if name == "tf32":
+            continue
+        ours = cf.CharLM.load(KEPT, compute_dtype=name)
+        made = [Text.__new__(Text), Text.__new__(Text)]
+        for text in made:
+            text.c, text.handle = c, ctypes.c_void_p()
+        c.language_model_load_as(path, number, ctypes.byref(made[0].handle))
+        given = (data, len(data), number)
+        c.language_model_load_memory_as(*given, ctypes.byref(made[1].handle))
+        for text in made:
+            assert text.sample([4], text.options(60)) == [ours.sample(60, seed=4)]
+            c.language_model_destroy(text.handle)
+            # A file that says so is read likewise.
+            ours.save(tmp_path / "model")
+            again = Text(c, tmp_path / "model")
+            assert again.sample([4], again.options(60)) == [ours.sample(60, seed=4)]
+            c.language_model_destroy(again.handle)
+
+
 # ---- errors ----
 
 
@@ -692,6 +718,14 @@ def test_wrong_arguments(c: Any, text: Text, tmp_path: Path) -> None:
     )
     refused(BAD_CHECKPOINT, "no charrnn_fast checkpoint", c.language_model_load_memory, b"", 0, out)
     refused(INVALID, "path must not be NULL", c.language_model_load, None, out)
+    kept = KEPT.read_bytes()
+    for number, words in (
+        (c.constants["CHARRNN_COMPUTE_TF32"], "compute_dtype on cpu must be 'float32' or 'bfloat"),
+        (3, "compute_dtype must be CHARRNN_COMPUTE_FLOAT32, _TF32 or _BFLOAT16, got 3"),
+        (-1, "compute_dtype must be CHARRNN_COMPUTE_FLOAT32, _TF32 or _BFLOAT16, got -1"),
+    ):
+        refused(INVALID, words, c.language_model_load_as, str(KEPT).encode(), number, out)
+        refused(INVALID, words, c.language_model_load_memory_as, kept, len(kept), number, out)
     refused(INVALID, "model must not be NULL", c.language_model_load, b"x", None)
     shape = c.struct("shape", cell=b"gru", input_size=3, hidden_size=4)
     for field, value, words in (
@@ -701,7 +735,8 @@ def test_wrong_arguments(c: Any, text: Text, tmp_path: Path) -> None:
         ("bias", -1, "bias must be CHARRNN_BIAS_BOTH, _SINGLE or _NONE, got -1"),
         ("layer_norm", 2, "layer_norm must be 0 or 1, got 2"),
         ("dropout", 1.0, "dropout must be at least 0, below 1, got 1"),
-        ("reserved", 1, "reserved must be 0, got 1"),
+        ("compute_dtype", 1, "compute_dtype on cpu must be 'float32' or 'bfloat16', got 'tf32'"),
+        ("compute_dtype", 3, "compute_dtype must be CHARRNN_COMPUTE_FLOAT32, _TF32 or _BFLOAT16"),
     ):
         wrong = type(shape).from_buffer_copy(shape)
         setattr(wrong, field, value)

@@ -91,6 +91,8 @@ NetworkShape parsed(std::string_view name) {
       shape.layer_norm = boolean(value, key);
     else if (key == "nonlinearity")
       shape.nonlinearity = string(value, key);
+    else if (key == "compute_dtype")
+      shape.compute = compute_named(string(value, key));
     else if (key == "regularization")
       read_rates(value, shape.regularization);
     else

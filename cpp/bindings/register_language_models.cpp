@@ -5,6 +5,7 @@
 
 #include "arrays.hpp"
 #include "charrnn_fast/language_model.hpp"
+#include "charrnn_fast/registry.hpp"
 #include "storage/safetensors.hpp"
 
 namespace charrnn_fast::bindings {
@@ -40,6 +41,11 @@ std::vector<py::bytes> as_bytes(const std::vector<std::string>& texts) {
   return {texts.begin(), texts.end()};
 }
 
+std::optional<Compute> compute_of(const std::optional<std::string>& name) {
+  if (!name) return std::nullopt;
+  return compute_named(*name);
+}
+
 }  // namespace
 
 void register_language_models(py::module_& m) {
@@ -50,15 +56,21 @@ void register_language_models(py::module_& m) {
            py::arg("temperature") = 1.0, py::arg("top_k") = 0, py::arg("top_p") = 1.0,
            py::arg("stop") = std::vector<std::string>(), py::arg("bfloat16") = false);
   py::class_<LanguageModel>(m, "LanguageModel")
-      .def_static("load", &LanguageModel::load, py::arg("path"),
-                  py::call_guard<py::gil_scoped_release>())
+      .def_static(
+          "load",
+          [](const std::string& path, const std::optional<std::string>& compute_dtype) {
+            const auto compute = compute_of(compute_dtype);
+            py::gil_scoped_release release;
+            return LanguageModel::load(path, compute);
+          },
+          py::arg("path"), py::arg("compute_dtype") = py::none())
       .def_static(
           "from_memory",
-          [](const py::bytes& checkpoint) {
+          [](const py::bytes& checkpoint, const std::optional<std::string>& compute_dtype) {
             const std::string_view data = checkpoint;
-            return LanguageModel::from_memory(data.data(), data.size());
+            return LanguageModel::from_memory(data.data(), data.size(), compute_of(compute_dtype));
           },
-          py::arg("checkpoint"))
+          py::arg("checkpoint"), py::arg("compute_dtype") = py::none())
       .def(
           "sample",
           [](const LanguageModel& self, const TextOptions& options,

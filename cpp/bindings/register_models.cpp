@@ -281,18 +281,19 @@ void register_model(py::module_& m, const char* name) {
       .def(py::init([](const std::string& cell, Index input_size, Index hidden_size,
                        Index output_size, Index num_layers, const std::string& bias,
                        bool bidirectional, Index proj_size, bool layer_norm, const py::dict& rates,
-                       const py::object& device, const std::string& nonlinearity) {
+                       const py::object& device, const std::string& nonlinearity,
+                       const std::string& compute_dtype) {
              return std::make_shared<M>(
                  NetworkShape{cell, input_size, hidden_size, output_size, num_layers,
                               bias_named(bias), bidirectional, proj_size, layer_norm,
-                              regularization(rates), nonlinearity},
+                              regularization(rates), nonlinearity, compute_named(compute_dtype)},
                  device_of(device));
            }),
            py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("output_size"),
            py::arg("num_layers"), py::arg("bias"), py::arg("bidirectional") = false,
            py::arg("proj_size") = 0, py::arg("layer_norm") = false,
            py::arg("regularization") = py::dict(), py::arg("device") = py::none(),
-           py::arg("nonlinearity") = "tanh")
+           py::arg("nonlinearity") = "tanh", py::arg("compute_dtype") = "float32")
       .def_property_readonly("num_states",
                              [](const M& self) { return self.network().num_states(); })
       .def_property_readonly("num_parameters",

@@ -35,13 +35,24 @@ py::dict describe(const OptimizerInfo& optimizer) {
 }  // namespace
 
 void register_registry(py::module_& m) {
-  py::list all_cells, all_optimizers, rates;
+  py::list all_cells, all_optimizers, rates, computes;
   for (const CellInfo& cell : cells()) all_cells.append(describe(cell));
   for (const OptimizerInfo& optimizer : optimizers()) all_optimizers.append(describe(optimizer));
   for (const DropoutRate& rate : dropout_rates) rates.append(rate.name);
+  for (const ComputeInfo& info : compute_dtypes) computes.append(info.name);
   m.attr("cells") = py::tuple(all_cells);
   m.attr("optimizers") = py::tuple(all_optimizers);
   m.attr("dropout_rates") = py::tuple(rates);
+  m.attr("compute_dtypes") = py::tuple(computes);
+  m.def(
+      "compute_dtypes_on",
+      [](const py::object& device) {
+        py::list names;
+        for (const ComputeInfo& info : compute_dtypes)
+          if (can_compute(device_of(device), info.compute)) names.append(info.name);
+        return py::tuple(names);
+      },
+      py::arg("device"));
 }
 
 }  // namespace charrnn_fast::bindings

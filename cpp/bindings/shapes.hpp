@@ -6,6 +6,7 @@
 #include <string>
 
 #include "charrnn_fast/network.hpp"
+#include "charrnn_fast/registry.hpp"
 
 namespace charrnn_fast::bindings {
 

@@ -244,6 +244,14 @@ void write_flat(const Parameter& p, const T* values, T* flat) {
 
 // ---- shapes -------------------------------------------------------------------------------
 
+constexpr Compute computes[] = {Compute::float32, Compute::tf32, Compute::bfloat16};
+
+Compute compute_of(std::int32_t compute_dtype) {
+  require(compute_dtype >= CHARRNN_COMPUTE_FLOAT32 && compute_dtype <= CHARRNN_COMPUTE_BFLOAT16,
+          "compute_dtype must be CHARRNN_COMPUTE_FLOAT32, _TF32 or _BFLOAT16, got ", compute_dtype);
+  return computes[compute_dtype];
+}
+
 NetworkShape shape_of(const charrnn_shape& from) {
   NetworkShape shape;
   shape.cell = given(from.cell, "shape->cell");
@@ -259,7 +267,7 @@ NetworkShape shape_of(const charrnn_shape& from) {
   shape.bias = biases[from.bias];
   shape.bidirectional = flag(from.bidirectional, "bidirectional");
   shape.layer_norm = flag(from.layer_norm, "layer_norm");
-  check_reserved(from.reserved);
+  shape.compute = compute_of(from.compute_dtype);
   Regularization& r = shape.regularization;
   r.variational = flag(from.variational, "variational");
   r.input_dropout = from.input_dropout;
@@ -292,6 +300,8 @@ charrnn_shape c_shape_of(const NetworkShape& shape, bool is_float32) {
   to.bidirectional = shape.bidirectional;
   to.layer_norm = shape.layer_norm;
   const Regularization& r = shape.regularization;
+  to.compute_dtype = static_cast<std::int32_t>(
+      std::find(std::begin(computes), std::end(computes), shape.compute) - std::begin(computes));
   to.variational = r.variational;
   to.input_dropout = r.input_dropout;
   to.dropout = r.dropout;
@@ -978,6 +988,26 @@ charrnn_status charrnn_language_model_load_memory(const void* checkpoint, size_t
     given(model, "model");
     *model = new charrnn_language_model{
         LanguageModel::from_memory(given(checkpoint, "checkpoint"), bytes)};
+  });
+}
+
+charrnn_status charrnn_language_model_load_as(const char* path, int32_t compute_dtype,
+                                              charrnn_language_model** model) {
+  return guarded([&] {
+    given(model, "model");
+    const Compute compute = compute_of(compute_dtype);
+    *model = new charrnn_language_model{LanguageModel::load(given(path, "path"), compute)};
+  });
+}
+
+charrnn_status charrnn_language_model_load_memory_as(const void* checkpoint, size_t bytes,
+                                                     int32_t compute_dtype,
+                                                     charrnn_language_model** model) {
+  return guarded([&] {
+    given(model, "model");
+    const Compute compute = compute_of(compute_dtype);
+    *model = new charrnn_language_model{
+        LanguageModel::from_memory(given(checkpoint, "checkpoint"), bytes, compute)};
   });
 }
 

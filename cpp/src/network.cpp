@@ -1,6 +1,7 @@
 // A network's shape, parameters and packed weights.
 #include "charrnn_fast/network.hpp"
 
+#include "charrnn_fast/registry.hpp"
 #include "errors.hpp"
 #include "internal/network_of_cell.hpp"
 #include "network_common.hpp"
@@ -25,6 +26,22 @@ const CellKernels<T>& find_cell(const Kernels<T>& k, const NetworkShape& shape) 
 }
 
 }  // namespace
+
+bool can_compute(const Device& device, Compute compute) {
+  return compute == Compute::float32 || (compute == Compute::bfloat16 && device.is_host);
+}
+
+void check_compute(Compute compute, bool is_float64, const Device& device) {
+  const std::string got = quoted(name_of(compute));
+  require(compute == Compute::float32 || !is_float64,
+          "compute_dtype of a float64 network must be 'float32', got ", got);
+  std::string known;
+  for (const ComputeInfo& info : compute_dtypes)
+    if (can_compute(device, info.compute))
+      known += (known.empty() ? "" : " or ") + quoted(info.name);
+  require(can_compute(device, compute), "compute_dtype on ", device.name, " must be ", known,
+          ", got ", got);
+}
 
 // ---- shape and parameters -----------------------------------------------------------------
 
@@ -65,6 +82,7 @@ Network<T>::Network(const NetworkShape& shape, const CellKernels<T>& cell, Devic
           ", which has no c, must be 0, got ", r.zoneout[1]);
   require(r.zoneout[0] == 0 || shape.proj_size == 0, "zoneout_h must be 0 with a projection, got ",
           r.zoneout[0]);
+  check_compute(shape.compute, sizeof(T) == 8, device);
   lay_out();
 }
 

@@ -19,6 +19,9 @@ inline Range intersect(Range a, Range b) {
   return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
 }
 
+// Throws std::invalid_argument unless networks on the device can compute so.
+void check_compute(Compute compute, bool is_float64, const Device& device);
+
 // Packed weights, `offset` elements after the first of their packing.
 template <class T>
 Weights<T> weights_at(const T* packed, Storage storage, Index offset, Index panel_columns,

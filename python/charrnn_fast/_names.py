@@ -101,6 +101,7 @@ _SAME = {
     "input_size": "input_dim in_features",
     "init": "init_method initializer kernel_initializer",
     "weight_dtype": "dtype precision",
+    "compute_dtype": "amp bf16 mixed_precision use_amp dtype precision",
     "vocabulary": "vocab",
 }
 

@@ -1,7 +1,7 @@
-"""The choices that users have: cells, optimizers and dropout rates.
+"""The choices that users have: cells, optimizers, dropout rates and number formats of products.
 
-Each is declared once, in C++, next to its code (``cells.hpp``, ``optimizers.hpp`` and
-``network.hpp`` in ``cpp/include/charrnn_fast``). All Python code that lists or checks them, or
+Each is declared once, in C++, next to its code (``cells.hpp``, ``optimizers.hpp``, ``network.hpp``
+and ``registry.hpp`` in ``cpp/include/charrnn_fast``). All Python code that lists or checks them, or
 needs their properties, reads them here.
 """
 
@@ -53,6 +53,9 @@ OPTIMIZERS = {optimizer["name"]: Optimizer(**optimizer) for optimizer in _core.o
 
 DROPOUT_RATES = _core.dropout_rates
 """Names of `RNN`'s options that are one dropout rate; zoneout, with one per state, is not here."""
+
+COMPUTE_DTYPES = _core.compute_dtypes
+"""The values of compute_dtype; `_core.compute_dtypes_on` has those of a device."""
 
 
 def nonlinearities(cell: str) -> tuple[str, ...]:

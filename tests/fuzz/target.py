@@ -137,6 +137,8 @@ _VALUES: tuple[Any, ...] = (
     "adam",
     "sgd",
     "float64",
+    "tf32",
+    "bfloat16",
     [],
     [1, 2.0],
     {},
@@ -190,6 +192,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
         "peephole": {"cell": "peephole_lstm", "bias": False, "forget_bias": None},
         "coupled": {"cell": "coupled_lstm", "dtype": "float64", "init": "uniform"},
         "projected": {"hidden_size": 2, "proj_size": 1, "weight_drop": 0.2},
+        "bfloat16": {"compute_dtype": "bfloat16"},
     }
     trainings: dict[str, dict[str, Any]] = {
         "rnn": {"optimizer": "sgd", "reduction": "sum", "clip_norm": None},

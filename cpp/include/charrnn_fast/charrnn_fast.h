@@ -108,6 +108,10 @@ CHARRNN_API const char* charrnn_optimizer_name(int32_t index);
 typedef struct charrnn_model charrnn_model;
 
 enum { CHARRNN_FLOAT32 = 0, CHARRNN_FLOAT64 = 1 };
+/* How the operands of all matrix products are rounded, of float32 models: not at all; to TF32; to
+ * bfloat16. Sums, states, gradients and parameters stay float32. The CPU has no TF32, GPUs have
+ * float32 alone. */
+enum { CHARRNN_COMPUTE_FLOAT32 = 0, CHARRNN_COMPUTE_TF32 = 1, CHARRNN_COMPUTE_BFLOAT16 = 2 };
 /* Bias vectors of a layer: PyTorch's two, one, or none. */
 enum { CHARRNN_BIAS_BOTH = 0, CHARRNN_BIAS_SINGLE = 1, CHARRNN_BIAS_NONE = 2 };
 
@@ -125,7 +129,7 @@ typedef struct charrnn_shape {
   int32_t bidirectional;    /* 0 or 1, as are: */
   int32_t layer_norm;       /* layer normalization of the gates' input and recurrent terms */
   int32_t variational;      /* dropout masks for all steps of a sequence instead of one per step */
-  int32_t reserved;         /* 0 */
+  int32_t compute_dtype;    /* CHARRNN_COMPUTE_... */
   /* Rates in [0, 1). Dropout acts only in calls with a mask_seed. */
   double input_dropout;     /* on x */
   double dropout;           /* between layers */
@@ -345,6 +349,13 @@ CHARRNN_API charrnn_status charrnn_language_model_load(const char* path,
 /* Of a checkpoint's bytes, which are not needed afterwards. */
 CHARRNN_API charrnn_status charrnn_language_model_load_memory(const void* checkpoint, size_t bytes,
                                                               charrnn_language_model** model);
+/* The same, computing as compute_dtype says, CHARRNN_COMPUTE_..., whatever the file does. */
+CHARRNN_API charrnn_status charrnn_language_model_load_as(const char* path, int32_t compute_dtype,
+                                                          charrnn_language_model** model);
+CHARRNN_API charrnn_status charrnn_language_model_load_memory_as(const void* checkpoint,
+                                                                 size_t bytes,
+                                                                 int32_t compute_dtype,
+                                                                 charrnn_language_model** model);
 CHARRNN_API void charrnn_language_model_destroy(charrnn_language_model* model);
 
 /* Its network, shared with it: changed parameters change both. Free it by charrnn_model_destroy;

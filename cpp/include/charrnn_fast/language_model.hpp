@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -63,11 +64,13 @@ class TextStream {
 
 class LanguageModel {
  public:
-  // Of a checkpoint written by CharLM.save or by a training. Throws CheckpointError, and
-  // std::system_error if the file cannot be read.
-  static LanguageModel load(const std::string& path);
+  // Of a checkpoint written by CharLM.save or by a training. compute: how it shall compute; none:
+  // as the file says, which the CPU must be able to. Throws CheckpointError, std::system_error if
+  // the file cannot be read, and std::invalid_argument for a `compute` that it cannot have.
+  static LanguageModel load(const std::string& path, std::optional<Compute> compute = {});
   // Of a checkpoint's bytes, which are not needed afterwards.
-  static LanguageModel from_memory(const void* checkpoint, std::size_t bytes);
+  static LanguageModel from_memory(const void* checkpoint, std::size_t bytes,
+                                   std::optional<Compute> compute = {});
 
   const Vocabulary& vocabulary() const;
   const NetworkShape& shape() const;

@@ -161,14 +161,17 @@ struct TapeSize {
   Index per_row, per_stream, constant;
 };
 
+// Whether networks of float32 on the device can compute so.
+bool can_compute(const Device& device, Compute compute);
+
 template <class T>
 class Network {
  public:
   using Parameters = ParameterArrays<const T>;
   using Gradients = ParameterArrays<T>;
 
-  // Throws std::invalid_argument for an unknown cell, an impossible size, or float64 on a device
-  // without it.
+  // Throws std::invalid_argument for an unknown cell, an impossible size, and for float64 or a
+  // Compute on a device without it.
   explicit Network(const NetworkShape& shape, Device& device = cpu_device());
 
   const NetworkShape& shape() const { return shape_; }

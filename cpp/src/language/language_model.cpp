@@ -13,6 +13,7 @@
 #include "language/drawing.hpp"
 #include "language/drawn_text.hpp"
 #include "language/scoring.hpp"
+#include "network_common.hpp"
 #include "storage/checkpoint.hpp"
 #include "text/utf8.hpp"
 
@@ -183,7 +184,14 @@ struct LanguageModel::State {
 
   bool is_float32() const { return model.index() == 0; }
 
-  static std::shared_ptr<const State> of(const Checkpoint& file) {
+  static std::shared_ptr<const State> of(Checkpoint file, std::optional<Compute> compute) {
+    if (compute) {
+      check_compute(*compute, file.dtype == "float64", cpu_device());
+      file.shape.compute = *compute;
+    }
+    if (!can_compute(cpu_device(), file.shape.compute))
+      throw CheckpointError(file.name + " computes in " + quoted(name_of(file.shape.compute)) +
+                            ", which the CPU cannot: load it with another compute_dtype");
     auto state = std::make_shared<State>();
     state->vocabulary = file.vocabulary;
     state->shape = file.shape;
@@ -215,12 +223,13 @@ struct LanguageModel::State {
 
 LanguageModel::LanguageModel(std::shared_ptr<const State> state) : state_(std::move(state)) {}
 
-LanguageModel LanguageModel::load(const std::string& path) {
-  return LanguageModel(State::of(read_checkpoint(path)));
+LanguageModel LanguageModel::load(const std::string& path, std::optional<Compute> compute) {
+  return LanguageModel(State::of(read_checkpoint(path), compute));
 }
 
-LanguageModel LanguageModel::from_memory(const void* checkpoint, std::size_t bytes) {
-  return LanguageModel(State::of(read_checkpoint(checkpoint, bytes)));
+LanguageModel LanguageModel::from_memory(const void* checkpoint, std::size_t bytes,
+                                         std::optional<Compute> compute) {
+  return LanguageModel(State::of(read_checkpoint(checkpoint, bytes), compute));
 }
 
 const Vocabulary& LanguageModel::vocabulary() const { return *state_->vocabulary; }

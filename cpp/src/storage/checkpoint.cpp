@@ -49,6 +49,7 @@ class Table {
     values_.erase(found);
     return value;
   }
+  bool has(const std::string& k) const { return values_.count(k) > 0; }
   JsonValue take(const std::string& k) {
     const auto found = find(k);
     require(found.has_value(), name_, k, " is missing");
@@ -149,6 +150,11 @@ void read_model(JsonValue value, Checkpoint& to) {
         [&](JsonValue rate) { of_states.push_back(Table::rate_of("model.zoneout", rate)); });
   if (of_states.size() != 2) wrong("model.zoneout", "a list [h, c]", zoneout);
   std::copy(of_states.begin(), of_states.end(), rates.zoneout);
+  if (model.has("compute_dtype")) {
+    std::vector<std::string> known;
+    for (const ComputeInfo& info : compute_dtypes) known.emplace_back(info.name);
+    shape.compute = compute_named(model.text("compute_dtype", known));
+  }
   model.end();
 }
 

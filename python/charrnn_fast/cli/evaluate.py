@@ -84,7 +84,9 @@ class _Loss:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    stored = CharLM.load(arguments.model, device=arguments.device)
+    stored = CharLM.load(
+        arguments.model, device=arguments.device, compute_dtype=arguments.compute_dtype
+    )
     paths = find_files(arguments.text)
     text_files.check(paths)
     # Reads all files, each once, before evaluating the first.

@@ -26,7 +26,8 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     tensors, config = configuration.read(arguments.model)
-    model = CharLM.from_checkpoint(arguments.model, tensors, config)
+    # For any machine: what it is trained in may be for GPUs.
+    model = CharLM.from_checkpoint(arguments.model, tensors, config, compute_dtype="float32")
     if arguments.config:
         stored = config.get("training", {}).get("configuration", {})
         values = options.restored(stored, arguments.model)
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(options.to_toml(values), end="")
         return 0
     print(f"file        {arguments.model}, {show.size(os.path.getsize(arguments.model))}")
-    print(f"model       {show.model_line(model)}")
+    print(f"model       {show.model_line(model, config['model'].get('compute_dtype'))}")
     print(f"vocabulary  {show.vocabulary_line(model.vocabulary)}")
     if "training" not in config:
         print("training    none stored: the model alone")

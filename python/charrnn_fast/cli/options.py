@@ -225,7 +225,16 @@ LOGS = (
 # Of this machine, and thus in no checkpoint.
 DEVICE = Option("device", "cpu", str, "where to train: cpu, cuda or, for GPU N, cuda:N", "NAME")
 
-ALL = (PATHS, *TEXT, *MODEL, *TRAINING, *SCHEDULE, *RUN, *LOGS, DEVICE)
+# A resumed training may have another. Older versions know only the default.
+COMPUTE = Option(
+    "compute_dtype",
+    "float32",
+    str,
+    "number format of the products' operands",
+    choices=registry.COMPUTE_DTYPES,
+)
+
+ALL = (PATHS, *TEXT, *MODEL, *TRAINING, *SCHEDULE, *RUN, *LOGS, DEVICE, COMPUTE)
 NAMES = tuple(option.name for option in ALL)
 
 
@@ -239,7 +248,7 @@ def add(parser: Parser) -> None:
         ("learning rate", SCHEDULE),
         ("length and evaluation", RUN),
         ("logs", LOGS),
-        ("device", (DEVICE,)),
+        ("device", (DEVICE, COMPUTE)),
     ):
         group = parser.add_argument_group(title)
         for option in options:
@@ -318,6 +327,8 @@ def stored(values: Values) -> dict[str, Any]:
     # JSON has no infinity.
     kept = {n: "inf" if value == math.inf else value for n, value in values.items()}
     kept.pop(DEVICE.name, None)
+    if kept.get(COMPUTE.name) == COMPUTE.default:
+        del kept[COMPUTE.name]
     return {_KEY: kept}
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from .. import _names
+from .. import _names, registry
 from .._checks import LARGEST, calling, integer, real
 from ..text.files import UTF8, check_encoding
 
@@ -185,6 +185,11 @@ def add_device(parser: Parser) -> None:
         default="cpu",
         metavar="NAME",
         help="cpu, cuda or, for GPU N, cuda:N (default: cpu)",
+    )
+    parser.add_argument(
+        "--compute-dtype",
+        choices=registry.COMPUTE_DTYPES,
+        help="number format of the products' operands (default: the model's own)",
     )
 
 

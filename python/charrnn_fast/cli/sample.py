@@ -143,7 +143,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.stream and (arguments.json or arguments.temperatures):
         other = "--json" if arguments.json else "--temperatures"
         raise ValueError(f"--stream writes characters, {other} whole texts: leave out one of them")
-    model = CharLM.load(arguments.model, device=arguments.device)
+    model = CharLM.load(
+        arguments.model, device=arguments.device, compute_dtype=arguments.compute_dtype
+    )
     requests = _requests(arguments, model)
     if arguments.seed is None and len(seeds) == 1 and not arguments.json:
         print(f"seed {seeds[0]}", file=sys.stderr)

@@ -55,7 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json and (arguments.mean or arguments.bits):
         given = "--mean" if arguments.mean else "--bits"
         raise ValueError(f"--json writes sums, means and bits alike: leave out {given}")
-    model = CharLM.load(arguments.model, device=arguments.device).read_as(arguments.weight_dtype)
+    model = CharLM.load(
+        arguments.model, device=arguments.device, compute_dtype=arguments.compute_dtype
+    ).read_as(arguments.weight_dtype)
     ending = b"" if arguments.no_newline else b"\n"
     if ending and model.vocabulary.id_of(ord("\n")) < 0:
         raise ValueError(

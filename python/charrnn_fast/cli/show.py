@@ -13,7 +13,8 @@ from ..text.vocabulary import Vocabulary
 from ..training.schedules import from_config
 
 
-def model_line(model: CharLM) -> str:
+def model_line(model: CharLM, compute_dtype: str | None = None) -> str:
+    """compute_dtype None: the model's own."""
     config = model.settings()
     layers = f"{config['num_layers']} layer{'s' * (config['num_layers'] > 1)}"
     shape = f"{config['cell']}, {layers} of {config['hidden_size']}"
@@ -29,7 +30,11 @@ def model_line(model: CharLM) -> str:
     if left_out and config["variational"]:
         left_out.append("variational")
     noise = f"; in training {', '.join(left_out)}" if left_out else ""
-    return f"{shape}, {config['dtype']}: {model.num_parameters:,} parameters{noise}"
+    numbers: str = config["dtype"]
+    compute_dtype = compute_dtype or config["compute_dtype"]
+    if compute_dtype != "float32":
+        numbers += f", products in {compute_dtype}"
+    return f"{shape}, {numbers}: {model.num_parameters:,} parameters{noise}"
 
 
 def vocabulary_line(vocabulary: Vocabulary) -> str:

@@ -39,7 +39,8 @@ class Origin(NamedTuple):
     """A checkpoint that a training resumes or starts from."""
 
     path: str
-    model: CharLM
+    model: CharLM  # for its weights: it computes in float32, which every machine can
+    compute_dtype: str
     values: options.Values  # the settings that it was trained with
 
 
@@ -62,7 +63,8 @@ def origin_of(arguments: argparse.Namespace, given: options.Values, group: Group
     if path is None:
         return None
     tensors, config = group.on_first(lambda: configuration.read(path))
-    model = CharLM.from_checkpoint(path, tensors, config)
+    model = CharLM.from_checkpoint(path, tensors, config, compute_dtype="float32")
+    compute_dtype = config["model"].get("compute_dtype", "float32")
     training = config.get("training", {})
     values = options.restored(training.get("configuration", {}), path)
     # Regularization may differ for another text.
@@ -83,7 +85,7 @@ def origin_of(arguments: argparse.Namespace, given: options.Values, group: Group
         )
     if given.get("bytes") and model.vocabulary.kind != "bytes":
         raise ValueError(f"--bytes is given, but {path} was trained on characters")
-    return Origin(path, model, values)
+    return Origin(path, model, compute_dtype, values)
 
 
 def corpus_of(
@@ -152,6 +154,7 @@ def trainer_of(
     if group.rank == 0:
         settings["callbacks"] = _callbacks(log_path, values.get("tensorboard"), log_every)
     if arguments.resume:
+        settings["compute_dtype"] = given.get("compute_dtype")
         trainer = Trainer.resume(arguments.output, corpus, **settings)
     else:
         model = _model(corpus.vocabulary, values, origin, group.device)
@@ -168,7 +171,9 @@ def trainer_of(
             )
     if not foreign:
         settings = options.pick(options.ALL, values)
-        of_model = {o.name: trainer.model.settings()[o.name] for o in options.MODEL}
+        of_model = {
+            o.name: trainer.model.settings()[o.name] for o in (*options.MODEL, options.COMPUTE)
+        }
         settings |= {**of_model, "bytes": corpus.vocabulary.kind == "bytes"}
         trainer.configuration |= options.stored(settings)
     return trainer, steps
@@ -177,10 +182,12 @@ def trainer_of(
 def _model(
     vocabulary: Vocabulary, values: options.Values, origin: Origin | None, device: str
 ) -> CharLM:
+    of_model = (*options.MODEL, options.COMPUTE)
     if origin is None:
-        return CharLM(vocabulary, **options.pick(options.MODEL, values), device=device)
-    asked = {o.name: values[o.name] for o in options.MODEL if o.name in values}
-    model = CharLM(vocabulary, **{**origin.model.settings(), **asked}, device=device)
+        return CharLM(vocabulary, **options.pick(of_model, values), device=device)
+    stored = {**origin.model.settings(), "compute_dtype": origin.compute_dtype}
+    asked = {o.name: values[o.name] for o in of_model if o.name in values}
+    model = CharLM(vocabulary, **{**stored, **asked}, device=device)
     model.rnn.load_parameters(origin.model.rnn.parameters())
     return model
 

@@ -64,7 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
     # Before any work: fails if no page can be written or another file would be lost.
     kind = atomic_file.Kind("page of charrnn-fast view", _is_page)
     atomic_file.check(arguments.output, kind)
-    model = CharLM.load(arguments.model, device=arguments.device)
+    model = CharLM.load(
+        arguments.model, device=arguments.device, compute_dtype=arguments.compute_dtype
+    )
     vocabulary = model.vocabulary
     corpus = Corpus.from_files(*arguments.text, vocabulary=vocabulary, encoding=arguments.encoding)
     start, end = arguments.start, min(arguments.start + arguments.length, len(corpus))

@@ -11,12 +11,12 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _devices
+from .. import _core, _devices
 from .._checks import LARGEST_SEED, StrPath, called, calling, instance, integer, telling
 from .._names import suggesting
 from .._objects import Settled
 from ..registry import DROPOUT_RATES
-from ..rnn import RNN
+from ..rnn import RNN, check_compute_dtype
 from ..storage import checkpoint, configuration
 from ..storage.file_array import Ids
 from ..text.documents import cut
@@ -84,6 +84,7 @@ class CharLM(Settled):
         variational: bool = False,
         weight_drop: float = 0.0,
         zoneout: float | tuple[float, float] = 0.0,
+        compute_dtype: str = "float32",
         device: str = "cpu",
     ) -> None:
         """Draws the weights from `seed` by the method init, see `RNN`.
@@ -129,6 +130,7 @@ class CharLM(Settled):
             variational=variational,
             weight_drop=weight_drop,
             zoneout=zoneout,
+            compute_dtype=compute_dtype,
             device=device,
         )
         # What a checkpoint needs to build the same network.
@@ -148,6 +150,8 @@ class CharLM(Settled):
             "variational": self.rnn.variational,
             "zoneout": list(self.rnn.zoneout),
         }
+        if compute_dtype != "float32":  # which older versions cannot read
+            self._config["compute_dtype"] = compute_dtype
         self._last_seed: int | None = None
 
     @property
@@ -157,7 +161,7 @@ class CharLM(Settled):
 
     def settings(self) -> dict[str, Any]:
         """The constructor's keywords for a model like this one, as JSON values; without device."""
-        return dict(self._config)
+        return {**self._config, "compute_dtype": self.rnn.compute_dtype}
 
     @property
     def device(self) -> str:
@@ -171,11 +175,12 @@ class CharLM(Settled):
 
     def __repr__(self) -> str:
         config = self._config
+        rounded = "" if self.rnn.compute_dtype == "float32" else f", {self.rnn.compute_dtype}"
         where = "" if self.device == _devices.CPU.name else f" on {self.device}"
         return (
             f"<CharLM: {config['cell']}, {config['num_layers']} x {config['hidden_size']}, "
             f"{len(self.vocabulary)} {self.vocabulary.kind}, {self.num_parameters:,} parameters"
-            f"{where}>"
+            f"{rounded}{where}>"
         )
 
     def _pickled(self) -> dict[str, Any]:
@@ -329,15 +334,21 @@ class CharLM(Settled):
         configuration.write(path, *self.to_checkpoint())
 
     @classmethod
-    def load(cls, path: StrPath, *, device: str = "cpu") -> CharLM:
+    def load(
+        cls, path: StrPath, *, device: str = "cpu", compute_dtype: str | None = None
+    ) -> CharLM:
         """The model of a checkpoint written by `save` or by `Trainer`, on whichever device.
 
-        device: where it shall compute, see `RNN`. Raises `CheckpointError` if the file is not a
-        checkpoint, is truncated or changed, or comes from a newer version that this one does not
-        understand.
+        device, compute_dtype: where and how it shall compute, see `RNN`; compute_dtype None: as the
+        file says. Raises `CheckpointError` if the file is not a checkpoint, is truncated or
+        changed, comes from a newer version that this one does not understand, or computes as the
+        device cannot. Raises ValueError for a compute_dtype that the device or the model cannot
+        have.
         """
-        _devices.find(device)  # before the file is read
-        return cls.from_checkpoint(path, *configuration.read(path), device)
+        on = _devices.find(device)  # before the file is read
+        if compute_dtype is not None:
+            check_compute_dtype(compute_dtype, np.dtype(np.float32), on)
+        return cls.from_checkpoint(path, *configuration.read(path), device, compute_dtype)
 
     @classmethod
     def from_checkpoint(
@@ -346,15 +357,29 @@ class CharLM(Settled):
         tensors: checkpoint.Tensors,
         config: checkpoint.Config,
         device: str = "cpu",
+        compute_dtype: str | None = None,
     ) -> CharLM:
         """The model of what `configuration.read` returns."""
         on = _devices.find(device)
+        settings = dict(config["model"])
+        if compute_dtype is None:
+            stored = settings.get("compute_dtype", "float32")
+            known = _core.compute_dtypes_on(on.capsule)
+            if stored not in known:
+                takes = " or ".join(map(repr, known))
+                raise checkpoint.CheckpointError(
+                    f"{os.fspath(path)} computes in {stored!r}, which {on.name} cannot: load it "
+                    f"with {called('compute_dtype')} {takes}"
+                )
+        else:
+            check_compute_dtype(compute_dtype, np.dtype(settings["dtype"]), on)
+            settings["compute_dtype"] = compute_dtype
         try:
             vocabulary = Vocabulary.from_config(_symbols(tensors), config)
             _check_size(tensors, config["model"], len(vocabulary))
             # The settings are the file's, not arguments of this call, and were warned of before.
             with calling({}), telling(lambda _: None):
-                model = cls(vocabulary, **config["model"], device=device)
+                model = cls(vocabulary, **settings, device=device)
             model._check_tensors(tensors, config)
         except (ValueError, TypeError, MemoryError) as error:
             if isinstance(error, MemoryError) and not on.is_host:

@@ -50,7 +50,8 @@ _MODEL = table(
         **dict.fromkeys(registry.DROPOUT_RATES, _RATE),
         "variational": flag,
         "zoneout": row(h=_RATE, c=_RATE),
-    }
+    },
+    {"compute_dtype": one_of(*registry.COMPUTE_DTYPES)},
 )
 
 _WARMUP = {"warmup": number(least=0)}

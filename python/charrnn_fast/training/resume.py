@@ -39,9 +39,10 @@ def read_stored(
     corpus and changes.
     """
     name = os.fspath(path)
-    _devices.find(changes.get("device") or "cpu")  # before the file is read
+    device, compute_dtype = changes.get("device") or "cpu", changes.get("compute_dtype")
+    _devices.find(device)  # before the file is read
     tensors, config = group.on_first(lambda: configuration.read(path))
-    model = CharLM.from_checkpoint(path, tensors, config, changes.get("device") or "cpu")
+    model = CharLM.from_checkpoint(path, tensors, config, device, compute_dtype)
     if "training" not in config:
         raise ValueError(
             f"{name} holds a model without its training; to begin one from its weights, use "

@@ -115,6 +115,7 @@ class Trainer(Settled):
         callbacks: Sequence[Callback] = (),
         group: Group | None = None,
         device: str | None = None,
+        compute_dtype: str | None = None,
     ) -> None:
         """Sets up training; corpus None allows only `step`. batch_size and seq_len are for `fit`.
 
@@ -144,9 +145,10 @@ class Trainer(Settled):
 
         callbacks: told of each event, see `charrnn_fast.callbacks`.
 
-        The training runs on the device of the model: give ``CharLM(..., device="cuda")``, or
-        ``CharLM.load(path, device="cuda")``. device: only checked to be that one; None: not
-        checked. `resume` takes any device, and loads the model there.
+        The training runs on the device of the model, and computes in its compute_dtype: give
+        ``CharLM(..., device="cuda")``, or ``CharLM.load(path, device="cuda")``. device,
+        compute_dtype: only checked to be those of the model; None: not checked. `resume` takes any,
+        and loads the model so.
 
         group: processes that share out the streams, as `charrnn_fast.distributed.joined` yields
         them. Each makes an equal trainer (`fit` checks it) and calls `fit`, `step` and `save`
@@ -165,6 +167,11 @@ class Trainer(Settled):
             raise ValueError(
                 f"{called('device')} must be {model.device!r}, that of the model, got {device!r}: "
                 f"give CharLM(...) or CharLM.load(...) another device"
+            )
+        if compute_dtype not in (None, model.rnn.compute_dtype):
+            raise ValueError(
+                f"{called('compute_dtype')} must be {model.rnn.compute_dtype!r}, that of the "
+                f"model, got {compute_dtype!r}: give CharLM(...) or CharLM.load(...) another one"
             )
         self.model = model
         self.corpus = corpus
@@ -216,8 +223,9 @@ class Trainer(Settled):
 
         changes: keywords of the constructor that replace those of the checkpoint. Paths are not
         stored: pass checkpoint_path to keep saving. Nor is the device: without device="cuda" the
-        training continues on the CPU, whichever it began on. Where it changes, the promise of equal
-        bits ends, as it does with another instruction set of the CPU.
+        training continues on the CPU, whichever it began on. compute_dtype is stored. Where one of
+        them changes, the promise of equal bits ends, as it does with another instruction set of the
+        CPU.
 
         Raises `CheckpointError` if the file is damaged. Raises ValueError if it holds no training,
         if corpus is not the one of the training, and for another batch_size, seq_len or optimizer,
