@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from cases import Array, parts
-from charrnn_fast import _core
+from charrnn_fast import RNN, _core
 from features import (
     LSTMS,
     FeatureCase,
@@ -809,18 +809,67 @@ def test_export(tmp_path: Path) -> None:
             assert_equal(loaded(x), model(x))
 
 
-def test_autocast() -> None:
-    """The layers compute in their own dtype; what reaches them in another is converted."""
+@pytest.mark.parametrize("frozen", [False, True])
+def test_autocast(frozen: bool) -> None:
+    """Tensors stay in the dtype of the weights; what reaches a layer in another is converted."""
     model, x = Model(), torch.rand(5, 2, 3)
+    if frozen:
+        model.rnn.freeze()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = model.rnn.forward(x.bfloat16())
         y, _ = model(x)
         hidden, last = model.rnn(torch.nn.Linear(3, 3)(x))
+        wide = modules.LSTM(3, 4, dtype=torch.float64)
+        assert wide(x)[0].dtype == torch.float64
     assert hidden.dtype == last[0].dtype == torch.float32
     assert y.dtype == torch.bfloat16
-    assert_equal(low, model.rnn(x.bfloat16().float()))
+    rounded = copy.deepcopy(model.rnn)
+    rounded.__dict__.update(compute_dtype="bfloat16", _packed=[])
+    rounded._set_networks()
+    assert_equal(low, rounded(x.bfloat16().float()))
     y.float().sum().backward()
     assert model.rnn.weight_ih_l0.grad.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.float16):
+        half = model.rnn(x.half())
+    assert_equal(half, model.rnn(x.half().float()))
+
+
+def test_compute_dtype() -> None:
+    """As of `charrnn_fast.RNN`."""
+    module = modules.GRU(3, 4, compute_dtype="bfloat16")
+    assert repr(module) == "GRU(3, 4, compute_dtype='bfloat16')"
+    x = torch.rand(5, 2, 3)
+    same = RNN(3, 4, cell="gru", compute_dtype="bfloat16")
+    same.load_parameters({n: p.detach().numpy() for n, p in module.named_parameters()})
+    y, h = module(x)
+    wanted, last = same.forward(x.numpy())
+    assert_equal((y, h), (torch.from_numpy(wanted), torch.from_numpy(last)))
+    y.square().sum().backward()
+    _, _, gradients = same.backward(2 * wanted)
+    for name, parameter in module.named_parameters():
+        np.testing.assert_array_equal(parameter.grad.numpy(), gradients[name])
+    with torch.no_grad():
+        for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), module.freeze()):
+            assert other.compute_dtype == "bfloat16"
+            assert_equal(other(x), (y, h))
+            assert_equal(torch.compile(other, backend="eager")(x), (y, h))
+    with pytest.raises(AttributeError, match=r"GRU\.compute_dtype cannot be changed"):
+        module.compute_dtype = "float32"
+    with pytest.raises(TypeError, match="with compute_dtype='bfloat16', got"):
+        module.double()(x.double())
+    for options, message in (
+        ({"compute_dtype": "float16"}, "compute_dtype must be one of 'float32', 'tf32'"),
+        ({"compute_dtype": "tf32"}, "compute_dtype must be 'float32' or 'bfloat16' on cpu"),
+        ({"compute_dtype": "bfloat16", "dtype": torch.float64}, "with dtype='float64'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            modules.LSTM(3, 4, **options)
+    # Of an older version, before it was an option.
+    state = modules.GRU(3, 4).__getstate__()
+    del state["compute_dtype"], state["_rounded"]
+    old = modules.GRU.__new__(modules.GRU)
+    old.__setstate__(state)
+    assert old.compute_dtype == "float32" and old(x)[0].dtype == torch.float32
 
 
 def test_copies_and_pickles() -> None:

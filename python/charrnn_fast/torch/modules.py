@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import registry
+from .. import _devices, registry
 from .._checks import LARGEST, instance, integer, real, warn
-from ..rnn import zoneout_rates
+from ..rnn import check_compute_dtype, zoneout_rates
 from . import operators
 
 Tensor = torch.Tensor
@@ -19,13 +20,16 @@ _DTYPES = (torch.float32, torch.float64)
 _LSTMS = tuple(name for name, _ in registry.CELLS if name.endswith("lstm"))
 _SHAPE = frozenset(
     ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size", "cell",
-     "nonlinearity", "layer_norm")
+     "nonlinearity", "layer_norm", "compute_dtype")
 )  # fmt: skip
 _RATES = (*registry.DROPOUT_RATES, "zoneout", "variational")
 
 
 class _Layers(torch.nn.Module):  # type: ignore[misc]
     """What the three modules share. `mode` is torch.nn's name of the cell."""
+
+    _network: str
+    _rounded: str
 
     def __init__(
         self,
@@ -46,6 +50,7 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
         layer_norm: bool,
         zoneout: float | tuple[float, float],
         variational: bool,
+        compute_dtype: str,
         **rates: float,
     ) -> None:
         super().__init__()
@@ -69,8 +74,12 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
             raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
         if device is not None and torch.device(device).type not in ("cpu", "cuda", "meta"):
             raise ValueError(f"device must be 'cpu', 'cuda' or 'meta', got {str(device)!r}")
+        place = _devices.CPU
         if device is not None and torch.device(device).type == "cuda":
-            operators.card_of(torch.device(device))  # which says why there is none
+            # which says why there is none
+            place = _devices.Device("cuda", operators.card_of(torch.device(device)).capsule)
+        numbers = np.dtype("float32" if dtype is torch.float32 else "float64")
+        check_compute_dtype(compute_dtype, numbers, place)
         self.mode = mode
         self.cell = cell
         self.input_size = integer("input_size", input_size, 1)
@@ -84,10 +93,11 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
         self.layer_norm = layer_norm
         self.variational = variational
         self.zoneout = zoneout
+        self.compute_dtype = compute_dtype
         for name, rate in {"dropout": dropout, **rates}.items():
             setattr(self, name, rate)
         self._packed: list[Any] = []
-        self._network = self._name()
+        self._set_networks()
         if self.dropout and num_layers == 1:
             warn(
                 f"dropout={self.dropout:g} does nothing in a module of one layer: it is the rate "
@@ -99,8 +109,13 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
             self.register_parameter(name, torch.nn.Parameter(empty))
         self.reset_parameters()
 
-    def _name(self) -> str:
-        """The network of the present options, as the operators take it; checks the rates."""
+    def _set_networks(self) -> None:
+        """The network of the present options, and the one that computes in bfloat16."""
+        network, rounded = self._name(self.compute_dtype), self._name("bfloat16")
+        self.__dict__.update(_network=network, _rounded=rounded)
+
+    def _name(self, compute_dtype: str) -> str:
+        """A network of the present options, as the operators take it; checks the rates."""
         kind = registry.CELLS[self.cell, self.nonlinearity]
         zoneout_h, zoneout_c = zoneout_rates(self.zoneout, kind, self.proj_size)
         rates = {
@@ -126,6 +141,8 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
                 "zoneout_c": zoneout_c,
             },
             nonlinearity=self.nonlinearity,
+            # graphs that were exported before have none
+            **({} if compute_dtype == "float32" else {"compute_dtype": compute_dtype}),
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -138,7 +155,7 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
         super().__setattr__(name, value)
         if built and name in _RATES:
             try:
-                self.__dict__["_network"] = self._name()
+                self._set_networks()
             except (TypeError, ValueError):
                 self.__dict__[name] = before
                 raise
@@ -169,6 +186,7 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
             *((name, 0) for name in registry.DROPOUT_RATES),
             ("zoneout", 0),
             ("variational", False),
+            ("compute_dtype", "float32"),
         ):
             value = getattr(self, name)
             if value != default:
@@ -228,7 +246,8 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         frozen = state["_packed"]
-        super().__setstate__({**state, "_packed": []})
+        super().__setstate__({"compute_dtype": "float32", **state, "_packed": []})
+        self._set_networks()  # a state of an older version has one
         if frozen:
             self.freeze()
 
@@ -243,6 +262,12 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
             raise TypeError(
                 f"{type(self).__name__}'s parameters must be torch.float32 or torch.float64, got "
                 f"{weight.dtype}: convert the module by float()"
+            )
+        if weight.dtype is not torch.float32 and self.compute_dtype != "float32":
+            raise TypeError(
+                f"{type(self).__name__}'s parameters must be torch.float32 with "
+                f"compute_dtype={self.compute_dtype!r}, got {weight.dtype}: convert the module by "
+                f"float()"
             )
         if not (weight.is_cpu or weight.is_cuda or weight.is_meta):
             raise ValueError(
@@ -279,11 +304,15 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
         initial state h_0 [L*D, B, R] (LSTM: the pair (h_0, c_0), c_0 [L*D, B, H]), unbatched
         without B; None: zeros. y: as the input, with D*R features. States as hx.
 
-        All are of the module's dtype; under autocast the input is converted to it.
+        All are of the module's dtype; under autocast the input is converted to it. Under that of
+        the CPU to bfloat16, the operands of matrix products are rounded as with
+        compute_dtype="bfloat16".
         """
         weights, masked = self._weights(), self._has_masks and self.training
+        network = self._network_now(weights[0])
+        kept = self._packed if network == self._network else []
         if operators.is_plain() and type(input) is Tensor and input.dim() == 3:
-            found = self._plain(input, hx, weights, masked)
+            found = self._plain(network, input, hx, weights, kept, masked)
             if found is not None:
                 return found
         weight = weights[0]
@@ -319,9 +348,9 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
             offsets,
             streams,
             operators.new_seed() if masked else None,
-            [] if keeps else self._packed,
+            [] if keeps else kept,
             batch,
-            self._network,
+            network,
             keeps,
         )
         last = [h_n, c_n] if self._has_c else [h_n]
@@ -335,8 +364,25 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
             y = y.transpose(0, 1)
         return y, tuple(last) if self._has_c else last[0]
 
+    def _network_now(self, weight: Any) -> str:
+        """The network that this call runs."""
+        if (
+            torch.is_autocast_enabled("cpu")
+            and torch.get_autocast_dtype("cpu") is torch.bfloat16
+            and weight.is_cpu
+            and weight.dtype is torch.float32
+        ):
+            return self._rounded
+        return self._network
+
     def _plain(
-        self, input: Any, hx: Any, weights: list[Any], masked: bool
+        self,
+        network: str,
+        input: Any,
+        hx: Any,
+        weights: list[Any],
+        packed: list[Any],
+        masked: bool,
     ) -> tuple[Any, Any] | None:
         """`forward` by `operators.plain`; None where that leaves it to others, as all errors."""
         states = () if hx is None else hx if self._has_c else (hx,)
@@ -344,7 +390,7 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
             return None
         x = input.transpose(0, 1) if self.batch_first else input
         x = x if x.is_contiguous() else x.contiguous()
-        found = operators.plain(self._network, x, states, weights, self._packed, masked)
+        found = operators.plain(network, x, states, weights, packed, masked)
         if found is None:
             return None
         y = found[0].transpose(0, 1) if self.batch_first else found[0]
@@ -406,6 +452,7 @@ class RNN(_Layers):
         weight_drop: float = 0.0,
         zoneout: float = 0.0,
         variational: bool = False,
+        compute_dtype: str = "float32",
     ) -> None:
         if nonlinearity not in registry.nonlinearities("rnn"):
             takes = " or ".join(map(repr, registry.nonlinearities("rnn")))
@@ -431,6 +478,7 @@ class RNN(_Layers):
             weight_drop=weight_drop,
             zoneout=zoneout,
             variational=variational,
+            compute_dtype=compute_dtype,
         )
 
 
@@ -461,6 +509,7 @@ class LSTM(_Layers):
         weight_drop: float = 0.0,
         zoneout: float | tuple[float, float] = 0.0,
         variational: bool = False,
+        compute_dtype: str = "float32",
     ) -> None:
         if cell not in _LSTMS:
             raise ValueError(f"cell must be one of {', '.join(map(repr, _LSTMS))}, got {cell!r}")
@@ -484,6 +533,7 @@ class LSTM(_Layers):
             weight_drop=weight_drop,
             zoneout=zoneout,
             variational=variational,
+            compute_dtype=compute_dtype,
         )
 
 
@@ -509,6 +559,7 @@ class GRU(_Layers):
         weight_drop: float = 0.0,
         zoneout: float = 0.0,
         variational: bool = False,
+        compute_dtype: str = "float32",
     ) -> None:
         super().__init__(
             "GRU",
@@ -530,4 +581,5 @@ class GRU(_Layers):
             weight_drop=weight_drop,
             zoneout=zoneout,
             variational=variational,
+            compute_dtype=compute_dtype,
         )

@@ -111,8 +111,9 @@ class _Network:
         self._on_cards: dict[Any, Any] = {}
         self.cores: dict[Any, Any] = {
             torch.float32: _core.NetworkFloat32(**options, output_size=0),
-            torch.float64: _core.NetworkFloat64(**options, output_size=0),
         }
+        if "compute_dtype" not in options:
+            self.cores[torch.float64] = _core.NetworkFloat64(**options, output_size=0)
         core = self.cores[torch.float32]
         self.input_size: int = options["input_size"]
         self.hidden_width: int = core.hidden_width
@@ -189,7 +190,7 @@ class _Call:
         self.network = of = network(name)
         self.dtype = dtype = x.dtype
         if dtype not in of.cores:
-            raise TypeError(f"x must have dtype torch.float32 or torch.float64, got {dtype}")
+            raise TypeError(f"x must have dtype {' or '.join(map(str, of.cores))}, got {dtype}")
         self.card = card_for(x)
         self.device = None if self.card is None else x.device
         self.core = of.cores[dtype] if self.card is None else of.on(self.card, dtype)
