@@ -40,6 +40,13 @@ def network(dtype: DTypeLike, *, terms: int, steps: int) -> float:
 # by their small deviation.
 NEARLY_CONSTANT = 3
 
+# compute_dtype="bfloat16". Two ways to compute the same round their operands alike, but for a value
+# that lies in the middle between two numbers of 8 bits, up to its own error: it may become one in
+# the one way and the other in the other, 2^-7 of it apart. An error of 2 eps, of a spacing of 2^-8
+# of 1, makes that the fate of one value in 10,000; a case of the tests rounds some thousand. What
+# comes after it differs by more than float32's errors. But of so many draws one is without:
+DRAWS_OF_ROUNDED = 8
+
 
 def row_sums(dtype: DTypeLike) -> float:
     """Error of a sum over any number of rows: that of a block of 256 rows, of whatever sign."""

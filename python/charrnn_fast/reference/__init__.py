@@ -7,6 +7,7 @@ masks     random numbers, dropout, zoneout
 losses    losses, clipping
 optim     optimizers
 sampling  drawing tokens
+number_types  how the operands of matrix products are rounded
 
 Everything is a plain function of arrays, in any floating dtype. Each backward stands under its
 forward. Shapes: T seq_len, B batch, I input_size, H hidden_size, L num_layers, D directions

@@ -21,6 +21,7 @@ from .masks import (
     multipliers,
     site,
 )
+from .number_types import dot, operand, outer
 
 Norm = tuple[Array, Array] | None  # layer norm saves N(v) and 1 / sqrt(var + 1e-5)
 
@@ -52,6 +53,7 @@ class Call(NamedTuple):
     """The arguments of `forward` that are the same for all layers."""
 
     regularization: Regularization
+    compute_dtype: str
     seed: int | None
     dtype: DTypeLike
     time: Array  # [T, 1, 1], the steps in processing order
@@ -107,6 +109,7 @@ class Trace(NamedTuple):
     h_cell: list[Array]  # T: the cell's h [B, H], before projection and zoneout
     W_hh: Array  # after weight_drop
     noise: Noise
+    compute_dtype: str
 
 
 def _gates(product: Array, own: Parameters, side: str, cell: Cell) -> tuple[Array, Norm]:
@@ -150,21 +153,22 @@ def direction(
             for kind, rate, s in zip((ZONEOUT_H, ZONEOUT_C), rates.zoneout, first, strict=False)
         ],
     )
-    W_hh = times(W_hh, noise.W_hh)
+    W_hh, how = times(W_hh, noise.W_hh), call.compute_dtype
     if are_tokens(x):
         check_ids("x", x, W_xh.shape[1])
-        product = times(W_xh.T[x], noise.x)  # the column that a one-hot vector selects
+        # the column that a one-hot vector selects, times its 1 or what dropout has made of it
+        product = times(operand(W_xh, how).T[x], _scale(noise.x, how))
     else:
         x = times(x, noise.x)
-        product = x @ W_xh.T
+        product = dot(x, W_xh.T, how)
     gx, x_norm = _gates(product, own, "ih", cell)
-    trace = Trace(x, x_norm, [first], [], [], [], W_hh, noise)
+    trace = Trace(x, x_norm, [first], [], [], [], W_hh, noise, how)
     h = np.empty((*x.shape[:2], W_hh.shape[1]), W_hh.dtype)
     for t in range(len(x)):
         prev = trace.states[t]
-        gh, h_norm = _gates(times(prev[0], noise.h, t) @ W_hh.T, own, "hh", cell)
+        gh, h_norm = _gates(dot(times(prev[0], noise.h, t), W_hh.T, how), own, "hh", cell)
         (h_cell, *c), saved = cell.forward(gx[t], gh, prev + unit_weights)
-        new = (h_cell @ own["weight_hr"].T if "weight_hr" in own else h_cell, *c)
+        new = (dot(h_cell, own["weight_hr"].T, how) if "weight_hr" in own else h_cell, *c)
         following = tuple(
             n if m is None else m[t] * s + (1 - m[t]) * n
             for m, s, n in zip(noise.held, prev, new, strict=True)
@@ -185,6 +189,7 @@ def direction_backward(
     From dh [T, B, R], the gradient of the hidden vectors, and that of the final states.
     """
     W_xh, noise, unit_weights = own["weight_ih"], trace.noise, _unit_weights(cell, own)
+    how = trace.compute_dtype
     grads = {name: np.zeros_like(value) for name, value in own.items()}
     dgx = np.empty((*dh.shape[:2], len(W_xh)), dh.dtype)
     dproduct, h_prev = np.empty_like(dgx), np.empty_like(dh)
@@ -193,23 +198,30 @@ def direction_backward(
         dheld = [0 if m is None else m[t] * d for m, d in zip(noise.held, dnext, strict=True)]
         dh_cell, *dc = (d - kept for d, kept in zip(dnext, dheld, strict=True))
         if "weight_hr" in own:
-            grads["weight_hr"] += dh_cell.T @ trace.h_cell[t]
-            dh_cell = dh_cell @ own["weight_hr"]
+            grads["weight_hr"] += dot(dh_cell.T, trace.h_cell[t], how)
+            dh_cell = dot(dh_cell, own["weight_hr"], how)
         dgx[t], dgh, dprev = cell.backward(trace.saved[t], prev + unit_weights, (dh_cell, *dc))
         if cell.weights is not None:
             grads[f"weight_{cell.weights[0]}"] += dprev[-1]
         dproduct[t] = _gates_backward(dgh, own, "hh", cell, trace.h_norm[t], grads)
         h_prev[t] = times(prev[0], noise.h, t)
-        dstates = (dprev[0] + times(dproduct[t] @ trace.W_hh, noise.h, t), *dprev[1:])
+        dh_prev = times(dot(dproduct[t], trace.W_hh, how), noise.h, t)
+        dstates = (dprev[0] + dh_prev, *dprev[1:])
         dnext = tuple(d + kept for d, kept in zip(dstates, dheld, strict=False))
 
-    grads["weight_hh"] = times(outer(dproduct, h_prev), noise.W_hh)
+    grads["weight_hh"] = times(outer(dproduct, h_prev, how), noise.W_hh)
     dproduct = _gates_backward(dgx, own, "ih", cell, trace.x_norm, grads)
     if are_tokens(trace.x):
-        np.add.at(grads["weight_ih"].T, trace.x, times(dproduct, noise.x))
+        scaled = times(operand(dproduct, how), _scale(noise.x, how))
+        np.add.at(grads["weight_ih"].T, trace.x, scaled)
         return None, dnext, grads
-    grads["weight_ih"] = outer(dproduct, trace.x)
-    return times(dproduct @ W_xh, noise.x), dnext, grads
+    grads["weight_ih"] = outer(dproduct, trace.x, how)
+    return times(dot(dproduct, W_xh, how), noise.x), dnext, grads
+
+
+def _scale(noise: Array | None, compute_dtype: str) -> Array | None:
+    """What dropout makes of a one-hot vector's 1, as a factor."""
+    return None if noise is None else operand(noise, compute_dtype)
 
 
 def _unit_weights(cell: Cell, own: Parameters) -> States:
@@ -219,9 +231,3 @@ def _unit_weights(cell: Cell, own: Parameters) -> States:
 def times(a: Array, m: Array | None, t: Any = ...) -> Array:
     """a ⊙ m[t], or a if there is no m."""
     return a if m is None else a * m[t]
-
-
-def outer(d: Array, x: Array) -> Array:
-    """The sum of all outer products d[t, b] x[t, b]^T: a weight's gradient, [rows of d, of x]."""
-    product: Array = d.reshape(-1, d.shape[-1]).T @ x.reshape(-1, x.shape[-1])
-    return product

@@ -9,8 +9,9 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from .arrays import Array, Parameters, State, States, are_tokens, check_ids
 from .cells import Cell, find_cell
-from .layers import Call, Trace, direction, direction_backward, outer, times
+from .layers import Call, Trace, direction, direction_backward, times
 from .masks import OUTPUT, Regularization, site
+from .number_types import check_compute_dtype, dot, outer
 
 
 class RNN:
@@ -103,6 +104,7 @@ class Cache(NamedTuple):
     h: Array  # [T, B, D*R], the top layer's hidden vectors after dropout
     noise: Array | None  # their dropout multipliers
     alive: Array | None  # [T, B, 1]
+    compute_dtype: str
 
 
 def forward(
@@ -115,6 +117,7 @@ def forward(
     lengths: ArrayLike | None = None,
     regularization: Regularization | None = None,
     mask_seed: int | None = None,
+    compute_dtype: str = "float32",
 ) -> tuple[Array, State, Cache]:
     """Run a stack of layers over a sequence from `state` (None: zero).
 
@@ -123,10 +126,12 @@ def forward(
     lengths [B]: row b has lengths[b] steps (None: T), the rest is padding. Padding is not read, its
     y is 0 and it keeps the state; the reverse direction starts at the row's own last step.
     mask_seed: the 64-bit seed of the masks of `regularization`; None: no masks.
+    compute_dtype: "bfloat16" rounds the operands of all matrix products, here and in `backward`.
     Returns y [T, B, V] (without a decoder: the top layer's h [T, B, D*R]), the final state, and
-    what `backward` needs. Raises ValueError for an unknown cell, a token outside [0, I), lengths
-    outside [0, T] and zoneout of a projected h.
+    what `backward` needs. Raises ValueError for an unknown cell or compute_dtype, a token outside
+    [0, I), lengths outside [0, T] and zoneout of a projected h.
     """
+    check_compute_dtype(compute_dtype)
     unit, rates = find_cell(cell, nonlinearity), regularization or Regularization()
     names, W_hh = _suffixes(parameters), parameters["weight_hh_l0"]
     T, B = x.shape[:2]
@@ -144,7 +149,7 @@ def forward(
             state = (state, np.zeros((rows, B, GH // unit.num_gates), W_hh.dtype))
 
     time, streams = np.arange(T)[:, None, None], np.arange(B)[:, None]
-    call = Call(rates, mask_seed, W_hh.dtype, time, streams, alive)
+    call = Call(rates, compute_dtype, mask_seed, W_hh.dtype, time, streams, alive)
     firsts, traces, h = iter(_by_layer(state)), list[Trace](), x
     for k, directions in enumerate(names):
         halves = []
@@ -159,9 +164,10 @@ def forward(
     noise = call.dropout(site(OUTPUT, len(names)), rates.output_dropout, np.arange(h.shape[-1]))
     y = h = times(h, noise)
     if "decoder.weight" in parameters:
-        y = h @ parameters["decoder.weight"].T + parameters.get("decoder.bias", 0)
+        y = dot(h, parameters["decoder.weight"].T, compute_dtype)
+        y = y + parameters.get("decoder.bias", 0)
     last = _stacked([trace.states[-1] for trace in traces])
-    return _living(y, alive), last, Cache(unit, traces, h, noise, alive)
+    return _living(y, alive), last, Cache(unit, traces, h, noise, alive, compute_dtype)
 
 
 def backward(
@@ -176,10 +182,10 @@ def backward(
     dh = dy = _living(dy, cache.alive)
     grads = Parameters()
     if "decoder.weight" in parameters:
-        grads["decoder.weight"] = outer(dy, cache.h)
+        grads["decoder.weight"] = outer(dy, cache.h, cache.compute_dtype)
         if "decoder.bias" in parameters:
             grads["decoder.bias"] = dy.sum((0, 1))
-        dh = dy @ parameters["decoder.weight"]
+        dh = dot(dy, parameters["decoder.weight"], cache.compute_dtype)
     dh = times(dh, cache.noise)
     if dstate is None:
         zeros = [tuple(np.zeros_like(s) for s in trace.states[-1]) for trace in cache.layers]

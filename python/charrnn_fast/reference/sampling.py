@@ -57,6 +57,7 @@ def sample(
     cell: str = "rnn",
     nonlinearity: str = "tanh",
     regularization: Regularization | None = None,
+    compute_dtype: str = "float32",
     position: int = 0,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -66,10 +67,10 @@ def sample(
 
     Returns the drawn tokens [length, B] and the state after the last token that was fed. `position`
     counts the draws; the options are those of `sample_tokens`. Of `regularization` only zoneout
-    acts, by its expectation.
+    acts, by its expectation. compute_dtype: see `forward`.
     """
     kind: dict[str, Any] = {"cell": cell, "nonlinearity": nonlinearity}
-    kind["regularization"] = regularization
+    kind |= {"regularization": regularization, "compute_dtype": compute_dtype}
     if state is None:
         state = forward(parameters, tokens[None][:0], **kind)[1]
     drawn = np.empty((length, len(tokens)), np.int32)

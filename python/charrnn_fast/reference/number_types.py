@@ -1,0 +1,43 @@
+"""How the operands of matrix products are rounded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .arrays import Array
+
+_TINY = np.finfo(np.float32).tiny
+
+
+def check_compute_dtype(compute_dtype: str) -> None:
+    """ValueError for a name that is none."""
+    if compute_dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"compute_dtype must be 'float32' or 'bfloat16', got {compute_dtype!r}")
+
+
+def operand(a: Any, compute_dtype: str) -> Array:
+    """a as a factor of a matrix product: "float32": as it is; "bfloat16": the nearest number of 8
+    significant bits, of two the even one. What is too small for a normal float32 becomes 0.
+    """
+    array = np.asarray(a)
+    if compute_dtype == "float32":
+        return array
+    single = np.asarray(array, np.float32)
+    single = np.where(np.abs(single) < _TINY, np.copysign(np.float32(0), single), single)
+    bits = single.view(np.uint32)
+    nearest = bits + (0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000  # the upper half is a bfloat16
+    rounded = np.where(np.isnan(single), single, nearest.astype(np.uint32).view(np.float32))
+    return rounded.astype(array.dtype)
+
+
+def dot(a: Array, b: Array, compute_dtype: str) -> Array:
+    """a @ b."""
+    product: Array = operand(a, compute_dtype) @ operand(b, compute_dtype)
+    return product
+
+
+def outer(d: Array, x: Array, compute_dtype: str) -> Array:
+    """The sum of all outer products d[t, b] x[t, b]^T: a weight's gradient, [rows of d, of x]."""
+    return dot(d.reshape(-1, d.shape[-1]).T, x.reshape(-1, x.shape[-1]), compute_dtype)
