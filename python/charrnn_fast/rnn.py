@@ -838,6 +838,8 @@ def check_compute_dtype(compute_dtype: object, dtype: np.dtype[Any], on: _device
             f"{name} must be 'float32', without rounding, with {called('dtype')}={dtype.name!r}, "
             f"got {compute_dtype!r}"
         )
+    if compute_dtype == "float32":
+        return
     known = _core.compute_dtypes_on(on.capsule)
     if compute_dtype not in known:
         takes = " or ".join(map(repr, known))

@@ -364,8 +364,8 @@ class CharLM(Settled):
         settings = dict(config["model"])
         if compute_dtype is None:
             stored = settings.get("compute_dtype", "float32")
-            known = _core.compute_dtypes_on(on.capsule)
-            if stored not in known:
+            known = () if stored == "float32" else _core.compute_dtypes_on(on.capsule)
+            if known and stored not in known:
                 takes = " or ".join(map(repr, known))
                 raise checkpoint.CheckpointError(
                     f"{os.fspath(path)} computes in {stored!r}, which {on.name} cannot: load it "
