@@ -428,6 +428,12 @@ def test_more_than_a_file_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -
         to_model(rnn)
 
 
+def test_rounded_operands_are_refused() -> None:
+    rnn = cf.RNN(3, 4, compute_dtype="bfloat16")
+    with pytest.raises(ValueError, match="compute_dtype of an export must be 'float32', got 'bfl"):
+        to_model(rnn)
+
+
 def test_a_cell_without_a_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(CELLS, ("gru", "tanh"))
     with pytest.raises(ValueError, match=r"must be one of 'coupled_lstm', .*, got 'gru'"):

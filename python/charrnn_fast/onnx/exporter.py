@@ -134,6 +134,12 @@ class _Call:
             raise ValueError(
                 f"{called('lengths')} must be False with {called('form')}='step': a step has none"
             )
+        if rnn.compute_dtype != "float32":
+            raise ValueError(
+                f"compute_dtype of an export must be 'float32', got {rnn.compute_dtype!r}: ONNX's "
+                f"runtimes do not round the operands of products; CharLM.load(path, "
+                f"compute_dtype='float32') has the same weights"
+            )
         self._kind = (rnn.cell, rnn.nonlinearity)
         if self._kind not in steps.CELLS:
             takes = ", ".join(sorted({repr(cell) for cell, _ in steps.CELLS}))
