@@ -7,7 +7,8 @@ process of its own. An interrupted run is resumed. The logs stay in --folder; cu
 all runs go to --json, the table to --markdown, the picture to --plot. The losses do not depend on
 the number of threads; the times do. A time is that of a run without interruption, from start to
 end, reading and evaluations included. ``--keep`` keeps the runs of other seeds that --json holds,
-of the same text, so that seeds can be trained on different days and machines.
+of the same text, so that seeds can be trained on different days and machines. ``--compute-dtype``
+trains in it; give it a folder of its own.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 
 from charrnn_fast import get_num_threads
 from charrnn_fast.bench.machine import facts
+from charrnn_fast.registry import COMPUTE_DTYPES
 from charrnn_fast.storage import atomic_file
 from charrnn_fast.training import log, plot
 
@@ -33,12 +35,12 @@ HERE = Path(__file__).parent
 CONFIG = HERE / "quality.toml"
 
 
-def train(text: str, seed: int, threads: int, folder: Path) -> Path:
+def train(text: str, seed: int, threads: int, folder: Path, compute_dtype: str) -> Path:
     """Trains with a seed, or resumes its run; returns the log."""
     model = folder / f"seed{seed}.safetensors"
     command = [sys.executable, "-m", "charrnn_fast", "train", text, "-o", str(model)]
     command += ["--config", str(CONFIG), "--seed", str(seed), "--mask-seed", str(seed)]
-    command += ["--threads", str(threads)]
+    command += ["--threads", str(threads), "--compute-dtype", compute_dtype]
     begins = not model.exists()
     command += [] if begins else ["--resume"]
     print(f"$ {shlex.join(command)}", flush=True)
@@ -74,11 +76,17 @@ def summary(path: Path, machine: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def kept(path: Path, text: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """The runs in the JSON file of an earlier call, by seed; ValueError if of another text."""
+def kept(path: Path, text: dict[str, Any], compute_dtype: str) -> dict[int, dict[str, Any]]:
+    """The runs in the JSON file of an earlier call, by seed; ValueError if of another text or
+    compute_dtype.
+    """
     content = json.loads(path.read_bytes())
     if content["text"] != text:
         raise ValueError(f"{path} must be of the text given, got one of {content['text']}")
+    for run in content["runs"].values():
+        theirs = run["start"]["model"].get("compute_dtype", "float32")
+        if theirs != compute_dtype:
+            raise ValueError(f"{path} must have runs of {compute_dtype}, got one of {theirs}")
     return {int(seed): run for seed, run in content["runs"].items()}
 
 
@@ -131,6 +139,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=get_num_threads())
     parser.add_argument("--folder", type=Path, default=Path("build/quality"))
+    parser.add_argument("--compute-dtype", choices=COMPUTE_DTYPES, default="float32")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--keep", action="store_true", help="keep --json's runs of other seeds")
     parser.add_argument("--markdown", type=Path)
@@ -143,10 +152,10 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     data = Path(options.text).read_bytes()
     about = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    runs = kept(options.json, about) if options.keep else {}
+    runs = kept(options.json, about, options.compute_dtype) if options.keep else {}
     machine = facts()
     for seed in options.seeds:
-        log_file = train(options.text, seed, options.threads, options.folder)
+        log_file = train(options.text, seed, options.threads, options.folder, options.compute_dtype)
         runs[seed] = summary(log_file, machine)
     runs = dict(sorted(runs.items()))
     text = table(runs)

@@ -42,6 +42,7 @@ SUITES_OF = {
     "numpy": ("train", "forward", "backward", "sample", "step", "gemm"),
     "torch": tuple(SUITES),
     "torch.compile": ("train", "forward"),
+    "torch.bfloat16": ("train",),
     "jax": ("train", "forward", "backward", "sample", "step"),
     "onnxruntime": ("forward", "sample", "step"),
 }
@@ -138,7 +139,11 @@ def test_peers_compute_what_the_kernels_do(
         assert worker.open(peer)
     except UnavailableError as error:
         pytest.skip(str(error))
-    cells = ("lstm",) if peer == "torch.compile" else ("rnn", "gru", "lstm")
+    cells: tuple[str, ...] = ("rnn", "gru", "lstm")
+    if peer == "torch.compile":
+        cells = ("lstm",)
+    if peer == "torch.bfloat16":
+        cells = ("rnn", "gru")  # its LSTM takes processors with bfloat16
     for cell in cells if suite != "gemm" else ("",):
         shape: Shape = (3, 4, 5)
         if suite != "gemm":
@@ -180,10 +185,29 @@ def test_a_failing_compiler_is_named(text: Text, monkeypatch: pytest.MonkeyPatch
         task.check()
 
 
+def test_a_cell_that_autocast_refuses_is_named(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("could not create a primitive\nand a long trace")
+
+    monkeypatch.setattr(torch.nn.RNN, "forward", fail)
+    before = torch.get_num_threads()
+    problem = make(Case("train", "rnn", 1, 2, 3, 1), text)
+    task = load("torch.bfloat16", 1).tasks(problem)["torch.bfloat16"]
+    torch.set_num_threads(before)
+    message = "^autocast to bfloat16 failed: RuntimeError: could not create a primitive$"
+    with pytest.raises(UnavailableError, match=message):
+        task.check()
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("suite", SUITES)
-def test_the_kernels_agree_with_themselves(suite: str, text: Text) -> None:
+def test_the_kernels_agree_with_themselves(suite: str, compute_dtype: str, text: Text) -> None:
     problem = make(select([suite], [parse(SMALL[suite])], False)[0], text)
-    first, *others = kernels.tasks(problem).items()
+    first, *others = kernels.tasks(problem, compute_dtype=compute_dtype).items()
+    rounded = compute_dtype != "float32" and suite != "gemm"
+    assert ("kernels, bfloat16 products" in dict(others)) == rounded
     expected = first[1].check()
     for name, task in others:
         runner.compare(problem.case, name, task.check(), expected)
@@ -251,6 +275,25 @@ def test_the_kernels_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     command = ["bench", "gemm", "--quick", "--blocks", "2", "--threads", "1", "--cases", "2,3,4"]
     assert main([*command, "--peers"]) == 0
     assert "| 2, 3, 4 | 1 |" in capsys.readouterr().out
+
+
+def test_products_of_bfloat16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A side of the kernels, and a peer that other runs do not have."""
+    path = tmp_path / "run.json"
+    command = ["bench", "train", "--quick", "--blocks", "1", "--threads", "1", "--cases"]
+    command += ["rnn,3,4,8,1", "lstm,3,4,8,1", "--json", str(path), "--compute-dtype"]
+    assert main([*command, "bfloat16", "--peers", "numpy", "torch.bfloat16"]) == 0
+    assert "kernels, bfloat16 products" in capsys.readouterr().out
+    run = Run.read(path)
+    assert run.settings["compute_dtype"] == "bfloat16"
+    for row in run.rows:
+        assert row.peers["kernels, bfloat16 products"].ratio.median > 0
+        # without PyTorch, or where its LSTM has no bfloat16
+        if "torch.bfloat16" not in row.peers and "torch.bfloat16" not in run.unavailable:
+            assert any("torch.bfloat16: autocast to bfloat16 failed" in n for n in row.notes)
+    assert main([*command, "tf32", "--peers"]) == 2
+    assert "--compute-dtype must be 'float32' or 'bfloat16' on cpu" in capsys.readouterr().err
+    assert "torch.bfloat16" in runner.PEERS and "torch.bfloat16" not in runner.DEFAULT_PEERS
 
 
 def test_an_interrupted_run_keeps_its_rows(

@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+
 from .. import _devices
+from ..rnn import check_compute_dtype
 from ..storage import atomic_file, input_files
 from ..text import demo
 from . import compare, machine, plots, report
@@ -17,7 +20,7 @@ from .cases import SUITES, Shape, parse, select
 from .errors import BenchError
 from .problem import Text
 from .results import Run
-from .runner import DEFAULT_PEERS, QUICK, Runner, Settings
+from .runner import DEFAULT_PEERS, PEERS, QUICK, Runner, Settings
 
 _LONGEST_TEXT = 1_000_000_000  # bytes
 
@@ -32,6 +35,7 @@ class Options:
     threads: list[int] | None = None
     peers: list[str] | None = None
     device: str | None = None
+    compute_dtype: str | None = None
     blocks: int | None = None
     text: str | None = None
     json: str | None = None
@@ -44,8 +48,9 @@ def run(options: Options) -> int:
     """Runs the benchmarks and returns the exit status; BenchError if they cannot run."""
     suites = _chosen("suite", options.suites or list(SUITES), tuple(SUITES))
     # `--peers` without a name: none
-    named = DEFAULT_PEERS if options.peers is None else options.peers
-    peers = _chosen("peer", list(named), DEFAULT_PEERS)
+    default = DEFAULT_PEERS if options.compute_dtype in (None, "float32") else PEERS
+    named = default if options.peers is None else options.peers
+    peers = _chosen("peer", list(named), PEERS)
     shapes: list[Shape] | None = None
     if options.cases is not None:
         shapes = [parse(case) for case in options.cases]
@@ -53,6 +58,8 @@ def run(options: Options) -> int:
     device = None if options.device is None else _devices.find(options.device)
     if device is not None and device.is_host:
         raise BenchError("--device must be another than cpu, which is timed anyway")
+    compute_dtype = options.compute_dtype or "float32"
+    check_compute_dtype(compute_dtype, np.dtype(np.float32), _devices.CPU)
     base = None if options.compare is None else Run.read(Path(options.compare))
     for path in (options.json, options.markdown):
         if path is not None:
@@ -65,7 +72,7 @@ def run(options: Options) -> int:
         )
     text = _text(options.text) if any(SUITES[suite].reads_text for suite in suites) else None
 
-    runner = Runner(cases, peers, _settings(options), text, device)
+    runner = Runner(cases, peers, _settings(options), text, device, compute_dtype)
     try:
         runner.run()
     finally:  # keeps what an interrupted run has measured

@@ -99,7 +99,7 @@ def make(case: AnyCase, text: Text | None) -> Problem:
     return Problem(case, {n: np.array(p) for n, p in rnn.parameters().items()}, arrays)
 
 
-def network_of(case: Case, device: str = "cpu") -> RNN:
+def network_of(case: Case, device: str = "cpu", compute_dtype: str = "float32") -> RNN:
     """The kernels' network of a case; without a decoder where only layers are measured."""
     layers_only = case.suite in ("forward", "backward", "step")
     return RNN(
@@ -109,6 +109,7 @@ def network_of(case: Case, device: str = "cpu") -> RNN:
         cell=case.cell,
         num_layers=case.num_layers,
         device=device,
+        compute_dtype=compute_dtype,
     )
 
 

@@ -14,19 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from .. import cuda
+from .. import cuda, registry
 from .._devices import Device, kind
 from ..runtime import get_num_threads, set_num_threads
 from . import machine
 from .cases import SUITES, AnyCase
 from .errors import BenchError, UnavailableError
-from .peers import MODULES, kernels
+from .peers import MODULES, ROUNDED_PEER, kernels
 from .problem import Outputs, Problem, Text, make
 from .progress import Progress
 from .results import Reached, Row, Run, Side, Spread
 from .worker import Timing, Worker, time_runs
 
-TOLERANCE = 1e-4  # of the largest element: float32 in another order; a wrong weight is far off
+# Of the largest element. float32 in another order; operands of products rounded to 8 bits, each by
+# at most 2^-9 of it, which a gradient through all steps has many of. A wrong weight is far off.
+TOLERANCE, ROUNDED_TOLERANCE = 1e-4, 2**-4
 _FOOTPRINTS = tuple(2**n for n in (14, 17, 19, 21, 23, 25))  # bytes: in and beyond caches
 _MOST_PASSES = 20  # of time-to-loss, per block: when to give up
 _STEPS_BETWEEN_EVALUATIONS = 25
@@ -92,10 +94,14 @@ class Runner:
         settings: Settings,
         text: Text | None,
         device: Device | None = None,
+        compute_dtype: str = "float32",
     ) -> None:
-        """device: other than the CPU, on which the kernels are timed beside those of the CPU."""
+        """device: other than the CPU, on which the kernels are timed beside those of the CPU.
+        compute_dtype: other than float32, in which they are timed beside that.
+        """
         self._cases, self._peers, self._settings, self._text = cases, peers, settings, text
         self._device = "cpu" if device is None else device.name
+        self._compute_dtype = compute_dtype
         self.result = Run(
             machine.facts() if device is None else {**machine.facts(), "device": card(device)},
             {
@@ -104,6 +110,7 @@ class Runner:
                 "block_seconds": settings.block_seconds,
                 "text": text and {"name": text.name, "characters": len(text.ids)},
                 "vocabulary": text and text.vocab_size,
+                **({} if compute_dtype == "float32" else {"compute_dtype": compute_dtype}),
             },
             {},
             {},
@@ -183,7 +190,7 @@ class Runner:
 
     def _own_sides(self, problem: Problem) -> list[tuple[_Timed, Outputs]]:
         sides = []
-        for name, task in kernels.tasks(problem, self._device).items():
+        for name, task in kernels.tasks(problem, self._device, self._compute_dtype).items():
             start = time.perf_counter()
             outputs = task.check()
 
@@ -294,6 +301,8 @@ class _Meter:
 def compare(case: AnyCase, side: str, outputs: Outputs, expected: Outputs) -> None:
     """BenchError, with the place and both numbers, if a side computes something else."""
     what = f"{case.suite} {case.label}"
+    is_rounded = side == ROUNDED_PEER or side in map(kernels.computing, registry.COMPUTE_DTYPES)
+    tolerance = ROUNDED_TOLERANCE if is_rounded else TOLERANCE
     if set(outputs) != set(expected):
         raise BenchError(f"{what}: {side} gives {sorted(outputs)}, not {sorted(expected)}")
     for name, ours in expected.items():
@@ -303,7 +312,7 @@ def compare(case: AnyCase, side: str, outputs: Outputs, expected: Outputs) -> No
         difference = np.abs(np.asarray(theirs, np.float64) - ours)
         difference[np.isnan(difference)] = np.inf
         largest = float(np.abs(ours).max())
-        if not difference.max() <= TOLERANCE * largest:  # nor where ours has a NaN
+        if not difference.max() <= tolerance * largest:  # nor where ours has a NaN
             at = np.unravel_index(int(difference.argmax()), ours.shape)
             index = ", ".join(str(int(i)) for i in at)
             raise BenchError(
@@ -376,4 +385,5 @@ def _threads(n: int) -> str:
     return "1 thread" if n == 1 else f"{n} threads"
 
 
-DEFAULT_PEERS = tuple(MODULES)
+PEERS = tuple(MODULES)
+DEFAULT_PEERS = tuple(name for name in PEERS if name != ROUNDED_PEER)

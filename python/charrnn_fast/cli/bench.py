@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 
+from .. import registry
 from .parsing import Commands, file_option, folder_option, integer_option, output_option
 
 
@@ -36,12 +37,18 @@ def add(commands: Commands) -> None:
         "--peers",
         nargs="*",
         metavar="PEER",
-        help="numpy, torch, torch.compile, jax, onnxruntime (default: all that are installed)",
+        help="numpy, torch, torch.compile, torch.bfloat16, jax, onnxruntime (default: all that are "
+        "installed; torch.bfloat16 with --compute-dtype)",
     )
     bench.add_argument(
         "--device",
         metavar="NAME",
         help="time the kernels there too, beside the CPU's: cuda or, for GPU N, cuda:N",
+    )
+    bench.add_argument(
+        "--compute-dtype",
+        choices=registry.COMPUTE_DTYPES,
+        help="time the kernels with such operands of products too, and PyTorch's autocast",
     )
     bench.add_argument(
         "--blocks",

@@ -18,9 +18,13 @@ MODULES = {
     "numpy": "numpy_reference",
     "torch": "torch_eager",
     "torch.compile": "torch_compiled",
+    "torch.bfloat16": "torch_autocast",
     "jax": "jax_scan",
     "onnxruntime": "onnx_runtime",
 }
+
+ROUNDED_PEER = "torch.bfloat16"
+"""The peer whose products round their operands; asked for by name, or with --compute-dtype."""
 
 
 @dataclass(frozen=True)

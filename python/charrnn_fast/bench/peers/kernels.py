@@ -30,12 +30,13 @@ IN_A_CALL = "kernels, all steps in a call"
 HALF = "kernels, bfloat16 weights"
 
 
-def tasks(problem: Problem, device: str = "cpu") -> dict[str, Task]:
+def tasks(problem: Problem, device: str = "cpu", compute_dtype: str = "float32") -> dict[str, Task]:
     """The kernels' own task first; then, for `step`, those that a call from Python and a call for
     all steps take, and for `sample` the one with weights stored as bfloat16.
 
     With a device other than the CPU, the first task is also made there, whose calls copy arrays to
-    and fro. Products are not: only networks are on a device.
+    and fro. With another compute_dtype it is also made so. Products are not: only networks have a
+    device and a compute_dtype.
     """
     make: dict[str, Callable[..., Task]] = {
         "train": _train,
@@ -52,27 +53,35 @@ def tasks(problem: Problem, device: str = "cpu") -> dict[str, Task]:
         made[IN_A_CALL] = _steps_in_a_call(problem)
     if problem.case.suite == "sample":
         made[HALF] = _sample(problem, bfloat16=True)
+    if compute_dtype != "float32" and problem.case.suite != "gemm":
+        how = {"compute_dtype": compute_dtype}
+        made[computing(compute_dtype)] = make[problem.case.suite](problem, **how)
     if device != "cpu" and problem.case.suite != "gemm":
         made[f"{NAME} on {device}"] = make[problem.case.suite](problem, device=device)
     return made
 
 
-def _network(problem: Problem, device: str = "cpu") -> Any:
-    rnn = network_of(problem.network, device)
+def computing(compute_dtype: str) -> str:
+    """The name of the side whose products have operands of this format."""
+    return f"{NAME}, {compute_dtype} products"
+
+
+def _network(problem: Problem, device: str = "cpu", compute_dtype: str = "float32") -> Any:
+    rnn = network_of(problem.network, device, compute_dtype)
     rnn.load_parameters(problem.parameters)
     return rnn
 
 
-def _rounded(problem: Problem, device: str) -> Any:
+def _rounded(problem: Problem, **place: str) -> Any:
     """The network whose weights are those that sampling with bfloat16 reads."""
-    rnn = network_of(problem.network, device)
+    rnn = network_of(problem.network, **place)
     rnn.load_parameters({name: read_as_bfloat16(name, p) for name, p in problem.parameters.items()})
     return rnn
 
 
-def _train(problem: Problem, device: str = "cpu") -> Task:
+def _train(problem: Problem, **place: str) -> Task:
     case = problem.network
-    rnn = _network(problem, device)
+    rnn = _network(problem, **place)
     optimizer = optim.Adam(rnn, lr=LEARNING_RATE)
     data = batches(problem.arrays["ids"], case.batch, case.seq_len)
     state = rnn.states.zeros(case.batch)
@@ -94,8 +103,8 @@ def _train(problem: Problem, device: str = "cpu") -> Task:
     )
 
 
-def _forward(problem: Problem, device: str = "cpu") -> Task:
-    rnn, tokens = _network(problem, device), problem.arrays["tokens"]
+def _forward(problem: Problem, **place: str) -> Task:
+    rnn, tokens = _network(problem, **place), problem.arrays["tokens"]
 
     def run() -> Array:
         y: Array = rnn.forward(tokens, keep=False)[0]
@@ -104,8 +113,8 @@ def _forward(problem: Problem, device: str = "cpu") -> Task:
     return Task(lambda: {"y": run()}, run)
 
 
-def _backward(problem: Problem, device: str = "cpu") -> Task:
-    rnn = _network(problem, device)
+def _backward(problem: Problem, **place: str) -> Task:
+    rnn = _network(problem, **place)
     tokens, dy = problem.arrays["tokens"], problem.arrays["dy"]
     rnn.forward(tokens)
 
@@ -116,11 +125,11 @@ def _backward(problem: Problem, device: str = "cpu") -> Task:
     return Task(run, run)
 
 
-def _sample(problem: Problem, bfloat16: bool = False, device: str = "cpu") -> Task:
+def _sample(problem: Problem, bfloat16: bool = False, **place: str) -> Task:
     case = problem.network
-    rnn, tokens = _network(problem, device), problem.arrays["tokens"]
+    rnn, tokens = _network(problem, **place), problem.arrays["tokens"]
     # Arithmetic is that of float32: with bfloat16 the draws are those of the rounded weights.
-    same = _rounded(problem, device) if bfloat16 else rnn
+    same = _rounded(problem, **place) if bfloat16 else rnn
     first = np.ascontiguousarray(tokens[0])
     seeds = np.arange(case.batch, dtype=np.uint64)
     state = rnn.states.zeros(case.batch)
@@ -143,9 +152,9 @@ def _sample(problem: Problem, bfloat16: bool = False, device: str = "cpu") -> Ta
     return Task(check, run, case.seq_len * case.batch)
 
 
-def _step(problem: Problem, device: str = "cpu") -> Task:
+def _step(problem: Problem, **place: str) -> Task:
     case = problem.network
-    rnn, x = _network(problem, device), problem.arrays["x"]
+    rnn, x = _network(problem, **place), problem.arrays["x"]
     state = rnn.states.zeros(case.batch)
 
     def check() -> Outputs:

@@ -7,12 +7,10 @@ step: over a minute for 25 of them in PyTorch 2.13, and an error for an LSTM.
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..errors import UnavailableError
 from ..problem import Outputs, Problem
 from . import Peer, Task
-from .torch_eager import Torch
+from .torch_eager import Torch, first_line
 
 NAME = "torch.compile"
 
@@ -30,14 +28,10 @@ class TorchCompile(Torch):
             try:
                 return task.check()  # compiles
             except Exception as error:  # of many kinds: no compiler, no Python headers, ...
-                raise UnavailableError(_first_line(error)) from None
+                reason = first_line(error)
+                raise UnavailableError(f"torch.compile failed: {reason}") from None
 
         return {NAME: Task(check, task.run, task.units)}
-
-
-def _first_line(error: Any) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"torch.compile failed: {type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
 PEER: type[Peer] = TorchCompile

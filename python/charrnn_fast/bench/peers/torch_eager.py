@@ -194,4 +194,9 @@ class Torch:
         return (zeros, self.torch.zeros(shape)) if case.cell == "lstm" else zeros
 
 
+def first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
 PEER: type[Peer] = Torch
