@@ -141,7 +141,7 @@ message(STATUS "CUDA kernels for ${architectures}, by ${CMAKE_CUDA_COMPILER} ${C
 set(charrnn_cuda TRUE)
 
 # A shared library: programs that link it need no part of CUDA, for the runtime is inside, unseen.
-add_library(charrnn_fast_cuda SHARED cuda/device.cu)
+add_library(charrnn_fast_cuda SHARED cuda/device.cu cuda/float32.cu cuda/float64.cu)
 target_include_directories(charrnn_fast_cuda
   PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/cpp/include> PRIVATE cuda cpp/src)
 target_compile_features(charrnn_fast_cuda PUBLIC cxx_std_17)

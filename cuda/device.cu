@@ -8,9 +8,10 @@
 #include <stdexcept>
 
 #include "cuda_library.hpp"
-#include "kernels/table.cuh"
-#include "plans.cuh"
+#include "kernels/launch.cuh"
+#include "numbers.hpp"
 #include "team.hpp"
+#include "tiers.hpp"
 
 namespace charrnn_fast {
 namespace {
@@ -138,7 +139,7 @@ Device& cuda_device(int ordinal) {
   if (!has_code_for(found.all[index]))
     throw std::runtime_error(no_code_for(index, found.all[index]));
   cuda::chosen_card() = ordinal;
-  const std::string why_not = cuda::why_not_run(&cuda::gemm_tn_kernel<float>);
+  const std::string why_not = cuda::why_not_run_kernels<float>();
   if (!why_not.empty()) throw std::runtime_error(name(ordinal) + ": " + why_not);
   device = new Cuda;
   return *device;
@@ -196,6 +197,61 @@ CudaMemory cuda_memory() {
   CudaMemory memory;
   cuda::memory_of_card(&memory.free, &memory.total);
   return memory;
+}
+
+// ---- tiers ---------------------------------------------------------------------------------
+
+namespace cuda {
+
+const char* name_of(Tier tier) {
+  constexpr const char* names[] = {"T1", "T2", "T3", "T4"};
+  return names[static_cast<int>(tier) - 1];
+}
+
+TierLimits& tier_limits() {
+  static TierLimits limits;
+  return limits;
+}
+
+}  // namespace cuda
+
+void set_cuda_tier(const char* name) { cuda::forced().set(name); }
+const char* cuda_tier() {
+  const std::optional<cuda::Tier> tier = cuda::forced().get();
+  return tier ? name_of(*tier) : nullptr;
+}
+
+std::vector<CudaLayerPlan> cuda_plan(const NetworkShape& shape, Index batch, Index seq_len,
+                                     bool float64) {
+  const auto at_least_one = [](const char* what, Index n) {
+    if (n < 1)
+      throw std::invalid_argument(std::string(what) + " must be at least 1, got " +
+                                  std::to_string(n));
+  };
+  at_least_one("hidden_size", shape.hidden_size);
+  at_least_one("num_layers", shape.num_layers);
+  at_least_one("batch", batch);
+  at_least_one("seq_len", seq_len);
+  return float64 ? cuda::plan_layers<double>(shape, batch, seq_len)
+                 : cuda::plan_layers<float>(shape, batch, seq_len);
+}
+
+std::string describe(const std::vector<CudaLayerPlan>& plan) {
+  std::string text;
+  const auto number = [](auto n) { return std::to_string(n); };
+  const auto add = [&](std::size_t layer, const char* pass, const CudaPassPlan& p) {
+    text += "layer " + number(layer) + ", " + pass + ": " + p.tier + " (" + p.reason + "), " +
+            number(p.launches) + (p.launches == 1 ? " launch of " : " launches of ") +
+            number(p.blocks) + " x " + number(p.threads) + " threads";
+    if (p.cluster > 1) text += " in clusters of " + number(p.cluster);
+    if (p.shared > 0) text += ", " + number(p.shared) + " bytes of shared memory a block";
+    text += "\n";
+  };
+  for (std::size_t l = 0; l < plan.size(); ++l) {
+    add(l, "forward", plan[l].forward);
+    add(l, "backward", plan[l].backward);
+  }
+  return text;
 }
 
 }  // namespace charrnn_fast

@@ -1,22 +1,13 @@
-// What cuda.hpp says of tiers, for device.cu alone.
+// How the layers of a network run, by the choice that the launchers make.
 #pragma once
 
-#include "charrnn_fast/cuda.hpp"
-#include "charrnn_fast/network.hpp"
+#include <stdexcept>
+
 #include "kernels/tiers.cuh"
+#include "numbers.hpp"
 
 namespace charrnn_fast {
 namespace cuda {
-
-const char* name_of(Tier tier) {
-  constexpr const char* names[] = {"T1", "T2", "T3", "T4"};
-  return names[static_cast<int>(tier) - 1];
-}
-
-TierLimits& tier_limits() {
-  static TierLimits limits;
-  return limits;
-}
 
 template <class Pass>
 CudaPassPlan plan_of(const TierQuestion& q, bool normalized, bool projected) {
@@ -31,8 +22,8 @@ CudaPassPlan plan_of(const TierQuestion& q, bool normalized, bool projected) {
 }
 
 template <class T, class... C>
-std::vector<CudaLayerPlan> plan_layers(CellList<C...>, const NetworkShape& shape, Index batch,
-                                       Index seq_len) {
+std::vector<CudaLayerPlan> plan_cells(CellList<C...>, const NetworkShape& shape, Index batch,
+                                      Index seq_len) {
   const bool normalized = shape.layer_norm, projected = shape.proj_size > 0;
   const TierQuestion q{shape.hidden_size, batch, seq_len,
                        projected    ? "it has a projection"
@@ -53,45 +44,10 @@ std::vector<CudaLayerPlan> plan_layers(CellList<C...>, const NetworkShape& shape
   return std::vector<CudaLayerPlan>(static_cast<std::size_t>(shape.num_layers), layer);
 }
 
+template <class T>
+std::vector<CudaLayerPlan> plan_layers(const NetworkShape& shape, Index batch, Index seq_len) {
+  return plan_cells<T>(Cells(), shape, batch, seq_len);
+}
+
 }  // namespace cuda
-
-void set_cuda_tier(const char* name) { cuda::forced().set(name); }
-const char* cuda_tier() {
-  const std::optional<cuda::Tier> tier = cuda::forced().get();
-  return tier ? name_of(*tier) : nullptr;
-}
-
-std::vector<CudaLayerPlan> cuda_plan(const NetworkShape& shape, Index batch, Index seq_len,
-                                     bool float64) {
-  const auto at_least_one = [](const char* what, Index n) {
-    if (n < 1)
-      throw std::invalid_argument(std::string(what) + " must be at least 1, got " +
-                                  std::to_string(n));
-  };
-  at_least_one("hidden_size", shape.hidden_size);
-  at_least_one("num_layers", shape.num_layers);
-  at_least_one("batch", batch);
-  at_least_one("seq_len", seq_len);
-  return float64 ? cuda::plan_layers<double>(Cells(), shape, batch, seq_len)
-                 : cuda::plan_layers<float>(Cells(), shape, batch, seq_len);
-}
-
-std::string describe(const std::vector<CudaLayerPlan>& plan) {
-  std::string text;
-  const auto number = [](auto n) { return std::to_string(n); };
-  const auto add = [&](std::size_t layer, const char* pass, const CudaPassPlan& p) {
-    text += "layer " + number(layer) + ", " + pass + ": " + p.tier + " (" + p.reason + "), " +
-            number(p.launches) + (p.launches == 1 ? " launch of " : " launches of ") +
-            number(p.blocks) + " x " + number(p.threads) + " threads";
-    if (p.cluster > 1) text += " in clusters of " + number(p.cluster);
-    if (p.shared > 0) text += ", " + number(p.shared) + " bytes of shared memory a block";
-    text += "\n";
-  };
-  for (std::size_t l = 0; l < plan.size(); ++l) {
-    add(l, "forward", plan[l].forward);
-    add(l, "backward", plan[l].backward);
-  }
-  return text;
-}
-
 }  // namespace charrnn_fast

@@ -9,6 +9,12 @@
 // what callers see of them.
 #pragma once
 
+#include <cstdlib>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
 #include "charrnn_fast/config.hpp"
 #include "charrnn_fast/cuda.hpp"
 
@@ -25,6 +31,39 @@ struct TierLimits {
   bool barrier = false;  // T3 waits at a barrier of the group, in place of a flag of each block
 };
 CHARRNN_CUDA_API TierLimits& tier_limits();
+
+// ---- the forced tier ----------------------------------------------------------------------
+
+inline std::optional<Tier> tier_called(const char* name, const char* from) {
+  if (!name || !*name) return std::nullopt;
+  for (const Tier tier : {Tier::t1, Tier::t2, Tier::t3, Tier::t4})
+    if (std::string(name) == name_of(tier)) return tier;
+  throw std::invalid_argument(std::string(from) + " must be T1, T2, T3 or T4, got " + name);
+}
+
+struct ForcedTier {
+  std::mutex mutex;
+  bool asked = false;  // the environment
+  std::optional<Tier> tier;
+
+  std::optional<Tier> get() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (!asked) tier = tier_called(std::getenv("CHARRNN_CUDA_TIER"), "CHARRNN_CUDA_TIER");
+    asked = true;
+    return tier;
+  }
+  void set(const char* name) {
+    const std::optional<Tier> to = tier_called(name, "tier");
+    const std::lock_guard<std::mutex> lock(mutex);
+    tier = to, asked = true;
+  }
+};
+inline ForcedTier& forced() {
+  static ForcedTier* const tier = new ForcedTier;
+  return *tier;
+}
+
+// ---- what both sides of a launch know ------------------------------------------------------
 
 // How a persistent kernel shares out a layer: see kernels/persistent.cuh.
 struct Tiling {

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -76,15 +77,16 @@ def compiled(nvcc: str, architecture: str) -> list[Kernel]:
     """Raises SystemExit with nvcc's words if it does not compile."""
     flags = ["-std=c++17", f"-arch={architecture}", "-fmad=false", "-Werror", "all-warnings"]
     flags += ["-Xptxas", "-v", *(f"-I{ROOT / name}" for name in ("cuda", "cpp/src", "cpp/include"))]
-    kernels = []
-    with tempfile.TemporaryDirectory() as folder:
-        for source in SOURCES:
-            command = [nvcc, *flags, "-c", str(source), "-o", str(Path(folder) / "object.o")]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def said(source: Path) -> str:
+            command = [nvcc, *flags, "-c", str(source), "-o", str(Path(folder) / source.stem)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 sys.exit(f"{architecture}: {source.name} does not compile:\n{done.stderr}")
-            kernels += kernels_in(done.stdout + done.stderr)
-    return kernels
+            return done.stdout + done.stderr
+
+        return [kernel for text in pool.map(said, SOURCES) for kernel in kernels_in(text)]
 
 
 def _range(numbers: list[int]) -> str:

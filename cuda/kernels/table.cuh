@@ -5,6 +5,7 @@
 #include "kernels/head.cuh"
 #include "kernels/sample.cuh"
 #include "kernels/tiers.cuh"
+#include "numbers.hpp"
 
 namespace charrnn_fast {
 namespace cuda {
@@ -89,6 +90,11 @@ const Kernels<T>& kernels() {
     return k;
   }();
   return table;
+}
+
+template <class T>
+std::string why_not_run_kernels() {
+  return why_not_run(&gemm_tn_kernel<T>);
 }
 
 }  // namespace cuda

@@ -1,10 +1,9 @@
 // Which tier runs a call of a recurrent layer: see tiers.hpp. The launchers of the table.
 #pragma once
 
-#include <cstdlib>
-#include <mutex>
 #include <optional>
 #include <stdexcept>
+#include <string>
 
 #include "kernels/clusters.cuh"
 #include "kernels/recurrent.cuh"
@@ -12,37 +11,6 @@
 
 namespace charrnn_fast {
 namespace cuda {
-
-// ---- the forced tier ----------------------------------------------------------------------
-
-inline std::optional<Tier> tier_called(const char* name, const char* from) {
-  if (!name || !*name) return std::nullopt;
-  for (const Tier tier : {Tier::t1, Tier::t2, Tier::t3, Tier::t4})
-    if (std::string(name) == name_of(tier)) return tier;
-  throw std::invalid_argument(std::string(from) + " must be T1, T2, T3 or T4, got " + name);
-}
-
-struct ForcedTier {
-  std::mutex mutex;
-  bool asked = false;  // the environment
-  std::optional<Tier> tier;
-
-  std::optional<Tier> get() {
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (!asked) tier = tier_called(std::getenv("CHARRNN_CUDA_TIER"), "CHARRNN_CUDA_TIER");
-    asked = true;
-    return tier;
-  }
-  void set(const char* name) {
-    const std::optional<Tier> to = tier_called(name, "tier");
-    const std::lock_guard<std::mutex> lock(mutex);
-    tier = to, asked = true;
-  }
-};
-inline ForcedTier& forced() {
-  static ForcedTier* const tier = new ForcedTier;
-  return *tier;
-}
 
 // ---- what fits ----------------------------------------------------------------------------
 

@@ -1,2 +1,0 @@
-// cuda/device.cu, compiled for the emulator.
-#include "device.cu"
