@@ -92,7 +92,7 @@ struct Thread {
   std::uint64_t result = 0;
   unsigned cluster_generation = 0;  // of its arrival
   std::vector<Copy> open_copies;
-  std::deque<std::vector<Copy>> groups;
+  std::vector<std::vector<Copy>> groups;  // the oldest first
 
   unsigned lane() const { return number % warp_size; }
 };
@@ -119,6 +119,7 @@ struct Block {
   const unsigned rank;
   std::vector<std::unique_ptr<Thread>> threads;
   unsigned done = 0;
+  std::array<unsigned, max_threads / warp_size> absent{};  // by warp: lanes not there, or done
   bool begun = false;
   std::unique_ptr<SharedArray> dynamic;
   std::map<const void*, std::unique_ptr<SharedArray>> arrays;  // static ones
@@ -255,10 +256,9 @@ void check_ended_block(Block& block) {
 void end_meeting(Meeting& meeting, Thread* except) {
   meeting.arrived = 0;
   ++meeting.generation;
-  std::vector<Thread*> waiting;
-  waiting.swap(meeting.waiting);
-  for (Thread* thread : waiting)
+  for (Thread* thread : meeting.waiting)
     if (thread != except) make_ready(*thread);
+  meeting.waiting.clear();
   progress();
 }
 
@@ -283,6 +283,7 @@ void thread_ends() {
       fail(Kind::divergent_warp,
            "ends, and is in the mask of " + std::string(meeting.what) + " at " + at(meeting.where));
   self.done = true;
+  block.absent[self.number / warp_size] |= 1u << self.lane();
   ++block.done;
   progress();
   Cluster& cluster = block.cluster;
@@ -335,6 +336,7 @@ void begin_cluster(std::size_t number) {
                        i / grid.threads.x / grid.threads.y};
       block->threads.push_back(std::move(thread));
     }
+    if (threads % warp_size != 0) block->absent[threads / warp_size] = ~0u << threads % warp_size;
     cluster->blocks.push_back(std::move(block));
   }
   cluster->live_threads = threads * grid.cluster;
@@ -876,7 +878,8 @@ void sync_threads(unsigned barrier, unsigned threads, Where where) {
       meeting.where = where;
       meeting.what = "the block's barrier";
     } else if (meeting.where.line() != where.line() ||
-               std::strcmp(meeting.where.file_name(), where.file_name()) != 0 ||
+               (meeting.where.file_name() != where.file_name() &&
+                std::strcmp(meeting.where.file_name(), where.file_name()) != 0) ||
                meeting.expected != expected) {
       fail(Kind::divergent_barrier, "is at the barrier at " + at(where) +
                                         ", others of its block at that at " + at(meeting.where));
@@ -917,13 +920,11 @@ void meet(const char* what, unsigned mask, bool orders, Where where, F work) {
     if (!(mask >> lane & 1))
       fail(Kind::divergent_warp,
            "calls " + std::string(what) + " at " + at(where) + " with a mask that it is not in");
-    const unsigned first = warp * warp_size;
-    for (unsigned i = 0; i < warp_size; ++i)
-      if (mask >> i & 1 && (first + i >= block.threads.size() || block.threads[first + i]->done))
-        fail(Kind::divergent_warp, "calls " + std::string(what) + " at " + at(where) +
-                                       " with lane " + std::to_string(i) +
-                                       " in its mask, which has ended or is "
-                                       "not there");
+    if (const unsigned absent = mask & block.absent[warp])
+      fail(Kind::divergent_warp, "calls " + std::string(what) + " at " + at(where) + " with lane " +
+                                     std::to_string(__builtin_ctz(absent)) +
+                                     " in its mask, which has ended or is "
+                                     "not there");
     for (const auto& [key, other] : block.collectives)
       if (key.first == warp && other.arrived > 0 && (key.second >> lane & 1) &&
           (key.second != mask || other.what != what || other.where.line() != where.line()))
@@ -1107,7 +1108,7 @@ void wait_copies(int groups_left) {
   while (self.groups.size() > static_cast<std::size_t>(groups_left)) {
     for (const Copy& copy : self.groups.front()) access_copy(copy.to, copy.from, copy.bytes);
     const Scheduling scheduling;
-    self.groups.pop_front();
+    self.groups.erase(self.groups.begin());
   }
 }
 

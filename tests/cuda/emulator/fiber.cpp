@@ -39,12 +39,16 @@ constexpr std::size_t stack_bytes = 64 << 10;
 #endif
 const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
 
+// Stacks begin at different lines of a page: the first-level cache has few places for the same one.
+constexpr std::size_t lines = 32, line_bytes = 64;
+
 // A stack and the thread that it is to the thread sanitizer, both of which take long to make, are
 // used again: by the next launch, which is ordered behind the one before. Within a launch no two
 // threads may share them, so the scheduler keeps all fibers until it ends.
 struct Place {
   char* stack;
   void* sanitizer;
+  std::size_t number;
 };
 std::vector<Place>& free_places() {
   static std::vector<Place> places;
@@ -61,10 +65,11 @@ Place new_place() {
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   mprotect(memory, page, PROT_NONE);
+  static std::size_t made = 0;
 #if defined(CUDA_EMULATOR_THREAD_SANITIZER)
-  return {static_cast<char*>(memory), __tsan_create_fiber(0)};
+  return {static_cast<char*>(memory), __tsan_create_fiber(0), made++};
 #else
-  return {static_cast<char*>(memory), nullptr};
+  return {static_cast<char*>(memory), nullptr, made++};
 #endif
 }
 
@@ -123,11 +128,12 @@ Fiber::Fiber(Entry entry) {
   const Place place = new_place();
   stack_ = place.stack;
   sanitizer_ = place.sanitizer;
+  number_ = place.number;
   bottom_ = stack_ + page;
-  size_ = stack_bytes;
+  size_ = stack_bytes - number_ % lines * line_bytes;
 #if OWN_SWITCH
   // As a call leaves it: the return address lies 8 below a multiple of 16 when the entry begins.
-  auto* top = reinterpret_cast<std::uintptr_t*>(stack_ + page + stack_bytes);
+  auto* top = reinterpret_cast<std::uintptr_t*>(stack_ + page + size_);
   *--top = 0;  // where the entry would return to
   *--top = reinterpret_cast<std::uintptr_t>(entry);
   for (int i = 0; i < 6; ++i) *--top = 0;
@@ -136,7 +142,7 @@ Fiber::Fiber(Entry entry) {
   auto* const context = new ucontext_t;
   getcontext(context);
   context->uc_stack.ss_sp = stack_ + page;
-  context->uc_stack.ss_size = stack_bytes;
+  context->uc_stack.ss_size = size_;
   context->uc_link = nullptr;
   makecontext(context, entry, 0);
   context_ = context;
@@ -147,7 +153,7 @@ Fiber::~Fiber() {
 #if !OWN_SWITCH
   delete static_cast<ucontext_t*>(context_);
 #endif
-  if (stack_) give_back({stack_, sanitizer_});
+  if (stack_) give_back({stack_, sanitizer_, number_});
 }
 
 void Fiber::switch_from(Fiber& from, bool last) {

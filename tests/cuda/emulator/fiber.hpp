@@ -55,6 +55,7 @@ class Fiber {
   void* context_ = nullptr;  // the stack pointer, or a ucontext_t
   char* stack_ = nullptr;
   void* sanitizer_ = nullptr;
+  std::size_t number_ = 0;  // of the stack
   void* fake_stack_ = nullptr;
   const void* bottom_ = nullptr;
   std::size_t size_ = 0;
