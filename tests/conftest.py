@@ -45,15 +45,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _MACHINE = ("bench", "executors", "memory", "out_of_memory", "processors", "scaling", "threads")
 _GROUPS = {
     "test_cpp.py": "cpp",
-    "test_cuda.py": "emulator",
-    "test_device_array.py": "emulator",
-    "test_devices.py": "emulator",
-    "test_torch_devices.py": "emulator",
     "test_installed.py": "installed",
     "test_registry.py": "installed",
     "test_torchrun.py": "torchrun",
     **{f"test_{name}.py": "machine" for name in _MACHINE},
 }
+# The longest, begun first: no process is then left with one of them when the others are done.
+_FIRST = ("test_cuda.py", "test_cuda_build.py", "test_devices.py")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -87,13 +85,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
     if name == devices.NAME:
         if config.option.emulated is None:  # not in the workers of pytest-xdist
-            folder = devices.build(_FILES.parent / "emulated", devices.MODULE)
-            config.option.emulated = str(folder)
+            config.option.emulated = str(devices.build(devices.MODULE))
         devices.register(Path(config.option.emulated))
     devices.in_place_of_the_cpu(name)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in _FIRST)
     name: str = config.getoption("--device")
     for item in items if name != "cpu" else ():
         if (mark := item.get_closest_marker("host")) is not None:
@@ -101,13 +99,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def emulator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def emulator(request: pytest.FixtureRequest) -> Path:
     """The folder of what tests/cuda builds, without a sanitizer."""
     import devices
 
     if (folder := request.config.getoption("--emulated")) is not None:
         return Path(folder).resolve()
-    return devices.build(tmp_path_factory.mktemp("plain"))
+    return devices.build()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -6,6 +6,7 @@ the emulator (tests/cuda); ``--device cuda`` on a GPU.
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import shutil
 import subprocess
@@ -17,17 +18,31 @@ import charrnn_fast as cf
 from charrnn_fast import _devices, device_array
 
 FOLDER = Path(__file__).parent / "cuda"
+BUILT = Path(__file__).parents[1] / "build" / "emulated"
 NAME = "emulated"
 MODULE = "emulated_device"
 
 
-def build(folder: Path, *targets: str, sanitizer: str = "") -> Path:
-    """Builds targets of tests/cuda, by default all; returns the folder."""
+def build(*targets: str, sanitizer: str = "") -> Path:
+    """Builds targets of tests/cuda, by default all; returns the folder.
+
+    It is the same for all processes and runs: what has not changed is there already.
+    """
+    folder = BUILT / (sanitizer or "plain")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _build(folder, targets, sanitizer)
+    return folder
+
+
+def _build(folder: Path, targets: tuple[str, ...], sanitizer: str) -> None:
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     options = [
         f"-DCUDA_EMULATOR_SANITIZE={sanitizer}",
         f"-DCMAKE_PREFIX_PATH={cf.get_cmake_dir()}",
         f"-DPython_EXECUTABLE={sys.executable}",
+        "-Ucharrnn_fast_DIR",  # of an earlier run, with another installation
     ]
     chosen = ["--target", *targets] if targets else []
     for command in (
@@ -36,7 +51,6 @@ def build(folder: Path, *targets: str, sanitizer: str = "") -> Path:
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-    return folder
 
 
 def register(folder: Path) -> ModuleType:

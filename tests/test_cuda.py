@@ -103,14 +103,17 @@ RACES = [
 OVERRUNS = [("bounds", 1), ("bounds", 2), ("bounds", 3), ("cluster", 1), ("cluster", 2)]
 
 
+class Programs(dict[str, Path]):
+    """The emulator's tests in each variant, built when they are asked for."""
+
+    def __missing__(self, variant: str) -> Path:
+        folder = devices.build("test_emulator", "test_kernels", sanitizer=variant)
+        return self.setdefault(variant, folder / "test_emulator")
+
+
 @pytest.fixture(scope="module")
-def built(emulator: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folders = {
-        sanitizer: devices.build(tmp_path_factory.mktemp(sanitizer), sanitizer=sanitizer)
-        for sanitizer in ("address", "thread")
-    }
-    folders["plain"] = emulator
-    return {variant: folder / "test_emulator" for variant, folder in folders.items()}
+def built(emulator: Path) -> dict[str, Path]:
+    return Programs(plain=emulator / "test_emulator")
 
 
 def kernels_of(built: dict[str, Path], variant: str) -> Path:
