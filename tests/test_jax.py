@@ -110,6 +110,7 @@ class ByLayers:
             "num_layers": case.num_layers,
             "bias": case.bias,
             "bidirectional": case.bidirectional,
+            "compute_dtype": case.compute_dtype,
         }
         if case.unit in LSTMS:
             options |= {"proj_size": case.proj_size, "cell": case.unit}
@@ -151,6 +152,17 @@ def _cases() -> list[FeatureCase]:
         for seed in ([None] if case.mask_seed is None else [_mask_seed()])
     ]
     return list(dict.fromkeys(cases))
+
+
+@pytest.mark.parametrize("unit", ["gru", "lstm"])
+def test_rounded_operands(unit: str) -> None:
+    case = FeatureCase(unit, mask_seed=None, num_layers=2, compute_dtype="bfloat16")
+    assert_bits_of_kernels(case, ByLayers)
+    net = layers.GRU(3, 4, compute_dtype="bfloat16")
+    assert net != layers.GRU(3, 4) and net == pickle.loads(pickle.dumps(net))
+    message = "parameters must be float32 with compute_dtype='bfloat16', got float64"
+    with pytest.raises(TypeError, match=message):
+        net(made(net), normal(1, 5, 2, 3))
 
 
 @pytest.mark.parametrize("case", _cases(), ids=lambda c: label(c.but(mask_seed=11)))
@@ -564,6 +576,8 @@ def test_derivatives_that_are_not_there() -> None:
         ("RNN", {"nonlinearity": "sin"}, ValueError, "nonlinearity must be one of 'tanh', 'relu'"),
         ("RNN", {"proj_size": 2}, TypeError, "proj_size"),
         ("GRU", {"zoneout": (0.1, 0.1)}, ValueError, "second rate of zoneout must be 0"),
+        ("GRU", {"compute_dtype": "half"}, ValueError, "compute_dtype must be one of 'float32'"),
+        ("GRU", {"compute_dtype": "tf32"}, ValueError, "compute_dtype must be .* on cpu, got 'tf"),
     ],
 )
 def test_what_constructors_refuse(

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import registry
+from .. import _devices, registry
 from .._checks import FLOATS, LARGEST, instance, integer, real, warn
-from ..rnn import zoneout_rates
+from ..rnn import check_compute_dtype, zoneout_rates
 from . import operators
 
 Array = Any
@@ -43,6 +43,7 @@ class _Layers:
     weight_drop: float = 0.0
     zoneout: float | tuple[float, float] = 0.0
     variational: bool = False
+    compute_dtype: str = "float32"
 
     _has_c: ClassVar[bool] = False
 
@@ -57,6 +58,7 @@ class _Layers:
             set_to(self, name, real(name, getattr(self, name), least=0, below=1))
         if isinstance(self.zoneout, list):
             set_to(self, "zoneout", tuple(self.zoneout))
+        check_compute_dtype(self.compute_dtype, np.dtype(np.float32), _devices.CPU)
         self._check()
         operators.network(self._network)
         if self.dropout and self.num_layers == 1:
@@ -95,6 +97,8 @@ class _Layers:
                 "zoneout_h": zoneout_h,
                 "zoneout_c": zoneout_c,
             },
+            # programs that were exported before have none
+            **({} if self.compute_dtype == "float32" else {"compute_dtype": self.compute_dtype}),
         )
 
     @cached_property
@@ -179,6 +183,10 @@ class _Layers:
         dtype = np.dtype(jnp.result_type(parameters[next(iter(shapes))]))
         if dtype not in FLOATS:
             raise TypeError(f"parameters must be float32 or float64, got {dtype}")
+        if dtype != np.float32 and self.compute_dtype != "float32":
+            raise TypeError(
+                f"parameters must be float32 with compute_dtype={self.compute_dtype!r}, got {dtype}"
+            )
         weights = []
         for name, shape in shapes.items():
             weights.append(_array(name, parameters[name], dtype))
