@@ -38,6 +38,7 @@ class Case:
     output_size: int | None = None
     tokens: bool = False
     seed: int = 0
+    compute_dtype: str = "float32"
 
     @property
     def kind(self) -> dict[str, Any]:
@@ -70,6 +71,7 @@ class Case:
             bias=self.bias,
             dtype=self.dtype,
             seed=self.seed,
+            compute_dtype=self.compute_dtype,
             **self.kind,
             **options,
         )

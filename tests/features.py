@@ -35,7 +35,6 @@ class FeatureCase(Case):
     ragged: bool = False  # rows of other lengths than seq_len
     regularization: Regularization = NOTHING
     mask_seed: int | None = 11
-    compute_dtype: str = "float32"
 
     @property
     def kind(self) -> dict[str, Any]:
@@ -100,9 +99,7 @@ class FeatureCase(Case):
             rates["zoneout"] = (rates["zoneout"][0], 0.0)
         with warnings.catch_warnings():  # dropout with one layer does nothing, by both
             warnings.filterwarnings("ignore", r"dropout=\S+ does nothing")
-            return super().network(
-                **self.shape, **rates, compute_dtype=self.compute_dtype, **options
-            )
+            return super().network(**self.shape, **rates, **options)
 
     def but(self, **changes: Any) -> FeatureCase:
         return replace(self, **changes)

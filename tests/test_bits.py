@@ -18,6 +18,19 @@ from marks import slow_but
 from tolerances import assert_same_bits
 
 THREADS = (2, 3, 7)
+NUMBERS: dict[str, dict[str, str]] = {
+    "float32": {},
+    "float64": {"dtype": "float64"},
+    "bfloat16": {"compute_dtype": "bfloat16"},
+}
+# Every cell, and products of bfloat16 with one of them.
+each_unit = pytest.mark.parametrize(
+    ("unit", "compute_dtype"),
+    slow_but(
+        [*((unit, "float32") for unit in UNITS), ("lstm", "bfloat16")],
+        [(unit, numbers) for numbers in ("float32", "bfloat16") for unit in UNITS],
+    ),
+)
 
 
 def _assert_same(found: dict[str, Array], expected: dict[str, Array], what: str) -> None:
@@ -36,13 +49,13 @@ SHAPES = [
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("numbers", NUMBERS)
 @pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
 @pytest.mark.parametrize("unit", UNITS)
-def test_threads(unit: str, tokens: bool, dtype: str) -> None:
+def test_threads(unit: str, tokens: bool, numbers: str) -> None:
     for shape in SHAPES:
-        case = Case(unit, 2, dtype=dtype, input_size=37, output_size=41, tokens=tokens)
-        case = case.but(**shape)
+        case = Case(unit, 2, input_size=37, output_size=41, tokens=tokens)
+        case = case.but(**shape, **NUMBERS[numbers])
         cf.set_num_threads(1)
         expected = run(case.network(), case)
         for threads in THREADS:
@@ -149,10 +162,13 @@ def _run(net: cf.RNN, case: Case, chosen: Any) -> dict[str, Array]:
 
 
 @pytest.mark.parametrize("hidden_size", [3, 33])
-@pytest.mark.parametrize("unit", UNITS)
-def test_every_row_at_every_position_of_every_batch(unit: str, hidden_size: int) -> None:
+@each_unit
+def test_every_row_at_every_position_of_every_batch(
+    unit: str, compute_dtype: str, hidden_size: int
+) -> None:
     """A row's outputs, states and gradients do not depend on which rows share its batch."""
     case = Case(unit, 2, seq_len=3, batch=64, input_size=5, hidden_size=hidden_size, output_size=6)
+    case = case.but(compute_dtype=compute_dtype)
     net = case.network()
     alone = [_run(net, case, [row]) for row in range(case.batch)]
     for batch in (*range(1, 18), 50, 64):
@@ -165,10 +181,11 @@ def test_every_row_at_every_position_of_every_batch(unit: str, hidden_size: int)
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("unit", UNITS)
-def test_sharing_out_units_equals_sharing_out_streams(unit: str) -> None:
+@each_unit
+def test_sharing_out_units_equals_sharing_out_streams(unit: str, compute_dtype: str) -> None:
     """One wide row shares out its hidden units, fifty share out the rows; row 17 is the same."""
     case = Case(unit, 2, seq_len=4, batch=50, input_size=60, hidden_size=256, output_size=60)
+    case = case.but(compute_dtype=compute_dtype)
     net = case.network()
     cf.set_num_threads(1)
     expected = _run(net, case, [17])
@@ -179,17 +196,18 @@ def test_sharing_out_units_equals_sharing_out_streams(unit: str) -> None:
         _assert_same(together, expected, f"among 50 on {threads} threads")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("numbers", NUMBERS)
 @pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize("unit", UNITS)
-def test_step_equals_forward(unit: str, bias: bool | str, dtype: str) -> None:
+def test_step_equals_forward(unit: str, bias: bool | str, numbers: str) -> None:
     for hidden_size, output_size, tokens, batch in (
         (1, None, False, 1),
         (17, 9, True, 1),
         (33, 16, False, 5),
         (100, 65, True, 7),
     ):
-        case = Case(unit, 2, bias, dtype, 6, batch, 9, hidden_size, output_size, tokens)
+        case = Case(unit, 2, bias, "float32", 6, batch, 9, hidden_size, output_size, tokens)
+        case = case.but(**NUMBERS[numbers])
         net, x = case.network(), case.x()
         y, state = net.forward(x)
         for t in range(case.seq_len):
@@ -202,9 +220,10 @@ def test_step_equals_forward(unit: str, bias: bool | str, dtype: str) -> None:
             assert_same_bits(f"y of row 0 at {t}", net.step(x[t, 0]), y[t, 0])
 
 
-@pytest.mark.parametrize("unit", UNITS)
-def test_a_split_sequence_equals_the_whole(unit: str) -> None:
+@each_unit
+def test_a_split_sequence_equals_the_whole(unit: str, compute_dtype: str) -> None:
     case = Case(unit, 3, seq_len=10, hidden_size=19, output_size=7)
+    case = case.but(compute_dtype=compute_dtype)
     net, x = case.network(), case.x()
     whole, last = net.forward(x, case.state())
     for cut in range(11):
@@ -215,11 +234,12 @@ def test_a_split_sequence_equals_the_whole(unit: str) -> None:
             assert_same_bits(f"state cut at {cut}", found, expected)
 
 
-@pytest.mark.parametrize("unit", UNITS)
-def test_tokens_equal_one_hot_vectors(unit: str) -> None:
+@each_unit
+def test_tokens_equal_one_hot_vectors(unit: str, compute_dtype: str) -> None:
     for input_size, hidden_size in ((4, 3), (65, 33), (130, 17)):
         case = Case(unit, 2, seq_len=9, batch=6, input_size=input_size, hidden_size=hidden_size)
         case = case.but(output_size=4, tokens=True)
+        case = case.but(compute_dtype=compute_dtype)
         net = case.network()
         by_token = run(net, case)
         one_hot = np.eye(input_size, dtype="float32")[case.x()]
@@ -241,10 +261,11 @@ def test_integer_types_of_tokens_do_not_matter() -> None:
         assert_same_bits(f"y of {dtype}", found, expected)
 
 
-@pytest.mark.parametrize("unit", UNITS)
-def test_repeated_runs_and_fresh_networks_agree(unit: str) -> None:
+@each_unit
+def test_repeated_runs_and_fresh_networks_agree(unit: str, compute_dtype: str) -> None:
     """Nothing of an earlier, larger run is left in any workspace."""
     case = Case(unit, 2, seq_len=6, batch=4, hidden_size=15, output_size=5)
+    case = case.but(compute_dtype=compute_dtype)
     net = case.network()
     expected = run(net, case)
     run(net, case.but(seq_len=20, batch=33, seed=1))
@@ -268,9 +289,10 @@ def _options(chosen: dict[str, Any]) -> tuple[float, int, float]:
     return chosen.get("temperature", 1.0), chosen.get("top_k", 0), chosen.get("top_p", 1.0)
 
 
-def _writer(unit: str) -> tuple[cf.RNN, Array, Array]:
+def _writer(unit: str, compute_dtype: str = "float32") -> tuple[cf.RNN, Array, Array]:
     """A network that writes, the first tokens of five streams and their seeds."""
     case = Case(unit, 2, tokens=True, batch=5, input_size=23, hidden_size=17, output_size=23)
+    case = case.but(compute_dtype=compute_dtype)
     net = case.network()
     sharper = {name: np.array(value) for name, value in net.parameters().items()}
     sharper["decoder.weight"] *= 8  # else all characters are about equally likely
@@ -279,9 +301,11 @@ def _writer(unit: str) -> tuple[cf.RNN, Array, Array]:
 
 
 @pytest.mark.parametrize("chosen", OPTIONS, ids=str)
-@pytest.mark.parametrize("unit", UNITS)
-def test_sampling_in_one_call_equals_sampling_by_step(unit: str, chosen: dict[str, Any]) -> None:
-    net, tokens, seeds = _writer(unit)
+@each_unit
+def test_sampling_in_one_call_equals_sampling_by_step(
+    unit: str, compute_dtype: str, chosen: dict[str, Any]
+) -> None:
+    net, tokens, seeds = _writer(unit, compute_dtype)
     state = net._kernel_zeros(len(tokens))
     fused = net._core.sample(40, tokens, state, seeds, 3, *_options(chosen))
     for n in range(40):
@@ -329,11 +353,20 @@ def test_sampling_in_pieces_equals_sampling_at_once(unit: str) -> None:
     assert np.concatenate(pieces).tolist() == whole.tolist()
 
 
-@pytest.mark.parametrize("rule", ["SGD", "RMSprop", "Adagrad", "Adam", "AdamW"])
+@pytest.mark.parametrize(
+    ("rule", "compute_dtype"),
+    [
+        *((rule, "float32") for rule in ("SGD", "RMSprop", "Adagrad", "Adam", "AdamW")),
+        ("Adam", "bfloat16"),
+    ],
+)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_fused_training_equals_training_by_hand(rule: str, reduction: str) -> None:
+def test_fused_training_equals_training_by_hand(
+    rule: str, compute_dtype: str, reduction: str
+) -> None:
     """forward, cross_entropy, backward, both clips and the optimizer's step, or one call of all."""
     case = Case("lstm", 2, tokens=True, input_size=13, hidden_size=17, output_size=13)
+    case = case.but(compute_dtype=compute_dtype)
     fused, by_hand = case.network(), case.network()
     one, other = getattr(cf.optim, rule)(fused), getattr(cf.optim, rule)(by_hand)
     carried, state = fused._kernel_zeros(case.batch), None
