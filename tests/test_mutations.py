@@ -24,7 +24,6 @@ from charrnn_fast.rnn import _BIASES
 from charrnn_fast.storage import checkpoint, configuration
 from charrnn_fast.storage.checkpoint import CheckpointError
 from charrnn_fast.training.schedules import _SCHEDULES, to_config
-from marks import slow_but
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
 INTERPRETER = 1 << 17  # bytes: Python's own objects, as an error's traceback
@@ -152,7 +151,14 @@ def refusal(path: Path) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("number", slow_but([100], [100, 1500]))
+@pytest.mark.parametrize(
+    "number",
+    [
+        100,
+        pytest.param(400, marks=pytest.mark.slow),  # the fuzzers of .ci/run try 32,000 more
+        pytest.param(1500, marks=pytest.mark.exhaustive),
+    ],
+)
 @pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
 def test_a_damaged_file_is_one_error(
     tmp_path: Path, good: bytes, mutate: Callable[[bytes, random.Random], bytes], number: int

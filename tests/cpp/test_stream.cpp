@@ -225,13 +225,22 @@ void check_case(const CellInfo& cell, const Case& c) {
   CHECK(same_bits(in_place.data(), expected.data(), steps * O), "%s: in place", name.c_str());
 }
 
+// Arrays begin, and then end, at pages without access; under an emulator, which is slow, a case has
+// one of the two, the next cell the other.
 template <class T>
 void check_all() {
+#if defined(CHARRNN_EMULATED)
+  constexpr bool both = false;
+#else
+  constexpr bool both = true;
+#endif
   const Kernels<T>& k = kernels<T>();
   for (int i = 0; i < k.num_cells; ++i)
-    for (const Case& c : cases)
+    for (std::size_t number = 0; number < std::size(cases); ++number)
       for (const Side side : {Side::begin, Side::end}) {
+        const Case& c = cases[number];
         if (c.projection > 0 && !k.cells[i].takes_projection()) continue;
+        if (!both && (std::size_t(i) + number) % 2 != (side == Side::begin ? 0 : 1)) continue;
         guarded_side = side;
         check_case<T>(k.cells[i], c);
       }
