@@ -26,9 +26,7 @@ std::vector<CudaLayerPlan> plan_cells(CellList<C...>, const NetworkShape& shape,
                                       Index seq_len) {
   const bool normalized = shape.layer_norm, projected = shape.proj_size > 0;
   const TierQuestion q{shape.hidden_size, batch, seq_len,
-                       projected    ? "it has a projection"
-                       : normalized ? "it has layer normalization"
-                                    : nullptr};
+                       only_by_steps(projected, normalized, shape.compute)};
   CudaLayerPlan layer{};
   const auto is = [&](const char* name, const char* nonlinearity) {
     return shape.cell == name && (shape.cell != "rnn" || shape.nonlinearity == nonlinearity);

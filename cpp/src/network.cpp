@@ -28,7 +28,7 @@ const CellKernels<T>& find_cell(const Kernels<T>& k, const NetworkShape& shape) 
 }  // namespace
 
 bool can_compute(const Device& device, Compute compute) {
-  return compute == Compute::float32 || (compute == Compute::bfloat16 && device.is_host);
+  return compute != Compute::tf32 || !device.is_host;
 }
 
 void check_compute(Compute compute, bool is_float64, const Device& device) {
@@ -181,7 +181,8 @@ void Network<T>::lay_out() {
 template <class T>
 Index Network<T>::packed_elements(Packing packing, Storage storage) const {
   const PackedLayout& p = packed_[static_cast<int>(packing)];
-  const bool half = storage == Storage::bfloat16 && packing != Packing::forward_tokens;
+  const bool half =
+      stored(storage, shape_.compute) == Storage::bfloat16 && packing != Packing::forward_tokens;
   return p.biases + (half ? p.weights / 2 : p.weights);
 }
 
@@ -198,12 +199,14 @@ bool Network<T>::packs_backward(const Parameters& parameters, Index batch) const
   const bool readable =
       reads_whole_vectors(parameters, width()) &&
       (shape_.proj_size == 0 || reads_whole_vectors(parameters, shape_.hidden_size));
-  return !readable || batch > few_streams || shape_.hidden_size > widest;
+  return !readable || batch > few_streams || shape_.hidden_size > widest ||
+         shape_.compute == Compute::bfloat16;
 }
 
 template <class T>
 void Network<T>::pack(Packing packing, const Parameters& parameters, T* packed,
-                      Storage storage) const {
+                      Storage given) const {
+  const Storage storage = stored(given, shape_.compute);
   const Kernels<T>& k = *kernels_;
   const Index H = shape_.hidden_size, R = width(), G = cell_->num_gates, split = cell_->num_split;
   const Index summed = shape_.layer_norm ? 0 : G - split;  // gates whose terms have one gradient
@@ -217,7 +220,7 @@ void Network<T>::pack(Packing packing, const Parameters& parameters, T* packed,
     const auto run = [&](const T* from, Index row_stride, Index depth_stride, Index groups,
                          Index units, Index depth, Index to) {
       k.pack(PackArgs<T>{from, row_stride, depth_stride, groups, units, depth,
-                         weights + (half ? to / 2 : to), storage},
+                         weights + (half ? to / 2 : to), storage, shape_.compute},
              team.share(ceil_div(units, groups > 1 ? cell_->forward_units : k.gemm_units)));
     };
     if (packing == Packing::decoder) {

@@ -21,14 +21,18 @@ inline Range intersect(Range a, Range b) {
 
 // Throws std::invalid_argument unless networks on the device can compute so.
 void check_compute(Compute compute, bool is_float64, const Device& device);
+// How weights are stored for a network's products: bfloat16 products have no other way.
+inline Storage stored(Storage storage, Compute compute) {
+  return compute == Compute::bfloat16 ? Storage::bfloat16 : storage;
+}
 
 // Packed weights, `offset` elements after the first of their packing.
 template <class T>
-Weights<T> weights_at(const T* packed, Storage storage, Index offset, Index panel_columns,
-                      Index depth) {
-  const bool half = storage == Storage::bfloat16;
+Weights<T> weights_at(const T* packed, Storage storage, Compute compute, Index offset,
+                      Index panel_columns, Index depth) {
+  const bool half = stored(storage, compute) == Storage::bfloat16;
   return {packed + (half ? offset / 2 : offset), panel_columns,
-          panel_columns * (half ? ceil_div(depth, 2) : depth), storage};
+          panel_columns * (half ? ceil_div(depth, 2) : depth), stored(storage, compute), compute};
 }
 
 }  // namespace charrnn_fast

@@ -10,8 +10,8 @@ void Network<T>::decode(const T* packed, const T* h, Index rows, T* y, Storage s
   const Kernels<T>& k = *kernels_;
   const Index H = hidden_width(), O = shape_.output_size;
   const T* const bias = decoder_bias_ >= 0 ? packed : nullptr;
-  const Weights<T> weights =
-      weights_at(packed_weights(Packing::decoder, packed), storage, 0, k.gemm_units, H);
+  const Weights<T> weights = weights_at(packed_weights(Packing::decoder, packed), storage,
+                                        shape_.compute, 0, k.gemm_units, H);
   const GemmArgs<T> args{h, H, weights, bias, false, O, H, y, O};
   const Index panels = ceil_div(O, k.gemm_units);
   run_team(*device_, device_->parts(2.0 * double(rows) * double(H * O)), [&](const Team& team) {
@@ -27,8 +27,14 @@ namespace {
 // Elements of the decoder's weights per block of a thread: they stay in its second-level cache.
 constexpr Index decoder_block = Index(1) << 16;
 
-// Rows of the weights [O, H] that rows_backward multiplies by at a time.
-Index backward_block(Index H) { return std::max<Index>(1, decoder_block / H); }
+// Rows of the weights [O, H] that rows_backward multiplies by at a time. For bfloat16 products they
+// are packed by two, with columns rounded up to whole vectors, whatever the instruction set's.
+Index backward_block(Index H, Compute compute) {
+  if (compute != Compute::bfloat16) return std::max<Index>(1, decoder_block / H);
+  constexpr Index widest = 64;
+  const Index pairs = decoder_block / (ceil_div(H, widest) * widest);
+  return 2 * std::max<Index>(1, pairs);
+}
 
 }  // namespace
 
@@ -53,6 +59,7 @@ class DecoderPass {
         bias_(bias),
         H_(network.hidden_width()),
         O_(network.shape_.output_size),
+        compute_(network.shape_.compute),
         whole_vectors_(network.reads_whole_vectors(parameters, H_)) {}
 
   // One part's logits. Packs the decoder in blocks: a whole packed copy would take as much memory
@@ -64,43 +71,35 @@ class DecoderPass {
     for (Index panel = panels.begin; panel < panels.end; panel += most) {
       const Index n = std::min(most, panels.end - panel), first = panel * units;
       const Index cols = std::min(n * units, O_ - first);
-      k_.pack(PackArgs<T>{weight_ + first * H_, H_, 1, 1, cols, H_, scratch}, {0, n});
-      k_.gemm(GemmArgs<T>{h,
-                          H_,
-                          {scratch, units, units * H_},
-                          bias_ ? bias_ + first : nullptr,
-                          false,
-                          cols,
-                          H_,
-                          y + first,
-                          y_stride},
+      k_.pack(PackArgs<T>{weight_ + first * H_, H_, 1, 1, cols, H_, scratch,
+                          stored(Storage::full, compute_), compute_},
+              {0, n});
+      k_.gemm(GemmArgs<T>{h, H_, weights_at(scratch, Storage::full, compute_, 0, units, H_),
+                          bias_ ? bias_ + first : nullptr, false, cols, H_, y + first, y_stride},
               rows, {0, n});
     }
   }
 
-  // dh [rows, H] = dy [rows, O] @ decoder.weight, unpacked.
+  // dh [rows, H] = dy [rows, O] @ decoder.weight, unpacked but for bfloat16 products.
   void rows_backward(const T* dy, Index dy_stride, Range rows, T* dh, T* scratch) const {
     if (rows.begin >= rows.end) return;
-    const Index most = backward_block(H_);
+    const Index most = backward_block(H_, compute_), panels = ceil_div(H_, k_.gemm_units);
     for (Index first = 0; first < O_; first += most) {
       const Index depth = std::min(most, O_ - first);
       const T* block = weight_ + first * H_;
-      if (first + depth == O_ && !whole_vectors_) {
+      Weights<T> weights{block, H_, k_.gemm_units};
+      if (compute_ == Compute::bfloat16) {
+        k_.pack(PackArgs<T>{block, 1, H_, 1, H_, depth, scratch, Storage::bfloat16, compute_},
+                {0, panels});
+        weights = weights_at(scratch, Storage::full, compute_, 0, k_.gemm_units, depth);
+      } else if (first + depth == O_ && !whole_vectors_) {
         // Vectors past the last row would be read.
         device_.copy(block, depth * H_, scratch);
         device_.zero(scratch + depth * H_, k_.gemm_units);
-        block = scratch;
+        weights.data = scratch;
       }
-      k_.gemm(GemmArgs<T>{dy + first,
-                          dy_stride,
-                          {block, H_, k_.gemm_units},
-                          nullptr,
-                          first > 0,
-                          H_,
-                          depth,
-                          dh,
-                          H_},
-              rows, {0, ceil_div(H_, k_.gemm_units)});
+      k_.gemm(GemmArgs<T>{dy + first, dy_stride, weights, nullptr, first > 0, H_, depth, dh, H_},
+              rows, {0, panels});
     }
   }
 
@@ -109,6 +108,7 @@ class DecoderPass {
   const Kernels<T>& k_;
   const T *weight_, *bias_;
   Index H_, O_;
+  Compute compute_;
   bool whole_vectors_;
 };
 
@@ -136,7 +136,11 @@ void Network<T>::decode_backward(const Parameters& parameters, const T* h, const
                             {{h, H, H, weight_gradient, H}, {}},
                             1,
                             bias_gradient,
-                            std::min(sum_block, head_block_rows())},
+                            std::min(sum_block, head_block_rows()),
+                            0,
+                            0,
+                            nullptr,
+                            shape_.compute},
               team.share(O), scratch);
   });
 }
@@ -144,7 +148,8 @@ void Network<T>::decode_backward(const Parameters& parameters, const T* h, const
 // Whether one kernel does all but the weights' gradients.
 template <class T>
 bool Network<T>::has_head_kernel() const {
-  return kernels_->head && shape_.output_size <= kernels_->head_columns;
+  return kernels_->head && shape_.compute == Compute::float32 &&
+         shape_.output_size <= kernels_->head_columns;
 }
 
 // A block's logits take at most 16 MB (float) and, for a small vocabulary, stay in a CPU's cache. A
@@ -198,7 +203,8 @@ void Network<T>::head(const Parameters& parameters, const T* h, const Token* tar
             .block = std::min(sum_block, block),
             .done = first,
             .whole = rows,
-            .sums_errors = errors},
+            .sums_errors = errors,
+            .compute = shape_.compute},
         rows_of_c, scratch);
   };
   const auto loss_args = [&](Index first) {
@@ -209,9 +215,10 @@ void Network<T>::head(const Parameters& parameters, const T* h, const Token* tar
     const T* const weight = array(parameters, decoder_weight_);
     for (Index first = 0; first < rows; first += block) {
       const Index n = std::min(block, rows - first);
-      k.head(HeadArgs<T>{h + first * H, H, weight, array(parameters, decoder_bias_),
-                         loss_args(first), dh ? dh + first * H : nullptr, backward_block(H)},
-             {0, n});
+      k.head(
+          HeadArgs<T>{h + first * H, H, weight, array(parameters, decoder_bias_), loss_args(first),
+                      dh ? dh + first * H : nullptr, backward_block(H, shape_.compute)},
+          {0, n});
       if (dh) weight_gradients(first, n, {0, O}, scratches);
     }
     return;

@@ -30,7 +30,7 @@ class SequencePass {
         layout_(network.tape_layout(in, keep, in.rows())),
         flags_(k_.flag_words > 0 ? reinterpret_cast<std::uint32_t*>(workspace) : nullptr),
         workspace_(workspace),
-        input_terms_(workspace + network.flag_elements()),
+        input_terms_(workspace + network.flag_elements() + network.rounded_elements(in)),
         T_(in.seq_len),
         B_(in.batch),
         N_(in.rows()),
@@ -66,9 +66,13 @@ class SequencePass {
   void backward(T* dh, T* dstate, T* dx, const Gradients& gradients, int max_threads) const {
     const Sharing how = sharing(backward_panels_);
     const auto places = network_.backward_layout(in_);
-    const Workspace w{workspace_ + places.gates, workspace_ + places.dprojected,
-                      reinterpret_cast<Index*>(workspace_ + places.order),
-                      workspace_ + places.sums};
+    const Workspace w{
+        workspace_ + places.gates,
+        workspace_ + places.dprojected,
+        reinterpret_cast<Index*>(workspace_ + places.order),
+        workspace_ + places.sums,
+        rounded(places.has_rounded, places.rounded),
+        rounded(places.has_rounded && shape_.proj_size > 0, places.rounded_projected)};
     run_team(*network_.device_, std::min(how.threads, max_threads), [&](const Team& team) {
       T* const scratch = workspace_ + places.scratch + team.part * places.thread;
       if (masks(rates_.output_dropout)) {
@@ -97,6 +101,7 @@ class SequencePass {
     T *gates, *dprojected;
     Index* order;
     T* sums;
+    Bfloat16 *rounded, *rounded_projected;
   };
 
   // ---- layout ----
@@ -120,7 +125,7 @@ class SequencePass {
     const bool dense = packing == Packing::forward_dense || packing == Packing::backward_dense;
     return weights_at(
         network_.packed_weights(packing, dense ? packed_.first_layer : packed_.layers),
-        packed_.storage, offset, panel_columns, depth);
+        packed_.storage, shape_.compute, offset, panel_columns, depth);
   }
   Steps steps(Index d) const {
     return {T_, B_, in_.device_offsets ? in_.device_offsets : in_.offsets, d > 0};
@@ -174,6 +179,11 @@ class SequencePass {
       args.at[s] = given ? state_part(given, s, l, d) : nullptr;
     }
     return args;
+  }
+
+  // Rows of bfloat16 at an offset of the workspace.
+  Bfloat16* rounded(bool there, Index offset) const {
+    return there ? reinterpret_cast<Bfloat16*>(workspace_ + offset) : nullptr;
   }
 
   bool has_recurrent() const { return masks(rates_.recurrent_dropout) || (in_.offsets && keep_); }
@@ -237,7 +247,8 @@ class SequencePass {
     const T* const bias = p.input_bias >= 0 ? packed_.layers + p.input_bias : nullptr;
     const T* const bias_now = shape_.layer_norm ? nullptr : bias;  // else after the norm
     if (tokens) {
-      k_.gather(GatherArgs<T>{in_.tokens, token_scales(), table(p), bias_now, G_ * H_, gx, G_ * H_},
+      k_.gather(GatherArgs<T>{in_.tokens, token_scales(), table(p), bias_now, G_ * H_, gx, G_ * H_,
+                              shape_.compute},
                 rows);
     } else {
       const Weights<T> weights =
@@ -300,6 +311,7 @@ class SequencePass {
                           ? Projection<T>{packed(Packing::forward, p.hr, k_.gemm_units, H_),
                                           tape + layout_.hidden}
                           : Projection<T>{},
+        .rounded = rounded(network_.rounded_elements(in_), network_.flag_elements()),
         .staged = shape_.layer_norm ? tape + layout_.normalized_hh : nullptr,
         .staged_in_place = !keep_,
         .flags = flags_,
@@ -308,7 +320,7 @@ class SequencePass {
     if (by_rows) {
       cell_.forward(args, {0, T_}, batch_rows, {0, panels_});
     } else {
-      if (args.recurrent) team.wait();
+      if (args.recurrent || args.rounded) team.wait();
       for (Index i = 0; i < T_; ++i) {
         cell_.forward(args, {i, i + 1}, {0, B_}, team.share(panels_));
         team.wait();
@@ -350,6 +362,8 @@ class SequencePass {
                                                            tape + layout_.hidden}
                                            : Projection<T>{},
         .dprojected = w.dprojected,
+        .rounded = w.rounded,
+        .rounded_projected = w.rounded_projected,
         .flags = flags_,
     };
     // Sums of the slots' columns, for the biases and the cell's own parameters.
@@ -436,6 +450,11 @@ class SequencePass {
       masks_.multiply(l, MaskSite::input, input_rate(l), rows, to, to, I);
   }
 
+  GemmTnArgs<T> gradient_args(GemmTnArgs<T> args) const {
+    args.compute = shape_.compute;
+    return args;
+  }
+
   // Weight gradients: rows of gates, depth time and batch, against the layer's input and the
   // recurrent product's input.
   void weights_backward(const Team& team, const Layer& p, Index l, Index d,
@@ -464,12 +483,12 @@ class SequencePass {
     };
     const auto products = [&](Index slot, Index n, GemmTnProduct<T> first, GemmTnProduct<T> second,
                               int count) {
-      k_.gemm_tn(GemmTnArgs<T>{dgates + slot * H_,
-                               width,
-                               N_,
-                               {first, second},
-                               count,
-                               norm ? nullptr : w.sums + slot * H_},
+      k_.gemm_tn(gradient_args({dgates + slot * H_,
+                                width,
+                                N_,
+                                {first, second},
+                                count,
+                                norm ? nullptr : w.sums + slot * H_}),
                  team.share(n * H_, alignment_elements), scratch);
     };
     // The gradient of layer 0's input weights, by tokens or, in flat memory, [I, G*H].
@@ -478,11 +497,11 @@ class SequencePass {
       if (gather)
         k_.scatter_add(ScatterArgs<T>{dgx, width, N_, in_.tokens, w.order, token_scales(),
                                       d_ih + gate * H_ * (transposed ? 1 : I),
-                                      transposed ? G_ * H_ : 1, transposed ? 1 : I},
+                                      transposed ? G_ * H_ : 1, transposed ? 1 : I, shape_.compute},
                        team.share(n, alignment_elements));
       else
         k_.gemm_tn(
-            GemmTnArgs<T>{x, I, N_, {{dgx, width, n, d_ih + gate * H_, G_ * H_}, {}}, 1, nullptr},
+            gradient_args({x, I, N_, {{dgx, width, n, d_ih + gate * H_, G_ * H_}, {}}, 1, nullptr}),
             team.share(I), scratch);
     };
     if (summed > 0) {
@@ -497,12 +516,12 @@ class SequencePass {
         first_layer(dgx_split, summed, split);
     }
     if (T* const d_hr = gradient(gradients, p.weight_hr))
-      k_.gemm_tn(GemmTnArgs<T>{w.dprojected,
-                               R_,
-                               N_,
-                               {{direction(l, d) + layout_.hidden, H_, H_, d_hr, H_}, {}},
-                               1,
-                               nullptr},
+      k_.gemm_tn(gradient_args({w.dprojected,
+                                R_,
+                                N_,
+                                {{direction(l, d) + layout_.hidden, H_, H_, d_hr, H_}, {}},
+                                1,
+                                nullptr}),
                  team.share(R_), scratch);
     if (norm) return;
     // The sums that no product has computed.
@@ -568,11 +587,12 @@ bool Network<T>::sample(const Parameters& parameters, const PackedWeights<T>& pa
                         const T* decoder, Index length, Index batch, T* state,
                         const DrawArgs<T>& draw, T* tape) const {
   const Index H = shape_.hidden_size, G = cell_->num_gates, L = shape_.num_layers;
-  if (!cell_->sample || L > most_sample_layers || directions() > 1 || shape_.proj_size > 0 ||
-      shape_.layer_norm)
+  if (!cell_->sample || shape_.compute != Compute::float32 || L > most_sample_layers ||
+      directions() > 1 || shape_.proj_size > 0 || shape_.layer_norm)
     return false;
   const auto weights = [&](const T* at, Packing packing, Index offset, Index columns) {
-    return weights_at(packed_weights(packing, at), packed.storage, offset, columns, H);
+    return weights_at(packed_weights(packing, at), packed.storage, shape_.compute, offset, columns,
+                      H);
   };
   const auto bias = [&](Index offset) { return offset >= 0 ? packed.layers + offset : nullptr; };
   SampleArgs<T> args{};

@@ -73,11 +73,20 @@ template <class T>
 Index Network<T>::flag_elements() const {
   return aligned(ceil_div(kernels_->flag_words * Index(sizeof(std::uint32_t)), sizeof(T)));
 }
+// Of RecurrentForwardArgs::rounded.
+template <class T>
+Index Network<T>::rounded_elements(const SequenceInput<T>& in) const {
+  return rounds_rows() ? aligned(in.batch * (width() + 1)) : 0;
+}
+template <class T>
+bool Network<T>::rounds_rows() const {
+  return shape_.compute == Compute::bfloat16 && kernels_->rounds_rows;
+}
 template <class T>
 Index Network<T>::forward_elements(const SequenceInput<T>& in) const {
   const bool input_part = in.x || shape_.num_layers > 1 || shape_.layer_norm ||
                           (in.mask_seed && shape_.regularization.input_dropout > 0);
-  return flag_elements() +
+  return flag_elements() + rounded_elements(in) +
          (input_part ? aligned(in.rows() * cell_->num_gates * shape_.hidden_size) : 0);
 }
 
@@ -98,6 +107,9 @@ typename Network<T>::BackwardLayout Network<T>::backward_layout(const SequenceIn
   w.dh = take(D > 1 && shape_.num_layers > 1, N * D * R);
   w.order = take(!in.x, ceil_div((N + shape_.input_size) * sizeof(Index), sizeof(T)));
   w.sums = take(true, slots);
+  w.has_rounded = rounds_rows();
+  w.rounded = take(w.has_rounded, in.batch * (cell_->num_gates * shape_.hidden_size + 1));
+  w.rounded_projected = take(w.has_rounded && shape_.proj_size > 0, in.batch * (R + 1));
   w.scratch = used;
   w.thread = aligned(kernels_->gemm_tn_scratch());
   return w;

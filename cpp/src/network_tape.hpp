@@ -38,8 +38,10 @@ struct Network<T>::BackwardLayout {
   Index dh;          // [N, D*R] of the layer below, if bidirectional
   Index order;       // [N] row numbers sorted by token, then [I] counts
   Index sums;        // [num_slots*H] of the gates' gradients
-  Index scratch;     // of each thread
-  Index thread;      // distance from thread to thread
+  bool has_rounded;
+  Index rounded, rounded_projected;  // as in RecurrentBackwardArgs
+  Index scratch;                     // of each thread
+  Index thread;                      // distance from thread to thread
 };
 
 }  // namespace charrnn_fast

@@ -31,15 +31,19 @@ struct Stream<T>::Weights {
     std::fill_n(zeros.get(), width, T(0));
     pack(Packing::forward);
     if (!narrow()) pack(Packing::forward_dense);
-    if (shape.output_size > 1) pack(Packing::decoder);
+    if (shape.output_size > 0 && !decodes_one()) pack(Packing::decoder);
   }
   // The stream kernels run layers of the cell alone; cell.forward runs the others.
   bool plain() const {
     const NetworkShape& shape = network.shape();
     const double* const zoneout = shape.regularization.zoneout;
-    return network.cell_->stream && !shape.layer_norm && shape.proj_size == 0 && zoneout[0] == 0 &&
-           zoneout[1] == 0;
+    return network.cell_->stream && !rounds() && !shape.layer_norm && shape.proj_size == 0 &&
+           zoneout[0] == 0 && zoneout[1] == 0;
   }
+  // Products with rounded operands are those of cell.forward and gemm.
+  bool rounds() const { return network.shape().compute == Compute::bfloat16; }
+  // A decoder of one unit has a kernel of its own.
+  bool decodes_one() const { return network.shape().output_size == 1 && !rounds(); }
   bool narrow() const { return plain() && network.shape().input_size <= narrow_input; }
   const T* parameter(Index entry) const {  // null if it is absent
     return network.array(typename Network<T>::Parameters(parameters.get()), entry);
@@ -50,7 +54,7 @@ struct Stream<T>::Weights {
   }
   charrnn_fast::Weights<T> panels(Packing packing, Index offset, Index columns, Index depth) const {
     return weights_at(network.packed_weights(packing, packed[static_cast<int>(packing)].get()),
-                      Storage::full, offset, columns, depth);
+                      Storage::full, network.shape().compute, offset, columns, depth);
   }
 
  private:
@@ -153,6 +157,8 @@ class Stream<T>::State {
     hidden_ = take(any && shape_.proj_size > 0 ? stream_block : 0, H_);
     staged_ = take(any && shape_.layer_norm ? 1 : 0, G_ * H_);
     for (T*& expectation : zoneout_) expectation = take(any ? 1 : 0, H_);
+    T* const rounded = take(weights_->rounds() ? 1 : 0, R_ + 1);
+    rounded_ = weights_->rounds() ? reinterpret_cast<Bfloat16*>(rounded) : nullptr;
     return used;
   }
 
@@ -224,6 +230,7 @@ class Stream<T>::State {
               shape_.proj_size > 0
                   ? Projection<T>{w.panels(Packing::forward, p.hr, k_.gemm_units, H_), hidden_}
                   : Projection<T>{},
+          .rounded = rounded_,
           .staged = shape_.layer_norm ? staged_ : nullptr,
           .staged_in_place = true,
       };
@@ -232,7 +239,7 @@ class Stream<T>::State {
     const T* const bias =
         w.network.decoder_bias_ >= 0 ? w.parameter(w.network.decoder_bias_) : w.zeros.get();
     const Index O = shape_.output_size;
-    if (O == 1)
+    if (w.decodes_one())
       decode_one_ = {R_, stride(), w.parameter(w.network.decoder_weight_), bias[0]};
     else
       decode_ = {nullptr,
@@ -269,11 +276,12 @@ class Stream<T>::State {
     layer.any.steps.seq_len = steps;
     layer.any.states.of[0].initial = row(layer, row_);
     layer.any.states.of[0].rows = row(layer, row_ + 1);
+    cell_.begin(layer.any, {0, 1});
     cell_.forward(layer.any, {0, steps}, {0, 1}, {0, ceil_div(H_, cell_.forward_units)});
   }
   void put_out(const T* h, Index steps, T* y) {
-    if (shape_.output_size == 1) return k_.stream_decode(decode_one_, h, steps, y);
-    if (shape_.output_size > 1) {
+    if (weights_->decodes_one()) return k_.stream_decode(decode_one_, h, steps, y);
+    if (shape_.output_size > 0) {
       decode_.a = h, decode_.c = y;
       return k_.gemm(decode_, {0, steps}, {0, ceil_div(decode_.cols, k_.gemm_units)});
     }
@@ -289,6 +297,7 @@ class Stream<T>::State {
   AlignedBuffer<T> memory_;
   std::vector<Layer> layers_;
   T *gx_ = nullptr, *hidden_ = nullptr, *staged_ = nullptr, *zoneout_[2] = {};
+  Bfloat16* rounded_ = nullptr;
   StreamDecodeArgs<T> decode_one_{};
   GemmArgs<T> decode_{};
   Index row_ = 0;

@@ -39,13 +39,20 @@ CHARRNN_INLINE const T* input_row(const RecurrentForwardArgs<T>& p, Index n) {
   return p.gx ? p.gx + n * width : p.table + p.tokens[n] * width;
 }
 
+// An input term without its bias; a token's weights are an operand.
+template <class Cell, class T>
+CHARRNN_INLINE T input_at(const RecurrentForwardArgs<T>& p, Index n, Index column) {
+  const T x = input_row<Cell>(p, n)[column];
+  return p.gx ? x : operand(x, p.hh.compute);
+}
+
 // Initial values of the gates' sums: the input term with its bias, or a split gate's own bias.
 template <class Cell, class T>
 CHARRNN_INLINE T gate_start(const RecurrentForwardArgs<T>& p, Index n, Index g, Index unit) {
   constexpr int summed = Cell::num_gates - Cell::num_split;
   const Index H = p.hidden_size;
   if (g >= summed) return p.split_bias ? p.split_bias[(g - summed) * H + unit] : T(0);
-  const T gx = input_row<Cell>(p, n)[g * H + unit];
+  const T gx = input_at<Cell>(p, n, g * H + unit);
   return p.input_bias ? p.input_bias[g * H + unit] + gx : gx;
 }
 
@@ -63,7 +70,7 @@ __device__ __forceinline__ ForwardInputs<Cell, T> forward_inputs(const Recurrent
   const Index H = p.hidden_size, n = first_row(p.steps, t) + row;
   ForwardInputs<Cell, T> in{};
   for (int i = 0; i < split; ++i) {
-    const T x = input_row<Cell>(p, n)[(summed + i) * H + unit];
+    const T x = input_at<Cell>(p, n, (summed + i) * H + unit);
     in.gx.v[i] = p.input_bias ? p.input_bias[(summed + i) * H + unit] + x : x;
   }
   for (int i = 0; i < Cell::num_params; ++i) in.params.v[i] = p.params[i * H + unit];

@@ -563,6 +563,14 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const std::uint32_t (&a)
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+// fma that takes subnormal operands as zeros and turns a subnormal result into a zero.
+__host__ __device__ __forceinline__ float fma_flushed(float a, float b, float c) {
+  float result = 0;
+#if defined(__CUDA_ARCH__)
+  asm("fma.rn.ftz.f32 %0, %1, %2, %3;" : "=f"(result) : "f"(a), "f"(b), "f"(c));
+#endif
+  return result;  // of the device alone: the host calls no kernel's code
+}
 // Two numbers as bfloat16 in a register, rounded to nearest, ties to even.
 __device__ __forceinline__ std::uint32_t pack_bf16(float lower, float upper) {
   std::uint32_t bits;
@@ -575,6 +583,8 @@ __device__ __forceinline__ std::uint32_t pack_bf16(float lower, float upper) {
 
 #else
 
+#include <cmath>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -826,6 +836,12 @@ inline std::uint32_t to_tf32(float value) {
 inline void mma_bf16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
                      Where where = Where::current()) {
   cuda_emulator::mma_m16n8k16_bf16(d, a, b, where);
+}
+inline float fma_flushed(float a, float b, float c) {
+  const auto flushed = [](float x) {
+    return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x;
+  };
+  return flushed(std::fma(flushed(a), flushed(b), flushed(c)));
 }
 inline std::uint32_t pack_bf16(float lower, float upper) {
   const auto rounded = [](float value) {

@@ -65,7 +65,9 @@ struct Gather {
   CHARRNN_INLINE void operator()(Index i) const {
     const Index r = first + i / p.cols, j = i % p.cols;
     const T scale = p.scales ? p.scales[r] : T(1), bias = p.bias ? p.bias[j] : T(0);
-    p.out[r * p.out_stride + j] = fma(scale, p.table[p.tokens[r] * p.cols + j], bias);
+    p.out[r * p.out_stride + j] =
+        add_product(operand(scale, p.compute),
+                    operand(p.table[p.tokens[r] * p.cols + j], p.compute), bias, p.compute);
   }
 };
 template <class T>
@@ -133,9 +135,19 @@ struct ScatterAdd {
     while (i < p.rows && p.tokens[p.order[i]] == token) {
       const Index end = (p.order[i] / sum_block + 1) * sum_block;
       T block = T(0);
+      const auto add = [&](Index r) {
+        block = add_product(operand(p.scales ? p.scales[r] : T(1), p.compute),
+                            operand(p.a[r * p.stride + j], p.compute), block, p.compute);
+      };
       for (; i < p.rows && p.order[i] < end && p.tokens[p.order[i]] == token; ++i) {
         const Index r = p.order[i];
-        block = fma(p.scales ? p.scales[r] : T(1), p.a[r * p.stride + j], block);
+        // Rows are sorted: if the next is this one's neighbour in a pair, it comes first.
+        if (p.compute == Compute::bfloat16 && r % 2 == 0 && i + 1 < p.rows &&
+            p.order[i + 1] == r + 1 && p.tokens[r + 1] == token) {
+          add(r + 1);
+          ++i;
+        }
+        add(r);
       }
       sum.add(block);
     }

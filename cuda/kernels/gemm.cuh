@@ -3,7 +3,7 @@
 // those of the CPU's kernels, term by term: see kernels/table.hpp.
 #pragma once
 
-#include "kernels/launch.cuh"
+#include "kernels/rounding.cuh"
 
 namespace charrnn_fast {
 namespace cuda {
@@ -20,12 +20,6 @@ inline dim3 gemm_block() { return dim3(panel_units, thread_rows); }
 inline int rows_of_thread(Index rows) { return rows > thread_rows ? many_rows : few_rows; }
 inline unsigned row_tiles(Index rows) {
   return static_cast<unsigned>(ceil_div(rows, thread_rows * rows_of_thread(rows)));
-}
-
-CHARRNN_INLINE float float_of_bits(std::uint32_t bits) {
-  float x;
-  memcpy(&x, &bits, sizeof x);
-  return x;
 }
 
 // Of column `column` of a panel, `columns` wide.
@@ -64,24 +58,26 @@ __device__ void add_products(const RowOf& row_of, const Weights<T>& w, Index pan
       for (int i = thread; i < depth_tile * rows; i += gemm_threads) {
         const int row = i / depth_tile, at = i % depth_tile;
         const T* const from = row_of(row);
-        a[at * rows + row] = from && at < n ? from[k + at] : T(0);
+        a[at * rows + row] = from && at < n ? operand(from[k + at], w.compute) : T(0);
       }
       for (int i = thread; i < depth_tile * columns; i += gemm_threads) {
         const int at = i / columns, column = i % columns;
         const bool given = at < n && column % panel_units < units;
-        b[i] = given ? weight(w, panel, k + at, column) : T(0);
+        b[i] = given ? operand(weight(w, panel, k + at, column), w.compute) : T(0);
       }
       sync_block();
-      for (int at = 0; at < n; ++at)
+      for (int i = 0; i < turns(n, w.compute); ++i) {
+        const int at = turn(i, w.compute);
         for (int g = 0; g < G; ++g) {
           const T factor = b[at * columns + g * panel_units + x];
           for (int m = 0; m < tile_rows; ++m)
-            acc[m][g] = fma(a[at * rows + y * tile_rows + m], factor, acc[m][g]);
+            acc[m][g] = add_product(a[at * rows + y * tile_rows + m], factor, acc[m][g], w.compute);
         }
+      }
       sync_block();
     }
     for (int m = 0; m < tile_rows; ++m)
-      for (int g = 0; g < G; ++g) total[m][g] = total[m][g] + acc[m][g];
+      for (int g = 0; g < G; ++g) total[m][g] = add_chain(total[m][g], acc[m][g], w.compute);
   } while (k < depth);
 }
 
@@ -122,13 +118,6 @@ void gemm(const GemmArgs<T>& p, Range rows, Range panels) {
 
 // ---- packing ------------------------------------------------------------------------------
 
-CHARRNN_INLINE std::uint32_t to_bfloat16(float x) {
-  std::uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  if (x != x) return bits >> 16 | 0x40;  // NaN stays NaN
-  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-
 // An element, or as bfloat16 a word, of the packed panels: [panel][k][group][unit].
 template <class T>
 struct Pack {
@@ -136,9 +125,9 @@ struct Pack {
   Index first_panel;
 
   CHARRNN_INLINE T at(Index group, Index unit, Index k) const {
-    return unit < p.units && k < p.depth
-               ? p.weights[(group * p.units + unit) * p.row_stride + k * p.depth_stride]
-               : T(0);
+    if (unit >= p.units || k >= p.depth) return T(0);
+    return operand(p.weights[(group * p.units + unit) * p.row_stride + k * p.depth_stride],
+                   p.compute);
   }
   CHARRNN_INLINE void operator()(Index i) const {
     const Index columns = p.groups * panel_units,
@@ -225,18 +214,24 @@ __global__ void gemm_tn_kernel(GemmTnArgs<T> p, GemmTnProduct<T> g, Range rows) 
     T acc[tile_rows] = {};
     for (Index k = k_0; k < end; k += depth_tile) {
       const int n = static_cast<int>(min_of(depth_tile, end - k));
-      for (int i = thread; i < n * tile; i += gemm_threads) {
+      const int all = turns(n, p.compute);
+      for (int i = thread; i < all * tile; i += gemm_threads) {
         const Index at = row_0 + i % tile;
-        a[i] = at < rows.end ? p.a[(k + i / tile) * p.a_stride + at] : T(0);
+        const bool given = i < n * tile && at < rows.end;
+        a[i] = given ? operand(p.a[(k + i / tile) * p.a_stride + at], p.compute) : T(0);
       }
-      for (int i = thread; i < n * panel_units; i += gemm_threads) {
+      for (int i = thread; i < all * panel_units; i += gemm_threads) {
         const Index at = column_0 + i % panel_units;
-        b[i] = at < g.cols ? g.b[(k + i / panel_units) * g.b_stride + at] : T(0);
+        const bool given = i < n * panel_units && at < g.cols;
+        b[i] = given ? operand(g.b[(k + i / panel_units) * g.b_stride + at], p.compute) : T(0);
       }
       sync_block();
-      for (int at = 0; at < n; ++at)
+      for (int i = 0; i < all; ++i) {
+        const int at = turn(i, p.compute);
         for (int m = 0; m < tile_rows; ++m)
-          acc[m] = fma(a[at * tile + y * tile_rows + m], b[at * panel_units + x], acc[m]);
+          acc[m] = add_product(a[at * tile + y * tile_rows + m], b[at * panel_units + x], acc[m],
+                               p.compute);
+      }
       sync_block();
     }
     for (int m = 0; m < tile_rows; ++m) sums[m].add(acc[m]);

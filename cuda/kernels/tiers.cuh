@@ -26,6 +26,14 @@ struct TierAnswer {
   Grid grid;
 };
 
+// What of a layer only T4 takes, in words; or null.
+inline const char* only_by_steps(bool projected, bool normalized, Compute compute) {
+  return projected                     ? "it has a projection"
+         : normalized                  ? "it has layer normalization"
+         : compute != Compute::float32 ? "the operands of its products are rounded"
+                                       : nullptr;
+}
+
 inline int rounded_up(Index n, int to) { return static_cast<int>(ceil_div(n, to)) * to; }
 
 // Of one launch, with `units` units and `rows` rows of the batch for a group.
@@ -186,11 +194,9 @@ TierAnswer choose(const TierQuestion& q) {
 
 template <class Args>
 TierQuestion question(const Args& p, Range walk, Range rows, Range panels) {
-  const char* const unfit = p.projection.hidden ? "it has a projection"
-                            : p.norm.gain       ? "it has layer normalization"
-                            : size_of(panels) < ceil_div(p.hidden_size, panel_units)
-                                ? "the call is for some units"
-                                : nullptr;
+  const char* unfit = only_by_steps(p.projection.hidden, p.norm.gain, p.hh.compute);
+  if (!unfit && size_of(panels) < ceil_div(p.hidden_size, panel_units))
+    unfit = "the call is for some units";
   return {p.hidden_size, size_of(rows), size_of(walk), unfit};
 }
 

@@ -7,6 +7,7 @@
 // checked against finite differences (test_cells.cpp) and, for the loss and the functions, against
 // long double.
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -66,16 +67,46 @@ struct Lane {
   friend Lane scale(Lane x, Lane n) { return scale_in_halves(x, n); }
 };
 
+// x, or if subnormal a zero of its sign.
+float flushed(float x) { return std::fabs(x) < FLT_MIN ? std::copysign(0.0F, x) : x; }
+
+// x rounded to bfloat16: of its two neighbours the nearer one, of two as near the even one.
+float nearest_bfloat16(float x) {
+  if (!std::isfinite(x) || flushed(x) == 0) return flushed(x);
+  int exponent;
+  const float fraction = std::frexp(x, &exponent);  // 0.5 to 1, of which 8 bits stay
+  return std::ldexp(std::nearbyint(std::ldexp(fraction, 8)), exponent - 8);
+}
+
+// acc plus the products of a's and b's elements [first, end), one chain. Products with bfloat16:
+// see table.hpp.
+template <class T, class A, class B>
+T chain(Compute compute, Index first, Index end, A&& a, B&& b) {
+  Lane<T> acc(T(0));
+  if (compute == Compute::float32) {
+    for (Index k = first; k < end; ++k) acc = fma(Lane<T>(a(k)), Lane<T>(b(k)), acc);
+    return acc.v;
+  }
+  const auto element = [&](auto& of, Index k) {
+    return k < end ? nearest_bfloat16(static_cast<float>(of(k))) : 0.0F;
+  };
+  float sum = 0;
+  for (Index k = first; k < end; k += 2) {
+    sum = flushed(std::fma(element(a, k + 1), element(b, k + 1), sum));
+    sum = flushed(std::fma(element(a, k), element(b, k), sum));
+  }
+  return T(sum);
+}
+
 // An output of a product: start + sum over k of a(k) b(k).
 template <class T, class A, class B>
-T product(T start, Index depth, A&& a, B&& b) {
-  T total = start;
-  for (Index first = 0; first == 0 || first < depth; first += chain_depth) {
-    Lane<T> chain(T(0));
-    for (Index k = first; k < std::min(first + chain_depth, depth); ++k)
-      chain = fma(Lane<T>(a(k)), Lane<T>(b(k)), chain);
-    total += chain.v;
-  }
+T product(Compute compute, T start, Index depth, A&& a, B&& b) {
+  const auto normal = [&](T x) {
+    return compute == Compute::float32 ? x : T(flushed(static_cast<float>(x)));
+  };
+  T total = normal(start);
+  for (Index first = 0; first == 0 || first < depth; first += chain_depth)
+    total = normal(total + chain<T>(compute, first, std::min(first + chain_depth, depth), a, b));
   return total;
 }
 
@@ -94,12 +125,9 @@ T sum_of_blocks(Index rows, Block&& block) {
 
 // An element of a weight's gradient: the sum of a(row) b(row).
 template <class T, class A, class B>
-T row_products(Index rows, A&& a, B&& b) {
-  return sum_of_blocks<T>(rows, [&](Index begin, Index end) {
-    Lane<T> chain(T(0));
-    for (Index r = begin; r < end; ++r) chain = fma(Lane<T>(a(r)), Lane<T>(b(r)), chain);
-    return chain.v;
-  });
+T row_products(Compute compute, Index rows, A&& a, B&& b) {
+  return sum_of_blocks<T>(
+      rows, [&](Index begin, Index end) { return chain<T>(compute, begin, end, a, b); });
 }
 
 // An element of a bias's gradient: the sum of a(row).
@@ -127,11 +155,13 @@ struct Case {
   Index seq_len, batch, input_size, hidden_size, output_size, num_layers;
   bool tokens;
   Bias bias;
+  Compute compute = Compute::float32;
 };
 
 NetworkShape shape_of(const CellInfo& cell, const Case& c) {
   NetworkShape shape{cell.name, c.input_size, c.hidden_size, c.output_size, c.num_layers, c.bias};
   shape.nonlinearity = cell.nonlinearity;
+  shape.compute = c.compute;
   return shape;
 }
 
@@ -205,8 +235,9 @@ Result<T> by_kernels(const Problem<T>& p) {
                p.c.tokens ? nullptr : to.dx.data(), to.gradients.data(), threads, workspace.get());
   };
   Result<T> as_they_stand = r;
-  backward(as_they_stand, nullptr);
   backward(r, packed[Packing::backward]);
+  if (p.c.compute == Compute::bfloat16) return r;  // needs packed weights
+  backward(as_they_stand, nullptr);
   CHECK(same_bits(r.gradients, as_they_stand.gradients) && same_bits(r.dx, as_they_stand.dx) &&
             same_bits(r.dstate_0, as_they_stand.dstate_0),
         "weights packed and as they stand");
@@ -220,6 +251,10 @@ Result<T> by_hand(const Problem<T>& p) {
                 summed = G - split, num_saved = Cell::num_saved, P = Cell::num_params;
   const Index steps = p.c.seq_len, B = p.c.batch, H = p.c.hidden_size, L = p.c.num_layers,
               rows = steps * B, BH = B * H, O = p.c.output_size;
+  const Compute compute = p.c.compute;
+  const auto operand = [&](T x) {
+    return compute == Compute::bfloat16 ? T(nearest_bfloat16(static_cast<float>(x))) : x;
+  };
   Result<T> r;
   r.gradients.assign(p.parameters.size(), T(0));
   r.state_n.resize(p.state_0.size());
@@ -275,13 +310,14 @@ Result<T> by_hand(const Problem<T>& p) {
           const Index j = g * H + u;
           const T bias = g < summed ? b_ih[j] + b_hh[j] : b_ih[j];
           const T input =
-              gather ? bias + weight_ih(0, j, p.tokens[static_cast<std::size_t>(row)])
+              gather ? bias + operand(weight_ih(0, j, p.tokens[static_cast<std::size_t>(row)]))
                      : product(
-                           bias, I, [&](Index k) { return run.input[std::size_t(row * I + k)]; },
+                           compute, bias, I,
+                           [&](Index k) { return run.input[std::size_t(row * I + k)]; },
                            [&](Index k) { return weight_ih(l, j, k); });
           if (g >= summed) gx[g - summed] = V(input);
           gates[g] = V(product(
-              g < summed ? input : b_hh[j], H, [&](Index k) { return h[k]; },
+              compute, g < summed ? input : b_hh[j], H, [&](Index k) { return h[k]; },
               [&](Index k) { return w_hh[j * H + k]; }));
         }
         for (int s = 0; s < S; ++s) prev[s] = V(run.states[s][std::size_t(row * H + u)]);
@@ -304,10 +340,11 @@ Result<T> by_hand(const Problem<T>& p) {
   for (Index row = 0; row < rows; ++row) {
     const auto hidden = [&](Index k) { return r.hidden[std::size_t(row * H + k)]; };
     for (Index o = 0; o < O; ++o)
-      r.y.push_back(product(b_out[o], H, hidden, [&](Index k) { return w_out[o * H + k]; }));
+      r.y.push_back(
+          product(compute, b_out[o], H, hidden, [&](Index k) { return w_out[o * H + k]; }));
     for (Index u = 0; u < H; ++u)
       dh[std::size_t(row * H + u)] = product(
-          T(0), O, [&](Index k) { return p.dy[std::size_t(row * O + k)]; },
+          compute, T(0), O, [&](Index k) { return p.dy[std::size_t(row * O + k)]; },
           [&](Index k) { return w_out[k * H + u]; });
   }
   const auto gradient = [&](const Parameter* q, Index at) -> T& {
@@ -317,8 +354,8 @@ Result<T> by_hand(const Problem<T>& p) {
   for (Index o = 0; o < O; ++o) {
     const auto dy = [&](Index k) { return p.dy[std::size_t(k * O + o)]; };
     for (Index u = 0; u < H; ++u)
-      gradient(out, o * H + u) =
-          row_products<T>(rows, dy, [&](Index k) { return r.hidden[std::size_t(k * H + u)]; });
+      gradient(out, o * H + u) = row_products<T>(
+          compute, rows, dy, [&](Index k) { return r.hidden[std::size_t(k * H + u)]; });
     if (const Parameter* q = find("decoder.bias")) gradient(q, o) = row_sums<T>(rows, dy);
   }
 
@@ -337,7 +374,7 @@ Result<T> by_hand(const Problem<T>& p) {
     for (int s = 0; s < S; ++s) dstate[s] = r.dstate_0.data() + (s * L + l) * BH;
     const auto recurrent = [&](Index t, Index b, Index u, T start) {
       return product(
-          start, GH, [&](Index k) { return dgates[std::size_t((t * B + b) * GH + k)]; },
+          compute, start, GH, [&](Index k) { return dgates[std::size_t((t * B + b) * GH + k)]; },
           [&](Index k) { return w_hh[k * H + u]; });
     };
     for (Index t = steps - 1; t >= 0; --t)
@@ -379,11 +416,12 @@ Result<T> by_hand(const Problem<T>& p) {
       const auto d_ih = [&](Index k) { return dgx[std::size_t(k * GH + j)]; };
       for (Index u = 0; u < H; ++u)
         gradient(hh, j * H + u) = row_products<T>(
-            rows, d_hh, [&](Index k) { return run.states[0][std::size_t(k * H + u)]; });
+            compute, rows, d_hh, [&](Index k) { return run.states[0][std::size_t(k * H + u)]; });
       for (Index i = 0; i < I; ++i)
-        gradient(ih, l == 0 ? i * GH + j : j * I + i) = row_products<T>(rows, d_ih, [&](Index k) {
-          return gather ? T(p.tokens[std::size_t(k)] == i) : run.input[std::size_t(k * I + i)];
-        });
+        gradient(ih, l == 0 ? i * GH + j : j * I + i) =
+            row_products<T>(compute, rows, d_ih, [&](Index k) {
+              return gather ? T(p.tokens[std::size_t(k)] == i) : run.input[std::size_t(k * I + i)];
+            });
       if (const Parameter* q = find("bias_ih" + suffix)) gradient(q, j) = row_sums<T>(rows, d_ih);
       if (const Parameter* q = find("bias_hh" + suffix)) gradient(q, j) = row_sums<T>(rows, d_hh);
     }
@@ -397,7 +435,7 @@ Result<T> by_hand(const Problem<T>& p) {
         // Split gates are a product of their own.
         for (const Range gates : {Range{0, summed}, Range{summed, G}})
           below[std::size_t(row * I + i)] = product(
-              below[std::size_t(row * I + i)], (gates.end - gates.begin) * H,
+              compute, below[std::size_t(row * I + i)], (gates.end - gates.begin) * H,
               [&](Index k) { return dgx[std::size_t(row * GH + gates.begin * H + k)]; },
               [&](Index k) { return weight_ih(l, gates.begin * H + k, i); });
     (l > 0 ? dh : r.dx) = below;
@@ -406,7 +444,7 @@ Result<T> by_hand(const Problem<T>& p) {
 }
 
 template <class Cell, class T>
-void check_network() {
+void check_network(Compute compute) {
   const Case cases[] = {
       // more than one block of the weight gradients' depth and several tiles of every kind
       {15, 23, 5, 33, 7, 1, true, Bias::both},
@@ -421,14 +459,16 @@ void check_network() {
       {210, 20, 3, 5, 2, 1, true, Bias::both},
       {830, 5, 2, 4, 3, 2, false, Bias::single},
   };
-  for (const Case& c : cases) {
+  for (Case c : cases) {
+    c.compute = compute;
     const Problem<T> problem(cell_info<Cell>(), c);
     const Result<T> expected = by_hand<Cell>(problem);
     for (const int threads : {1, 3}) {
       set_num_threads(threads);
       const Result<T> found = by_kernels(problem);
       const auto compare = [&](const char* name, const std::vector<T>& a, const std::vector<T>& b) {
-        CHECK(same_bits(a, b), "%s of %s in %s, H %d, %d threads", name, Cell::name, type_name<T>(),
+        CHECK(same_bits(a, b), "%s of %s in %s%s, H %d, %d threads", name, Cell::name,
+              type_name<T>(), compute == Compute::bfloat16 ? " with bfloat16 products" : "",
               static_cast<int>(c.hidden_size), threads);
       };
       compare("hidden", found.hidden, expected.hidden);
@@ -443,7 +483,8 @@ void check_network() {
 
 template <class T, class... C>
 void check_networks(CellList<C...>) {
-  (check_network<C, T>(), ...);
+  (check_network<C, T>(Compute::float32), ...);
+  if (sizeof(T) == 4) (check_network<C, T>(Compute::bfloat16), ...);
 }
 
 // The nearest number whose last 16 bits are zero, of two the one with an even last bit.
@@ -506,10 +547,73 @@ void check_products() {
         for (Index r = 0; r < rows; ++r)
           for (Index c = 0; c < cols; ++c)
             expected.push_back(product(
-                T(0), depth, [&](Index k) { return a[std::size_t(r * depth + k)]; },
+                Compute::float32, T(0), depth,
+                [&](Index k) { return a[std::size_t(r * depth + k)]; },
                 [&](Index k) { return b[std::size_t(k * cols + c)]; }));
         CHECK(same_bits(found, expected), "%d x %d x %d", int(rows), int(cols), int(depth));
       }
+}
+
+// C [rows, cols] = C + A [rows, depth] @ B [depth, cols]; with bfloat16.
+void multiply_rounded(const std::vector<float>& a, const std::vector<float>& b, Index rows,
+                      Index cols, Index depth, std::vector<float>& c) {
+  const Kernels<float>& k = kernels<float>();
+  const Index units = k.gemm_units, panels = (cols + units - 1) / units, words = (depth + 1) / 2;
+  AlignedBuffer<float> packed;
+  packed.reserve(panels * units * words + 1);
+  k.pack({b.data(), 1, cols, 1, cols, depth, packed.get(), Storage::bfloat16, Compute::bfloat16},
+         {0, panels});
+  const Weights<float> weights{packed.get(), units, units * words, Storage::bfloat16,
+                               Compute::bfloat16};
+  k.gemm({a.data(), depth, weights, nullptr, true, cols, depth, c.data(), cols}, {0, rows},
+         {0, panels});
+}
+
+// Products of all kinds of numbers: near the smallest and the largest, subnormal, infinite, NaN.
+void check_rounded_products() {
+  unsigned state = 1;
+  const auto numbers = [&](Index n, int range, bool special) {
+    std::vector<float> values = random_values<float>(n, ++state);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      state = state * 1664525U + 1013904223U;
+      const int pick = static_cast<int>(state >> 20);
+      values[i] = std::ldexp(values[i], pick % (2 * range + 1) - range);
+      if (!special) continue;
+      constexpr float inf = std::numeric_limits<float>::infinity();
+      const float others[] = {0,       -0.0F,    1e-40F,    -1e-42F, FLT_MIN,
+                              FLT_MAX, -FLT_MIN, 1.17e-38F, inf,     std::nanf("")};
+      if (pick % 61 < 8 + (pick % 7 == 0 ? 2 : 0)) values[i] = others[pick % 61];
+    }
+    return values;
+  };
+  const auto same = [](float a, float b) {
+    return (std::isnan(a) && std::isnan(b)) || same_bits(&a, &b, 1);
+  };
+  for (const int range : {0, 10, 62, 120})
+    for (const bool special : {false, true})
+      for (const Index rows : {1, 5, 49})
+        for (const Index depth : {0, 1, 2, 37, 129, 300}) {
+          const Index cols = 37;
+          const auto a = numbers(rows * depth, range, special);
+          const auto b = numbers(depth * cols, range, special);
+          auto found = numbers(rows * cols, range, special), expected = found;
+          multiply_rounded(a, b, rows, cols, depth, found);
+          for (Index r = 0; r < rows; ++r)
+            for (Index c = 0; c < cols; ++c) {
+              float& value = expected[std::size_t(r * cols + c)];
+              value = product(
+                  Compute::bfloat16, value, depth,
+                  [&](Index k) { return a[std::size_t(r * depth + k)]; },
+                  [&](Index k) { return b[std::size_t(k * cols + c)]; });
+            }
+          for (std::size_t i = 0; i < found.size(); ++i)
+            if (!same(found[i], expected[i])) {
+              CHECK(false, "range %d, special %d, %d x %d, element %d: %a, expected %a", range,
+                    int(special), int(rows), int(depth), int(i), double(found[i]),
+                    double(expected[i]));
+              return;
+            }
+        }
 }
 
 // ---- functions ----------------------------------------------------------------------------
@@ -736,13 +840,13 @@ void check_element_losses() {
 
 // Decoder, loss and their backward in one call give what the calls one by one give.
 template <class T>
-void check_head() {
+void check_head(Compute compute) {
   struct Size {
     Index rows, classes;
   };
   // Within a block, past its end, past many; and of a vocabulary whose logits fill smaller blocks.
   for (const auto [rows, classes] : {Size{3, 37}, Size{520, 37}, Size{4200, 3}, Size{530, 20000}}) {
-    const Case c{rows, 1, 4, classes > 37 ? 2 : 24, classes, 1, true, Bias::both};
+    const Case c{rows, 1, 4, classes > 37 ? 2 : 24, classes, 1, true, Bias::both, compute};
     const Problem<T> p(cell_info<Gru>(), c);
     const Network<T>& n = p.network;
     const auto h = random_values<T>(rows * c.hidden_size, 7);
@@ -1099,7 +1203,8 @@ void check_all() {
   check_functions<T>();
   check_cross_entropy<T>();
   check_element_losses<T>();
-  check_head<T>();
+  check_head<T>(Compute::float32);
+  if (sizeof(T) == 4) check_head<T>(Compute::bfloat16);
   check_optimizers<T>();
   check_sums<T>();
   check_draws<T>();
@@ -1129,6 +1234,7 @@ int main() {
   check_all<float>();
   check_all<double>();
   for (int i = 0; i < kernels<float>().num_cells; ++i) check_bfloat16(kernels<float>().cells[i]);
+  check_rounded_products();
   check_ulps();
   return report();
 }

@@ -277,7 +277,9 @@ class Network {
   Network(const NetworkShape& shape, const CellKernels<T>& cell, Device& device);
   void lay_out();
   Index flag_elements() const;  // of the workspace, for the kernels of a GPU
-  Index num_slots() const;      // of a row of gradients of the gates, see RecurrentBackwardArgs
+  Index rounded_elements(const SequenceInput<T>& in) const;
+  bool rounds_rows() const;  // for bfloat16 products
+  Index num_slots() const;   // of a row of gradients of the gates, see RecurrentBackwardArgs
   Index add_parameter(std::string name, Index rows, Index cols, bool transposed);
   Index layer_input_size(Index layer) const {
     return layer == 0 ? shape_.input_size : hidden_width();

@@ -1,6 +1,8 @@
 // How numbers are stored and rounded where it is not the network's own type T.
 #pragma once
 
+#include <cstdint>
+
 namespace charrnn_fast {
 
 // Number type of packed weights: T (full); or bfloat16, for T float and without backward: half the
@@ -12,5 +14,7 @@ enum class Storage { full, bfloat16 };
 // double); to TF32, 10 bits of fraction; or to bfloat16, 7 bits. Nearest, ties to even. Sums,
 // states, gradients and parameters stay T.
 enum class Compute { float32, tf32, bfloat16 };
+
+using Bfloat16 = std::uint16_t;  // the upper half of a float's bits
 
 }  // namespace charrnn_fast

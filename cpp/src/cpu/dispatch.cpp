@@ -10,14 +10,20 @@ namespace charrnn_fast {
 // list, best first: X(namespace, "name", test of the processor).
 #if defined(__x86_64__)
 #define CHARRNN_CPU(feature) (__builtin_cpu_supports(feature) != 0)
+#define CHARRNN_RUNS_X86_64_V4                                                     \
+  (CHARRNN_CPU("avx512f") && CHARRNN_CPU("avx512bw") && CHARRNN_CPU("avx512cd") && \
+   CHARRNN_CPU("avx512dq") && CHARRNN_CPU("avx512vl") && CHARRNN_CPU("fma"))
 // A build for tests only may omit some.
+#if defined(CHARRNN_WITHOUT_x86_64_v4_bf16)
+#define CHARRNN_X86_64_V4_BF16(X)
+#else
+#define CHARRNN_X86_64_V4_BF16(X) \
+  X(x86_64_v4_bf16, "x86-64-v4-bf16", CHARRNN_RUNS_X86_64_V4&& CHARRNN_CPU("avx512bf16"))
+#endif
 #if defined(CHARRNN_WITHOUT_x86_64_v4)
 #define CHARRNN_X86_64_V4(X)
 #else
-#define CHARRNN_X86_64_V4(X)                                                        \
-  X(x86_64_v4, "x86-64-v4",                                                         \
-    CHARRNN_CPU("avx512f") && CHARRNN_CPU("avx512bw") && CHARRNN_CPU("avx512cd") && \
-        CHARRNN_CPU("avx512dq") && CHARRNN_CPU("avx512vl") && CHARRNN_CPU("fma"))
+#define CHARRNN_X86_64_V4(X) X(x86_64_v4, "x86-64-v4", CHARRNN_RUNS_X86_64_V4)
 #endif
 #if defined(CHARRNN_WITHOUT_x86_64_v3)
 #define CHARRNN_X86_64_V3(X)
@@ -33,7 +39,8 @@ namespace charrnn_fast {
 #define CHARRNN_X86_64_V2(X) \
   X(x86_64_v2, "x86-64-v2", CHARRNN_CPU("sse4.2") && CHARRNN_CPU("popcnt"))
 #endif
-#define CHARRNN_FOR_EACH_ISA(X) CHARRNN_X86_64_V4(X) CHARRNN_X86_64_V3(X) CHARRNN_X86_64_V2(X)
+#define CHARRNN_FOR_EACH_ISA(X) \
+  CHARRNN_X86_64_V4_BF16(X) CHARRNN_X86_64_V4(X) CHARRNN_X86_64_V3(X) CHARRNN_X86_64_V2(X)
 #elif defined(__aarch64__)
 #define CHARRNN_FOR_EACH_ISA(X) X(neon, "neon", true)
 #else
@@ -47,6 +54,10 @@ namespace charrnn_fast {
   }
 CHARRNN_FOR_EACH_ISA(X)
 #undef X
+#if defined(__x86_64__) && !defined(CHARRNN_WITHOUT_x86_64_v4_bf16)
+// bfloat16 is for products of float alone.
+const Kernels<double>& x86_64_v4_bf16::kernels(double x) { return x86_64_v4::kernels(x); }
+#endif
 
 namespace {
 

@@ -70,14 +70,16 @@ void column_products(const T* a, Index a_stride, const T* b, Index b_stride, Ind
 template <class T>
 void gather(const GatherArgs<T>& p, Range rows) {
   using V = Native<T>;
+  const FlushSubnormals flush(p.compute == Compute::bfloat16);
   for (Index r = rows.begin; r < rows.end; ++r) {
     const T* const from = p.table + p.tokens[r] * p.cols;
     T* const to = p.out + r * p.out_stride;
-    const V scale = V(p.scales ? p.scales[r] : T(1));
+    const V scale = operand(V(p.scales ? p.scales[r] : T(1)), p.compute);
     for (Index j = 0; j < p.cols; j += V::lanes) {
       const Index n = p.cols - j;
       const V bias = p.bias ? V::load(p.bias + j, n) : V(T(0));
-      fma(scale, V::load(from + j, n), bias).store(to + j, n);
+      add_product(scale, operand(V::load(from + j, n), p.compute), bias, p.compute)
+          .store(to + j, n);
     }
   }
 }
@@ -116,6 +118,8 @@ CHARRNN_INLINE void store_strided(Native<T> v, T* p, Index stride, Index count) 
 template <class T>
 void scatter_add(const ScatterArgs<T>& p, Range cols) {
   using V = Native<T>;
+  const bool rounded = p.compute == Compute::bfloat16;
+  const FlushSubnormals flush(rounded);
   const bool with_errors = block_sums(0, 0, p.rows).with_errors;
   for (Index j = cols.begin; j < cols.end; j += sum_vectors * V::lanes) {
     const Index n = cols.end - j;
@@ -132,16 +136,25 @@ void scatter_add(const ScatterArgs<T>& p, Range cols) {
         const Index end = (p.order[i] / sum_block + 1) * sum_block;
         V block[sum_vectors];
         unroll<sum_vectors>([&](auto v) __attribute__((always_inline)) { block[v] = V(T(0)); });
+        const auto add = [&](Index r) __attribute__((always_inline)) {
+          const V scale = operand(V(p.scales ? p.scales[r] : T(1)), p.compute);
+          unroll<sum_vectors>([&](auto v) __attribute__((always_inline)) {
+            const V d = V::load(p.a + r * p.stride + j + v * V::lanes, n - v * V::lanes);
+            block[v] = add_product(scale, operand(d, p.compute), block[v], p.compute);
+          });
+        };
         for (; i < p.rows && p.order[i] < end && p.tokens[p.order[i]] == token; ++i) {
           const Index r = p.order[i];
           constexpr Index ahead = 16;
           if (i + ahead < p.rows)
             prefetch<false>(p.a + p.order[i + ahead] * p.stride + j, sum_vectors * V::lanes);
-          const V scale = V(p.scales ? p.scales[r] : T(1));
-          unroll<sum_vectors>([&](auto v) __attribute__((always_inline)) {
-            const V d = V::load(p.a + r * p.stride + j + v * V::lanes, n - v * V::lanes);
-            block[v] = fma(scale, d, block[v]);
-          });
+          // Rows are sorted: if the next is this one's neighbour in a pair, it comes first.
+          if (rounded && r % 2 == 0 && i + 1 < p.rows && p.order[i + 1] == r + 1 &&
+              p.tokens[r + 1] == token) {
+            add(r + 1);
+            ++i;
+          }
+          add(r);
         }
         unroll<sum_vectors>([&](auto v) __attribute__((always_inline)) {
           total[v] = with_errors ? add_block(total[v], block[v], error[v]) : total[v] + block[v];

@@ -58,7 +58,7 @@ struct Start {
 
 // One tile: c [MR][W * lanes] = start + a [MR][depth] @ weights, W vectors per k from consecutive
 // panels, G groups. Accumulators stay in registers for one chain of the depth; between chains, c
-// holds the sum.
+// holds the sum. For bfloat16 products, rows of a are words of two k, and a_stride counts words.
 template <class T>
 struct TileArgs {
   const T* a;
@@ -70,7 +70,7 @@ struct TileArgs {
 };
 
 // One tile of a weight gradient: c [MR][cols] += a [MR][depth] @ weights, for one block of the rows
-// summed over. errors: see BlockSums.
+// summed over; depth is in words for bfloat16 products. errors: see BlockSums.
 template <class T>
 struct TnTileArgs {
   const T* a;
@@ -118,28 +118,66 @@ CHARRNN_INLINE void add_chain(const TileArgs<T>& p, const Start<T>& from, const 
   });
 }
 
-// acc[r][w] += row(r) * weight(w). Holds the fewer of rows and weights in registers and streams the
-// others: with 12 accumulators in 16 registers, holding the more of a 6 x 2 tile would spill.
-template <int MR, int W, class V, class Row, class Weight>
-CHARRNN_INLINE void add_products(const Row& row, const Weight& weight, V (&acc)[MR][W]) {
-  V held[MR < W ? MR : W];
+// acc[r][w] = add(row(r), weight(w), acc[r][w]). Holds the fewer of rows and weights in registers
+// and streams the others: with 12 accumulators in 16 registers, holding the more of a 6 x 2 tile
+// would spill.
+template <int MR, int W, class V, class Row, class Weight, class Add>
+CHARRNN_INLINE void add_products(const Row& row, const Weight& weight, V (&acc)[MR][W],
+                                 const Add& add) {
+  using Operand = decltype(row(std::integral_constant<int, 0>()));
+  Operand held[MR < W ? MR : W];
   if constexpr (MR < W) {
     unroll<MR>([&](auto r) __attribute__((always_inline)) { held[r] = row(r); });
     unroll<W>([&](auto w) __attribute__((always_inline)) {
-      const V passing = weight(w);
+      const Operand passing = weight(w);
       unroll<MR>([&](auto r) __attribute__((always_inline)) {
-        acc[r][w] = fma(held[r], passing, acc[r][w]);
+        acc[r][w] = add(held[r], passing, acc[r][w]);
       });
     });
   } else {
     unroll<W>([&](auto w) __attribute__((always_inline)) { held[w] = weight(w); });
     unroll<MR>([&](auto r) __attribute__((always_inline)) {
-      const V passing = row(r);
+      const Operand passing = row(r);
       unroll<W>([&](auto w) __attribute__((always_inline)) {
-        acc[r][w] = fma(passing, held[w], acc[r][w]);
+        acc[r][w] = add(passing, held[w], acc[r][w]);
       });
     });
   }
+}
+template <int MR, int W, class V, class Row, class Weight>
+CHARRNN_INLINE void add_products(const Row& row, const Weight& weight, V (&acc)[MR][W]) {
+  add_products(row, weight, acc,
+               [](V a, V b, V sum) __attribute__((always_inline)) { return fma(a, b, sum); });
+}
+
+// The same for words of two bfloat16 each: the odd k's product first, then the even one's.
+template <int MR, int W, class V, class Row, class Weight>
+CHARRNN_INLINE void add_pairs(const Row& row, const Weight& weight, V (&acc)[MR][W]) {
+  using Words = typename V::IntVec;
+#if defined(__AVX512BF16__)
+  add_products(row, weight, acc, [](Words a, Words b, V sum) __attribute__((always_inline)) {
+    return V((typename V::Vec)_mm512_dpbf16_ps((__m512)sum.v, (__m512bh)a, (__m512bh)b));
+  });
+#else
+  const auto add = [](V a, V b, V sum)
+                       __attribute__((always_inline)) { return fma_bfloat16(a, b, sum); };
+  const auto half = [](const auto& words, auto&& take) __attribute__((always_inline)) {
+    return [&words, take](auto i)
+               __attribute__((always_inline)) { return V::from_bits(take(words(i))); };
+  };
+  const auto odd = [](Words w) __attribute__((always_inline)) { return w & ~0xffff; };
+  const auto even = [](Words w) __attribute__((always_inline)) { return w << 16; };
+  add_products(half(row, odd), half(weight, odd), acc, add);
+  add_products(half(row, even), half(weight, even), acc, add);
+#endif
+}
+
+// The word at p in all lanes.
+template <class T>
+CHARRNN_INLINE typename Native<T>::IntVec all_words(const T* p) {
+  typename BitsOf<T>::Int word;
+  __builtin_memcpy(&word, p, sizeof word);
+  return word - typename Native<T>::IntVec{};
 }
 
 // Calls f(k, n) for each chain [k, k + n) of the depth; the chain runs in acc and is added to c.
@@ -206,6 +244,29 @@ __attribute__((noinline)) void tile_bfloat16(const TileArgs<T>& p) {
   });
 }
 
+// The same for bfloat16 products.
+template <class T, int G, int MR, int W>
+__attribute__((noinline)) void tile_rounded(const TileArgs<T>& p) {
+  using V = Native<T>;
+  constexpr int P = Panel<G>::vectors;
+  const T *a = p.a, *b = p.weights.data;
+  const Index a_stride = p.a_stride;
+  const Index depth_stride = p.weights.depth_stride, panel_stride = p.weights.panel_stride;
+  V acc[MR][W];
+  for_chains<G>(p, acc, [&](Index from, Index n) __attribute__((always_inline)) {
+    const Index end = ceil_div(from + n, 2);
+    for (Index i = from / 2; i < end; ++i, b += depth_stride) {
+      const auto weight = [&](auto w) __attribute__((always_inline)) {
+        return V::load(b + (w / P) * panel_stride + (w % P) * V::lanes).bits();
+      };
+      const auto row = [&](auto r) __attribute__((always_inline)) {
+        return all_words(a + r * a_stride + i);
+      };
+      add_pairs(row, weight, acc);
+    }
+  });
+}
+
 // c += block [rows][width], of the first p.cols columns.
 template <class T>
 __attribute__((noinline)) void add_tile_block(const TnTileArgs<T>& p, const T* block, Index rows,
@@ -217,7 +278,7 @@ __attribute__((noinline)) void add_tile_block(const TnTileArgs<T>& p, const T* b
                 p.errors + r * p.errors_stride + j, p.cols - j);
 }
 
-template <class T, int MR, int W>
+template <class T, int MR, int W, bool rounded = false>
 __attribute__((noinline)) void tn_tile(const TnTileArgs<T>& p) {
   using V = Native<T>;
   constexpr int P = TnPanel::vectors;
@@ -229,8 +290,14 @@ __attribute__((noinline)) void tn_tile(const TnTileArgs<T>& p) {
     const auto weight = [&](auto w) __attribute__((always_inline)) {
       return V::load(b + (w / P) * panel_stride + (w % P) * V::lanes);
     };
-    const auto row = [&](auto r) __attribute__((always_inline)) { return V(a[r]); };
-    add_products(row, weight, acc);
+    if constexpr (rounded) {
+      const auto words = [&](auto w) __attribute__((always_inline)) { return weight(w).bits(); };
+      const auto row = [&](auto r) __attribute__((always_inline)) { return all_words(a + r); };
+      add_pairs(row, words, acc);
+    } else {
+      const auto row = [&](auto r) __attribute__((always_inline)) { return V(a[r]); };
+      add_products(row, weight, acc);
+    }
   }
   // Fast path for the usual case.
   if (!p.sums.with_errors && p.cols == W * V::lanes) {
@@ -264,14 +331,17 @@ struct Tiles {
     return by_registers < most ? by_registers : most;
   }
 
-  // [rows][vectors]; for bfloat16 weights, if supported
+  // [rows][vectors]; for bfloat16 weights and bfloat16 products, if supported
   using Args = typename A::template Args<T>;
-  static constexpr bool has_bfloat16 = sizeof(T) == 4 && !A::sums_rows;
+  static constexpr bool has_rounded = sizeof(T) == 4, has_bfloat16 = has_rounded && !A::sums_rows;
   void (*by_size[max_rows + 1][max_vectors + 1])(const Args&) = {};
   void (*by_size_bfloat16[max_rows + 1][max_vectors + 1])(const Args&) = {};
+  void (*by_size_rounded[max_rows + 1][max_vectors + 1])(const Args&) = {};
 
   constexpr Tiles() { fill<1, G>(); }
   CHARRNN_INLINE void run(Index rows, Index vectors, const Args& p) const {
+    if (has_rounded && p.weights.compute == Compute::bfloat16)
+      return by_size_rounded[rows][vectors](p);
     const bool half = has_bfloat16 && p.weights.storage == Storage::bfloat16;
     (half ? by_size_bfloat16 : by_size)[rows][vectors](p);
   }
@@ -284,6 +354,10 @@ struct Tiles {
         else
           by_size[MR][W] = &tile<T, G, MR, W>;
         if constexpr (has_bfloat16) by_size_bfloat16[MR][W] = &tile_bfloat16<T, G, MR, W>;
+        if constexpr (has_rounded && A::sums_rows)
+          by_size_rounded[MR][W] = &tn_tile<T, MR, W, true>;
+        else if constexpr (has_rounded)
+          by_size_rounded[MR][W] = &tile_rounded<T, G, MR, W>;
         fill<MR, W + G>();
       } else {
         fill<MR + 1, G>();
@@ -392,6 +466,40 @@ void pack_units_bfloat16(const T* w, Index row_stride, Index depth_stride, Index
     }
 }
 
+// The same for bfloat16 products.
+template <class T>
+void pack_units_rounded(const T* w, Index row_stride, Index depth_stride, Index n, Index depth,
+                        T* out, Index out_stride) {
+  if constexpr (sizeof(T) == 4) {
+    using V = Native<T>;
+    // Of the depths 2 i and 2 i + 1.
+    const auto put = [&](Index i, V even, V odd) __attribute__((always_inline)) {
+      V::words(even, odd).store(out + i * out_stride);
+    };
+    Index k = 0;
+    if (depth_stride == 1 && n == V::lanes)
+      for (; k + V::lanes <= depth; k += V::lanes) {
+        V block[V::lanes];
+        unroll<V::lanes>([&](auto i) __attribute__((always_inline)) {
+          block[i] = V::load(w + i * row_stride + k);
+        });
+        transpose(block);
+        unroll<V::lanes / 2>([&](auto i) __attribute__((always_inline)) {
+          put(k / 2 + i, block[2 * i], block[2 * i + 1]);
+        });
+      }
+    const auto units = [&](Index at) __attribute__((always_inline)) {
+      if (at >= depth || n <= 0) return V(T(0));
+      if (row_stride == 1) return V::load(w + at * depth_stride, n);
+      T lane[V::lanes] = {};
+      for (Index i = 0; i < min_of(n, V::lanes); ++i)
+        lane[i] = w[i * row_stride + at * depth_stride];
+      return V::load(lane);
+    };
+    for (; k < depth; k += 2) put(k / 2, units(k), units(k + 1));
+  }
+}
+
 template <int G, class T>
 void pack_panels(const PackArgs<T>& p, Range panels) {
   constexpr int lanes = Native<T>::lanes, P = Panel<G>::vectors,
@@ -413,7 +521,9 @@ void pack_panels(const PackArgs<T>& p, Range panels) {
       const Index group = v % G, unit = (panel * unit_vectors + v / G) * lanes;
       const Index n = min_of(lanes, p.units - unit);
       const Index steps = half ? ceil_div(p.depth, 2) : p.depth;
-      const auto pack = half ? &pack_units_bfloat16<T> : &pack_units<T>;
+      const auto pack = p.compute == Compute::bfloat16 ? &pack_units_rounded<T>
+                        : half                         ? &pack_units_bfloat16<T>
+                                                       : &pack_units<T>;
       pack(p.weights + (group * p.units + unit) * p.row_stride, p.row_stride, p.depth_stride, n,
            p.depth, p.packed + (panel * steps * P + v) * lanes, P * lanes);
     }
@@ -431,7 +541,7 @@ void pack(const PackArgs<T>& p, Range panels) {
 // The weights starting at a panel.
 template <class T>
 CHARRNN_INLINE Weights<T> from_panel(const Weights<T>& w, Index panel) {
-  return {w.data + panel * w.panel_stride, w.depth_stride, w.panel_stride, w.storage};
+  return {w.data + panel * w.panel_stride, w.depth_stride, w.panel_stride, w.storage, w.compute};
 }
 
 // Columns [0, cols) of a tile of C: in place if they are whole vectors, else through a buffer.
@@ -464,8 +574,39 @@ CHARRNN_INLINE void gemm_tile(const T* a, Index a_stride, Index depth, const Wei
            __attribute__((always_inline)) { V::load(from).store(to, n); });
 }
 
+// For bfloat16 products, blocks of A are rounded first, as large as a thread's stack and its
+// first-level cache have room for.
+template <class T>
+__attribute__((noinline)) void gemm_rounded(const GemmArgs<T>& g, Range rows, Range panels) {
+  using Set = Tiles<RowMajor, T, 1>;
+  constexpr Index lanes = Native<T>::lanes, most_rows = 48, most_depth = 2 * chain_depth;
+  const FlushSubnormals flush(true);
+  alignas(64) Bfloat16 a[most_rows * most_depth];
+  for_parts(rows, most_rows, [&](Index first, Index n) {
+    Index k = 0;
+    do {
+      const Index depth = min_of(most_depth, g.depth - k), stride = even(depth);
+      for (Index r = 0; r < n; ++r)
+        round_row(g.a + (first + r) * g.a_stride + k, depth, a + r * stride);
+      Weights<T> weights = g.weights;
+      weights.data += k / 2 * weights.depth_stride;
+      for_tiles<Set, T>({first, first + n}, panels, g.cols, [&](const Place& at) {
+        const Index col = at.vector * lanes;
+        gemm_tile(reinterpret_cast<const T*>(a + (at.row - first) * stride), stride / 2, depth,
+                  from_panel(weights, at.panel), g.c + at.row * g.c_stride + col, g.c_stride,
+                  at.rows, min_of(at.vectors * lanes, g.cols - col),
+                  g.bias ? g.bias + col : nullptr, g.accumulate || k > 0);
+      });
+      k += most_depth;
+    } while (k < g.depth);
+  });
+}
+
 template <class T>
 void gemm(const GemmArgs<T>& g, Range rows, Range panels) {
+  if constexpr (sizeof(T) == 4) {
+    if (g.weights.compute == Compute::bfloat16) return gemm_rounded(g, rows, panels);
+  }
   using Set = Tiles<RowMajor, T, 1>;
   constexpr Index lanes = Native<T>::lanes;
   for_tiles<Set, T>(rows, panels, g.cols, [&](const Place& at) {
@@ -489,7 +630,16 @@ struct TnBlocks {
   static constexpr Index skew = 16;
   static constexpr Index b_elements = depth * cols, a_elements = rows * (depth + skew);
   static constexpr Index errors_elements = rows_with_errors * (cols + 1);
+  // Words of two k take half the depth: twice the columns take as much memory.
+  static constexpr Index cols_of(bool rounded) { return rounded ? 2 * cols : cols; }
+  static constexpr Index rows_with_errors_of(bool rounded) {
+    return rounded ? rows_with_errors / 2 : rows_with_errors;
+  }
 };
+// The depth of a block in its packed form.
+CHARRNN_INLINE Index packed_depth(Index depth, bool rounded) {
+  return rounded ? ceil_div(depth, 2) : depth;
+}
 
 template <class T>
 Index gemm_tn_scratch() {
@@ -522,9 +672,36 @@ CHARRNN_INLINE void pack_rows(Index rows, const T* a, Index stride, Index depth,
   for (int i = 0; i < N; ++i) sums[i] += sum[i];
 }
 
+// The same for bfloat16 products: out [depth / 2, rounded up][rows], in words.
+template <int N, class T>
+CHARRNN_INLINE void pack_rows_rounded(Index rows, const T* a, Index stride, Index depth, T* out,
+                                      T* sums) {
+  if constexpr (N > 1) {
+    if (rows < N) return pack_rows_rounded<N - 1>(rows, a, stride, depth, out, sums);
+  }
+  using V = Native<T>;
+  static_assert(N <= V::lanes || N % V::lanes == 0);
+  constexpr int vectors = N > V::lanes ? N / V::lanes : 1;
+  unroll<vectors>([&](auto v) __attribute__((always_inline)) {
+    constexpr Index first = v * V::lanes, n = vectors > 1 ? Index(V::lanes) : Index(N);
+    V sum = V(T(0));
+    for (Index k = 0; k < depth; k += 2) {
+      const V even = V::load(a + k * stride + first, n);
+      sum = sum + even;
+      V odd = V(T(0));
+      if (k + 1 < depth) {
+        odd = V::load(a + (k + 1) * stride + first, n);
+        sum = sum + odd;
+      }
+      V::words(even, odd).store(out + k / 2 * N + first, n);
+    }
+    if (sums) (V::load(sums + first, n) + sum).store(sums + first, n);
+  });
+}
+
 // packed = A [depth, rows] as tiles [k][row of the tile], several k at a time, so that one read of
 // a cache line of A serves all tiles that share it.
-template <class Set, class T>
+template <class Set, bool rounded, class T>
 void pack_a(const T* a, Index stride, Index depth, Index rows, T* packed, T* sums) {
   constexpr Index steps = sum_rows, ahead = 4 * steps;  // far enough for main memory
   for (Index k = 0; k < depth; k += steps) {
@@ -532,9 +709,14 @@ void pack_a(const T* a, Index stride, Index depth, Index rows, T* packed, T* sum
       prefetch<false>(a + next * stride, rows);
     T* out = packed;
     for_parts({0, rows}, Set::max_rows, [&](Index row, Index nr) {
-      pack_rows<Set::max_rows>(nr, a + k * stride + row, stride, min_of(steps, depth - k),
-                               out + k * nr, sums ? sums + row : nullptr);
-      out += nr * depth + TnBlocks<T>::skew;
+      const T* const from = a + k * stride + row;
+      T *const to = out + packed_depth(k, rounded) * nr, *const sum = sums ? sums + row : nullptr;
+      const Index n = min_of(steps, depth - k);
+      if constexpr (rounded)
+        pack_rows_rounded<Set::max_rows>(nr, from, stride, n, to, sum);
+      else
+        pack_rows<Set::max_rows>(nr, from, stride, n, to, sum);
+      out += nr * packed_depth(depth, rounded) + TnBlocks<T>::skew;
     });
   }
 }
@@ -548,24 +730,32 @@ struct TnPiece {
   Index errors_stride;
 };
 
-template <class T>
+template <bool rounded, class T>
 void pack_b(const TnPiece<T>& piece, Index k0, Index depth) {
   using V = Native<T>;
   constexpr Index P = TnPanel::vectors;
   const GemmTnProduct<T>& g = *piece.product;
-  for (Index k = 0; k < depth; ++k) {
-    const T* b = g.b + (k0 + k) * g.b_stride + piece.col;
-    for (Index v = 0; v * V::lanes < piece.cols; ++v)
-      V::load(b + v * V::lanes, piece.cols - v * V::lanes)
-          .store(piece.packed + ((v / P * depth + k) * P + v % P) * V::lanes);
-  }
+  const Index steps = packed_depth(depth, rounded);
+  for (Index i = 0; i < steps; ++i)
+    for (Index v = 0; v * V::lanes < piece.cols; ++v) {
+      const auto row = [&](Index k) __attribute__((always_inline)) {
+        const T* const b = g.b + (k0 + k) * g.b_stride + piece.col;
+        return V::load(b + v * V::lanes, piece.cols - v * V::lanes);
+      };
+      V value;
+      if constexpr (rounded)
+        value = V::words(row(2 * i), 2 * i + 1 < depth ? row(2 * i + 1) : V(T(0)));
+      else
+        value = row(i);
+      value.store(piece.packed + ((v / P * steps + i) * P + v % P) * V::lanes);
+    }
 }
 
 // One block of C: rows whose A is packed, columns of the piece. errors: those of the first of these
 // rows.
 template <class T>
-void gemm_tn_block(const TnPiece<T>& piece, const T* packed_a, Index depth, Range rows, T* errors,
-                   BlockSums how) {
+void gemm_tn_block(const TnPiece<T>& piece, const T* packed_a, Index depth, Compute compute,
+                   Range rows, T* errors, BlockSums how) {
   using Set = Tiles<PackedRows, T, 1>;
   constexpr Index lanes = Native<T>::lanes, panel_cols = TnPanel::vectors * lanes;
   const GemmTnProduct<T>& g = *piece.product;
@@ -574,7 +764,8 @@ void gemm_tn_block(const TnPiece<T>& piece, const T* packed_a, Index depth, Rang
   for_parts({0, ceil_div(piece.cols, panel_cols)}, most, [&](Index panel, Index np) {
     const T* a = packed_a;
     const Index col = panel * panel_cols, cols = min_of(np * panel_cols, piece.cols - col);
-    const Weights<T> weights{piece.packed + col * depth, panel_cols, panel_cols * depth};
+    const Weights<T> weights{piece.packed + col * depth, panel_cols, panel_cols * depth,
+                             Storage::full, compute};
     for_parts(rows, Set::max_rows, [&](Index row, Index nr) {
       T* const e = errors ? errors + (row - rows.begin) * piece.errors_stride + col : nullptr;
       tiles<PackedRows, T, 1>.run(
@@ -595,11 +786,12 @@ void add_blocks(const T* block, Index n, BlockSums how, T* sums, T* errors) {
 }
 
 // Rows of C, few enough for the errors' memory.
-template <class T>
+template <bool rounded, class T>
 void gemm_tn_rows(const GemmTnArgs<T>& g, Range rows, T* scratch) {
   using Set = Tiles<PackedRows, T, 1>;
   using Blocks = TnBlocks<T>;
   constexpr Index panel_cols = TnPanel::vectors * Native<T>::lanes;
+  constexpr Index block_cols = Blocks::cols_of(rounded);
   T* const packed_a = scratch + Blocks::b_elements;
   T* const errors = packed_a + Blocks::a_elements;
   T* const sums_errors =
@@ -612,11 +804,16 @@ void gemm_tn_rows(const GemmTnArgs<T>& g, Range rows, T* scratch) {
     // the next.
     TnPiece<T> pieces[2];
     int count = 0;
-    for (Index used = 0; product < g.num_products && count < 2 && used < Blocks::cols;) {
+    for (Index used = 0; product < g.num_products && count < 2 && used < block_cols;) {
       const GemmTnProduct<T>& p = g.products[product];
-      const Index cols = min_of(p.cols - col, Blocks::cols - used);
+      const Index cols = min_of(p.cols - col, block_cols - used);
       TnPiece<T>& piece = pieces[count++];
-      piece = {&p, col, cols, scratch + used * Blocks::depth, errors + used, Blocks::cols};
+      piece = {&p,
+               col,
+               cols,
+               scratch + used * packed_depth(Blocks::depth, rounded),
+               errors + used,
+               block_cols};
       if (p.errors)
         piece.errors = p.errors + rows.begin * p.errors_stride + col,
         piece.errors_stride = p.errors_stride;
@@ -627,17 +824,17 @@ void gemm_tn_rows(const GemmTnArgs<T>& g, Range rows, T* scratch) {
     for (Index k0 = 0; k0 < g.depth; k0 += g.block) {
       const Index depth = min_of(g.block, g.depth - k0);
       const BlockSums how = block_sums(g.done + k0, g.done + k0 + depth, whole_depth(g));
-      for (int i = 0; i < count; ++i) pack_b(pieces[i], k0, depth);
+      for (int i = 0; i < count; ++i) pack_b<rounded>(pieces[i], k0, depth);
       const Range tiles{0, ceil_div(rows.end - rows.begin, Set::max_rows)};
       for_parts(tiles, Blocks::rows / Set::max_rows, [&](Index first, Index n) {
         const Index row = rows.begin + first * Set::max_rows, before = row - rows.begin;
         const Index end = min_of(row + n * Set::max_rows, rows.end);
         T block[Blocks::rows] = {};
-        pack_a<Set>(g.a + k0 * g.a_stride + row, g.a_stride, depth, end - row, packed_a,
-                    sums ? block : nullptr);
+        pack_a<Set, rounded>(g.a + k0 * g.a_stride + row, g.a_stride, depth, end - row, packed_a,
+                             sums ? block : nullptr);
         if (sums) add_blocks(block, end - row, how, sums + row, sums_errors + before);
         for (int i = 0; i < count; ++i)
-          gemm_tn_block(pieces[i], packed_a, depth, {row, end},
+          gemm_tn_block(pieces[i], packed_a, packed_depth(depth, rounded), g.compute, {row, end},
                         pieces[i].errors + before * pieces[i].errors_stride, how);
       });
     }
@@ -645,10 +842,19 @@ void gemm_tn_rows(const GemmTnArgs<T>& g, Range rows, T* scratch) {
   }
 }
 
+template <bool rounded, class T>
+__attribute__((noinline)) void gemm_tn_of(const GemmTnArgs<T>& g, Range rows, T* scratch) {
+  const FlushSubnormals flush(rounded);
+  const bool with_errors = block_sums(0, 0, whole_depth(g)).with_errors;
+  const Index most =
+      with_errors ? TnBlocks<T>::rows_with_errors_of(rounded) : rows.end - rows.begin;
+  for (Index row = rows.begin; row < rows.end; row += most)
+    gemm_tn_rows<rounded>(g, {row, min_of(row + most, rows.end)}, scratch);
+}
 template <class T>
 void gemm_tn(const GemmTnArgs<T>& g, Range rows, T* scratch) {
-  const bool with_errors = block_sums(0, 0, whole_depth(g)).with_errors;
-  const Index most = with_errors ? TnBlocks<T>::rows_with_errors : rows.end - rows.begin;
-  for (Index row = rows.begin; row < rows.end; row += most)
-    gemm_tn_rows(g, {row, min_of(row + most, rows.end)}, scratch);
+  if constexpr (sizeof(T) == 4) {
+    if (g.compute == Compute::bfloat16) return gemm_tn_of<true>(g, rows, scratch);
+  }
+  gemm_tn_of<false>(g, rows, scratch);
 }

@@ -46,6 +46,7 @@ constexpr int max_gates = 4;
 // clang-format off
 #include "kernels/unroll.hpp"
 #include "kernels/pack.hpp"
+#include "kernels/rounding.hpp"
 #include "kernels/gemm.hpp"
 #include "kernels/norm.hpp"
 #include "kernels/philox.hpp"

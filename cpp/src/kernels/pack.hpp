@@ -13,10 +13,12 @@ struct BitsOf;
 template <>
 struct BitsOf<float> {
   using Int = std::int32_t;
+  using Uint = std::uint32_t;
 };
 template <>
 struct BitsOf<double> {
   using Int = std::int64_t;
+  using Uint = std::uint64_t;
 };
 
 template <class T, int N>
@@ -25,6 +27,8 @@ struct VectorTypes {
   typedef T Vec __attribute__((vector_size(N * sizeof(T))));
   typedef T UnalignedVec __attribute__((vector_size(N * sizeof(T)), aligned(sizeof(T)), may_alias));
   typedef Int IntVec __attribute__((vector_size(N * sizeof(T))));
+  typedef typename BitsOf<T>::Uint UintVec __attribute__((vector_size(N * sizeof(T))));
+  typedef Bfloat16 HalfVec __attribute__((vector_size(N * sizeof(Bfloat16))));
 };
 
 template <class T, int N>
@@ -33,6 +37,7 @@ struct Pack {
   using Vec = typename VectorTypes<T, N>::Vec;
   using UnalignedVec = typename VectorTypes<T, N>::UnalignedVec;
   using IntVec = typename VectorTypes<T, N>::IntVec;
+  using UintVec = typename VectorTypes<T, N>::UintVec;
   static constexpr int lanes = N;
 
   Vec v;
@@ -152,6 +157,47 @@ struct Pack {
   }
 
   CHARRNN_INLINE friend Pack fma(Pack a, Pack b, Pack c) { return Pack(fused(a.v, b.v, c.v)); }
+
+  // fma of factors that are bfloat16: rounded once on every set.
+  CHARRNN_INLINE friend Pack fma_bfloat16(Pack a, Pack b, Pack c) {
+#if defined(__FMA__) || defined(__aarch64__)
+    return fma(a, b, c);
+#else
+    Pack r;
+    for (int i = 0; i < N; ++i) r.v[i] = fused_once(a.v[i], b.v[i], c.v[i]);
+    return r;
+#endif
+  }
+
+  // The words of a product's operand with bfloat16: x of an even k, rounded, in the low half, that
+  // of the odd k after it in the high half.
+  CHARRNN_INLINE static Pack words(Pack even, Pack odd) {
+    return from_bits((IntVec)((UintVec)to_bfloat16(even).bits() >> 16) | to_bfloat16(odd).bits());
+  }
+  // x rounded to bfloat16 for a product: to nearest, ties to even, subnormal x to zero.
+  CHARRNN_INLINE friend Pack to_bfloat16(Pack x) {
+    static_assert(sizeof(T) == 4);
+    const UintVec bits = (UintVec)x.v, magnitude = bits & 0x7fffffff;
+    const UintVec nearest = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+    const UintVec normal = magnitude > 0x7f800000 ? ((bits & 0xffff0000) | 0x400000) : nearest;
+    return Pack((Vec)(magnitude < 0x00800000 ? (bits & 0x80000000) : normal));
+  }
+  // The same, stored as bfloat16.
+  CHARRNN_INLINE void store_bfloat16(Bfloat16* p, Index count) const {
+    static_assert(sizeof(T) == 4);
+    using HalfVec = typename VectorTypes<T, N>::HalfVec;
+#if defined(__AVX512BF16__)
+    const HalfVec halves = (HalfVec)_mm512_cvtneps_pbh((__m512)v);
+#else
+    const UintVec high = (UintVec)to_bfloat16(*this).bits() >> 16;
+    const HalfVec halves = __builtin_convertvector(high, HalfVec);
+#endif
+    const Index n = count < N ? count : N;
+    if (n == N)
+      __builtin_memcpy(p, &halves, sizeof halves);
+    else if (n > 0)
+      __builtin_memcpy(p, &halves, static_cast<std::size_t>(n) * sizeof(Bfloat16));
+  }
   CHARRNN_INLINE friend Pack sqrt(Pack a) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(Vec) == 64 && sizeof(T) == 4)
@@ -191,6 +237,21 @@ struct Pack {
 #endif
   CHARRNN_INLINE static float root(float x) { return __builtin_sqrtf(x); }
   CHARRNN_INLINE static double root(double x) { return __builtin_sqrt(x); }
+#if !defined(__FMA__) && !defined(__aarch64__)
+  // In double the product is exact. The sum is rounded to odd (Boldo and Melquiond 2008, "Emulation
+  // of FMA and correctly rounded sums: proved algorithms using rounding to odd"), then to float.
+  CHARRNN_INLINE static float fused_once(float a, float b, float c) {
+    const double product = double(a) * double(b), sum = product + double(c);
+    const double part = sum - product;
+    const double error = (product - (sum - part)) + (double(c) - part);
+    std::int64_t bits;
+    __builtin_memcpy(&bits, &sum, sizeof bits);
+    if (sum - sum == 0 && error != 0 && bits % 2 == 0) bits += (error > 0) == (sum > 0) ? 1 : -1;
+    double odd;
+    __builtin_memcpy(&odd, &bits, sizeof odd);
+    return static_cast<float>(odd);
+  }
+#endif
 
   CHARRNN_INLINE static Vec fused(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)

@@ -95,6 +95,13 @@ CHARRNN_INLINE void prefetch_forward(const RecurrentForwardArgs<T>& p,
   }
 }
 
+// The input term of a gate at `from`: part of gx, or a token's weights, which are an operand.
+template <class T>
+CHARRNN_INLINE Native<T> load_input(const RecurrentForwardArgs<T>& p, const T* from, Index n) {
+  const Native<T> x = Native<T>::load(from, n);
+  return p.gx ? x : operand(x, p.hh.compute);
+}
+
 // Initial values of the sums: gx itself; or, written to gates [rows][vectors][G][lanes], the sum of
 // a token's weights and the biases.
 template <class Cell, class T>
@@ -113,7 +120,7 @@ CHARRNN_INLINE Start<T> begin_gates(const RecurrentForwardArgs<T>& p, Index firs
       unroll<G>([&](auto g) __attribute__((always_inline)) {
         V start = V(T(0));
         if constexpr (g < summed) {
-          start = V::load(gx + g * H + unit, n);
+          start = load_input(p, gx + g * H + unit, n);
           if (p.input_bias) start = V::load(p.input_bias + g * H + unit, n) + start;
         } else {
           if (p.split_bias) start = V::load(p.split_bias + (g - summed) * H + unit, n);
@@ -133,7 +140,8 @@ void run_cells_forward(const RecurrentForwardArgs<T>& p, const StepRows<Cell, T>
   constexpr int G = Cell::num_gates, S = Cell::num_states, summed = G - Cell::num_split;
   const Index H = p.hidden_size;
   const Index after = first_row_after(p.steps, step.t);
-  const Index going_on = p.recurrent ? rows_going_on(p.steps, step.t) : 0;
+  const Index going_on = p.recurrent || p.rounded ? rows_going_on(p.steps, step.t) : 0;
+  const Index next_step = step_after(p.steps, step.t);
   for (Index r = 0; r < at.rows; ++r) {
     const Index row = at.row + r, n_row = step.first + row;
     const T* const gx_row = input_row<Cell>(p, n_row);
@@ -146,7 +154,9 @@ void run_cells_forward(const RecurrentForwardArgs<T>& p, const StepRows<Cell, T>
       Values<V, Cell::num_saved> saved;
       load_each(a, gates.data + r * gates.row_stride + u * gates.unit_stride, gates.group_stride,
                 n);
-      load_each(gx, gx_row + summed * H + unit, H, n);
+      unroll<Cell::num_split>([&](auto i) __attribute__((always_inline)) {
+        gx.v[i] = load_input(p, gx_row + (summed + i) * H + unit, n);
+      });
       if constexpr (Cell::num_split > 0) {
         if (p.input_bias)
           unroll<Cell::num_split>([&](auto i) __attribute__((always_inline)) {
@@ -178,7 +188,11 @@ void run_cells_forward(const RecurrentForwardArgs<T>& p, const StepRows<Cell, T>
         V h = next.v[0];
         if (p.recurrent_mask.data)
           h = h * V::load(mask_row(p.recurrent_mask, after + row, row) + unit, n);
-        h.store(p.recurrent + (after + row) * H + unit, n);
+        if (p.recurrent) h.store(p.recurrent + (after + row) * H + unit, n);
+        if constexpr (sizeof(T) == 4) {
+          if (p.rounded)
+            h.store_bfloat16(rounded_row(p.rounded, p.steps, next_step, row, H) + unit, n);
+        }
       }
       if (p.saved)
         store_each<Cell::num_saved>(saved.v, p.saved + n_row * Cell::num_saved * H + unit, H, n);
@@ -186,27 +200,38 @@ void run_cells_forward(const RecurrentForwardArgs<T>& p, const StepRows<Cell, T>
   }
 }
 
-// Writes row n of the recurrent product's input from h of row r of the batch.
+// Writes row n of the recurrent product's input, at step t, from h of row r of the batch.
 template <class T>
-CHARRNN_INLINE void mask_recurrent(const RecurrentForwardArgs<T>& p, const T* h, Index n, Index r) {
+CHARRNN_INLINE void mask_recurrent(const RecurrentForwardArgs<T>& p, const T* h, Index t, Index n,
+                                   Index r) {
   using V = Native<T>;
-  T* const to = p.recurrent + n * p.width;
+  const Index R = p.width;
+  T* const to = p.recurrent ? p.recurrent + n * R : nullptr;
   const T* const mask = p.recurrent_mask.data ? mask_row(p.recurrent_mask, n, r) : nullptr;
-  for (Index j = 0; j < p.width; j += V::lanes) {
-    V v = V::load(h + j, p.width - j);
-    if (mask) v = v * V::load(mask + j, p.width - j);
-    v.store(to + j, p.width - j);
-  }
+  if (to)
+    for (Index j = 0; j < R; j += V::lanes) {
+      V v = V::load(h + j, R - j);
+      if (mask) v = v * V::load(mask + j, R - j);
+      v.store(to + j, R - j);
+    }
+  if (p.rounded) round_row(to ? to : h, R, rounded_row(p.rounded, p.steps, t, r, R));
 }
 
 template <class T>
 void recurrent_begin(const RecurrentForwardArgs<T>& p, Range rows) {
-  if (!p.recurrent) return;
+  if (!p.recurrent && !p.rounded) return;
+  const FlushSubnormals flush(p.hh.compute == Compute::bfloat16);
   for (Index t = 0; t < p.steps.seq_len; ++t) {
     const Range begin = intersect(rows, {rows_from_before(p.steps, t), rows_at(p.steps, t)});
     for (Index r = begin.begin; r < begin.end; ++r)
-      mask_recurrent(p, p.states[0].initial + r * p.states[0].stride, first_row(p.steps, t) + r, r);
+      mask_recurrent(p, p.states[0].initial + r * p.states[0].stride, t, first_row(p.steps, t) + r,
+                     r);
   }
+  // What follows an odd width is zero, at steps of either place.
+  if (p.rounded && p.width % 2)
+    for (Index i = 0; i < min_of(2, p.steps.seq_len); ++i)
+      for (Index r = rows.begin; r < rows.end; ++r)
+        rounded_row(p.rounded, p.steps, step_number(p.steps, i), r, p.width)[p.width] = 0;
 }
 
 // h of the given rows of a step, projected from the cells' h.
@@ -216,11 +241,11 @@ void project(const RecurrentForwardArgs<T>& p, const StepRows<Cell, T>& step, Ra
   gemm(GemmArgs<T>{p.projection.hidden + step.first * H, H, p.projection.weights, nullptr, false, R,
                    H, step.next[0], stride},
        rows, {0, ceil_div(R, Panel<1>::unit_vectors * Native<T>::lanes)});
-  if (!p.recurrent) return;
-  const Index after = first_row_after(p.steps, step.t);
+  if (!p.recurrent && !p.rounded) return;
+  const Index after = first_row_after(p.steps, step.t), next_step = step_after(p.steps, step.t);
   const Range going_on = intersect(rows, {0, rows_going_on(p.steps, step.t)});
   for (Index r = going_on.begin; r < going_on.end; ++r)
-    mask_recurrent(p, step.next[0] + r * stride, after + r, r);
+    mask_recurrent(p, step.next[0] + r * stride, next_step, after + r, r);
 }
 
 // Copies a tile of gates [rows][vectors][G][lanes] to whole rows [G*H].
@@ -265,8 +290,12 @@ __attribute__((noinline)) void step_forward(const RecurrentForwardArgs<T>& p, In
   if (empty(rows)) return;
   const Index H = p.hidden_size, R = p.width;
   const StepRows<Cell, T> step = step_rows<Cell>(p.steps, p.states, t, begins);
-  const T* const a = p.recurrent ? p.recurrent + step.first * R : step.prev[0];
-  const Index a_stride = p.recurrent ? R : p.states[0].stride;
+  const T* a = p.recurrent ? p.recurrent + step.first * R : step.prev[0];
+  Index a_stride = p.recurrent ? R : p.states[0].stride;
+  if (p.rounded) {
+    a = reinterpret_cast<const T*>(rounded_row(p.rounded, p.steps, t, 0, R));
+    a_stride = even(R) / 2;
+  }
   T* const staged = p.staged ? p.staged + (p.staged_in_place ? 0 : step.first * G * H) : nullptr;
   alignas(64) T buffer[tile_accumulators * V::lanes];
   const auto run_tile = [&](const Place& at, const Start<T>& start) __attribute__((always_inline)) {
@@ -314,6 +343,7 @@ __attribute__((noinline)) void step_forward(const RecurrentForwardArgs<T>& p, In
 template <class Cell, class T>
 void recurrent_forward(const RecurrentForwardArgs<T>& p, Range walk, Range rows, Range panels) {
   static_assert(Cell::num_gates <= max_gates);
+  const FlushSubnormals flush(p.hh.compute == Compute::bfloat16);
   for (Index i = walk.begin; i < walk.end; ++i) {
     const Index t = step_number(p.steps, i);
     const Index from_before = rows_from_before(p.steps, t), all = rows_at(p.steps, t);
@@ -418,6 +448,14 @@ void run_cells_backward(const RecurrentBackwardArgs<T>& p, const BackwardRows<Ce
                                      dparams.v, dprev.v});
       T* out = p.dgates + n_row * slots * H + unit;
       store_each<G>(dgates.v, out, H, n);
+      if constexpr (sizeof(T) == 4) {
+        if (p.rounded && !p.norm.gain) {
+          Bfloat16* const to = rounded_row(p.rounded, p.steps, step.t, row, G * H) + unit;
+          unroll<G>([&](auto g) __attribute__((always_inline)) {
+            dgates.v[g].store_bfloat16(to + g * H, n);
+          });
+        }
+      }
       store_each<split>(dgx.v, out + input_slot * H, H, n);
       store_each<Cell::num_params>(dparams.v, out + (slots - Cell::num_params) * H, H, n);
       unroll<S>([&](auto s) __attribute__((always_inline)) {
@@ -447,9 +485,16 @@ CHARRNN_INLINE void add_recurrent(const RecurrentBackwardArgs<T>& p, Index t, co
   };
   Start<T> begin = zero_start<T>();
   if (!masked) begin = start(at, out);
-  const T* const dgates = p.dgates + (first + at.row) * slots;
+  constexpr Index G = Cell::num_gates;
+  const T* dgates = p.dgates + (first + at.row) * slots;
+  Index dgates_stride = slots;
+  if (p.rounded) {
+    dgates =
+        reinterpret_cast<const T*>(rounded_row(p.rounded, p.steps, t, at.row, G * p.hidden_size));
+    dgates_stride = even(G * p.hidden_size) / 2;
+  }
   tiles<RowMajor, T, 1>.run(at.rows, at.vectors,
-                            TileArgs<T>{dgates, slots, Cell::num_gates * p.hidden_size,
+                            TileArgs<T>{dgates, dgates_stride, G * p.hidden_size,
                                         from_panel(p.hh, at.panel), begin, out, stride});
   if (masked)
     each([&](T* dh, Index row, Index unit) __attribute__((always_inline)) {
@@ -503,6 +548,11 @@ __attribute__((noinline)) void step_backward(const RecurrentBackwardArgs<T>& p, 
   if (empty(rows)) return;
   const Index H = p.hidden_size, R = p.width;
   const BackwardRows<Cell, T> step{step_rows<Cell>(p.steps, p.states, t, begins), goes_on};
+  constexpr Index G = Cell::num_gates;
+  // What follows an odd width is zero.
+  if (p.rounded && G * H % 2 && panels.begin == 0)
+    for (Index r = rows.begin; r < rows.end; ++r)
+      rounded_row(p.rounded, p.steps, t, r, G * H)[G * H] = 0;
   const DhStart<Cell, T> start{p, step};
   alignas(64) T dh[tile_accumulators * V::lanes];
   const auto run_tile = [&](const Place& at) __attribute__((always_inline)) {
@@ -523,11 +573,19 @@ __attribute__((noinline)) void step_backward(const RecurrentBackwardArgs<T>& p, 
                                 .store(projected + (at.row + r) * R + unit, R - unit);
                           }
                       });
+    const T* a = projected;
+    Index a_stride = R;
+    if (p.rounded) {
+      a = reinterpret_cast<const T*>(p.rounded_projected);
+      a_stride = even(R) / 2;
+      for (Index r = rows.begin; r < rows.end; ++r)
+        round_row(projected + r * R, R, p.rounded_projected + r * even(R));
+    }
     for_tiles<Set, T>(rows, panels, H, [&](const Place& at) {
-      tiles<RowMajor, T, 1>.run(
-          at.rows, at.vectors,
-          TileArgs<T>{projected + at.row * R, R, R, from_panel(p.projection.weights, at.panel),
-                      zero_start<T>(), dh, at.vectors * V::lanes});
+      tiles<RowMajor, T, 1>.run(at.rows, at.vectors,
+                                TileArgs<T>{a + at.row * a_stride, a_stride, R,
+                                            from_panel(p.projection.weights, at.panel),
+                                            zero_start<T>(), dh, at.vectors * V::lanes});
       run_cells_backward<Cell>(p, step, at, dh);
     });
   } else {
@@ -538,11 +596,17 @@ __attribute__((noinline)) void step_backward(const RecurrentBackwardArgs<T>& p, 
     });
   }
   if (p.norm.gain)
-    for (Index r = rows.begin; r < rows.end; ++r) normalize_gates_backward<Cell>(p, step.first + r);
+    for (Index r = rows.begin; r < rows.end; ++r) {
+      normalize_gates_backward<Cell>(p, step.first + r);
+      if (p.rounded)
+        round_row(p.dgates + (step.first + r) * num_slots<Cell>(p) * H, G * H,
+                  rounded_row(p.rounded, p.steps, t, r, G * H));
+    }
 }
 
 template <class Cell, class T>
 void recurrent_backward(const RecurrentBackwardArgs<T>& p, Range walk, Range rows, Range panels) {
+  const FlushSubnormals flush(p.hh.compute == Compute::bfloat16);
   for (Index i = walk.end - 1; i >= walk.begin; --i) {
     const Index t = step_number(p.steps, i), all = rows_at(p.steps, t);
     const Index from_before = rows_from_before(p.steps, t), going_on = rows_going_on(p.steps, t);
@@ -560,6 +624,7 @@ void recurrent_backward(const RecurrentBackwardArgs<T>& p, Range walk, Range row
 
 template <class Cell, class T>
 void recurrent_backward_initial(const RecurrentBackwardArgs<T>& p, Range rows, Range panels) {
+  const FlushSubnormals flush(p.hh.compute == Compute::bfloat16);
   using V = Native<T>;
   using Set = Tiles<RowMajor, T, 1>;
   alignas(64) T dh[tile_accumulators * V::lanes];

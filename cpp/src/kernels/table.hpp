@@ -19,6 +19,14 @@
 //   additions are summed separately and added at the end: so a sum's error does not grow with its
 //   length. Sums of columns take sum_rows rows at a time within a block.
 // Short chains keep rounding errors small: these grow with the root of a chain's length.
+//
+// Products with Compute::bfloat16 (T is float). Both operands are rounded, subnormal ones to zero.
+// Of two neighbouring k (2i and 2i + 1, from the first of a chain), the odd one's product is added
+// first, then the even one's: each by a fused multiply-add whose result, if subnormal, becomes zero
+// of its sign. These are the order and rounding of the instruction vdpbf16ps. An odd depth has a
+// last k of zeros. So that it makes no difference which of the two computes a sum, the kernels that
+// multiply treat all subnormal numbers as zeros: also in the gates' functions and in the sums of
+// columns.
 #pragma once
 
 #include "charrnn_fast/cell_info.hpp"
@@ -47,8 +55,9 @@ struct PackArgs {
   Index row_stride;    //   at (group * units + unit) * row_stride
   Index depth_stride;  //   + k * depth_stride
   Index groups, units, depth;
-  T* packed;                        // panels * (units of a panel) * groups * depth elements
-  Storage storage = Storage::full;  // bfloat16: ... * (depth + 1) / 2 words; T is float
+  T* packed;                           // panels * (units of a panel) * groups * depth elements
+  Storage storage = Storage::full;     // bfloat16: ... * (depth + 1) / 2 words; T is float
+  Compute compute = Compute::float32;  // bfloat16: for such products, stored as bfloat16
 };
 
 // Weights of a product: at depth k, the vectors of panel p are at data + p * panel_stride + k *
@@ -59,6 +68,7 @@ struct Weights {
   const T* data;
   Index depth_stride, panel_stride;  // as bfloat16: in words, and depth_stride of two k
   Storage storage = Storage::full;
+  Compute compute = Compute::float32;  // of the product, for both operands
 };
 
 // C [M, N] = A [M, K] @ weights [K, N] + (accumulate ? C : bias)
@@ -98,6 +108,7 @@ struct GemmTnArgs {
   // most_plain_rows, the caller owns the errors and passes them from call to call.
   Index done = 0, whole = 0;  // whole 0: this call does all, with errors of its own
   T* sums_errors = nullptr;   // [M]
+  Compute compute = Compute::float32;
 };
 template <class T>
 CHARRNN_INLINE Index whole_depth(const GemmTnArgs<T>& g) {
@@ -234,6 +245,10 @@ struct RecurrentForwardArgs {
   Zoneouts<T> zoneout = {};
   RecurrentNorm<T> norm = {};
   Projection<T> projection = {};
+  // For bfloat16 products, if Kernels::rounds_rows: [2, B, R, rounded up to even] input of the
+  // recurrent product, of the steps at even and odd places of the walk. begin() writes the rows
+  // that begin.
+  Bfloat16* rounded = nullptr;
   // Staged epilogue: the gates' sums, or normalized sums: [N, G*H] or, updated in place, [B, G*H].
   T* staged = nullptr;
   bool staged_in_place = false;
@@ -263,6 +278,10 @@ struct RecurrentBackwardArgs {
   const T* normalized = nullptr;  // [N, G*H]
   Projection<T> projection = {};
   T* dprojected = nullptr;  // [N, R] gradients of h, with a projection
+  // As in RecurrentForwardArgs: [2, B, G*H, rounded up to even]
+  // gradients of the gates' recurrent terms; and [B, R, rounded up to even] of h, with a
+  // projection.
+  Bfloat16 *rounded = nullptr, *rounded_projected = nullptr;
   std::uint32_t* flags = nullptr;
 };
 
@@ -372,6 +391,7 @@ struct GatherArgs {
   Index cols;
   T* out;
   Index out_stride;
+  Compute compute = Compute::float32;  // scales and table are a product's operands
 };
 
 // table (tokens[row], j) += scales[row] * a[row, j], row ascending; scales null: 1
@@ -384,6 +404,7 @@ struct ScatterArgs {
   const T* scales;
   T* table;  // element (token, j) at token * token_stride + j * col_stride
   Index token_stride, col_stride;
+  Compute compute = Compute::float32;  // scales and a are a product's operands
 };
 
 // y = gain * normalized(x) + bias, with normalized(x) = (x - mean) / sqrt(variance + 1e-5), of each
@@ -535,8 +556,9 @@ struct ControlArgs {
 template <class T>
 struct Kernels {
   int lanes;
-  int gemm_units;  // columns of a panel of a plain product
-  int flag_words;  // 32-bit words by which blocks of a recurrent kernel wait for each other; or 0
+  int gemm_units;    // columns of a panel of a plain product
+  int flag_words;    // 32-bit words by which blocks of a recurrent kernel wait for each other; or 0
+  bool rounds_rows;  // recurrent kernels take RecurrentForwardArgs::rounded for bfloat16 products
   void (*pack)(const PackArgs<T>&, Range panels);
   // to [cols, rows] = the transpose of from [rows, cols], of the given rows of `from`.
   void (*transpose)(const T* from, Index rows, Index cols, Range given, T* to);
