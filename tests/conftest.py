@@ -94,17 +94,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: item.path.name not in _FIRST)
     name: str = config.getoption("--device")
     for item in items if name != "cpu" else ():
-        mark = item.get_closest_marker("host")
-        if mark is not None or _rounds(item):
-            reason = "the GPU computes in float32 alone" if mark is None else mark.args[0]
-            item.add_marker(pytest.mark.skip(reason=f"of the CPU alone: {reason}"))
-
-
-def _rounds(item: pytest.Item) -> bool:
-    """Whether a test's parameters ask for a compute_dtype."""
-    given: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
-    of_case = getattr(given.get("case"), "compute_dtype", None)
-    return "bfloat16" in (given.get("compute_dtype"), given.get("numbers"), of_case)
+        if (mark := item.get_closest_marker("host")) is not None:
+            item.add_marker(pytest.mark.skip(reason=f"of the CPU alone: {mark.args[0]}"))
 
 
 @pytest.fixture(scope="session")

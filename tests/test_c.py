@@ -128,9 +128,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "lstm": {"cell": "lstm", "bidirectional": True, "output_size": None},
     "float64": {"cell": "peephole_lstm", "dtype": "float64", "proj_size": 3, "weight_drop": 0.2},
     "normalized": {"cell": "coupled_lstm", "layer_norm": True, "zoneout": (0.1, 0.2)},
+    "bfloat16": {"cell": "gru", "compute_dtype": "bfloat16"},
 }
-if DEVICE == b"cpu":  # the GPU computes in float32 alone
-    NETWORKS["bfloat16"] = {"cell": "gru", "compute_dtype": "bfloat16"}
 
 
 @pytest.fixture(params=NETWORKS)

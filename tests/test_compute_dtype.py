@@ -17,7 +17,7 @@ from charrnn_fast import _core, registry
 from charrnn_fast.cli import main
 from charrnn_fast.storage import checkpoint
 
-pytestmark = pytest.mark.host("the GPU computes in float32 alone")
+pytestmark = pytest.mark.host("what it refuses is the CPU's")
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
 SMALL = ["--hidden-size", "6", "--num-layers", "1", "--batch-size", "4", "--seq-len", "10"]

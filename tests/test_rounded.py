@@ -8,21 +8,30 @@ from typing import Any
 import numpy as np
 import pytest
 
+import charrnn_fast as cf
 from cases import Array, named, wide
 from charrnn_fast import reference
 from charrnn_fast.reference import Regularization
 from charrnn_fast.reference.number_types import operand
-from features import FeatureCase, combinations, label, run, single_features
-from tolerances import assert_close, assert_same_bits, error, network
+from features import ByKernels, FeatureCase, combinations, label, run, single_features
+from tolerances import (
+    DRAWS_OF_ROUNDED,
+    NEARLY_CONSTANT,
+    assert_close,
+    assert_same_bits,
+    error,
+    losses,
+    network,
+)
 
 EXACT = network("float64", terms=64, steps=64)
 
 
-def nearest(a: Any) -> Array:
-    """8 significant bits of each number, by its exponent and not by its bits."""
+def nearest(a: Any, bits: int = 8) -> Array:
+    """So many significant bits of each number, by its exponent and not by its bits."""
     fraction, exponent = np.frexp(np.asarray(a, np.float32).astype("float64"))
     # rint takes the even one of two that are equally near
-    return np.asarray(np.ldexp(np.rint(np.ldexp(fraction, 8)), exponent - 8))
+    return np.asarray(np.ldexp(np.rint(np.ldexp(fraction, bits)), exponent - bits))
 
 
 # ---- one number ---------------------------------------------------------------------------
@@ -47,17 +56,20 @@ def test_known_numbers() -> None:
         found = operand(np.array([given], np.float32), "bfloat16")
         assert_same_bits(repr(given), found, np.array([wanted], np.float32))
     for bits in (0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000):
-        assert np.isnan(operand(np.array([bits], np.uint32).view(np.float32), "bfloat16")).all()
+        a = np.array([bits], np.uint32).view(np.float32)
+        assert np.isnan(operand(a, "bfloat16")).all() and np.isnan(operand(a, "tf32")).all()
 
 
-def test_it_is_the_nearest() -> None:
+@pytest.mark.parametrize(("compute_dtype", "bits_kept"), [("bfloat16", 8), ("tf32", 11)])
+def test_it_is_the_nearest(compute_dtype: str, bits_kept: int) -> None:
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 2**32, 200_000, np.uint32)
     bits[: 2**17] = np.arange(2**17, dtype=np.uint32) << 15  # every bfloat16, and every tie
     a = bits.view(np.float32)
     a = a[np.isfinite(a) & (np.abs(a) < 3e38) & (np.abs(a) >= np.finfo(np.float32).tiny)]
-    assert_same_bits("operand", operand(a, "bfloat16"), nearest(a).astype(np.float32))
-    assert_same_bits("float64", operand(wide(a), "bfloat16"), nearest(a))
+    expected = nearest(a, bits_kept)
+    assert_same_bits("operand", operand(a, compute_dtype), expected.astype(np.float32))
+    assert_same_bits("float64", operand(wide(a), compute_dtype), expected)
 
 
 def test_nothing_is_rounded_without_it() -> None:
@@ -67,8 +79,8 @@ def test_nothing_is_rounded_without_it() -> None:
 
 def test_other_names_are_refused() -> None:
     case = FeatureCase("gru")
-    for name in ("tf32", "float16", ""):
-        with pytest.raises(ValueError, match="compute_dtype must be 'float32' or 'bfloat16', got"):
+    for name in ("float16", ""):
+        with pytest.raises(ValueError, match="compute_dtype must be one of 'float32', 'tf32', 'bf"):
             reference.forward(case.parameters(), case.x(), compute_dtype=name, **case.kind)
 
 
@@ -167,3 +179,50 @@ def test_every_result_is_rounded(case: FeatureCase) -> None:
         assert difference > 2e-5, name
         if case.unit != "rnn_relu" and not case.layer_norm:
             assert difference < 2**-5, name
+
+
+# ---- the kernels --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [*_cases()], ids=label)
+def test_kernels_round_as_the_reference(case: FeatureCase) -> None:
+    """See DRAWS_OF_ROUNDED. A product whose operands are not rounded alike fails in every draw."""
+    case = case.but(dtype="float32")
+    tolerance = case.tolerance * (NEARLY_CONSTANT if case.layer_norm else 1)
+    shares = []
+    for seed in range(DRAWS_OF_ROUNDED):
+        drawn = case.but(seed=seed)
+        parameters = drawn.parameters()
+        found, expected = run(parameters, drawn, ByKernels), run(parameters, drawn)
+        assert list(found) == list(expected)
+        shares.append(max(error(found[name], expected[name]) / tolerance for name in expected))
+        if shares[-1] <= 1:
+            return
+    pytest.fail(f"errors as shares of the tolerance: {shares}")
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_a_language_model_rounds_as_the_reference(cell: str) -> None:
+    """Its loss, whose decoder has kernels of its own, and its text."""
+    text = "the quick brown fox jumps over the lazy dog\n"
+    vocabulary = cf.Vocabulary.from_text(text)
+    ids = vocabulary.encode(text)[:, None]
+    tolerance = losses("float32", classes=len(vocabulary), rows=len(ids), largest=22)
+    shares = []
+    for seed in range(DRAWS_OF_ROUNDED):
+        model = cf.CharLM(vocabulary, 24, 2, cell, seed, compute_dtype="bfloat16")
+        options: dict[str, Any] = {"cell": cell, "compute_dtype": "bfloat16"}
+        parameters = model.rnn.parameters(copy=True)
+        parameters["decoder.weight"] *= 8  # else all characters are about equally likely
+        model.rnn.load_parameters(parameters)
+        logits, _, _ = reference.forward(parameters, ids[:-1], **options)
+        expected, _ = reference.cross_entropy(logits, ids[1:])
+        shares.append(abs(model.evaluate(text) - float(expected)) / tolerance)
+        first = np.array([vocabulary.id_of(ord("\n"))], np.int32)
+        drawn, _ = reference.sample(parameters, 40, first, [seed], **options)
+        same_text = model.sample(40, seed=seed) == vocabulary.decode(drawn[:, 0])
+        # These weights are rounded already.
+        assert model.sample(40, seed=seed, weight_dtype="bfloat16") == model.sample(40, seed=seed)
+        if shares[-1] <= 1 and same_text:
+            return
+    pytest.fail(f"errors as shares of the tolerance: {shares}")

@@ -109,8 +109,7 @@ typedef struct charrnn_model charrnn_model;
 
 enum { CHARRNN_FLOAT32 = 0, CHARRNN_FLOAT64 = 1 };
 /* How the operands of all matrix products are rounded, of float32 models: not at all; to TF32; to
- * bfloat16. Sums, states, gradients and parameters stay float32. The CPU has no TF32, GPUs have
- * float32 alone. */
+ * bfloat16. Sums, states, gradients and parameters stay float32. TF32 is for GPUs. */
 enum { CHARRNN_COMPUTE_FLOAT32 = 0, CHARRNN_COMPUTE_TF32 = 1, CHARRNN_COMPUTE_BFLOAT16 = 2 };
 /* Bias vectors of a layer: PyTorch's two, one, or none. */
 enum { CHARRNN_BIAS_BOTH = 0, CHARRNN_BIAS_SINGLE = 1, CHARRNN_BIAS_NONE = 2 };

@@ -126,7 +126,8 @@ def forward(
     lengths [B]: row b has lengths[b] steps (None: T), the rest is padding. Padding is not read, its
     y is 0 and it keeps the state; the reverse direction starts at the row's own last step.
     mask_seed: the 64-bit seed of the masks of `regularization`; None: no masks.
-    compute_dtype: "bfloat16" rounds the operands of all matrix products, here and in `backward`.
+    compute_dtype: "tf32" (11 significant bits) and "bfloat16" (8) round the operands of all matrix
+    products, here and in `backward`.
     Returns y [T, B, V] (without a decoder: the top layer's h [T, B, D*R]), the final state, and
     what `backward` needs. Raises ValueError for an unknown cell or compute_dtype, a token outside
     [0, I), lengths outside [0, T] and zoneout of a projected h.

@@ -304,9 +304,8 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
         initial state h_0 [L*D, B, R] (LSTM: the pair (h_0, c_0), c_0 [L*D, B, H]), unbatched
         without B; None: zeros. y: as the input, with D*R features. States as hx.
 
-        All are of the module's dtype; under autocast the input is converted to it. Under that of
-        the CPU to bfloat16, the operands of matrix products are rounded as with
-        compute_dtype="bfloat16".
+        All are of the module's dtype; under autocast the input is converted to it. Under autocast
+        to bfloat16, the operands of matrix products are rounded as with compute_dtype="bfloat16".
         """
         weights, masked = self._weights(), self._has_masks and self.training
         network = self._network_now(weights[0])
@@ -366,10 +365,11 @@ class _Layers(torch.nn.Module):  # type: ignore[misc]
 
     def _network_now(self, weight: Any) -> str:
         """The network that this call runs."""
+        place = weight.device.type
         if (
-            torch.is_autocast_enabled("cpu")
-            and torch.get_autocast_dtype("cpu") is torch.bfloat16
-            and weight.is_cpu
+            place in ("cpu", "cuda")
+            and torch.is_autocast_enabled(place)
+            and torch.get_autocast_dtype(place) is torch.bfloat16
             and weight.dtype is torch.float32
         ):
             return self._rounded
