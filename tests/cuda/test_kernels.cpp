@@ -9,6 +9,7 @@
 // are of TierLimits.
 //
 // The CPU's kernels round a fused multiply-add once, so its instruction set must have one.
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -92,6 +93,60 @@ void check_sizes(Device& device, int every, int first) {
   }
 }
 
+// x with ten bits of fraction: of its two neighbours the nearer one, of two as near the even one.
+float nearest_tf32(float x) {
+  int exponent;
+  const float fraction = std::frexp(x, &exponent);  // 0.5 to 1, of which 11 bits stay
+  return std::ldexp(std::nearbyint(std::ldexp(fraction, 11)), exponent - 11);
+}
+
+// Products that round their operands to TF32 give what plain ones give of rounded operands.
+void check_tf32(Device& device) {
+  const Kernels<float>& k = kernels_of<float>(device);
+  const Index rows = 37, cols = 45, depth = 150, panels = (cols + k.gemm_units - 1) / k.gemm_units;
+  const auto a = random_values<float>(rows * depth, 1), b = random_values<float>(depth * cols, 2);
+  const auto run = [&](const std::vector<float>& left, const std::vector<float>& right,
+                       Compute compute) {
+    std::vector<AlignedBuffer<float>> buffers;
+    const auto fill = [&](const std::vector<float>& values) {
+      AlignedBuffer<float>& buffer = buffers.emplace_back(device);
+      buffer.reserve(static_cast<Index>(values.size()));
+      device.upload(values.data(), static_cast<Index>(values.size()), buffer.get());
+      return buffer.get();
+    };
+    const auto zeros = [&](Index n) { return fill(std::vector<float>(std::size_t(n), 0)); };
+    float *const x = fill(left), *const w = fill(right), *const c = zeros(rows * cols);
+    float* const packed = zeros(panels * k.gemm_units * depth);
+    k.pack({w, 1, cols, 1, cols, depth, packed, Storage::full, compute}, {0, panels});
+    k.gemm({x,
+            depth,
+            {packed, k.gemm_units, k.gemm_units * depth, Storage::full, compute},
+            nullptr,
+            false,
+            cols,
+            depth,
+            c,
+            cols},
+           {0, rows}, {0, panels});
+    std::vector<float> found = values_of(device, c, rows * cols);
+    // The gradient of a weight [cols, rows]: products of the rows of W and of A, as depth rows.
+    float *const gradient = zeros(cols * rows), *const scratch = zeros(k.gemm_tn_scratch());
+    GemmTnArgs<float> args{w, cols, depth, {{x, rows, rows, gradient, rows}, {}}, 1, nullptr};
+    args.compute = compute;
+    k.gemm_tn(args, {0, cols}, scratch);
+    const auto gradients = values_of(device, gradient, cols * rows);
+    found.insert(found.end(), gradients.begin(), gradients.end());
+    return found;
+  };
+  const auto rounded = [](std::vector<float> values) {
+    for (float& x : values) x = nearest_tf32(x);
+    return values;
+  };
+  const auto found = run(a, b, Compute::tf32);
+  CHECK(same_bits(found, run(rounded(a), rounded(b), Compute::float32)), "TF32");
+  CHECK(!same_bits(found, run(a, b, Compute::float32)), "TF32 rounds");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -111,6 +166,7 @@ int main(int argc, char** argv) {
     set_cuda_tier(tier);
     if (argc > 5) cuda::tier_limits() = {std::atoi(argv[5]), std::atoi(argv[6]), argc == 8};
     if (first == 0) {
+      check_tf32(device);
       check_separate<float>(device);
       check_separate<double>(device);
 #if !defined(ON_A_CARD)
