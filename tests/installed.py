@@ -181,6 +181,7 @@ def wheels(outside: Path) -> Path:
         "build-dir=build",
         f"cmake.define.CHARRNN_ISAS={sanitized.instruction_set()}",
         "cmake.define.CHARRNN_KERNEL_FLAGS=-O1",
+        "cmake.define.CHARRNN_MODULE_FLAGS=-O1",
     )
     for kind in ("regular", "editable"):
         hook = "build_wheel" if kind == "regular" else "build_editable"

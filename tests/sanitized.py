@@ -3,10 +3,10 @@
     python tests/sanitized.py [arguments of pytest]
 
 An out-of-bounds access, a use after free or undefined behaviour, in the module or in NumPy on its
-behalf, ends the run with its place. Without arguments, runs the whole suite except tests marked
-`unsanitized` or `exhaustive`. Needs the installed package, CMake, Ninja, pybind11 and GCC (or
-`CXX`). Memory that the interpreter keeps at its end is not a leak, so this does not look for leaks;
-the preset `asan` does in the C++ tests.
+behalf, is a failed test, and its place is printed at the end. Without arguments, runs the whole
+suite except tests marked `unsanitized` or `exhaustive`. Needs the installed package, CMake, Ninja,
+pybind11 and GCC (or `CXX`). Memory that the interpreter keeps at its end is not a leak, so this
+does not look for leaks; the preset `asan` does in the C++ tests.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def main() -> int:
     remove_reports()
     check_watching(environment)
     remove_reports()
-    # In one process: what the sanitizers find ends it, and with it the run.
-    options = ["-n0", "-m", "not unsanitized and not exhaustive"]
+    # What the sanitizers find ends a process of pytest-xdist, which names the test that it ran.
+    options = ["-m", "not unsanitized and not exhaustive"]
     command = [sys.executable, "-m", "pytest", *options, *sys.argv[1:]]
     status = subprocess.call(command, cwd=ROOT, env=environment)
     for report in sorted(BUILD.glob(f"{REPORT.name}.*")):
