@@ -33,6 +33,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = (
         "-DCHARRNN_PYTHON=OFF",
         "-DCHARRNN_TESTS=ON",
+        "-DCHARRNN_ISAS=CHECKED",
         f"-DPython_EXECUTABLE={sys.executable}",
     )
     run("cmake", *generator, "-S", ROOT, "-B", folder, *options)
