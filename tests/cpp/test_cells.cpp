@@ -196,8 +196,8 @@ void check_epilogues(const CellKernels<T>& cell) {
     const auto dy = random_values<T>(steps * BH, 5);
     std::vector<T> packed(static_cast<std::size_t>(panels * cell.forward_units * G * H)),
         packed_t(static_cast<std::size_t>(panels_t * k.gemm_units * G * H));
-    k.pack(PackArgs<T>{w_hh.data(), H, 1, G, H, H, packed.data(), false}, {0, panels});
-    k.pack(PackArgs<T>{w_hh.data(), 1, H, 1, H, G * H, packed_t.data(), false}, {0, panels_t});
+    k.pack(PackArgs<T>{w_hh.data(), H, 1, G, H, H, packed.data()}, {0, panels});
+    k.pack(PackArgs<T>{w_hh.data(), 1, H, 1, H, G * H, packed_t.data()}, {0, panels_t});
 
     struct Result {
       std::vector<T> states, saved, dgates, dstates;
