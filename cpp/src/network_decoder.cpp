@@ -87,7 +87,7 @@ class DecoderPass {
     for (Index first = 0; first < O_; first += most) {
       const Index depth = std::min(most, O_ - first);
       const T* block = weight_ + first * H_;
-      Weights<T> weights{block, H_, k_.gemm_units};
+      Weights<T> weights{block, H_, k_.gemm_units, Storage::full, compute_};
       if (compute_ == Compute::bfloat16) {
         k_.pack(PackArgs<T>{block, 1, H_, 1, H_, depth, scratch, Storage::bfloat16, compute_},
                 {0, panels});

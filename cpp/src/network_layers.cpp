@@ -118,7 +118,8 @@ class SequencePass {
   // A weight [depth, cols] for products with its rows. A few streams read it about as often as
   // packing would: they read it unpacked.
   Weights<T> rows_of(Index entry, Index packed_offset, Index cols, Index depth) const {
-    if (!packed_.layers) return {parameter(entry), cols, k_.gemm_units};
+    if (!packed_.layers)
+      return {parameter(entry), cols, k_.gemm_units, Storage::full, shape_.compute};
     return packed(Packing::backward, packed_offset, k_.gemm_units, depth);
   }
   Weights<T> packed(Packing packing, Index offset, Index panel_columns, Index depth) const {
