@@ -22,6 +22,7 @@ from installed import ROOT, run
 pytestmark = pytest.mark.unsanitized("loads a library that is installed without sanitizers")
 
 KEPT = Path(__file__).parent / "kept" / "0.1.0.safetensors"
+WEIGHTS = (None, "bfloat16", "int8")  # CHARRNN_WEIGHTS_...
 T, B, H, V = 5, 3, 7, 6  # V: features of x as well
 INVALID, NO_FILE, BAD_CHECKPOINT, NO_DEVICE = 1, 3, 4, 6
 # Of the models of this file; tests/test_cuda.py runs them on the emulated card, too.
@@ -572,6 +573,7 @@ def text(c: Any) -> Iterator[Text]:
         {"temperature": 0.0},
         {"stop": ["e", "th"]},
         {"weight_dtype": "bfloat16"},
+        {"weight_dtype": "int8"},
     ],
     ids=str,
 )
@@ -587,7 +589,7 @@ def test_texts(text: Text, options: dict[str, Any]) -> None:
         temperature=options.get("temperature", 1.0),
         top_k=options.get("top_k", 0),
         top_p=options.get("top_p", 0.0),
-        bfloat16=int("weight_dtype" in options),
+        weights=WEIGHTS.index(options.get("weight_dtype")),
     )
     wanted = ours.sample(200, prime, seeds=[1, 2], **{**options, "stop": stop})
     assert text.sample([1, 2], given) == wanted
@@ -620,12 +622,12 @@ def test_vocabulary_and_losses(text: Text) -> None:
     assert room.raw == data and there.value == len(data)
 
     loss, texts = ctypes.c_double(), [words, "", words[:7]]
-    for bfloat16, dtype in ((0, None), (1, "bfloat16")):
-        c.language_model_evaluate(*given, bfloat16, ctypes.byref(loss))
+    for weights, dtype in enumerate(WEIGHTS):
+        c.language_model_evaluate(*given, weights, ctypes.byref(loss))
         assert loss.value == ours.evaluate(words, weight_dtype=dtype)
         scores = (ctypes.c_double * 3)()
         pointers = (ctypes.c_char_p * 3)(*(t.encode() for t in texts))
-        c.language_model_score(text.handle, pointers, None, 3, bfloat16, scores)
+        c.language_model_score(text.handle, pointers, None, 3, weights, scores)
         assert list(scores) == ours.score(texts, weight_dtype=dtype).tolist()
 
 
@@ -645,7 +647,7 @@ def test_the_network_of_a_language_model(c: Any) -> None:
     given = (integers(first), address(state), integers(seeds, ctypes.c_uint64), 0)
     c.model_sample(network, 9, 2, *given, ctypes.byref(sampling), integers(drawn))
     core: Any = ours.rnn.core
-    wanted = core.sample(9, first, ours.rnn.states.zeros(2), seeds, 0, 0.7, 0, 1.0, False)
+    wanted = core.sample(9, first, ours.rnn.states.zeros(2), seeds, 0, 0.7, 0, 1.0, "")
     assert np.array_equal(drawn, wanted)
     model.close()
 
@@ -811,7 +813,7 @@ def test_wrong_arguments(c: Any, text: Text, tmp_path: Path) -> None:
         ("temperature", -1.0, "temperature must be finite, at least 0"),
         ("top_p", 2.0, "top_p must be above 0, at most 1"),
         ("top_k", -1, "top_k must be >= 1"),
-        ("bfloat16", 3, "bfloat16 must be 0 or 1, got 3"),
+        ("weights", 3, "weights must be 0, 1 or 2, got 3"),
     ):
         options = text.options(5)
         setattr(options, field, value)

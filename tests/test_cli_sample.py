@@ -323,7 +323,7 @@ def test_a_prime_of_a_byte_model_may_hold_anything(
         (["--stop", "a", "--stop", "Q"], "--stop has the character 'Q' (U+0051) at position 0"),
         (
             ["--weight-dtype", "float64"],
-            "--weight-dtype of a float32 model must be 'float32' or 'bfloat16'",
+            "--weight-dtype of a float32 model must be 'float32' or 'bfloat16' or 'int8'",
         ),
     ],
 )
@@ -415,13 +415,14 @@ def test_eval_measures_each_file_as_a_stream_of_its_own(
     assert [line.split() for line in one] == [line.split() for line in table[:2]]
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_eval_reads_weights_as_asked(
-    model: CharLM, path: str, tmp_path: Path, capsys: Capture
+    model: CharLM, path: str, tmp_path: Path, capsys: Capture, dtype: str
 ) -> None:
     (tmp_path / "text").write_text(TEXT)
-    arguments = ["eval", path, str(tmp_path / "text"), "--json", "--weight-dtype", "bfloat16"]
+    arguments = ["eval", path, str(tmp_path / "text"), "--json", "--weight-dtype", dtype]
     record = json.loads(output(capsys, *arguments).splitlines()[0])
-    expected = model.evaluate(TEXT, weight_dtype="bfloat16")
+    expected = model.evaluate(TEXT, weight_dtype=dtype)
     assert record["nats_per_character"] == pytest.approx(expected)
     assert expected != model.evaluate(TEXT)
 

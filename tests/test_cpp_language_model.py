@@ -404,7 +404,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "top_p": {"top_p": 0.6, "temperature": 1.5},
     "stop": {"stop": ["a"]},
     "long stops": {"stop": ["aa", "a\uffffa", "\ufffd\ufffd\ufffd", "\ufffd\ufffd"]},
-    "bfloat16": {"bfloat16": True},
+    "bfloat16": {"weights": "bfloat16"},
+    "int8": {"weights": "int8"},
 }
 
 
@@ -413,16 +414,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def test_texts(models: Any, kind: str, options: dict[str, Any]) -> None:
     model, ours = models[kind]
     options = dict(options)
-    bfloat16, seeds = options.pop("bfloat16", False), [0, 7, 2**64 - 1, 7]
-    if bfloat16 and kind == "float64":
-        with pytest.raises(ValueError, match="weights of a float64 model must be full"):
-            ours.sample(_core.TextOptions(5, bfloat16=True), seeds)
+    weights, seeds = options.pop("weights", ""), [0, 7, 2**64 - 1, 7]
+    if weights and kind == "float64":
+        words = f"weights of a float64 model must be full, got {weights}"
+        with pytest.raises(ValueError, match=words):
+            ours.sample(_core.TextOptions(5, weights=weights), seeds)
         return
     if kind != "bytes" and "stop" in options:
         known = set(model.vocabulary.decode(range(len(model.vocabulary))))
         has_unknown = model.vocabulary.unknown is not None
         options["stop"] = [s for s in options["stop"] if has_unknown or set(s) <= known]
-    dtype = "bfloat16" if bfloat16 else None
+    dtype = weights or None
     for prime in ("", "a") if kind != "bytes" else ("", "aß𝄞", "\ufffd"):
         wanted = model.sample(150, prime, seeds=seeds, weight_dtype=dtype, **options)
         request = _core.TextOptions(
@@ -432,7 +434,7 @@ def test_texts(models: Any, kind: str, options: dict[str, Any]) -> None:
             options.get("top_k", 0),
             options.get("top_p", 1.0),
             [utf8(stop) for stop in options.get("stop", ())],
-            bfloat16,
+            weights,
         )
         assert [text_of(text) for text in ours.sample(request, seeds)] == wanted
         assert text_of(ours.sample(request, [7])[0]) == wanted[1]
@@ -465,21 +467,21 @@ def test_bytes_as_text(models: Any, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_losses(models: Any, kind: str, bfloat16: bool) -> None:
+@pytest.mark.parametrize("weights", ["", "bfloat16", "int8"])
+def test_losses(models: Any, kind: str, weights: str) -> None:
     model, ours = models[kind]
-    if bfloat16 and kind == "float64":
+    if weights and kind == "float64":
         return
-    dtype = "bfloat16" if bfloat16 else None
+    dtype = weights or None
     symbols = model.vocabulary.decode(
         range(97 if kind == "bytes" else 0, min(120, len(model.vocabulary)))
     )
     rng = random.Random(0)
     texts = ["".join(rng.choices(symbols, k=n)) for n in (0, 1, 5, 5, 0, 1500, 70, 2100)]
     encoded = [utf8(text) for text in texts]
-    assert ours.evaluate(encoded[-1], bfloat16) == model.evaluate(texts[-1], weight_dtype=dtype)
-    assert ours.score(encoded, bfloat16) == model.score(texts, weight_dtype=dtype).tolist()
-    assert ours.score([], bfloat16) == []
+    assert ours.evaluate(encoded[-1], weights) == model.evaluate(texts[-1], weight_dtype=dtype)
+    assert ours.score(encoded, weights) == model.score(texts, weight_dtype=dtype).tolist()
+    assert ours.score([], weights) == []
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from charrnn_fast import CharLM, Vocabulary
-from charrnn_fast.language.sampler import _Text, rounded_to_bfloat16
+from charrnn_fast.language.sampler import _Text
+from charrnn_fast.language.small_weights import rounded_to_bfloat16, rounded_to_int8
 from marks import slow_but
+from tolerances import assert_same_bits
 
 TEXT = "the quick brown fox jumps over the lazy dog\n"
 CELLS = ("rnn", "gru", "lstm")
@@ -335,8 +337,8 @@ def test_bfloat16_weights_draw_what_rounded_weights_draw(cell: str, streams: int
         states = [m.rnn.states.zeros(streams) for m in (model, rounded)]
         args = (first, seeds, 0, 1.0, 0, 1.0)
         tokens = [
-            m.rnn.core.sample(40, args[0], state, *args[1:], half)
-            for m, state, half in zip((model, rounded), states, (True, False), strict=True)
+            m.rnn.core.sample(40, args[0], state, *args[1:], weights)
+            for m, state, weights in zip((model, rounded), states, ("bfloat16", ""), strict=True)
         ]
         assert np.array_equal(tokens[0], tokens[1])
         assert np.array_equal(states[0], states[1])
@@ -354,6 +356,60 @@ def test_bfloat16_rounding() -> None:
     assert np.all(np.abs(rounded_to_bfloat16(x) - x) <= 2**-8 * np.abs(x))
 
 
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_int8_weights_draw_what_rounded_weights_draw(cell: str) -> None:
+    """To the bit, for any streams; and almost as the float32 network of rounded weights."""
+    vocabulary = Vocabulary.from_text("abcdefghijklmnopqrstuvwxyz")
+    for hidden_size in (1, 31, 75, 130):
+        model = CharLM(vocabulary, hidden_size, 2, cell, seed=3)
+        rounded = model.read_as("int8")
+        again = rounded.read_as("int8").rnn.parameters()
+        for name, p in rounded.rnn.parameters().items():
+            assert_same_bits(name, p, again[name])
+        drawn, states = {}, {}
+        for streams in (1, 2, 33):
+            seeds = np.arange(streams, dtype=np.uint64)
+            for kind, m, weights in (
+                ("int8", model, "int8"), ("again", rounded, "int8"), ("float32", rounded, "")
+            ):  # fmt: skip
+                state = m.rnn.states.zeros(streams)
+                first = np.zeros(streams, np.int32)
+                drawn[kind] = m.rnn.core.sample(9, first, state, seeds, 0, 1.0, 0, 1.0, weights)
+                states[kind] = state
+            assert np.array_equal(drawn["int8"], drawn["again"])
+            assert_same_bits("states", states["int8"], states["again"])
+            np.testing.assert_allclose(states["int8"], states["float32"], atol=1e-5)
+            if streams == 1:
+                alone = drawn["int8"][:, 0]
+            assert np.array_equal(drawn["int8"][:, 0], alone)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_the_prime_is_read_with_the_weights_that_draw(dtype: str) -> None:
+    """So a file with these weights alone continues it likewise."""
+    model = CharLM(Vocabulary.from_text(TEXT), 40, 2, seed=3)
+    prime = TEXT[:30]
+    rounded = model.read_as(dtype)
+    text = model.sample(300, prime, seed=1, weight_dtype=dtype)
+    assert text == rounded.sample(300, prime, seed=1, weight_dtype=dtype)
+    assert text == "".join(model.stream(300, prime, seed=1, weight_dtype=dtype))
+
+
+def test_int8_rounding() -> None:
+    weights = np.array(
+        [[127, -127, 0.5, 1.5, -2.5], [0, 0, 0, 0, 0], [1e-3, 5e-4, 0, -1e-3, 2e-6]], np.float32
+    )
+    integers, scales = rounded_to_int8(weights)
+    assert integers.tolist() == [[127, -127, 0, 2, -2], [0] * 5, [127, 64, 0, -127, 0]]
+    assert scales[:2].tolist() == [1, 0]
+    assert scales[2].view(np.uint32) & 0xFF == 0
+    x = np.random.default_rng(0).normal(size=(50, 300)).astype(np.float32)
+    integers, scales = rounded_to_int8(x)
+    assert np.all(np.abs(integers * scales[:, None] - x) <= scales[:, None] * 0.503)
+    again = rounded_to_int8(integers * scales[:, None])
+    assert np.array_equal(again[0], integers) and np.array_equal(again[1], scales)
+
+
 def test_weight_dtype_is_checked_at_the_call() -> None:
     model = CharLM(Vocabulary.from_text("ab"), 3, dtype="float64")
     for call in (model.sample, model.stream):
@@ -364,3 +420,6 @@ def test_weight_dtype_is_checked_at_the_call() -> None:
     with pytest.raises(ValueError, match=r"weight_dtype of a float64 model must be .*got 'int8'"):
         model.evaluate("abab", weight_dtype="int8")
     assert model.sample(9, seed=1, weight_dtype="float64") == model.sample(9, seed=1)
+    model = CharLM(Vocabulary.from_text("ab"), 3, compute_dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"weight_dtype of a model with compute_dtype='bfloat16'"):
+        model.sample(3, weight_dtype="int8")

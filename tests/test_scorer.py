@@ -110,10 +110,11 @@ def test_bytes_are_scored_as_bytes() -> None:
     assert score == pytest.approx(-3 * model.evaluate("\néa"), rel=1e-6)
 
 
-def test_weights_are_read_as_asked() -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_weights_are_read_as_asked(dtype: str) -> None:
     model = make()
-    scores = model.score(TEXTS, weight_dtype="bfloat16")
-    assert_same_bits("scores", scores, model.read_as("bfloat16").score(TEXTS))
+    scores = model.score(TEXTS, weight_dtype=dtype)
+    assert_same_bits("scores", scores, model.read_as(dtype).score(TEXTS))
     assert scores[0] != model.score(TEXTS)[0]
 
 
@@ -128,5 +129,5 @@ def test_scores_of_nothing_and_of_what_is_no_text() -> None:
         model.score(["ab", "abQ"])
     with pytest.raises(TypeError, match=r"texts\[0\] must be a str, got int"):
         model.score([1])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match=r"weight_dtype of a float32 model must be .*got 'int8'"):
-        model.score(["a"], weight_dtype="int8")
+    with pytest.raises(ValueError, match=r"weight_dtype of a float32 model must be .*got 'int4'"):
+        model.score(["a"], weight_dtype="int4")

@@ -14,6 +14,14 @@
 namespace charrnn_fast::bindings {
 
 namespace py = pybind11;
+
+// The dtype of small weights: "" for the network's own.
+inline Storage storage_named(const std::string& dtype) {
+  if (dtype.empty()) return Storage::full;
+  if (dtype == "bfloat16") return Storage::bfloat16;
+  if (dtype == "int8") return Storage::int8;
+  throw py::value_error("weights must be '', 'bfloat16' or 'int8', got '" + dtype + "'");
+}
 using Shape = std::vector<Index>;
 
 inline std::string text(const Shape& shape) {

@@ -30,11 +30,10 @@ py::dict read_safetensors(const py::bytes& file) {
   return found;
 }
 
-Storage storage(bool bfloat16) { return bfloat16 ? Storage::bfloat16 : Storage::full; }
-
 TextOptions text_options(Index length, const py::bytes& prime, double temperature, Index top_k,
-                         double top_p, const std::vector<std::string>& stop, bool bfloat16) {
-  return {length, prime, temperature, top_k, top_p, stop, storage(bfloat16)};
+                         double top_p, const std::vector<std::string>& stop,
+                         const std::string& weights) {
+  return {length, prime, temperature, top_k, top_p, stop, storage_named(weights)};
 }
 
 std::vector<py::bytes> as_bytes(const std::vector<std::string>& texts) {
@@ -54,7 +53,7 @@ void register_language_models(py::module_& m) {
   py::class_<TextOptions>(m, "TextOptions")
       .def(py::init(&text_options), py::arg("length"), py::arg("prime") = py::bytes(),
            py::arg("temperature") = 1.0, py::arg("top_k") = 0, py::arg("top_p") = 1.0,
-           py::arg("stop") = std::vector<std::string>(), py::arg("bfloat16") = false);
+           py::arg("stop") = std::vector<std::string>(), py::arg("weights") = "");
   py::class_<LanguageModel>(m, "LanguageModel")
       .def_static(
           "load",
@@ -89,16 +88,15 @@ void register_language_models(py::module_& m) {
           py::arg("options"), py::arg("seed"))
       .def(
           "evaluate",
-          [](const LanguageModel& self, const py::bytes& text, bool bfloat16) {
-            return self.evaluate(std::string_view(text), storage(bfloat16));
+          [](const LanguageModel& self, const py::bytes& text, const std::string& weights) {
+            return self.evaluate(std::string_view(text), storage_named(weights));
           },
-          py::arg("text"), py::arg("bfloat16") = false)
+          py::arg("text"), py::arg("weights") = "")
       .def(
           "score",
-          [](const LanguageModel& self, const std::vector<std::string>& texts, bool bfloat16) {
-            return self.score(texts, storage(bfloat16));
-          },
-          py::arg("texts"), py::arg("bfloat16") = false)
+          [](const LanguageModel& self, const std::vector<std::string>& texts,
+             const std::string& weights) { return self.score(texts, storage_named(weights)); },
+          py::arg("texts"), py::arg("weights") = "")
       .def("parameters", [](const py::object& self) {
         const auto& model = self.cast<const LanguageModel&>();
         py::dict found;

@@ -156,11 +156,13 @@ py::object step_plain(Model<T>& model, const py::object& x, const py::object& st
 }
 
 template <class T>
-void read(Model<T>& model, const py::object& x, const py::object& state) {
+void read(Model<T>& model, const py::object& x, const py::object& state,
+          const std::string& weights) {
+  const Storage storage = storage_named(weights);
   const SequenceInput<T> in = sequence(model, x, false);
   T* const state_data = output<T>(state, "state", state_shape(model, in.batch));
   py::gil_scoped_release release;
-  model.read({in.seq_len, in.batch, in.tokens, in.x}, state_data);
+  model.read({in.seq_len, in.batch, in.tokens, in.x}, state_data, storage);
 }
 
 template <class T>
@@ -257,7 +259,9 @@ Index memory(const Model<T>& model, Index seq_len, Index batch, bool training,
 template <class T>
 py::array_t<Token> sample(Model<T>& model, Index length, const py::object& tokens,
                           const py::object& state, const py::object& seeds, std::uint64_t position,
-                          double temperature, Index top_k, double top_p, bool bfloat16) {
+                          double temperature, Index top_k, double top_p,
+                          const std::string& weights) {
+  const Storage storage = storage_named(weights);
   const py::array first = checked_array<Token>(tokens, "tokens");
   if (first.ndim() != 1 || first.shape(0) < 1)
     throw py::value_error("tokens must have shape [B], got " + text(shape_of(first)));
@@ -269,8 +273,7 @@ py::array_t<Token> sample(Model<T>& model, Index length, const py::object& token
   Token* const drawn_data = drawn.mutable_data();
   py::gil_scoped_release release;
   model.sample(length, batch, static_cast<const Token*>(first.data()), state_data, seed_data,
-               position, SamplingOptions{temperature, top_k, top_p}, drawn_data,
-               bfloat16 ? Storage::bfloat16 : Storage::full);
+               position, SamplingOptions{temperature, top_k, top_p}, drawn_data, storage);
   return drawn;
 }
 
@@ -339,7 +342,7 @@ void register_model(py::module_& m, const char* name) {
       .def("forward_kept", &forward_kept<T>, py::arg("x"), py::arg("state"), py::arg("keep"),
            py::arg("lengths") = py::none(), py::arg("mask_seed") = py::none())
       .def("backward", &backward<T>, py::arg("dy"), py::arg("dstate"), py::arg("id") = 0)
-      .def("read", &read<T>, py::arg("x"), py::arg("state"))
+      .def("read", &read<T>, py::arg("x"), py::arg("state"), py::arg("weights") = "")
       .def("step", &step<T>, py::arg("x"), py::arg("state"))
       .def("step_plain", &step_plain<T>)
       .def("evaluate", &evaluate<T>, py::arg("inputs"), py::arg("targets"), py::arg("state"),
@@ -373,7 +376,7 @@ void register_model(py::module_& m, const char* name) {
                              })
       .def("sample", &sample<T>, py::arg("length"), py::arg("tokens"), py::arg("state"),
            py::arg("seeds"), py::arg("position"), py::arg("temperature"), py::arg("top_k"),
-           py::arg("top_p"), py::arg("bfloat16") = false);
+           py::arg("top_p"), py::arg("weights") = "");
 }
 
 }  // namespace

@@ -159,8 +159,11 @@ bool flag(std::int32_t value, const char* name) {
 
 void check_reserved(std::int32_t value) { require(value == 0, "reserved must be 0, got ", value); }
 
-Storage storage(std::int32_t bfloat16) {
-  return flag(bfloat16, "bfloat16") ? Storage::bfloat16 : Storage::full;
+static_assert(static_cast<int>(Storage::bfloat16) == CHARRNN_WEIGHTS_BFLOAT16 &&
+              static_cast<int>(Storage::int8) == CHARRNN_WEIGHTS_INT8);
+Storage storage(std::int32_t weights) {
+  require(weights >= 0 && weights < num_storages, "weights must be 0, 1 or 2, got ", weights);
+  return static_cast<Storage>(weights);
 }
 
 template <class F>
@@ -401,10 +404,10 @@ std::vector<std::string> texts_of(const char* const* texts, const std::size_t* b
 TextOptions text_options(const charrnn_text_options& from) {
   check_reserved(from.reserved);
   return {
-      from.length,           text_of(from.prime, from.prime_bytes, "options->prime"),
-      from.temperature,      from.top_k,
-      top_p_of(from.top_p),  texts_of(from.stop, from.stop_bytes, from.num_stop, "options->stop"),
-      storage(from.bfloat16)};
+      from.length,          text_of(from.prime, from.prime_bytes, "options->prime"),
+      from.temperature,     from.top_k,
+      top_p_of(from.top_p), texts_of(from.stop, from.stop_bytes, from.num_stop, "options->stop"),
+      storage(from.weights)};
 }
 
 // A symbol has at most four bytes; a byte that is no UTF-8 becomes three.
@@ -682,9 +685,9 @@ charrnn_status charrnn_model_sample(charrnn_model* model, int64_t length, int64_
               own.network().shape().input_size, " and ", own.output_size());
       const charrnn_sampling known = options(sampling, "options");
       check_reserved(known.reserved);
-      const Storage weights = storage(known.bfloat16);
+      const Storage weights = storage(known.weights);
       require(weights == Storage::full || sizeof(T) == sizeof(float),
-              "bfloat16 of a float64 model must be 0, got 1");
+              "weights of a float64 model must be 0, got ", known.weights);
       const SamplingOptions o{known.temperature, std::min(known.top_k, own.output_size()),
                               top_p_of(known.top_p)};
       check(o);
@@ -1124,21 +1127,21 @@ charrnn_status charrnn_text_stream_next(charrnn_text_stream* stream, const char*
 }
 
 charrnn_status charrnn_language_model_evaluate(const charrnn_language_model* model,
-                                               const char* text, size_t bytes, int32_t bfloat16,
+                                               const char* text, size_t bytes, int32_t weights,
                                                double* loss) {
   return guarded([&] {
     const LanguageModel& own = given(model, "model")->model;
-    *given(loss, "loss") = own.evaluate(text_of(text, bytes, "text"), storage(bfloat16));
+    *given(loss, "loss") = own.evaluate(text_of(text, bytes, "text"), storage(weights));
   });
 }
 
 charrnn_status charrnn_language_model_score(const charrnn_language_model* model,
                                             const char* const* texts, const size_t* bytes,
-                                            size_t count, int32_t bfloat16, double* scores) {
+                                            size_t count, int32_t weights, double* scores) {
   return guarded([&] {
     const LanguageModel& own = given(model, "model")->model;
     require(scores != nullptr || count == 0, "scores must not be NULL");
-    const auto found = own.score(texts_of(texts, bytes, count, "texts"), storage(bfloat16));
+    const auto found = own.score(texts_of(texts, bytes, count, "texts"), storage(weights));
     std::copy(found.begin(), found.end(), scores);
   });
 }

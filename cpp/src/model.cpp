@@ -70,8 +70,8 @@ PackedWeights<T> Model<T>::packed_backward(const Source& from, const SequenceInp
 
 template <class T>
 void Model<T>::run_forward(const Source& from, const SequenceInput<T>& in, const T* state_0,
-                           bool keep, T* state_n) {
-  const PackedWeights<T> weights = packed_forward(from, in);
+                           bool keep, T* state_n, Storage storage) {
+  const PackedWeights<T> weights = packed_forward(from, in, storage);
   tape_.reserve(network_.tape_elements(in, keep));
   workspace_.reserve(network_.forward_elements(in));
   network_.forward(from.parameters, weights, in, state_0, keep, tape_.get(), state_n,
@@ -178,7 +178,7 @@ void Model<T>::backward(const Kept& expected, const T* dy, T* dstate, T* dx, T* 
 }
 
 template <class T>
-void Model<T>::read(const Batch& given, T* state) {
+void Model<T>::read(const Batch& given, T* state, Storage storage) {
   std::lock_guard<ForkSafeMutex> lock(mutex_);
   const Batch batch = own("x", given);
   kept_id_ = 0;  // its tape is overwritten
@@ -186,7 +186,7 @@ void Model<T>::read(const Batch& given, T* state) {
   gather(batch, false, in);
   if (!direct(in)) state_.reserve(state_elements(in.batch));
   T* const last = direct(in) ? state : state_.get();
-  run_forward(source(in), in, states_in(in, state), false, last);
+  run_forward(source(in), in, states_in(in, state), false, last, storage);
   states_out(in, last, state);
 }
 

@@ -116,12 +116,16 @@ template <class T>
 void Network<T>::lay_out() {
   const Index H = shape_.hidden_size, G = cell_->num_gates, split = cell_->num_split;
   const Index plain = kernels_->gemm_units, gates = cell_->forward_units;
-  // The depth is rounded up to even, so that half of each offset serves for bfloat16.
+  // Depths and gaps are such that half of each offset serves for bfloat16, and a quarter for int8,
+  // which has scales in front. Nothing writes to the gaps.
   const auto weights = [&](Packing packing, Index units, Index depth, Index panel_units,
                            Index groups = 1) {
     Index& elements = packed_[static_cast<int>(packing)].weights;
     const Index offset = elements, columns = ceil_div(units, panel_units) * panel_units * groups;
-    elements += aligned(columns * (depth + depth % 2));
+    const bool small = packing == Packing::forward || packing == Packing::forward_dense ||
+                       packing == Packing::decoder;
+    const Index steps = small ? 4 * packed_steps(depth, Storage::int8) : depth + depth % 2;
+    elements += 4 * aligned(ceil_div(columns * steps, 4));
     return offset;
   };
   const auto biases = [&](Packing packing, Index n) {
@@ -181,9 +185,9 @@ void Network<T>::lay_out() {
 template <class T>
 Index Network<T>::packed_elements(Packing packing, Storage storage) const {
   const PackedLayout& p = packed_[static_cast<int>(packing)];
-  const bool half =
-      stored(storage, shape_.compute) == Storage::bfloat16 && packing != Packing::forward_tokens;
-  return p.biases + (half ? p.weights / 2 : p.weights);
+  const bool tokens = packing == Packing::forward_tokens;
+  return p.biases +
+         packed_size(p.weights, tokens ? Storage::full : stored(storage, shape_.compute));
 }
 
 template <class T>
@@ -210,8 +214,13 @@ void Network<T>::pack(Packing packing, const Parameters& parameters, T* packed,
   const Kernels<T>& k = *kernels_;
   const Index H = shape_.hidden_size, R = width(), G = cell_->num_gates, split = cell_->num_split;
   const Index summed = shape_.layer_norm ? 0 : G - split;  // gates whose terms have one gradient
-  const bool half = storage == Storage::bfloat16;
-  require(!half || sizeof(T) == 4, "weights stored as bfloat16 must be float32, got float64");
+  require(storage == Storage::full || sizeof(T) == 4,
+          "weights stored as bfloat16 or int8 must be float32, got float64");
+  if (given == Storage::int8) {
+    require(k.int8, "weights on ", device_->name, " must be full or bfloat16, got int8");
+    require(shape_.compute == Compute::float32, "weights of a network whose compute_dtype is ",
+            quoted(name_of(shape_.compute)), " must be full or bfloat16, got int8");
+  }
   const PackedLayout& layout = packed_[static_cast<int>(packing)];
   T* const weights = packed + layout.biases;
   const double work = 4.0 * static_cast<double>(layout.weights);
@@ -220,7 +229,7 @@ void Network<T>::pack(Packing packing, const Parameters& parameters, T* packed,
     const auto run = [&](const T* from, Index row_stride, Index depth_stride, Index groups,
                          Index units, Index depth, Index to) {
       k.pack(PackArgs<T>{from, row_stride, depth_stride, groups, units, depth,
-                         weights + (half ? to / 2 : to), storage, shape_.compute},
+                         weights + packed_size(to, storage), storage, shape_.compute},
              team.share(ceil_div(units, groups > 1 ? cell_->forward_units : k.gemm_units)));
     };
     if (packing == Packing::decoder) {

@@ -26,13 +26,24 @@ inline Storage stored(Storage storage, Compute compute) {
   return compute == Compute::bfloat16 ? Storage::bfloat16 : storage;
 }
 
+// Of `elements` packed weights, or an offset among them: the words that they take. Full ones are
+// laid out so that it divides (Network::lay_out).
+inline Index packed_size(Index elements, Storage storage) {
+  return storage == Storage::full ? elements : elements / (storage == Storage::int8 ? 4 : 2);
+}
+// Words of a column: int8 weights are behind their scale.
+inline Index packed_steps(Index depth, Storage storage) {
+  if (storage == Storage::full) return depth;
+  return storage == Storage::int8 ? 1 + ceil_div(depth, 4) : ceil_div(depth, 2);
+}
+
 // Packed weights, `offset` elements after the first of their packing.
 template <class T>
 Weights<T> weights_at(const T* packed, Storage storage, Compute compute, Index offset,
                       Index panel_columns, Index depth) {
-  const bool half = stored(storage, compute) == Storage::bfloat16;
-  return {packed + (half ? offset / 2 : offset), panel_columns,
-          panel_columns * (half ? ceil_div(depth, 2) : depth), stored(storage, compute), compute};
+  storage = stored(storage, compute);
+  return {packed + packed_size(offset, storage), panel_columns,
+          panel_columns * packed_steps(depth, storage), storage, compute};
 }
 
 }  // namespace charrnn_fast

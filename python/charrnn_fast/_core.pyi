@@ -140,8 +140,11 @@ class _Model(Generic[_F]):
         RuntimeError if id is given and differs from that of `kept`: another thread may change it.
         """
 
-    def read(self, x: Floats | Tokens, state: Floats) -> None:
-        """`forward` for its state only, updated in place: x [T, B, I] or tokens [T, B]."""
+    def read(self, x: Floats | Tokens, state: Floats, weights: str = "") -> None:
+        """`forward` for its state only, updated in place: x [T, B, I] or tokens [T, B].
+
+        weights as in `sample`.
+        """
 
     def step(self, x: Floats | Tokens, state: Floats) -> NDArray[_F]:
         """x [B, I] or tokens [B]; state [S, L, B, H] is updated in place -> y [B, O]."""
@@ -262,7 +265,8 @@ class _Model(Generic[_F]):
         temperature: float,  # 0: greedy
         top_k: int,  # 0: all
         top_p: float,  # 1: all
-        bfloat16: bool = False,  # for all weights but layer 0's input weights; float32 only
+        # "bfloat16" or "int8": of all matrices but layer 0's input weights; float32 only
+        weights: str = "",
     ) -> Tokens:
         """-> drawn tokens [length, B]."""
 
@@ -558,7 +562,7 @@ class TextOptions:
         top_k: int = 0,
         top_p: float = 1.0,
         stop: list[bytes] = ...,
-        bfloat16: bool = False,
+        weights: str = "",
     ) -> None: ...
 
 class LanguageModel:
@@ -570,6 +574,6 @@ class LanguageModel:
     def from_memory(checkpoint: bytes, compute_dtype: str | None = None) -> LanguageModel: ...
     def sample(self, options: TextOptions, seeds: list[int]) -> list[bytes]: ...
     def stream(self, options: TextOptions, seed: int) -> list[bytes]: ...
-    def evaluate(self, text: bytes, bfloat16: bool = False) -> float: ...
-    def score(self, texts: list[bytes], bfloat16: bool = False) -> list[float]: ...
+    def evaluate(self, text: bytes, weights: str = "") -> float: ...
+    def score(self, texts: list[bytes], weights: str = "") -> list[float]: ...
     def parameters(self) -> dict[str, Floats]: ...

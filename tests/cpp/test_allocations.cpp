@@ -114,7 +114,11 @@ void check_cell(const CellInfo& cell, int threads) {
   check("sample by top_k", [&] { sample({0.8, 4, 1}); });
   check("sample by top_p", [&] { sample({0.8, 0, 0.9}); });
   check("sample of the likeliest", [&] { sample({0, 0, 1}); });
-  if (sizeof(T) == 4) check("sample by bfloat16", [&] { sample({1, 0, 1}, Storage::bfloat16); });
+  if (sizeof(T) == 4) {
+    check("sample by bfloat16", [&] { sample({1, 0, 1}, Storage::bfloat16); });
+    check("sample by int8", [&] { sample({1, 0, 1}, Storage::int8); });
+    check("read by int8", [&] { model.read(tokens_batch, state.data(), Storage::int8); });
+  }
   check("forward and backward", [&] {
     for (const SequenceInput<T>& in : {tokens, dense}) {
       model.forward({steps, B, in.tokens, in.x}, state.data(), true, y.data(), state_n.data());

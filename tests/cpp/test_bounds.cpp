@@ -325,8 +325,8 @@ Results run_model(const Case<T>& c, const std::string& rule, const OptimizerOpti
       add_parameters(results, model.network(), model.parameters());
     });
   if (c.o.dense || c.o.bidirectional) return results;
-  for (const Storage storage : {Storage::full, Storage::bfloat16}) {
-    if (sizeof(T) != 4 && storage == Storage::bfloat16) continue;
+  for (const Storage storage : {Storage::full, Storage::bfloat16, Storage::int8}) {
+    if (sizeof(T) != 4 && storage != Storage::full) continue;
     with_model([&](Model<T>& model, Guarded<T>& state) {
       const Guarded<Token> first({c.tokens.begin(), c.tokens.begin() + B});
       const Guarded<std::uint64_t> seeds(count(B), 3);

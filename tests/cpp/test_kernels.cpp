@@ -497,22 +497,93 @@ float rounded_to_bfloat16(float x) {
   return x;
 }
 
+// A row of weights as int8: the integers, and their scale.
+struct Int8Row {
+  std::vector<float> integers;
+  float scale;
+
+  Int8Row(const float* row, Index n) : integers(row, row + n) {
+    float most = 0;
+    for (const float x : integers) most = std::max(most, std::abs(x));
+    int exponent = 0;  // of 16 significant bits: scale = integer * 2^exponent
+    const float bits = std::frexp(most / 127, &exponent);
+    scale = std::ldexp(std::floor(std::ldexp(bits, 16)), exponent - 16);
+    for (float& x : integers) x = scale > 0 ? std::nearbyint(x / scale) : 0;
+  }
+};
+
+// Weights stored as int8: the decoder bit for bit. Rows of zeros, and of zeros but one, too.
+void check_int8_decoder() {
+  for (const Index depth : {1, 2, 3, 4, 5, 127, 128, 131, 260})
+    for (const Index outputs : {1, 7, 19, 50})
+      for (const Index rows : {1, 2, 6, 7, 30}) {
+        const Network<float> n({"rnn", 3, depth, outputs});
+        std::vector<float> parameters = random_values<float>(n.parameter_elements(), 3);
+        const auto offset_of = [&](const char* name) {
+          for (const Parameter& p : n.parameters())
+            if (p.name == name) return p.offset;
+          return Index(-1);
+        };
+        float* const w = parameters.data() + offset_of("decoder.weight");
+        const float* const bias = parameters.data() + offset_of("decoder.bias");
+        std::fill_n(w, depth, 0.0f);
+        if (outputs > 1) std::fill_n(w + depth, depth - 1, 0.0f);
+        const std::vector<float> h = random_values<float>(rows * depth, 4);
+        std::vector<float> expected(static_cast<std::size_t>(rows * outputs));
+        for (Index j = 0; j < outputs; ++j) {
+          const Int8Row row(w + j * depth, depth);
+          for (Index r = 0; r < rows; ++r) {
+            float total = bias[j];
+            for (Index first = 0; first < depth; first += chain_depth) {
+              Lane<float> chain(0.0f);
+              for (Index k = first; k < std::min(first + chain_depth, depth); ++k)
+                chain = fma(Lane<float>(h[static_cast<std::size_t>(r * depth + k)]),
+                            Lane<float>(row.integers[static_cast<std::size_t>(k)]), chain);
+              total = fma(Lane<float>(row.scale), chain, Lane<float>(total)).v;
+            }
+            expected[static_cast<std::size_t>(r * outputs + j)] = total;
+          }
+        }
+        PackedCopies<float> packed(n, parameters.data());
+        for (const int threads : {1, 3}) {
+          set_num_threads(threads);
+          std::vector<float> got(expected.size());
+          n.decode(packed.get(Packing::decoder, Storage::int8), h.data(), rows, got.data(),
+                   Storage::int8);
+          CHECK(same_bits(got, expected), "%d rows, depth %d, %d outputs, %d threads",
+                static_cast<int>(rows), static_cast<int>(depth), static_cast<int>(outputs),
+                threads);
+        }
+      }
+}
+
 // Weights stored as bfloat16 give what rounded weights give. Biases and peepholes are not rounded,
-// nor are the input weights of layer 0 where tokens pick their rows.
-void check_bfloat16(const CellInfo& cell) {
+// nor are the input weights of layer 0 where tokens pick their rows. As int8 they give what weights
+// rounded to it give, as int8 to the bit and as floats but for rounding.
+void check_small_weights(const CellInfo& cell) {
   for (const Case& c :
        {Case{5, 23, 6, 33, 7, 2, true, Bias::both}, Case{3, 4, 19, 50, 20, 2, false, Bias::both},
         Case{2, 1, 5, 1, 40, 1, false, Bias::none}}) {
     const Problem<float> problem(cell, c);
     const Network<float>& n = problem.network;
     const Index rows = c.seq_len * c.batch;
-    std::vector<float> rounded = problem.parameters;
+    std::vector<float> rounded = problem.parameters, rounded_to_int8 = rounded;
     for (const Parameter& p : n.parameters())
       if (p.cols > 0 && !(c.tokens && p.name == "weight_ih_l0") &&
           p.name.find("peephole") == std::string::npos)
         for (Index i = 0; i < p.elements(); ++i) {
           float& x = rounded[static_cast<std::size_t>(p.offset + i)];
           x = rounded_to_bfloat16(x);
+          // Element (row, k): layer 0's input weights lie transposed.
+          const Index rows = p.rows, row = p.transposed ? i % rows : i / p.cols;
+          std::vector<float> whole(static_cast<std::size_t>(p.cols));
+          for (Index k = 0; k < p.cols; ++k)
+            whole[static_cast<std::size_t>(k)] = problem.parameters[static_cast<std::size_t>(
+                p.offset + (p.transposed ? k * rows + row : row * p.cols + k))];
+          const Int8Row small(whole.data(), p.cols);
+          const Index k = p.transposed ? i / rows : i % p.cols;
+          rounded_to_int8[static_cast<std::size_t>(p.offset + i)] =
+              small.integers[static_cast<std::size_t>(k)] * small.scale;
         }
     const auto run = [&](const std::vector<float>& parameters, Storage storage) {
       PackedCopies<float> packed(n, parameters.data());
@@ -532,6 +603,14 @@ void check_bfloat16(const CellInfo& cell) {
       set_num_threads(threads);
       CHECK(same_bits(run(problem.parameters, Storage::bfloat16), run(rounded, Storage::full)),
             "%s, H %d, %d threads", cell.name, static_cast<int>(c.hidden_size), threads);
+      const std::vector<float> small = run(problem.parameters, Storage::int8);
+      CHECK(same_bits(small, run(rounded_to_int8, Storage::int8)), "int8 %s, H %d, %d threads",
+            cell.name, static_cast<int>(c.hidden_size), threads);
+      const std::vector<float> as_floats = run(rounded_to_int8, Storage::full);
+      for (std::size_t i = 0; i < small.size(); ++i)
+        CHECK(std::abs(small[i] - as_floats[i]) < 1e-5f * (1 + std::abs(small[i])),
+              "int8 %s, H %d: %g, as floats %g", cell.name, static_cast<int>(c.hidden_size),
+              static_cast<double>(small[i]), static_cast<double>(as_floats[i]));
     }
   }
 }
@@ -1233,7 +1312,9 @@ int main() {
         "philox");
   check_all<float>();
   check_all<double>();
-  for (int i = 0; i < kernels<float>().num_cells; ++i) check_bfloat16(kernels<float>().cells[i]);
+  for (int i = 0; i < kernels<float>().num_cells; ++i)
+    check_small_weights(kernels<float>().cells[i]);
+  check_int8_decoder();
   check_rounded_products();
   check_ulps();
   return report();

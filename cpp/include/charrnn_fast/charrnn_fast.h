@@ -213,6 +213,11 @@ CHARRNN_API charrnn_status charrnn_model_clip_norm(const charrnn_model* model, v
 CHARRNN_API charrnn_status charrnn_model_clip_value(const charrnn_model* model, void* gradients,
                                                     double limit);
 
+/* Weights that sampling reads: the model's own; or, of float32 models, rounded to bfloat16 (half
+ * the memory), or to int8 with one scale per row (a quarter; on the CPU alone). Losses are of the
+ * model that is sampled from. */
+enum { CHARRNN_WEIGHTS_FULL = 0, CHARRNN_WEIGHTS_BFLOAT16 = 1, CHARRNN_WEIGHTS_INT8 = 2 };
+
 /* `length` times: feeds each stream its token (at first `first` [B]) and draws the next one. drawn
  * [length, B]; state is updated; seeds [B]. To continue as one longer call would have, pass the
  * last tokens drawn, the state, and position + length. The model must take and give the same
@@ -223,7 +228,7 @@ typedef struct charrnn_sampling {
   double temperature; /* divides the logits; 0: always the most probable token */
   int64_t top_k;      /* draw from the k most probable tokens; 0: from all */
   double top_p;       /* draw from the fewest tokens that reach this probability; 0: from all */
-  int32_t bfloat16;   /* 1: weights rounded to bfloat16, for float32 models */
+  int32_t weights;    /* CHARRNN_WEIGHTS_... */
   int32_t reserved;   /* 0 */
 } charrnn_sampling;
 CHARRNN_API charrnn_status charrnn_model_sample(charrnn_model* model, int64_t length, int64_t batch,
@@ -391,7 +396,7 @@ typedef struct charrnn_text_options {
   const char* const* stop;  /* [num_stop] the text ends before the stop string completed first */
   const size_t* stop_bytes; /* [num_stop] their lengths; NULL: each ends with a 0 */
   size_t num_stop;
-  int32_t bfloat16; /* 1: weights rounded to bfloat16, for float32 models */
+  int32_t weights;  /* CHARRNN_WEIGHTS_... */
   int32_t reserved; /* 0 */
 } charrnn_text_options;
 /* For a declaration: length characters at temperature 1. */
@@ -427,13 +432,13 @@ CHARRNN_API charrnn_status charrnn_text_stream_next(charrnn_text_stream* stream,
  */
 CHARRNN_API charrnn_status charrnn_language_model_evaluate(const charrnn_language_model* model,
                                                            const char* text, size_t bytes,
-                                                           int32_t bfloat16, double* loss);
+                                                           int32_t weights, double* loss);
 /* The log-probability of each text in nats: that sampling gives it. texts, bytes and scores have
  * `count` elements; bytes NULL: each text ends with a 0. */
 CHARRNN_API charrnn_status charrnn_language_model_score(const charrnn_language_model* model,
                                                         const char* const* texts,
                                                         const size_t* bytes, size_t count,
-                                                        int32_t bfloat16, double* scores);
+                                                        int32_t weights, double* scores);
 
 #ifdef __cplusplus
 }

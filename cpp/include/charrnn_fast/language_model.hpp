@@ -39,7 +39,8 @@ struct TextOptions {
   // The text ends before the stop string that is completed first (the longest, if one draw
   // completes several). Stop strings are not searched for in prime.
   std::vector<std::string> stop;
-  // bfloat16 rounds the weights, which halves the memory that a step reads; for float32 models.
+  // bfloat16 and int8 round the weights; a step then reads half and a quarter of the memory. For
+  // float32 models.
   Storage weights = Storage::full;
 };
 
@@ -96,7 +97,8 @@ class LanguageModel {
               const std::function<bool(std::string_view piece)>& write) const;
 
   // The mean loss of a text in nats per symbol, from the zero state: the mean of -ln p(next | all
-  // before), the first symbol not predicted. weights: of the model that `sample` draws from. Throws
+  // before), the first symbol not predicted. weights: of the model that `sample` draws from,
+  // whose rounded weights are multiplied as floats. Throws
   // std::invalid_argument for fewer than two symbols, and for those that the vocabulary does not
   // have.
   double evaluate(std::string_view text, Storage weights = Storage::full) const;

@@ -112,7 +112,7 @@ class Model {
   void backward(const Kept& expected, const T* dy, T* dstate, T* dx, T* gradients);
 
   // Updates the state as forward does, without the decoder.
-  void read(const Batch& in, T* state);
+  void read(const Batch& in, T* state, Storage storage = Storage::full);
 
   // One step: in.seq_len must be 1; y [B, O]; state is updated in place.
   void step(const SequenceInput<T>& in, T* state, T* y);
@@ -196,7 +196,7 @@ class Model {
                                   Storage storage = Storage::full);
   PackedWeights<T> packed_backward(const Source& from, const SequenceInput<T>& in, bool dense);
   void run_forward(const Source& from, const SequenceInput<T>& in, const T* state_0, bool keep,
-                   T* state_n);
+                   T* state_n, Storage storage = Storage::full);
   void run_backward(const Source& from, const SequenceInput<T>& in, int threads, T* dstate, T* dx,
                     T* gradients);
   void drop_gradients(const std::uint64_t* mask_seed, T* gradients) const;
@@ -244,7 +244,7 @@ class Model {
     AlignedBuffer<T> weights;
     Index version = 0;
   };
-  PackedCopy packed_[num_packings][2];  // [packing][storage]
+  PackedCopy packed_[num_packings][num_storages];
   // Memory of the device.
   AlignedBuffer<T> parameters_{*device_}, dropped_{*device_}, tape_{*device_}, workspace_{*device_},
       gradients_{*device_}, dh_{*device_}, state_{*device_}, losses_{*device_}, x_{*device_},

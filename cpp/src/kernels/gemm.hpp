@@ -267,6 +267,61 @@ __attribute__((noinline)) void tile_rounded(const TileArgs<T>& p) {
   });
 }
 
+// Float products with int8 weights, four k to a word. A load j bytes earlier has the byte of
+// the word before the last j as its highest one, so that a mask leaves that weight, times 2^24. The
+// bytes before the first word are scales.
+template <class T, int G, int MR, int W>
+__attribute__((noinline)) void tile_int8(const TileArgs<T>& p) {
+  using V = Native<T>;
+  constexpr int P = Panel<G>::vectors;
+  constexpr Index in_word = 4;
+  static_assert(chain_depth % in_word == 0);
+  const T *a = p.a, *const scales = p.weights.data;
+  const Index a_stride = p.a_stride, panel_stride = p.weights.panel_stride;
+  const auto* words = reinterpret_cast<const char*>(scales + P * V::lanes);
+  const Index depth_stride = p.weights.depth_stride * Index(sizeof(T));
+  const auto place = [&](auto w) __attribute__((always_inline)) {
+    return (w / P) * panel_stride + (w % P) * V::lanes;
+  };
+  V acc[MR][W];
+  const auto add = [&](Index k, Index byte) __attribute__((always_inline)) {
+    const auto weight = [&](auto w) __attribute__((always_inline)) {
+      const char* const at = words + place(w) * Index(sizeof(T)) + byte - (in_word - 1);
+      return V::from_integers(V::load_bits(at) & ~0xffffff);
+    };
+    const auto row = [&](auto r) __attribute__((always_inline)) { return V(a[r * a_stride + k]); };
+    add_products(row, weight, acc);
+  };
+  // One row reads more than it computes: the next tile's weights come while this one's are used.
+  const auto prefetch_next = [&]() __attribute__((always_inline)) {
+    unroll<W>([&](auto w) __attribute__((always_inline)) {
+      if constexpr (w.value * sizeof(V) % 64 == 0)
+        __builtin_prefetch(words + (place(w) + (W + P - 1) / P * panel_stride) * Index(sizeof(T)),
+                           0, 2);
+    });
+  };
+  Start<T> from = p.start;
+  Index k = 0;
+  do {
+    clear(acc);
+    const Index end = min_of(p.depth, k + chain_depth);
+    for (; k + in_word <= end; k += in_word, words += depth_stride) {
+      if constexpr (MR == 1) prefetch_next();
+      unroll<in_word>([&](auto byte) __attribute__((always_inline)) { add(k + byte, byte); });
+    }
+    for (Index byte = 0; k < end; ++k, ++byte) add(k, byte);
+    unroll<MR>([&](auto r) __attribute__((always_inline)) {
+      const T* const row = from.data + r * from.row_stride;
+      unroll<W>([&](auto w) __attribute__((always_inline)) {
+        fma(V::load(scales + place(w)), acc[r][w],
+            V::load(row + (w % G) * from.group_stride + (w / G) * from.unit_stride))
+            .store(p.c + r * p.c_stride + w * V::lanes);
+      });
+    });
+    from = {p.c, p.c_stride, V::lanes, G * V::lanes};
+  } while (k < p.depth);
+}
+
 // c += block [rows][width], of the first p.cols columns.
 template <class T>
 __attribute__((noinline)) void add_tile_block(const TnTileArgs<T>& p, const T* block, Index rows,
@@ -331,19 +386,22 @@ struct Tiles {
     return by_registers < most ? by_registers : most;
   }
 
-  // [rows][vectors]; for bfloat16 weights and bfloat16 products, if supported
+  // [rows][vectors]; for small weights and bfloat16 products, if supported
   using Args = typename A::template Args<T>;
-  static constexpr bool has_rounded = sizeof(T) == 4, has_bfloat16 = has_rounded && !A::sums_rows;
+  static constexpr bool has_rounded = sizeof(T) == 4, has_small = has_rounded && !A::sums_rows;
   void (*by_size[max_rows + 1][max_vectors + 1])(const Args&) = {};
   void (*by_size_bfloat16[max_rows + 1][max_vectors + 1])(const Args&) = {};
+  void (*by_size_int8[max_rows + 1][max_vectors + 1])(const Args&) = {};
   void (*by_size_rounded[max_rows + 1][max_vectors + 1])(const Args&) = {};
 
   constexpr Tiles() { fill<1, G>(); }
   CHARRNN_INLINE void run(Index rows, Index vectors, const Args& p) const {
     if (has_rounded && p.weights.compute == Compute::bfloat16)
       return by_size_rounded[rows][vectors](p);
-    const bool half = has_bfloat16 && p.weights.storage == Storage::bfloat16;
-    (half ? by_size_bfloat16 : by_size)[rows][vectors](p);
+    const Storage storage = has_small ? p.weights.storage : Storage::full;
+    (storage == Storage::full       ? by_size
+     : storage == Storage::bfloat16 ? by_size_bfloat16
+                                    : by_size_int8)[rows][vectors](p);
   }
   template <int MR, int W>
   constexpr void fill() {
@@ -353,7 +411,10 @@ struct Tiles {
           by_size[MR][W] = &tn_tile<T, MR, W>;
         else
           by_size[MR][W] = &tile<T, G, MR, W>;
-        if constexpr (has_bfloat16) by_size_bfloat16[MR][W] = &tile_bfloat16<T, G, MR, W>;
+        if constexpr (has_small) {
+          by_size_bfloat16[MR][W] = &tile_bfloat16<T, G, MR, W>;
+          by_size_int8[MR][W] = &tile_int8<T, G, MR, W>;
+        }
         if constexpr (has_rounded && A::sums_rows)
           by_size_rounded[MR][W] = &tn_tile<T, MR, W, true>;
         else if constexpr (has_rounded)
@@ -500,13 +561,57 @@ void pack_units_rounded(const T* w, Index row_stride, Index depth_stride, Index 
   }
 }
 
+// The scale of a row of n weights as int8; NaN if one of them is.
+template <class T>
+CHARRNN_INLINE float int8_scale(const T* w, Index depth_stride, Index n) {
+  float most = 0;
+  for (Index k = 0; k < n && most == most; ++k) {
+    const float x = static_cast<float>(w[k * depth_stride]), size = x < 0 ? -x : x;
+    if (!(size <= most)) most = size;
+  }
+  float scale = most / 127;
+  if (scale != scale) return scale;
+  std::uint32_t bits;
+  __builtin_memcpy(&bits, &scale, sizeof bits);
+  bits &= ~0xffu;
+  __builtin_memcpy(&scale, &bits, sizeof bits);
+  return scale;
+}
+
+// x / scale, rounded to nearest, ties to even; 0 if the scale is 0 or not finite.
+CHARRNN_INLINE std::int32_t to_int8(float x, float scale) {
+  constexpr float whole = 12582912;  // 1.5 * 2^23: floats around it are integers
+  if (!(scale > 0 && scale - scale == 0)) return 0;
+  const float q = (x / scale + whole) - whole;
+  return static_cast<std::int32_t>(q > 127 ? 127 : q < -127 ? -127 : q);
+}
+
+// out: where the vector's scales go; the words of the first four k are out_stride behind.
+template <class T>
+void pack_units_int8(const T* w, Index row_stride, Index depth_stride, Index n, Index depth, T* out,
+                     Index out_stride) {
+  for (Index i = 0; i < Native<T>::lanes; ++i) {
+    const T* const row = w + i * row_stride;
+    const float scale = i < n ? int8_scale(row, depth_stride, depth) : 0.0f;
+    out[i] = static_cast<T>(scale * 0x1p-24f);
+    for (Index k = 0, at = out_stride; k < depth; k += 4, at += out_stride) {
+      std::uint32_t word = 0;
+      for (Index j = 0; j < 4 && k + j < depth && i < n; ++j) {
+        const auto x = static_cast<float>(row[(k + j) * depth_stride]);
+        word |= static_cast<std::uint32_t>(to_int8(x, scale) & 0xff) << 8 * j;
+      }
+      __builtin_memcpy(out + at + i, &word, sizeof word);
+    }
+  }
+}
+
 template <int G, class T>
 void pack_panels(const PackArgs<T>& p, Range panels) {
   constexpr int lanes = Native<T>::lanes, P = Panel<G>::vectors,
                 unit_vectors = Panel<G>::unit_vectors;
-  const bool half = p.storage == Storage::bfloat16;
+  const bool half = p.storage == Storage::bfloat16, full = p.storage == Storage::full;
   // Units are contiguous: a panel is as many neighbouring vectors of each row.
-  if (p.row_stride == 1 && G == 1 && !half) {
+  if (p.row_stride == 1 && G == 1 && full) {
     for (Index panel = panels.begin; panel < panels.end; ++panel)
       for (Index k = 0; k < p.depth; ++k)
         for (Index v = 0; v < P; ++v) {
@@ -520,10 +625,11 @@ void pack_panels(const PackArgs<T>& p, Range panels) {
     for (Index v = 0; v < P; ++v) {
       const Index group = v % G, unit = (panel * unit_vectors + v / G) * lanes;
       const Index n = min_of(lanes, p.units - unit);
-      const Index steps = half ? ceil_div(p.depth, 2) : p.depth;
+      const Index steps = full ? p.depth : half ? ceil_div(p.depth, 2) : 1 + ceil_div(p.depth, 4);
       const auto pack = p.compute == Compute::bfloat16 ? &pack_units_rounded<T>
+                        : full                         ? &pack_units<T>
                         : half                         ? &pack_units_bfloat16<T>
-                                                       : &pack_units<T>;
+                                                       : &pack_units_int8<T>;
       pack(p.weights + (group * p.units + unit) * p.row_stride, p.row_stride, p.depth_stride, n,
            p.depth, p.packed + (panel * steps * P + v) * lanes, P * lanes);
     }

@@ -33,6 +33,7 @@ constexpr Kernels<T> table = {
     .gemm_units = Panel<1>::unit_vectors * Native<T>::lanes,
     .flag_words = 0,
     .rounds_rows = true,
+    .int8 = sizeof(T) == 4,
     .pack = &pack<T>,
     .transpose = &transpose<T>,
     .gemm = &gemm<T>,

@@ -51,6 +51,15 @@ struct Pack {
   }
   CHARRNN_INLINE void store(T* p) const { *reinterpret_cast<UnalignedVec*>(p) = v; }
 
+  // At any address, of bytes.
+  CHARRNN_INLINE static IntVec load_bits(const void* p) {
+    typedef IntVec AnyVec __attribute__((aligned(1), may_alias));
+    return *static_cast<const AnyVec*>(p);
+  }
+  CHARRNN_INLINE static Pack from_integers(IntVec x) {
+    return Pack(__builtin_convertvector(x, Vec));
+  }
+
   CHARRNN_INLINE static Pack load(const T* p, Index count) {
     if (count >= N) return load(p);
 #if defined(__AVX512F__)

@@ -36,12 +36,13 @@ std::vector<T> state_rows(const Network<T>& network, const std::vector<T>& state
 
 // Reads tokens, one or more, from the zero state, except the last: drawing reads that one.
 template <class T>
-DrawingStart<T> read_tokens(Model<T>& model, const std::vector<Token>& tokens) {
+DrawingStart<T> read_tokens(Model<T>& model, const std::vector<Token>& tokens, Storage weights) {
   constexpr Index block = 1024;  // bounds the memory
   std::vector<T> state(static_cast<std::size_t>(model.state_elements(1)), T(0));
   const auto last = static_cast<Index>(tokens.size()) - 1;
   for (Index start = 0; start < last; start += block)
-    model.read({std::min(block, last - start), 1, tokens.data() + start, nullptr}, state.data());
+    model.read({std::min(block, last - start), 1, tokens.data() + start, nullptr}, state.data(),
+               weights);
   return {std::move(state), tokens.back()};
 }
 

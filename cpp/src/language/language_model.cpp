@@ -1,5 +1,6 @@
 #include "charrnn_fast/language_model.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <mutex>
@@ -66,7 +67,7 @@ float rounded_to_bfloat16(float weight) {
   return weight;
 }
 
-// Whether bfloat16 weights round a parameter: matrices, but not layer 0's input weights, of which a
+// Whether small weights round a parameter: matrices, but not layer 0's input weights, of which a
 // token reads one row, nor peephole weights, which are vectors.
 bool is_rounded(const Parameter& parameter) {
   if (parameter.cols == 0 || parameter.name == "weight_ih_l0") return false;
@@ -77,16 +78,34 @@ bool is_rounded(const Parameter& parameter) {
   return true;
 }
 
-std::shared_ptr<Model<float>> read_as_bfloat16(Model<float>& model) {
+// Rounds a row of n weights to integers -127 to 127 times a scale: its absolute maximum / 127, cut
+// to 16 significant bits, so that the products are exact. Ties to even.
+void round_to_int8(float* row, Index n) {
+  float most = 0;
+  for (Index i = 0; i < n; ++i) most = std::max(most, std::abs(row[i]));
+  float scale = most / 127;
+  std::uint32_t bits;
+  std::memcpy(&bits, &scale, sizeof bits);
+  bits &= 0xFFFFFF00;
+  std::memcpy(&scale, &bits, sizeof scale);
+  for (Index i = 0; i < n; ++i)
+    row[i] = scale > 0 ? scale * std::clamp(std::nearbyint(row[i] / scale), -127.0f, 127.0f) : 0;
+}
+
+// The model whose weights sampling with bfloat16 or int8 uses.
+std::shared_ptr<Model<float>> read_as(Model<float>& model, Storage weights) {
   auto rounded = std::make_shared<Model<float>>(model.network().shape());
   std::vector<float> flat(static_cast<std::size_t>(model.network().parameter_elements()));
   model.read_parameters(
       [&](const float* parameters) { std::copy_n(parameters, flat.size(), flat.begin()); });
   for (const Parameter& p : model.network().parameters())
     if (is_rounded(p))
-      for (Index i = p.offset; i < p.offset + p.elements(); ++i) {
-        float& weight = flat[static_cast<std::size_t>(i)];
-        weight = rounded_to_bfloat16(weight);
+      for (Index r = 0; r < p.rows; ++r) {
+        float* const row = flat.data() + p.offset + r * p.cols;
+        if (weights == Storage::int8)
+          round_to_int8(row, p.cols);
+        else
+          std::transform(row, row + p.cols, row, rounded_to_bfloat16);
       }
   rounded->change_parameters(
       [&](float* parameters) { std::copy(flat.begin(), flat.end(), parameters); });
@@ -114,16 +133,19 @@ struct Request {
 
 Token first_id(const Vocabulary& vocabulary) { return std::max(vocabulary.id_of('\n'), 0); }
 
-void check_weights(Storage weights, bool is_float32) {
-  require(weights == Storage::full || is_float32,
-          "weights of a float64 model must be full, got bfloat16");
+void check_weights(Storage weights, bool is_float32, const NetworkShape& shape) {
+  require(weights == Storage::full || is_float32, "weights of a float64 model must be full, got ",
+          weights == Storage::int8 ? "int8" : "bfloat16");
+  require(weights != Storage::int8 || shape.compute == Compute::float32,
+          "weights of a model that rounds its operands must be full or bfloat16, got int8");
 }
 
-Request checked(const TextOptions& options, const Vocabulary& vocabulary, bool is_float32) {
+Request checked(const TextOptions& options, const Vocabulary& vocabulary, bool is_float32,
+                const NetworkShape& shape) {
   require(options.length >= 0, "length must be >= 0, got ", options.length);
   const SamplingOptions sampling{options.temperature, options.top_k, options.top_p};
   check(sampling);
-  check_weights(options.weights, is_float32);
+  check_weights(options.weights, is_float32, shape);
   std::vector<Token> prime = vocabulary.encode(options.prime, "prime");
   for (std::size_t i = 0; i < options.stop.size(); ++i) {
     const std::string name = "stop[" + std::to_string(i) + "]";
@@ -177,10 +199,13 @@ struct LanguageModel::State {
   std::shared_ptr<const Vocabulary> vocabulary;
   NetworkShape shape;
   std::variant<std::shared_ptr<Model<float>>, std::shared_ptr<Model<double>>> model;
-  // With the weights of Storage::bfloat16, and the version of the model that it is of.
+  // With the weights of a storage, and the version of the model that it is of.
+  struct Rounded {
+    std::shared_ptr<Model<float>> model;
+    Index version = 0;
+  };
   mutable ForkSafeMutex mutex;
-  mutable std::shared_ptr<Model<float>> rounded;
-  mutable Index rounded_version = 0;
+  mutable Rounded rounded[num_storages];
 
   bool is_float32() const { return model.index() == 0; }
 
@@ -205,7 +230,7 @@ struct LanguageModel::State {
   // Calls f(model) with the one whose weights `sample` reads.
   template <class F>
   auto with(Storage weights, F&& f) const {
-    check_weights(weights, is_float32());
+    check_weights(weights, is_float32(), shape);
     if (weights == Storage::full)
       return std::visit([&](const auto& own) { return f(*own); }, model);
     Model<float>& own = *std::get<0>(model);
@@ -213,9 +238,9 @@ struct LanguageModel::State {
     {
       const std::lock_guard<ForkSafeMutex> lock(mutex);
       const Index version = own.version();
-      if (rounded_version != version) rounded = read_as_bfloat16(own);
-      rounded_version = version;
-      as_read = rounded;
+      Rounded& found = rounded[static_cast<int>(weights)];
+      if (found.version != version) found = {read_as(own, weights), version};
+      as_read = found.model;
     }
     return f(*as_read);
   }
@@ -262,10 +287,10 @@ std::string LanguageModel::sample(const TextOptions& options, std::uint64_t seed
 
 std::vector<std::string> LanguageModel::sample(const TextOptions& options,
                                                const std::vector<std::uint64_t>& seeds) const {
-  const Request request = checked(options, vocabulary(), state_->is_float32());
+  const Request request = checked(options, vocabulary(), state_->is_float32(), shape());
   return std::visit(
       [&](const auto& model) {
-        const auto start = read_tokens(*model, request.read);
+        const auto start = read_tokens(*model, request.read, request.weights);
         const auto count = static_cast<std::size_t>(std::max<Index>(
             1, std::min(most_streams, together / std::max<Index>(1, request.length))));
         std::vector<std::string> texts;
@@ -305,8 +330,9 @@ struct TextStream::State {
       : owner(std::move(owner)),
         request(std::move(given)),
         text(*this->owner->vocabulary, request.stops),
-        drawing(std::in_place_type<Drawing<T>>, model, read_tokens(model, request.read),
-                std::vector<std::uint64_t>{seed}, request.sampling, request.weights) {}
+        drawing(std::in_place_type<Drawing<T>>, model,
+                read_tokens(model, request.read, request.weights), std::vector<std::uint64_t>{seed},
+                request.sampling, request.weights) {}
 
   std::shared_ptr<const LanguageModel::State> owner;
   Request request;
@@ -347,7 +373,7 @@ bool TextStream::next(std::string& piece) {
 }
 
 TextStream LanguageModel::stream(const TextOptions& options, std::uint64_t seed) const {
-  Request request = checked(options, vocabulary(), state_->is_float32());
+  Request request = checked(options, vocabulary(), state_->is_float32(), shape());
   return std::visit(
       [&](const auto& model) {
         return TextStream(

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from .._checks import LARGEST_SEED
 from ..language.model import CharLM
 from ..language.sampler import BLOCK, Request, draw_pieces, draw_texts
+from ..language.small_weights import SMALL_DTYPES
 from ..storage.input_files import decoded, read_whole, shown
 from ..text.vocabulary import Vocabulary
 from .columns import side_by_side
@@ -133,8 +134,8 @@ _prime_option.__name__ = "text"
 def add_weight_dtype(parser: Parser) -> None:
     parser.add_argument(
         "--weight-dtype",
-        choices=["float32", "float64", "bfloat16"],
-        help="bfloat16: half the memory per weight (default: the model's dtype)",
+        choices=["float32", "float64", *SMALL_DTYPES],
+        help="bfloat16: half the memory per weight; int8: a quarter (default: the model's dtype)",
     )
 
 

@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._checks import called, integer, real
-from ..registry import CELLS
+from .._devices import CPU
 from ..rnn import RNN
 from ..text.vocabulary import StreamDecoder, Vocabulary
+from .small_weights import SMALL_DTYPES
 
 BLOCK = 1024  # tokens drawn at once: bounds the memory, and lets an interrupt through
 _STOP_BLOCK = 64  # with stop strings: tokens drawn beyond the text's end are wasted
 _STREAMS = 64  # texts drawn together: more are hardly faster
 _TOGETHER = 2**24  # characters of these texts, in memory until all are drawn
 _PRIME_BLOCK = 1024  # steps of a prime fed at once, which lets an interrupt through
-_UNIT_WEIGHTS = tuple(f"weight_{c.unit_weights}_l" for c in CELLS.values() if c.unit_weights)
 
 Stop = str | Sequence[str] | None
 
@@ -30,8 +30,8 @@ class Sampling:
 
     temperature divides the logits; 0 takes the most probable token. top_k keeps the k most probable
     tokens, top_p the smallest set of them with this much probability (Holtzman et al., 2020); None
-    keeps all. weight_dtype: None for the network's own, or "bfloat16", which halves the memory that
-    a step reads.
+    keeps all. weight_dtype: None for the network's own, or one of SMALL_DTYPES, which lower the
+    memory that a step reads.
     """
 
     temperature: float
@@ -50,31 +50,20 @@ class Sampling:
 def check_weight_dtype(weight_dtype: str | None, rnn: RNN) -> None:
     """ValueError if the kernels cannot sample rnn with weights of this type."""
     own = rnn.dtype.name
-    known = [own, "bfloat16"] if own == "float32" else [own]
+    known = [own, *SMALL_DTYPES] if own == "float32" else [own]
     if weight_dtype is not None and weight_dtype not in known:
         raise ValueError(
             f"{called('weight_dtype')} of a {own} model must be "
             f"{' or '.join(map(repr, known))}, got {weight_dtype!r}"
         )
-
-
-def read_as_bfloat16(name: str, parameter: NDArray[Any]) -> NDArray[Any]:
-    """The values of a parameter that sampling with bfloat16 weights uses.
-
-    Matrices are rounded. Two kinds are not: layer 0's input weights, of which a token reads one
-    row, and peephole weights, which are vectors.
-    """
-    whole = name == "weight_ih_l0" or name.startswith(_UNIT_WEIGHTS)
-    matrix = parameter.ndim == 2 and not whole
-    return rounded_to_bfloat16(parameter) if matrix else parameter
-
-
-def rounded_to_bfloat16(weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The nearest bfloat16 (8-bit significand) of every element, ties to even, as float32."""
-    bits = np.ascontiguousarray(weights).view(np.uint32)
-    nearest = (bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
-    # Rounding up could overflow a NaN beyond the largest one.
-    return np.where(np.isnan(weights), weights, nearest.view(np.float32))
+    if weight_dtype == "int8":
+        where = f" on {rnn.device}" if rnn.device != CPU.name else ""
+        if rnn.compute_dtype != "float32":
+            where = f" of a model with compute_dtype={rnn.compute_dtype!r}"
+        if where:
+            raise ValueError(
+                f"{called('weight_dtype')}{where} must be 'float32' or 'bfloat16', got 'int8'"
+            )
 
 
 @dataclass(frozen=True)
@@ -120,7 +109,7 @@ def draw_pieces(
     text = _Text(vocabulary, request.stops)
     if piece := text.begin(request.prime):
         yield piece
-    drawing = _Drawing(rnn, _read(rnn, request.read), [seed], request.sampling)
+    drawing = _Drawing(rnn, _read(rnn, request), [seed], request.sampling)
     for position in range(0, request.length, block):
         tokens = drawing.draw(min(block, request.length - position))
         if piece := text.extend(tokens[:, 0]):
@@ -135,7 +124,7 @@ def draw_texts(
     rnn: RNN, vocabulary: Vocabulary, request: Request, seeds: Sequence[int]
 ) -> Iterator[str]:
     """The text of each seed, in order. As many are drawn as one batch as the memory allows."""
-    first = _read(rnn, request.read)
+    first = _read(rnn, request)
     count = max(1, min(_STREAMS, _TOGETHER // max(1, request.length)))
     for begin in range(0, len(seeds), count):
         drawing = _Drawing(rnn, first, seeds[begin : begin + count], request.sampling)
@@ -216,13 +205,20 @@ class _Start:
     token: int
 
 
-def _read(rnn: RNN, tokens: NDArray[np.int32]) -> _Start:
-    """Reads tokens [N], N >= 1, from the zero state, except the last: drawing reads that one."""
+def _read(rnn: RNN, request: Request) -> _Start:
+    """Reads request.read from the zero state, except the last id: drawing reads that one."""
     network: Any = rnn.core
     state = rnn.states.zeros(1)
+    tokens, weights = request.read, _small(request.sampling)
     for start in range(0, len(tokens) - 1, _PRIME_BLOCK):
-        network.read(tokens[start : min(start + _PRIME_BLOCK, len(tokens) - 1), None], state)
+        block = tokens[start : min(start + _PRIME_BLOCK, len(tokens) - 1), None]
+        network.read(block, state, weights)
     return _Start(state, int(tokens[-1]))
+
+
+def _small(sampling: Sampling) -> str:
+    """The kernels' name of the weights."""
+    return sampling.weight_dtype if sampling.weight_dtype in SMALL_DTYPES else ""
 
 
 class _Drawing:
@@ -259,7 +255,7 @@ class _Drawing:
             float(sampling.temperature),
             min(sampling.top_k or 0, self._rnn.output_size or self._rnn.hidden_size),
             1.0 if sampling.top_p is None else float(sampling.top_p),
-            sampling.weight_dtype == "bfloat16",
+            _small(sampling),
         )
         self._last = np.ascontiguousarray(drawn[-1])
         self._position += steps

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ... import _core, optim
-from ...language.sampler import read_as_bfloat16
+from ...language.small_weights import SMALL_DTYPES, read_as
 from ..errors import BenchError
 from ..problem import (
     CHECKED_STEPS,
@@ -27,12 +27,13 @@ from . import Task
 NAME = "kernels"
 FROM_PYTHON = "RNN.step from Python"
 IN_A_CALL = "kernels, all steps in a call"
-HALF = "kernels, bfloat16 weights"
+SMALL = {dtype: f"kernels, {dtype} weights" for dtype in SMALL_DTYPES}
+HALF = SMALL["bfloat16"]
 
 
 def tasks(problem: Problem, device: str = "cpu", compute_dtype: str = "float32") -> dict[str, Task]:
     """The kernels' own task first; then, for `step`, those that a call from Python and a call for
-    all steps take, and for `sample` the one with weights stored as bfloat16.
+    all steps take, and for `sample` those with weights stored as bfloat16 and as int8.
 
     With a device other than the CPU, the first task is also made there, whose calls copy arrays to
     and fro. With another compute_dtype it is also made so. Products are not: only networks have a
@@ -52,7 +53,8 @@ def tasks(problem: Problem, device: str = "cpu", compute_dtype: str = "float32")
         made[FROM_PYTHON] = _python_step(problem)
         made[IN_A_CALL] = _steps_in_a_call(problem)
     if problem.case.suite == "sample":
-        made[HALF] = _sample(problem, bfloat16=True)
+        for dtype, name in SMALL.items():
+            made[name] = _sample(problem, dtype)
     if compute_dtype != "float32" and problem.case.suite != "gemm":
         how = {"compute_dtype": compute_dtype}
         made[computing(compute_dtype)] = make[problem.case.suite](problem, **how)
@@ -72,10 +74,10 @@ def _network(problem: Problem, device: str = "cpu", compute_dtype: str = "float3
     return rnn
 
 
-def _rounded(problem: Problem, **place: str) -> Any:
-    """The network whose weights are those that sampling with bfloat16 reads."""
+def _rounded(problem: Problem, dtype: str, **place: str) -> Any:
+    """The network whose weights are those that sampling with this type of weights reads."""
     rnn = network_of(problem.network, **place)
-    rnn.load_parameters({name: read_as_bfloat16(name, p) for name, p in problem.parameters.items()})
+    rnn.load_parameters({name: read_as(dtype, name, p) for name, p in problem.parameters.items()})
     return rnn
 
 
@@ -125,11 +127,11 @@ def _backward(problem: Problem, **place: str) -> Task:
     return Task(run, run)
 
 
-def _sample(problem: Problem, bfloat16: bool = False, **place: str) -> Task:
+def _sample(problem: Problem, weights: str = "", **place: str) -> Task:
     case = problem.network
     rnn, tokens = _network(problem, **place), problem.arrays["tokens"]
-    # Arithmetic is that of float32: with bfloat16 the draws are those of the rounded weights.
-    same = _rounded(problem, **place) if bfloat16 else rnn
+    # Arithmetic is that of float32: with small weights the draws are those of the rounded ones.
+    same = _rounded(problem, weights, **place) if weights else rnn
     first = np.ascontiguousarray(tokens[0])
     seeds = np.arange(case.batch, dtype=np.uint64)
     state = rnn.states.zeros(case.batch)
@@ -138,7 +140,7 @@ def _sample(problem: Problem, bfloat16: bool = False, **place: str) -> Task:
         # What is timed draws the characters too. Greedy draws must be what the logits say, which
         # themselves are compared with the other sides'.
         drawn = rnn.core.sample(
-            8, first, rnn.states.zeros(case.batch), seeds, 0, 0.0, 0, 1.0, bfloat16
+            8, first, rnn.states.zeros(case.batch), seeds, 0, 0.0, 0, 1.0, weights
         )
         fed = np.concatenate((first[None], drawn[:-1]))
         if not np.array_equal(same.forward(fed)[0].argmax(-1), drawn):
@@ -146,7 +148,7 @@ def _sample(problem: Problem, bfloat16: bool = False, **place: str) -> Task:
         return {"logits": rnn.forward(tokens)[0]}
 
     def run() -> Array:
-        drawn: Array = rnn.core.sample(case.seq_len, first, state, seeds, 0, 1.0, 0, 1.0, bfloat16)
+        drawn: Array = rnn.core.sample(case.seq_len, first, state, seeds, 0, 1.0, 0, 1.0, weights)
         return drawn
 
     return Task(check, run, case.seq_len * case.batch)
