@@ -139,6 +139,7 @@ _VALUES: tuple[Any, ...] = (
     "float64",
     "tf32",
     "bfloat16",
+    "int8",
     [],
     [1, 2.0],
     {},
@@ -210,6 +211,19 @@ def seeds() -> Iterator[tuple[str, bytes]]:
             trainer.configuration = {"charrnn_fast": {"seq_len": 5, "text": ["a"]}}
             trainer.fit(steps=steps, progress=False)
             yield f"{name}-{kept}", _saved(trainer)
+    for dtype in ("bfloat16", "int8"):
+        model = CharLM(_corpora[0].vocabulary, 2, 2, "gru", seed=1)
+        yield f"{dtype}-weights", _saved(model, weight_dtype=dtype)
+        for name, tensor, value in (
+            ("infinite", "rnn.weight_hh_l0", 0x7F80 if dtype == "bfloat16" else -128),
+            ("scales", "decoder.weight.scales", 1 / 3),
+            ("zero", "decoder.weight.scales", 0),
+        ):
+            tensors, config = checkpoint.read(_path)
+            if tensor in tensors:
+                tensors[tensor] = tensors[tensor].copy()
+                tensors[tensor][1] = value
+                yield f"{dtype}-{name}", checkpoint._packed(_path, tensors, config)
     yield "unknown", _saved(CharLM(Corpus.from_text("aab\n" * 9, min_count=10).vocabulary, 1, 1))
     whole = _saved(CharLM(_corpora[0].vocabulary, 1, 1))
     yield "newer", whole.replace(b'\\"format\\": 1', b'\\"format\\": 2')
@@ -218,10 +232,10 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     yield "nested", (40).to_bytes(8, "little") + b"[" * 40
 
 
-def _saved(model: CharLM | Trainer) -> bytes:
+def _saved(model: CharLM | Trainer, **how: Any) -> bytes:
     with open(_path, "wb"):
         pass
-    model.save(_path)
+    model.save(_path, **how)
     return Path(_path).read_bytes()
 
 

@@ -40,7 +40,8 @@ struct TextOptions {
   // completes several). Stop strings are not searched for in prime.
   std::vector<std::string> stop;
   // bfloat16 and int8 round the weights; a step then reads half and a quarter of the memory. For
-  // float32 models.
+  // float32 models. A file of such weights alone (docs/format.md) has no others: full stands for
+  // them.
   Storage weights = Storage::full;
 };
 

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <random>
 #include <type_traits>
@@ -29,14 +31,58 @@ constexpr Index together = Index(1) << 24;  // symbols of these texts, in memory
 
 // ---- weights ------------------------------------------------------------------------------
 
+// The floats of a parameter of a file of small weights. Throws std::invalid_argument for numbers
+// that rounding cannot give.
+std::vector<float> read_small(const Checkpoint& file, const Parameter& p) {
+  std::vector<float> values(static_cast<std::size_t>(p.elements()));
+  const std::string name = tensor_name(p.name);
+  const unsigned char* from = file.of(*file.header.find(name));
+  if (file.weights == Storage::bfloat16) {
+    for (float& value : values) {
+      std::uint16_t half;
+      std::memcpy(&half, from, sizeof half);
+      from += sizeof half;
+      const std::uint32_t bits = std::uint32_t(half) << 16;
+      std::memcpy(&value, &bits, sizeof value);
+      require(std::isfinite(value), "the tensor ", shown(name), " is not finite");
+    }
+    return values;
+  }
+  const std::string scales = scales_name(p.name);
+  const unsigned char* const scale_at = file.of(*file.header.find(scales));
+  for (Index r = 0; r < p.rows; ++r) {
+    float scale;
+    std::uint32_t bits;
+    std::memcpy(&scale, scale_at + r * Index(sizeof scale), sizeof scale);
+    std::memcpy(&bits, &scale, sizeof bits);
+    require(std::isfinite(scale) && !std::signbit(scale) && (bits & 0xFF) == 0, "the tensor ",
+            shown(scales), " must have floats of 16 significant bits, at least 0");
+    int largest = 0;
+    for (Index k = 0; k < p.cols; ++k, ++from) {
+      const int integer = static_cast<signed char>(*from);
+      largest = std::max(largest, std::abs(integer));
+      float& value = values[static_cast<std::size_t>(r * p.cols + k)];
+      value = scale * static_cast<float>(integer);
+      require(std::isfinite(value), "the tensor ", shown(name), " is not finite, times its scales");
+    }
+    require(largest == (scale > 0 ? 127 : 0), "the tensor ", shown(name),
+            " must reach 127 or -127 in each row, and be 0 where the scale is");
+  }
+  return values;
+}
+
 template <class T>
 std::shared_ptr<Model<T>> read_model(const Checkpoint& file) {
   std::shared_ptr<Model<T>> model;
+  std::map<std::string, std::vector<float>> small;
   try {
     Network<T> network(file.shape);
     std::vector<Index> widths;
     for (Index s = 0; s < network.num_states(); ++s) widths.push_back(network.state_width(s));
     check_tensors(file, network.parameters(), file.shape.num_layers, widths);
+    if (file.weights != Storage::full)
+      for (const Parameter& p : network.parameters())
+        if (is_rounded(p)) small[p.name] = read_small(file, p);
     model = std::make_shared<Model<T>>(std::move(network));
   } catch (const std::invalid_argument& error) {
     throw CheckpointError(file.name +
@@ -44,7 +90,10 @@ std::shared_ptr<Model<T>> read_model(const Checkpoint& file) {
   }
   model->change_parameters([&](T* parameters) {
     for (const Parameter& p : model->network().parameters()) {
-      const unsigned char* from = file.of(*file.header.find(tensor_name(p.name)));
+      const auto rounded = small.find(p.name);
+      const unsigned char* from =
+          rounded == small.end() ? file.of(*file.header.find(tensor_name(p.name)))
+                                 : reinterpret_cast<const unsigned char*>(rounded->second.data());
       T* const to = parameters + p.offset;
       if (!p.transposed) {
         std::memcpy(to, from, static_cast<std::size_t>(p.elements()) * sizeof(T));
@@ -65,17 +114,6 @@ float rounded_to_bfloat16(float weight) {
   bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000;
   std::memcpy(&weight, &bits, sizeof bits);
   return weight;
-}
-
-// Whether small weights round a parameter: matrices, but not layer 0's input weights, of which a
-// token reads one row, nor peephole weights, which are vectors.
-bool is_rounded(const Parameter& parameter) {
-  if (parameter.cols == 0 || parameter.name == "weight_ih_l0") return false;
-  for (const CellInfo& cell : cells())
-    if (cell.num_params > 0 &&
-        parameter.name.rfind("weight_" + std::string(cell.params_name) + "_l", 0) == 0)
-      return false;
-  return true;
 }
 
 // Rounds a row of n weights to integers -127 to 127 times a scale: its absolute maximum / 127, cut
@@ -133,19 +171,30 @@ struct Request {
 
 Token first_id(const Vocabulary& vocabulary) { return std::max(vocabulary.id_of('\n'), 0); }
 
-void check_weights(Storage weights, bool is_float32, const NetworkShape& shape) {
-  require(weights == Storage::full || is_float32, "weights of a float64 model must be full, got ",
-          weights == Storage::int8 ? "int8" : "bfloat16");
-  require(weights != Storage::int8 || shape.compute == Compute::float32,
-          "weights of a model that rounds its operands must be full or bfloat16, got int8");
+const char* storage_name(Storage weights) {
+  return weights == Storage::full ? "full" : weights == Storage::int8 ? "int8" : "bfloat16";
 }
 
-Request checked(const TextOptions& options, const Vocabulary& vocabulary, bool is_float32,
-                const NetworkShape& shape) {
+// The weights to use. own: those that the file holds alone, or full.
+Storage checked_weights(Storage weights, Storage own, bool is_float32, const NetworkShape& shape) {
+  if (own != Storage::full) {
+    require(weights == Storage::full || weights == own, "weights of a model that holds ",
+            storage_name(own), " weights alone must be full or ", storage_name(own), ", got ",
+            storage_name(weights));
+    return own;
+  }
+  require(weights == Storage::full || is_float32, "weights of a float64 model must be full, got ",
+          storage_name(weights));
+  require(weights != Storage::int8 || shape.compute == Compute::float32,
+          "weights of a model that rounds its operands must be full or bfloat16, got int8");
+  return weights;
+}
+
+// weights: checked.
+Request checked(const TextOptions& options, const Vocabulary& vocabulary, Storage weights) {
   require(options.length >= 0, "length must be >= 0, got ", options.length);
   const SamplingOptions sampling{options.temperature, options.top_k, options.top_p};
   check(sampling);
-  check_weights(options.weights, is_float32, shape);
   std::vector<Token> prime = vocabulary.encode(options.prime, "prime");
   for (std::size_t i = 0; i < options.stop.size(); ++i) {
     const std::string name = "stop[" + std::to_string(i) + "]";
@@ -159,7 +208,7 @@ Request checked(const TextOptions& options, const Vocabulary& vocabulary, bool i
           options.length,
           {options.temperature, std::min(options.top_k, vocabulary.size()), options.top_p},
           options.stop,
-          options.weights};
+          weights};
 }
 
 // The texts of a drawing; a stream whose text has ended is drawn no further.
@@ -207,7 +256,12 @@ struct LanguageModel::State {
   mutable ForkSafeMutex mutex;
   mutable Rounded rounded[num_storages];
 
+  Storage own = Storage::full;  // not full: the weights that the file holds alone
+
   bool is_float32() const { return model.index() == 0; }
+  Storage checked(Storage weights) const {
+    return checked_weights(weights, own, is_float32(), shape);
+  }
 
   static std::shared_ptr<const State> of(Checkpoint file, std::optional<Compute> compute) {
     if (compute) {
@@ -220,6 +274,7 @@ struct LanguageModel::State {
     auto state = std::make_shared<State>();
     state->vocabulary = file.vocabulary;
     state->shape = file.shape;
+    state->own = file.weights;
     if (file.dtype == "float32")
       state->model = read_model<float>(file);
     else
@@ -230,16 +285,16 @@ struct LanguageModel::State {
   // Calls f(model) with the one whose weights `sample` reads.
   template <class F>
   auto with(Storage weights, F&& f) const {
-    check_weights(weights, is_float32(), shape);
-    if (weights == Storage::full)
-      return std::visit([&](const auto& own) { return f(*own); }, model);
-    Model<float>& own = *std::get<0>(model);
+    weights = checked(weights);
+    if (weights == Storage::full || own != Storage::full)
+      return std::visit([&](const auto& network) { return f(*network); }, model);
+    Model<float>& full = *std::get<0>(model);
     std::shared_ptr<Model<float>> as_read;
     {
       const std::lock_guard<ForkSafeMutex> lock(mutex);
-      const Index version = own.version();
+      const Index version = full.version();
       Rounded& found = rounded[static_cast<int>(weights)];
-      if (found.version != version) found = {read_as(own, weights), version};
+      if (found.version != version) found = {read_as(full, weights), version};
       as_read = found.model;
     }
     return f(*as_read);
@@ -287,7 +342,7 @@ std::string LanguageModel::sample(const TextOptions& options, std::uint64_t seed
 
 std::vector<std::string> LanguageModel::sample(const TextOptions& options,
                                                const std::vector<std::uint64_t>& seeds) const {
-  const Request request = checked(options, vocabulary(), state_->is_float32(), shape());
+  const Request request = checked(options, vocabulary(), state_->checked(options.weights));
   return std::visit(
       [&](const auto& model) {
         const auto start = read_tokens(*model, request.read, request.weights);
@@ -373,7 +428,7 @@ bool TextStream::next(std::string& piece) {
 }
 
 TextStream LanguageModel::stream(const TextOptions& options, std::uint64_t seed) const {
-  Request request = checked(options, vocabulary(), state_->is_float32(), shape());
+  Request request = checked(options, vocabulary(), state_->checked(options.weights));
   return std::visit(
       [&](const auto& model) {
         return TextStream(

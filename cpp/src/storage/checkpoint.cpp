@@ -183,6 +183,14 @@ VocabularyKind read_configuration(JsonValue value, Checkpoint& to) {
     to.has_training = true;
     to.has_state = table.flag("has_state");
   }
+  if (config.has("weight_dtype")) {
+    const std::string weights = config.text("weight_dtype", {"bfloat16", "int8"});
+    to.weights = weights == "int8" ? Storage::int8 : Storage::bfloat16;
+    require(!to.has_training, "training must be absent where weight_dtype is given");
+    require(to.dtype == "float32", "model.dtype must be \"float32\" where weight_dtype is given");
+    require(to.weights != Storage::int8 || to.shape.compute == Compute::float32,
+            "model.compute_dtype must be \"float32\" where weight_dtype is \"int8\"");
+  }
   config.end();
   return {kind == "bytes", unknown.has_value()};
 }
@@ -401,12 +409,28 @@ std::string checkpoint_digest(const SafetensorsHeader& header, const unsigned ch
   return digest.digest();
 }
 
+bool is_rounded(const Parameter& parameter) {
+  if (parameter.cols == 0 || parameter.name == "weight_ih_l0") return false;
+  for (const CellInfo& cell : cells())
+    if (cell.num_params > 0 &&
+        parameter.name.rfind("weight_" + std::string(cell.params_name) + "_l", 0) == 0)
+      return false;
+  return true;
+}
+
+std::string scales_name(const std::string& parameter) { return tensor_name(parameter) + ".scales"; }
+
 void check_tensors(const Checkpoint& file, const std::vector<Parameter>& parameters,
                    Index num_layers, const std::vector<Index>& state_widths) {
   std::map<std::string, std::vector<std::int64_t>> expected;
-  for (const Parameter& p : parameters)
+  std::map<std::string, std::string> small;  // dtypes that are not the model's
+  for (const Parameter& p : parameters) {
     expected[tensor_name(p.name)] =
         p.cols > 0 ? std::vector<std::int64_t>{p.rows, p.cols} : std::vector<std::int64_t>{p.rows};
+    if (file.weights == Storage::full || !is_rounded(p)) continue;
+    small[tensor_name(p.name)] = file.weights == Storage::int8 ? "int8" : "uint16";
+    if (file.weights == Storage::int8) expected[scales_name(p.name)] = {p.rows};
+  }
   const auto shape_of = [&](const std::string& name) {
     const auto found = expected.find(name);
     return found == expected.end() ? nullptr : &found->second;
@@ -435,8 +459,10 @@ void check_tensors(const Checkpoint& file, const std::vector<Parameter>& paramet
     if (tensor.name == "vocabulary") continue;
     const auto* const shape = shape_of(tensor.name);
     require(shape, "the tensor ", shown(tensor.name), " is unknown to this version");
-    require(tensor.dtype == file.dtype && tensor.shape == *shape, "the tensor ", shown(tensor.name),
-            " must be ", file.dtype, " of the shape ", Tensor{{}, {}, *shape, 0, 0}.shape_text(),
+    const auto found = small.find(tensor.name);
+    const std::string& dtype = found == small.end() ? file.dtype : found->second;
+    require(tensor.dtype == dtype && tensor.shape == *shape, "the tensor ", shown(tensor.name),
+            " must be ", dtype, " of the shape ", Tensor{{}, {}, *shape, 0, 0}.shape_text(),
             ", got ", tensor.dtype, " of ", tensor.shape_text());
   }
 }

@@ -27,6 +27,8 @@ struct Checkpoint {
   std::string dtype;   // "float32" or "float64"
   std::shared_ptr<const Vocabulary> vocabulary;
   bool has_training = false, has_state = false;
+  // Not full: the file holds these weights alone, see is_rounded.
+  Storage weights = Storage::full;
 
   // [elements] of T, at any address.
   const unsigned char* of(const Tensor& tensor) const { return data + tensor.begin; }
@@ -43,6 +45,13 @@ Checkpoint read_checkpoint(const void* bytes, std::size_t size);
 // parameters, and of the training.
 void check_tensors(const Checkpoint& checkpoint, const std::vector<Parameter>& parameters,
                    Index num_layers, const std::vector<Index>& state_widths);
+
+// Whether small weights round a parameter: matrices, but not layer 0's input weights, of which a
+// token reads one row, nor peephole weights, which are vectors.
+bool is_rounded(const Parameter& parameter);
+
+// The name of a parameter's scales [rows] beside its integers, in a checkpoint of int8 weights.
+std::string scales_name(const std::string& parameter);
 
 // The name of a parameter in a checkpoint.
 std::string tensor_name(const std::string& parameter);

@@ -131,11 +131,13 @@ def _prime_option(text: str) -> str:
 _prime_option.__name__ = "text"
 
 
-def add_weight_dtype(parser: Parser) -> None:
+def add_weight_dtype(
+    parser: Parser, words: str = "bfloat16: half the memory per weight; int8: a quarter"
+) -> None:
     parser.add_argument(
         "--weight-dtype",
         choices=["float32", "float64", *SMALL_DTYPES],
-        help="bfloat16: half the memory per weight; int8: a quarter (default: the model's dtype)",
+        help=f"{words} (default: the model's)",
     )
 
 

@@ -34,6 +34,8 @@ def model_line(model: CharLM, compute_dtype: str | None = None) -> str:
     compute_dtype = compute_dtype or config["compute_dtype"]
     if compute_dtype != "float32":
         numbers += f", products in {compute_dtype}"
+    if model.weight_dtype is not None:
+        numbers += f", weights in {model.weight_dtype}"
     return f"{shape}, {numbers}: {model.num_parameters:,} parameters{noise}"
 
 

@@ -21,6 +21,7 @@ from ..storage import checkpoint, configuration
 from ..storage.file_array import Ids
 from ..text.documents import cut
 from ..text.vocabulary import Vocabulary
+from . import small_weights
 from .sampler import (
     Request,
     Sampling,
@@ -31,7 +32,7 @@ from .sampler import (
     draw_texts,
 )
 from .scorer import log_probabilities
-from .small_weights import SMALL_DTYPES, read_as
+from .small_weights import SMALL_DTYPES
 
 STATES = ("h", "c")  # names of a cell's states, in the kernels' order
 _EVALUATION_BLOCK = 1024  # steps: bounds the memory, and lets an interrupt through
@@ -58,7 +59,7 @@ class CharLM(Settled):
         "last_seed": "give sample() a seed",
         "num_parameters": "it is counted",
     }
-    _covered = frozenset(("_config", "_last_seed"))
+    _covered = frozenset(("_config", "_last_seed", "_weight_dtype"))
 
     @suggesting
     def __init__(
@@ -153,6 +154,15 @@ class CharLM(Settled):
         if compute_dtype != "float32":  # which older versions cannot read
             self._config["compute_dtype"] = compute_dtype
         self._last_seed: int | None = None
+        self._weight_dtype: str | None = None
+
+    @property
+    def weight_dtype(self) -> str | None:
+        """The type of the weights of a file that holds them alone, "bfloat16" or "int8"; else None.
+
+        Such a model samples and evaluates with these weights, and cannot be trained.
+        """
+        return self._weight_dtype
 
     @property
     def last_seed(self) -> int | None:
@@ -189,6 +199,7 @@ class CharLM(Settled):
             "rnn": self.rnn,
             "config": self._config,
             "last_seed": self._last_seed,
+            **({"weight_dtype": self._weight_dtype} if self._weight_dtype else {}),
         }
 
     def _unpickle(self, saved: dict[str, Any]) -> None:
@@ -199,6 +210,7 @@ class CharLM(Settled):
             raise ValueError(f"rnn must be a network over {len(vocabulary)} symbols, got {rnn!r}")
         self.vocabulary, self.rnn = vocabulary, rnn
         self._config, self._last_seed = saved["config"], saved["last_seed"]
+        self._weight_dtype = saved.get("weight_dtype")
 
     def evaluate(self, text: str, *, weight_dtype: str | None = None) -> float:
         """The mean loss of text in nats per character (or byte), from the zero state.
@@ -327,13 +339,17 @@ class CharLM(Settled):
         # Not a generator, which would check the arguments only at the first piece.
         return draw_pieces(self.rnn, self.vocabulary, request, key, 1)
 
-    def save(self, path: StrPath) -> None:
+    def save(self, path: StrPath, *, weight_dtype: str | None = None) -> None:
         """Writes a checkpoint (a safetensors file), replacing a file at path atomically.
+
+        weight_dtype="bfloat16" or "int8": the file holds the weights that `sample` with it reads,
+        at half or a quarter of the size, and no others. What is loaded from it draws the same texts
+        as this model with that weight_dtype, and cannot be trained.
 
         Raises FloatingPointError if a weight is not finite, and OSError if path cannot be written
         or holds a file that is not a checkpoint. That file then stays unchanged.
         """
-        configuration.write(path, *self.to_checkpoint())
+        configuration.write(path, *self.to_checkpoint(weight_dtype))
 
     @classmethod
     def load(
@@ -382,15 +398,22 @@ class CharLM(Settled):
             # The settings are the file's, not arguments of this call, and were warned of before.
             with calling({}), telling(lambda _: None):
                 model = cls(vocabulary, **settings, device=device)
+            model._weight_dtype = config.get("weight_dtype")
             model._check_tensors(tensors, config)
+            model.rnn.load_parameters(
+                {
+                    name: small_weights.restored(
+                        model.weight_dtype, name, tensor_name(name), tensors
+                    )
+                    for name in model.rnn.parameters()
+                }
+            )
         except (ValueError, TypeError, MemoryError) as error:
             if isinstance(error, MemoryError) and not on.is_host:
                 raise MemoryError(f"{os.fspath(path)}: {error}") from None
             raise checkpoint.CheckpointError(
                 f"{os.fspath(path)} does not hold the model that it describes: {error}"
             ) from error
-        names = model.rnn.parameters()
-        model.rnn.load_parameters({name: tensors[tensor_name(name)] for name in names})
         return model
 
     def _check_tensors(self, tensors: checkpoint.Tensors, config: checkpoint.Config) -> None:
@@ -400,7 +423,13 @@ class CharLM(Settled):
         """
         rnn, training = self.rnn, config.get("training")
         shapes: dict[str, tuple[int, ...]] = rnn.core.parameter_shapes()
-        expected = {tensor_name(name): tuple(shape) for name, shape in shapes.items()}
+        expected = {
+            tensor_name(name) + end: kind
+            for name, shape in shapes.items()
+            for end, kind in small_weights.stored_shapes(
+                self.weight_dtype, name, tuple(shape), rnn.dtype
+            ).items()
+        }
         for name in tensors:
             kind, _, rest = name.partition(".")
             parameter = rest.partition(".")[2]
@@ -412,7 +441,7 @@ class CharLM(Settled):
                 raise ValueError("the tensor 'state.h' must be there, of the shape [L, B, R]")
             # B, of `Trainer.step`, may differ from the batch_size of `fit`.
             for name, part in zip(STATES, rnn.states.shapes(state.shape[1]), strict=False):
-                expected[f"state.{name}"] = part
+                expected[f"state.{name}"] = (rnn.dtype, part)
         for name in expected:
             if name not in tensors:
                 raise ValueError(f"the tensor {name!r} is missing")
@@ -423,27 +452,49 @@ class CharLM(Settled):
                 raise ValueError(f"the tensor {name!r} is there, but training.has_state is false")
             if name not in expected:
                 raise ValueError(f"the tensor {name!r} is unknown to this version")
-            if tensor.dtype != rnn.dtype or tensor.shape != expected[name]:
+            dtype, shape = expected[name]
+            if tensor.dtype != dtype or tensor.shape != shape:
                 raise ValueError(
-                    f"the tensor {name!r} must be {rnn.dtype} of the shape {list(expected[name])}, "
-                    f"got {tensor.dtype} of {list(tensor.shape)}"
+                    f"the tensor {name!r} must be {dtype} of the shape {list(shape)}, got "
+                    f"{tensor.dtype} of {list(tensor.shape)}"
                 )
 
-    def to_checkpoint(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def to_checkpoint(
+        self, weight_dtype: str | None = None
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Tensors and configuration, as `from_checkpoint` takes them."""
-        tensors = {tensor_name(name): p for name, p in self.rnn.parameters().items()}
+        weight_dtype = self._checked_weight_dtype(weight_dtype)
+        tensors = {
+            tensor_name(name) + end: part
+            for name, p in self.rnn.parameters().items()
+            for end, part in small_weights.stored(weight_dtype, name, p).items()
+        }
         tensors["vocabulary"] = self.vocabulary.symbols.astype(np.int32)
-        return tensors, {"model": self._config, **self.vocabulary.to_config()}
+        config = {"model": self._config, **self.vocabulary.to_config()}
+        if weight_dtype in SMALL_DTYPES:
+            config["weight_dtype"] = weight_dtype
+        return tensors, config
+
+    def _checked_weight_dtype(self, weight_dtype: str | None) -> str | None:
+        """The weights to use if weight_dtype is asked for; ValueError if there are none such."""
+        own = self._weight_dtype
+        if own is not None and weight_dtype not in (None, own):
+            raise ValueError(
+                f"{called('weight_dtype')} of a model that holds {own} weights alone must be "
+                f"{own!r}, got {weight_dtype!r}"
+            )
+        check_weight_dtype(weight_dtype or own, self.rnn)
+        return weight_dtype or own
 
     def read_as(self, weight_dtype: str | None) -> CharLM:
         """This model, or a copy with the weights that sampling with weight_dtype uses."""
-        check_weight_dtype(weight_dtype, self.rnn)
-        if weight_dtype not in SMALL_DTYPES:
+        weight_dtype = self._checked_weight_dtype(weight_dtype)
+        if weight_dtype not in SMALL_DTYPES or self._weight_dtype:
             return self
         rounded = copy.deepcopy(self)
         parameters = self.rnn.parameters().items()
         rounded.rnn.load_parameters(
-            {name: read_as(weight_dtype, name, p) for name, p in parameters}
+            {name: small_weights.read_as(weight_dtype, name, p) for name, p in parameters}
         )
         return rounded
 
@@ -512,7 +563,7 @@ class CharLM(Settled):
     ) -> Request:
         """The checked arguments of `sample` and `stream`."""
         ids = self.vocabulary.encode_part(prime, called("prime"), 0)
-        check_weight_dtype(weight_dtype, self.rnn)
+        weight_dtype = self._checked_weight_dtype(weight_dtype)
         return Request(
             prime=ids,
             read=ids if ids.size else np.array([self._first], np.int32),

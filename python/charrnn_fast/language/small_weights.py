@@ -113,7 +113,8 @@ def restored(
             f"the tensor {tensor!r} must reach {_MOST} or -{_MOST} in each row, and be 0 where "
             f"the scale is"
         )
-    floats = value * scales[:, None]
-    if not np.isfinite(floats).all():
+    with np.errstate(over="ignore"):
+        products: NDArray[np.float32] = value * scales[:, None]
+    if not np.isfinite(products).all():
         raise ValueError(f"the tensor {tensor!r} is not finite, times its scales")
-    return floats
+    return products

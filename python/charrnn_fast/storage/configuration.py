@@ -124,7 +124,11 @@ _TRAINING = table(
 
 _CONFIGURATION = table(
     {"vocabulary": one_of("characters", "bytes"), "model": _MODEL},
-    {"unknown": _UNKNOWN, "training": _TRAINING},
+    {
+        "unknown": _UNKNOWN,
+        "training": _TRAINING,
+        "weight_dtype": one_of("bfloat16", "int8"),
+    },
 )
 
 
@@ -140,6 +144,8 @@ def check(config: checkpoint.Config) -> None:
         raise ValueError("unknown must be absent where vocabulary is 'bytes'")
     if "training" in config:
         _check_training(config["training"])
+    if "weight_dtype" in config:
+        _check_weight_dtype(config)
 
 
 def read(path: StrPath) -> tuple[dict[str, Any], checkpoint.Config]:
@@ -156,6 +162,21 @@ def write(path: StrPath, tensors: checkpoint.Tensors, config: checkpoint.Config)
     """As `checkpoint.write`; ValueError or TypeError for a configuration that `read` refuses."""
     check(config)
     checkpoint.write(path, tensors, config)
+
+
+def _check_weight_dtype(config: checkpoint.Config) -> None:
+    if "training" in config:
+        raise ValueError("training must be absent where weight_dtype is given")
+    model = config["model"]
+    if model["dtype"] != "float32":
+        raise ValueError(
+            f'model.dtype must be "float32" where weight_dtype is given, got "{model["dtype"]}"'
+        )
+    if config["weight_dtype"] == "int8" and model.get("compute_dtype", "float32") != "float32":
+        raise ValueError(
+            f'model.compute_dtype must be "float32" where weight_dtype is "int8", got '
+            f'"{model["compute_dtype"]}"'
+        )
 
 
 def _check_training(training: dict[str, Any]) -> None:

@@ -162,6 +162,11 @@ class Trainer(Settled):
         MemoryError, before allocating, if the device has less memory than the training needs.
         """
         instance("model", model, CharLM, "a CharLM")
+        if model.weight_dtype is not None:
+            raise ValueError(
+                f"{called('model')} must have all bits of its weights to be trained, got one that "
+                f"holds {model.weight_dtype} weights alone: take the one that it was exported from"
+            )
         instance("corpus", corpus, (Corpus, type(None)), "a Corpus or None")
         if device is not None and not _devices.are_one(device, model.device):
             raise ValueError(
