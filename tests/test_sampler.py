@@ -421,5 +421,5 @@ def test_weight_dtype_is_checked_at_the_call() -> None:
         model.evaluate("abab", weight_dtype="int8")
     assert model.sample(9, seed=1, weight_dtype="float64") == model.sample(9, seed=1)
     model = CharLM(Vocabulary.from_text("ab"), 3, compute_dtype="bfloat16")
-    with pytest.raises(ValueError, match=r"weight_dtype of a model with compute_dtype='bfloat16'"):
+    with pytest.raises(ValueError, match=r"weight_dtype of a model with compute_dtype 'bfloat16'"):
         model.sample(3, weight_dtype="int8")

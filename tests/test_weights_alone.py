@@ -113,7 +113,7 @@ def test_refusals(tmp_path: Path) -> None:
         Trainer.resume(path)
     with pytest.raises(ValueError, match="weight_dtype of a float64 model must be 'float64'"):
         make(dtype="float64").save(tmp_path / "no", weight_dtype="int8")
-    with pytest.raises(ValueError, match="weight_dtype of a model with compute_dtype='bfloat16'"):
+    with pytest.raises(ValueError, match="weight_dtype of a model with compute_dtype 'bfloat16'"):
         make(compute_dtype="bfloat16").save(tmp_path / "no", weight_dtype="int8")
 
 

@@ -186,10 +186,10 @@ VocabularyKind read_configuration(JsonValue value, Checkpoint& to) {
   if (config.has("weight_dtype")) {
     const std::string weights = config.text("weight_dtype", {"bfloat16", "int8"});
     to.weights = weights == "int8" ? Storage::int8 : Storage::bfloat16;
-    require(!to.has_training, "training must be absent where weight_dtype is given");
-    require(to.dtype == "float32", "model.dtype must be \"float32\" where weight_dtype is given");
+    require(!to.has_training, "training must be absent from a file of small weights");
+    require(to.dtype == "float32", "model.dtype of a file of small weights must be \"float32\"");
     require(to.weights != Storage::int8 || to.shape.compute == Compute::float32,
-            "model.compute_dtype must be \"float32\" where weight_dtype is \"int8\"");
+            "model.compute_dtype of a file of int8 weights must be \"float32\"");
   }
   config.end();
   return {kind == "bytes", unknown.has_value()};

@@ -59,7 +59,7 @@ def check_weight_dtype(weight_dtype: str | None, rnn: RNN) -> None:
     if weight_dtype == "int8":
         where = f" on {rnn.device}" if rnn.device != CPU.name else ""
         if rnn.compute_dtype != "float32":
-            where = f" of a model with compute_dtype={rnn.compute_dtype!r}"
+            where = f" of a model with {called('compute_dtype')} {rnn.compute_dtype!r}"
         if where:
             raise ValueError(
                 f"{called('weight_dtype')}{where} must be 'float32' or 'bfloat16', got 'int8'"

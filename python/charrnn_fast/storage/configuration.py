@@ -166,15 +166,15 @@ def write(path: StrPath, tensors: checkpoint.Tensors, config: checkpoint.Config)
 
 def _check_weight_dtype(config: checkpoint.Config) -> None:
     if "training" in config:
-        raise ValueError("training must be absent where weight_dtype is given")
+        raise ValueError("training must be absent from a file of small weights")
     model = config["model"]
     if model["dtype"] != "float32":
         raise ValueError(
-            f'model.dtype must be "float32" where weight_dtype is given, got "{model["dtype"]}"'
+            f'model.dtype of a file of small weights must be "float32", got "{model["dtype"]}"'
         )
     if config["weight_dtype"] == "int8" and model.get("compute_dtype", "float32") != "float32":
         raise ValueError(
-            f'model.compute_dtype must be "float32" where weight_dtype is "int8", got '
+            f'model.compute_dtype of a file of int8 weights must be "float32", got '
             f'"{model["compute_dtype"]}"'
         )
 
