@@ -786,10 +786,9 @@ CHARRNN_INLINE void pack_rows_rounded(Index rows, const T* a, Index stride, Inde
     if (rows < N) return pack_rows_rounded<N - 1>(rows, a, stride, depth, out, sums);
   }
   using V = Native<T>;
-  static_assert(N <= V::lanes || N % V::lanes == 0);
-  constexpr int vectors = N > V::lanes ? N / V::lanes : 1;
+  constexpr int vectors = (N + V::lanes - 1) / V::lanes;
   unroll<vectors>([&](auto v) __attribute__((always_inline)) {
-    constexpr Index first = v * V::lanes, n = vectors > 1 ? Index(V::lanes) : Index(N);
+    constexpr Index first = v * V::lanes, n = N - first < V::lanes ? N - first : V::lanes;
     V sum = V(T(0));
     for (Index k = 0; k < depth; k += 2) {
       const V even = V::load(a + k * stride + first, n);
