@@ -136,9 +136,9 @@ class _Call:
             )
         if rnn.compute_dtype != "float32":
             raise ValueError(
-                f"compute_dtype of an export must be 'float32', got {rnn.compute_dtype!r}: ONNX's "
-                f"runtimes do not round the operands of products; CharLM.load(path, "
-                f"compute_dtype='float32') has the same weights"
+                f"{called('compute_dtype')} of an export must be 'float32', got "
+                f"{rnn.compute_dtype!r}: ONNX's runtimes do not round the operands of products; "
+                f"CharLM.load(path, {called('compute_dtype')}='float32') has the same weights"
             )
         self._kind = (rnn.cell, rnn.nonlinearity)
         if self._kind not in steps.CELLS:
