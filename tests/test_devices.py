@@ -30,6 +30,7 @@ from charrnn_fast.training import distributed
 from charrnn_fast.training.distributed import joined
 from features import ByKernels, FeatureCase, combinations, run, single_features
 from shared_trainings import BATCH, HIDDEN, SEQ_LEN, STEPS
+from test_rounded import assert_rounds_as_the_reference
 from test_torchrun import run_processes
 from tolerances import NEARLY_CONSTANT, assert_close, error, shared_out
 
@@ -280,9 +281,9 @@ def model_on(device: str, **options: Any) -> cf.CharLM:
     return cf.CharLM(vocabulary, 8, 2, seed=1, device=device, **options)
 
 
-def trainer_on(device: str, **options: Any) -> cf.Trainer:
+def trainer_on(device: str, compute_dtype: str = "float32", **options: Any) -> cf.Trainer:
     rates = {"dropout": 0.2, "recurrent_dropout": 0.1, "weight_drop": 0.1}
-    model = model_on(device, **rates)
+    model = model_on(device, compute_dtype=compute_dtype, **rates)
     return cf.Trainer(model, cf.Corpus.from_text(TEXT), 3, 10, evaluate_length=60, **options)
 
 
@@ -320,6 +321,17 @@ def test_every_option_against_the_reference(emulated: str, dtype: str) -> None:
     print(f"{dtype}: {count} arrays, the largest error is {largest:.3f} of its tolerance")
 
 
+@pytest.mark.slow
+@unsanitized
+@pytest.mark.parametrize("compute_dtype", ["bfloat16", "tf32"])
+def test_products_round_as_the_reference(emulated: str, compute_dtype: str) -> None:
+    def by(case: FeatureCase, parameters: dict[str, Array]) -> ByKernels:
+        return ByKernels(case, parameters, emulated)
+
+    for case in single_features():
+        assert_rounds_as_the_reference(case.but(compute_dtype=compute_dtype), by)
+
+
 # Files of the CPU's tests, and which of them run: as many as take some seconds there.
 SUITES = {
     "operators": "not learns_soon",
@@ -333,6 +345,7 @@ SUITES = {
     "sampler": "gru and not softmax and not stop_string and not 33",
     "scorer": "not alone_and_in_company",
     "feature_bits": "not threads and not wide and not company",
+    "rounded": "language_model",
 }
 
 
@@ -472,19 +485,27 @@ def test_what_a_trainer_refuses(emulated: str, tmp_path: Path) -> None:
 @fused
 @pytest.mark.slow
 @unsanitized
-@pytest.mark.parametrize("order", [("cpu", EMULATED, "cpu"), (EMULATED, "cpu", EMULATED)], ids=str)
+@pytest.mark.parametrize(
+    ("order", "compute_dtype"),
+    [
+        (("cpu", EMULATED, "cpu"), "float32"),
+        ((EMULATED, "cpu", EMULATED), "float32"),
+        ((EMULATED, "cpu", EMULATED), "bfloat16"),
+    ],
+    ids=str,
+)
 def test_a_training_moves_between_devices(
-    order: tuple[str, ...], emulated: str, tmp_path: Path
+    order: tuple[str, ...], compute_dtype: str, emulated: str, tmp_path: Path
 ) -> None:
     """Its checkpoints hold no device, and are those of a training that stayed."""
     path = tmp_path / "m.safetensors"
-    trainer = trainer_on(order[0], checkpoint_path=path)
+    trainer = trainer_on(order[0], compute_dtype, checkpoint_path=path)
     trainer.fit(steps=3, progress=False)
     for device in order[1:]:
         trainer = cf.Trainer.resume(path, trainer.corpus, checkpoint_path=path, device=device)
         assert trainer.device == trainer.model.device == device
         trainer.fit(steps=3, progress=False)
-    stayed = trainer_on(order[1], checkpoint_path=tmp_path / "stayed.safetensors")
+    stayed = trainer_on(order[1], compute_dtype, checkpoint_path=tmp_path / "stayed.safetensors")
     for _ in order:
         stayed.fit(steps=3, progress=False)
     assert path.read_bytes() == (tmp_path / "stayed.safetensors").read_bytes()
@@ -512,8 +533,9 @@ def test_a_training_resumed_elsewhere_is_near(emulated: str, tmp_path: Path) -> 
 @fused
 @pytest.mark.slow
 @unsanitized
-def test_the_same_text(emulated: str, tmp_path: Path) -> None:
-    trainer = trainer_on("cpu")
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_the_same_text(emulated: str, compute_dtype: str, tmp_path: Path) -> None:
+    trainer = trainer_on("cpu", compute_dtype)
     trainer.fit(steps=20, progress=False)
     trainer.model.save(tmp_path / "m.safetensors")
     model = cf.CharLM.load(tmp_path / "m.safetensors", device=emulated)

@@ -184,8 +184,7 @@ def test_every_result_is_rounded(case: FeatureCase) -> None:
 # ---- the kernels --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [*_cases()], ids=label)
-def test_kernels_round_as_the_reference(case: FeatureCase) -> None:
+def assert_rounds_as_the_reference(case: FeatureCase, by: Any = ByKernels) -> None:
     """See DRAWS_OF_ROUNDED. A product whose operands are not rounded alike fails in every draw."""
     case = case.but(dtype="float32")
     tolerance = case.tolerance * (NEARLY_CONSTANT if case.layer_norm else 1)
@@ -193,12 +192,17 @@ def test_kernels_round_as_the_reference(case: FeatureCase) -> None:
     for seed in range(DRAWS_OF_ROUNDED):
         drawn = case.but(seed=seed)
         parameters = drawn.parameters()
-        found, expected = run(parameters, drawn, ByKernels), run(parameters, drawn)
+        found, expected = run(parameters, drawn, by), run(parameters, drawn)
         assert list(found) == list(expected)
         shares.append(max(error(found[name], expected[name]) / tolerance for name in expected))
         if shares[-1] <= 1:
             return
-    pytest.fail(f"errors as shares of the tolerance: {shares}")
+    pytest.fail(f"{case}: errors as shares of the tolerance: {shares}")
+
+
+@pytest.mark.parametrize("case", [*_cases()], ids=label)
+def test_kernels_round_as_the_reference(case: FeatureCase) -> None:
+    assert_rounds_as_the_reference(case)
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "charrnn_fast/cells.hpp"
+#include "kernels/rounding.cuh"
 #include "kernels/sequences.cuh"
 
 namespace charrnn_fast {

@@ -66,14 +66,13 @@ __device__ void add_products(const RowOf& row_of, const Weights<T>& w, Index pan
         b[i] = given ? operand(weight(w, panel, k + at, column), w.compute) : T(0);
       }
       sync_block();
-      for (int i = 0; i < turns(n, w.compute); ++i) {
-        const int at = turn(i, w.compute);
+      for_products<T>(n, w.compute, [&](int at, const auto& multiply_add) {
         for (int g = 0; g < G; ++g) {
           const T factor = b[at * columns + g * panel_units + x];
           for (int m = 0; m < tile_rows; ++m)
-            acc[m][g] = add_product(a[at * rows + y * tile_rows + m], factor, acc[m][g], w.compute);
+            acc[m][g] = multiply_add(a[at * rows + y * tile_rows + m], factor, acc[m][g]);
         }
-      }
+      });
       sync_block();
     }
     for (int m = 0; m < tile_rows; ++m)
@@ -214,7 +213,7 @@ __global__ void gemm_tn_kernel(GemmTnArgs<T> p, GemmTnProduct<T> g, Range rows) 
     T acc[tile_rows] = {};
     for (Index k = k_0; k < end; k += depth_tile) {
       const int n = static_cast<int>(min_of(depth_tile, end - k));
-      const int all = turns(n, p.compute);
+      const int all = n + n % 2;
       for (int i = thread; i < all * tile; i += gemm_threads) {
         const Index at = row_0 + i % tile;
         const bool given = i < n * tile && at < rows.end;
@@ -226,12 +225,10 @@ __global__ void gemm_tn_kernel(GemmTnArgs<T> p, GemmTnProduct<T> g, Range rows) 
         b[i] = given ? operand(g.b[(k + i / panel_units) * g.b_stride + at], p.compute) : T(0);
       }
       sync_block();
-      for (int i = 0; i < all; ++i) {
-        const int at = turn(i, p.compute);
+      for_products<T>(n, p.compute, [&](int at, const auto& multiply_add) {
         for (int m = 0; m < tile_rows; ++m)
-          acc[m] = add_product(a[at * tile + y * tile_rows + m], b[at * panel_units + x], acc[m],
-                               p.compute);
-      }
+          acc[m] = multiply_add(a[at * tile + y * tile_rows + m], b[at * panel_units + x], acc[m]);
+      });
       sync_block();
     }
     for (int m = 0; m < tile_rows; ++m) sums[m].add(acc[m]);

@@ -59,11 +59,26 @@ CHARRNN_INLINE T add_chain(T total, T chain, Compute compute) {
   return total + chain;
 }
 
-// Of the n products of a chain, the one that is added as number i; of a pair the odd one comes
-// first. For bfloat16, n must be rounded up to even: a last pair may have a product of zeros.
-CHARRNN_INLINE int turn(int i, Compute compute) { return compute == Compute::bfloat16 ? i ^ 1 : i; }
-CHARRNN_INLINE int turns(int n, Compute compute) {
-  return compute == Compute::bfloat16 ? n + n % 2 : n;
+// Calls f(i, fma) for the n products of a chain, i of each, in the order of their additions: of a
+// pair the odd one comes first. There must be n + n % 2 operands, the last a zero.
+template <class T>
+struct PlainFma {
+  CHARRNN_INLINE T operator()(T a, T b, T acc) const { return fma(a, b, acc); }
+};
+struct FlushedFma {
+  CHARRNN_INLINE float operator()(float a, float b, float acc) const {
+    return fma_flushed(a, b, acc);
+  }
+};
+template <class T, class F>
+CHARRNN_INLINE void for_products(int n, Compute compute, const F& f) {
+  if constexpr (sizeof(T) == 4) {
+    if (compute == Compute::bfloat16) {
+      for (int i = 0; i < n + n % 2; ++i) f(i ^ 1, FlushedFma());
+      return;
+    }
+  }
+  for (int i = 0; i < n; ++i) f(i, PlainFma<T>());
 }
 
 }  // namespace cuda
