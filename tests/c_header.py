@@ -34,7 +34,7 @@ class Library:
     def __init__(self, path: Path) -> None:
         text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(encoding="utf-8"), flags=re.DOTALL)
         self.constants = {
-            name: int(value) for name, value in re.findall(r"\b(CHARRNN_\w+) = (\d+)", text)
+            name: int(value) for name, value in re.findall(r"\b(CHARRNN_\w+) = (-?\d+)", text)
         }
         self.structs: dict[str, type[ctypes.Structure]] = {}
         self.functions: dict[str, Any] = {}

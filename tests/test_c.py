@@ -507,7 +507,12 @@ class Text:
 
     def __init__(self, c: Any, path: Path) -> None:
         self.c, self.handle = c, ctypes.c_void_p()
-        c.language_model_load(str(path).encode(), ctypes.byref(self.handle))
+        as_saved = c.constants["CHARRNN_COMPUTE_AS_SAVED"]
+        given = (str(path).encode(), DEVICE, as_saved, ctypes.byref(self.handle))
+        if DEVICE == b"cpu":
+            c.language_model_load(given[0], given[-1])
+        else:
+            c.language_model_load_on(*given)
 
     def options(
         self, length: int, prime: bytes = b"", stop: tuple[bytes, ...] = (), **more: Any
@@ -578,6 +583,11 @@ def text(c: Any) -> Iterator[Text]:
     ids=str,
 )
 def test_texts(text: Text, options: dict[str, Any]) -> None:
+    if options.get("weight_dtype") == "int8" and DEVICE != b"cpu":
+        given = text.options(20, weights=WEIGHTS.index("int8"))
+        with pytest.raises(FailedError, match="weights on .* must be full or bfloat16, got int8"):
+            text.sample([1], given)
+        return
     ours, stop = cf.CharLM.load(KEPT), options.get("stop", [])
     prime = ours.vocabulary.decode([1, 2])
     known = set(ours.vocabulary.decode(range(len(ours.vocabulary))))
@@ -622,7 +632,7 @@ def test_vocabulary_and_losses(text: Text) -> None:
     assert room.raw == data and there.value == len(data)
 
     loss, texts = ctypes.c_double(), [words, "", words[:7]]
-    for weights, dtype in enumerate(WEIGHTS):
+    for weights, dtype in enumerate(WEIGHTS if DEVICE == b"cpu" else WEIGHTS[:2]):
         c.language_model_evaluate(*given, weights, ctypes.byref(loss))
         assert loss.value == ours.evaluate(words, weight_dtype=dtype)
         scores = (ctypes.c_double * 3)()
@@ -661,9 +671,9 @@ def test_a_language_model_computes_as_it_is_told(c: Any, tmp_path: Path) -> None
         made = [Text.__new__(Text), Text.__new__(Text)]
         for text in made:
             text.c, text.handle = c, ctypes.c_void_p()
-        c.language_model_load_as(path, number, ctypes.byref(made[0].handle))
-        given = (data, len(data), number)
-        c.language_model_load_memory_as(*given, ctypes.byref(made[1].handle))
+        c.language_model_load_on(path, DEVICE, number, ctypes.byref(made[0].handle))
+        given = (data, len(data), DEVICE, number)
+        c.language_model_load_memory_on(*given, ctypes.byref(made[1].handle))
         for text in made:
             assert text.sample([4], text.options(60)) == [ours.sample(60, seed=4)]
             c.language_model_destroy(text.handle)
@@ -723,10 +733,16 @@ def test_wrong_arguments(c: Any, text: Text, tmp_path: Path) -> None:
     for number, words in (
         (c.constants["CHARRNN_COMPUTE_TF32"], "compute_dtype on cpu must be 'float32' or 'bfloat"),
         (3, "compute_dtype must be CHARRNN_COMPUTE_FLOAT32, _TF32 or _BFLOAT16, got 3"),
-        (-1, "compute_dtype must be CHARRNN_COMPUTE_FLOAT32, _TF32 or _BFLOAT16, got -1"),
+        (-2, "compute_dtype must be CHARRNN_COMPUTE_FLOAT32, _TF32 or _BFLOAT16, got -2"),
     ):
-        refused(INVALID, words, c.language_model_load_as, str(KEPT).encode(), number, out)
-        refused(INVALID, words, c.language_model_load_memory_as, kept, len(kept), number, out)
+        path = str(KEPT).encode()
+        refused(INVALID, words, c.language_model_load_on, path, b"cpu", number, out)
+        refused(
+            INVALID, words, c.language_model_load_memory_on, kept, len(kept), b"cpu", number, out
+        )
+    words = "device must be 'cpu', 'cuda' or 'cuda:N', got 'gpu'"
+    refused(INVALID, words, c.language_model_load_on, str(KEPT).encode(), b"gpu", 0, out)
+    refused(INVALID, "device must not be NULL", c.language_model_load_on, b"x", None, 0, out)
     refused(INVALID, "model must not be NULL", c.language_model_load, b"x", None)
     shape = c.struct("shape", cell=b"gru", input_size=3, hidden_size=4)
     for field, value, words in (

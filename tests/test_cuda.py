@@ -312,10 +312,13 @@ def test_python_on_the_emulated_device(built: dict[str, Path]) -> None:
 
 @fused
 def test_c_on_the_emulated_device(built: dict[str, Path]) -> None:
-    """The tests of C's models; a model of C takes the device by its name."""
+    """The tests of C's models and language models, which take the device by its name."""
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
     command += [str(Path(__file__).with_name("test_c.py"))]
-    command += ["-k", "devices or shape or forward or step or updates or stream"]
+    command += [
+        "-k",
+        "devices or shape or forward or step or updates or stream or texts or losses or told",
+    ]
     done = subprocess.run(
         command,
         capture_output=True,

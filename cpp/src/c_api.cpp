@@ -255,6 +255,12 @@ Compute compute_of(std::int32_t compute_dtype) {
   return computes[compute_dtype];
 }
 
+// Of a file that is loaded; none: as it says.
+std::optional<Compute> loaded_compute(std::int32_t compute_dtype) {
+  if (compute_dtype == CHARRNN_COMPUTE_AS_SAVED) return {};
+  return compute_of(compute_dtype);
+}
+
 NetworkShape shape_of(const charrnn_shape& from) {
   NetworkShape shape;
   shape.cell = given(from.cell, "shape->cell");
@@ -994,26 +1000,27 @@ charrnn_status charrnn_language_model_load_memory(const void* checkpoint, size_t
   });
 }
 
-charrnn_status charrnn_language_model_load_as(const char* path, int32_t compute_dtype,
+charrnn_status charrnn_language_model_load_on(const char* path, const char* device,
+                                              int32_t compute_dtype,
                                               charrnn_language_model** model) {
   return guarded([&] {
     given(model, "model");
-    const Compute compute = compute_of(compute_dtype);
-    *model = new charrnn_language_model{LanguageModel::load(given(path, "path"), compute)};
+    const auto compute = loaded_compute(compute_dtype);
+    Device& there = device_named(given(device, "device"));
+    *model = new charrnn_language_model{LanguageModel::load(given(path, "path"), compute, there)};
   });
 }
-
-charrnn_status charrnn_language_model_load_memory_as(const void* checkpoint, size_t bytes,
-                                                     int32_t compute_dtype,
+charrnn_status charrnn_language_model_load_memory_on(const void* checkpoint, size_t bytes,
+                                                     const char* device, int32_t compute_dtype,
                                                      charrnn_language_model** model) {
   return guarded([&] {
     given(model, "model");
-    const Compute compute = compute_of(compute_dtype);
+    const auto compute = loaded_compute(compute_dtype);
+    Device& there = device_named(given(device, "device"));
     *model = new charrnn_language_model{
-        LanguageModel::from_memory(given(checkpoint, "checkpoint"), bytes, compute)};
+        LanguageModel::from_memory(given(checkpoint, "checkpoint"), bytes, compute, there)};
   });
 }
-
 void charrnn_language_model_destroy(charrnn_language_model* model) { delete model; }
 
 charrnn_status charrnn_language_model_network(const charrnn_language_model* model,

@@ -111,6 +111,7 @@ enum { CHARRNN_FLOAT32 = 0, CHARRNN_FLOAT64 = 1 };
 /* How the operands of all matrix products are rounded, of float32 models: not at all; to TF32; to
  * bfloat16. Sums, states, gradients and parameters stay float32. TF32 is for GPUs. */
 enum { CHARRNN_COMPUTE_FLOAT32 = 0, CHARRNN_COMPUTE_TF32 = 1, CHARRNN_COMPUTE_BFLOAT16 = 2 };
+enum { CHARRNN_COMPUTE_AS_SAVED = -1 }; /* of a language model: as its file says */
 /* Bias vectors of a layer: PyTorch's two, one, or none. */
 enum { CHARRNN_BIAS_BOTH = 0, CHARRNN_BIAS_SINGLE = 1, CHARRNN_BIAS_NONE = 2 };
 
@@ -353,11 +354,13 @@ CHARRNN_API charrnn_status charrnn_language_model_load(const char* path,
 /* Of a checkpoint's bytes, which are not needed afterwards. */
 CHARRNN_API charrnn_status charrnn_language_model_load_memory(const void* checkpoint, size_t bytes,
                                                               charrnn_language_model** model);
-/* The same, computing as compute_dtype says, CHARRNN_COMPUTE_..., whatever the file does. */
-CHARRNN_API charrnn_status charrnn_language_model_load_as(const char* path, int32_t compute_dtype,
+/* The same on a device, named as for charrnn_model_create_on. It computes as compute_dtype says:
+ * CHARRNN_COMPUTE_... */
+CHARRNN_API charrnn_status charrnn_language_model_load_on(const char* path, const char* device,
+                                                          int32_t compute_dtype,
                                                           charrnn_language_model** model);
-CHARRNN_API charrnn_status charrnn_language_model_load_memory_as(const void* checkpoint,
-                                                                 size_t bytes,
+CHARRNN_API charrnn_status charrnn_language_model_load_memory_on(const void* checkpoint,
+                                                                 size_t bytes, const char* device,
                                                                  int32_t compute_dtype,
                                                                  charrnn_language_model** model);
 CHARRNN_API void charrnn_language_model_destroy(charrnn_language_model* model);

@@ -67,12 +67,14 @@ class TextStream {
 class LanguageModel {
  public:
   // Of a checkpoint written by CharLM.save or by a training. compute: how it shall compute; none:
-  // as the file says, which the CPU must be able to. Throws CheckpointError, std::system_error if
-  // the file cannot be read, and std::invalid_argument for a `compute` that it cannot have.
-  static LanguageModel load(const std::string& path, std::optional<Compute> compute = {});
+  // as the file says, which the device must be able to. Throws CheckpointError, std::system_error
+  // if the file cannot be read, and std::invalid_argument for a `compute` that it cannot have.
+  static LanguageModel load(const std::string& path, std::optional<Compute> compute = {},
+                            Device& device = cpu_device());
   // Of a checkpoint's bytes, which are not needed afterwards.
   static LanguageModel from_memory(const void* checkpoint, std::size_t bytes,
-                                   std::optional<Compute> compute = {});
+                                   std::optional<Compute> compute = {},
+                                   Device& device = cpu_device());
 
   const Vocabulary& vocabulary() const;
   const NetworkShape& shape() const;

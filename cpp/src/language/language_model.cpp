@@ -72,11 +72,11 @@ std::vector<float> read_small(const Checkpoint& file, const Parameter& p) {
 }
 
 template <class T>
-std::shared_ptr<Model<T>> read_model(const Checkpoint& file) {
+std::shared_ptr<Model<T>> read_model(const Checkpoint& file, Device& device) {
   std::shared_ptr<Model<T>> model;
   std::map<std::string, std::vector<float>> small;
   try {
-    Network<T> network(file.shape);
+    Network<T> network(file.shape, device);
     std::vector<Index> widths;
     for (Index s = 0; s < network.num_states(); ++s) widths.push_back(network.state_width(s));
     check_tensors(file, network.parameters(), file.shape.num_layers, widths);
@@ -132,7 +132,7 @@ void round_to_int8(float* row, Index n) {
 
 // The model whose weights sampling with bfloat16 or int8 uses.
 std::shared_ptr<Model<float>> read_as(Model<float>& model, Storage weights) {
-  auto rounded = std::make_shared<Model<float>>(model.network().shape());
+  auto rounded = std::make_shared<Model<float>>(model.network().shape(), model.network().device());
   std::vector<float> flat(static_cast<std::size_t>(model.network().parameter_elements()));
   model.read_parameters(
       [&](const float* parameters) { std::copy_n(parameters, flat.size(), flat.begin()); });
@@ -176,7 +176,11 @@ const char* storage_name(Storage weights) {
 }
 
 // The weights to use. own: those that the file holds alone, or full.
-Storage checked_weights(Storage weights, Storage own, bool is_float32, const NetworkShape& shape) {
+Storage checked_weights(Storage weights, Storage own, bool is_float32, const NetworkShape& shape,
+                        const Device& device) {
+  const bool int8 = weights == Storage::int8 || own == Storage::int8;
+  require(!int8 || device.is_host, "weights on ", device.name,
+          " must be full or bfloat16, got int8");
   if (own != Storage::full) {
     require(weights == Storage::full || weights == own, "weights of a model that holds ",
             storage_name(own), " weights alone must be full or ", storage_name(own), ", got ",
@@ -257,28 +261,31 @@ struct LanguageModel::State {
   mutable Rounded rounded[num_storages];
 
   Storage own = Storage::full;  // not full: the weights that the file holds alone
+  Device* device = nullptr;
 
   bool is_float32() const { return model.index() == 0; }
   Storage checked(Storage weights) const {
-    return checked_weights(weights, own, is_float32(), shape);
+    return checked_weights(weights, own, is_float32(), shape, *device);
   }
 
-  static std::shared_ptr<const State> of(Checkpoint file, std::optional<Compute> compute) {
+  static std::shared_ptr<const State> of(Checkpoint file, std::optional<Compute> compute,
+                                         Device& device) {
     if (compute) {
-      check_compute(*compute, file.dtype == "float64", cpu_device());
+      check_compute(*compute, file.dtype == "float64", device);
       file.shape.compute = *compute;
     }
-    if (!can_compute(cpu_device(), file.shape.compute))
+    if (!can_compute(device, file.shape.compute))
       throw CheckpointError(file.name + " computes in " + quoted(name_of(file.shape.compute)) +
                             ", which the CPU cannot: load it with another compute_dtype");
     auto state = std::make_shared<State>();
+    state->device = &device;
     state->vocabulary = file.vocabulary;
     state->shape = file.shape;
     state->own = file.weights;
     if (file.dtype == "float32")
-      state->model = read_model<float>(file);
+      state->model = read_model<float>(file, device);
     else
-      state->model = read_model<double>(file);
+      state->model = read_model<double>(file, device);
     return state;
   }
 
@@ -303,13 +310,14 @@ struct LanguageModel::State {
 
 LanguageModel::LanguageModel(std::shared_ptr<const State> state) : state_(std::move(state)) {}
 
-LanguageModel LanguageModel::load(const std::string& path, std::optional<Compute> compute) {
-  return LanguageModel(State::of(read_checkpoint(path), compute));
+LanguageModel LanguageModel::load(const std::string& path, std::optional<Compute> compute,
+                                  Device& device) {
+  return LanguageModel(State::of(read_checkpoint(path), compute, device));
 }
 
 LanguageModel LanguageModel::from_memory(const void* checkpoint, std::size_t bytes,
-                                         std::optional<Compute> compute) {
-  return LanguageModel(State::of(read_checkpoint(checkpoint, bytes), compute));
+                                         std::optional<Compute> compute, Device& device) {
+  return LanguageModel(State::of(read_checkpoint(checkpoint, bytes), compute, device));
 }
 
 const Vocabulary& LanguageModel::vocabulary() const { return *state_->vocabulary; }
