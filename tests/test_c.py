@@ -585,7 +585,7 @@ def text(c: Any) -> Iterator[Text]:
 def test_texts(text: Text, options: dict[str, Any]) -> None:
     if options.get("weight_dtype") == "int8" and DEVICE != b"cpu":
         given = text.options(20, weights=WEIGHTS.index("int8"))
-        with pytest.raises(FailedError, match="weights on .* must be full or bfloat16, got int8"):
+        with pytest.raises(FailedError, match=r"weights on .* must be full or bfloat16, got int8"):
             text.sample([1], given)
         return
     ours, stop = cf.CharLM.load(KEPT), options.get("stop", [])

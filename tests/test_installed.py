@@ -74,7 +74,7 @@ def test_the_version_is_the_projects() -> None:
     assert f'#define CHARRNN_VERSION "{cf.__version__}"\n' in header
 
 
-def test_a_wheel_is_below_5_megabytes() -> None:
+def test_a_wheel_is_below_7_megabytes() -> None:
     """The files of this installation, packed as in a wheel with all instruction sets.
 
     An editable installation lacks those that the machine does not run. Each counts as the largest
@@ -88,10 +88,12 @@ def test_a_wheel_is_below_5_megabytes() -> None:
                 if file.is_file() and "__pycache__" not in file.parts:
                     wheel.write(file, file.relative_to(folder))
     assert any(name.endswith("libcharrnn_fast.a") for name in wheel.namelist())
-    missing = (3 if platform.machine() == "x86_64" else 1) - len(_core.available_isas())
+    # Of each set for float and double; x86-64-v4-bf16 has none for double.
+    every = 7 if platform.machine() == "x86_64" else 2
     kernels = sorted(_kernel_objects(native / "lib" / "libcharrnn_fast.a"))
-    assert len(kernels) >= 2 * len(_core.available_isas())
-    assert len(archive.getvalue()) + 3 * max(0, missing) * sum(kernels[-2:]) < 5e6
+    assert len(kernels) >= 2 * len(_core.available_isas()) - 1
+    missing = max(0, every - len(kernels))
+    assert len(archive.getvalue()) + 3 * missing * sum(kernels[-2:]) / 2 < 7e6
 
 
 def _kernel_objects(archive: Path) -> Iterator[int]:

@@ -151,12 +151,15 @@ def test_a_gru_by_hand(rate: float) -> None:
         assert_close(name, found[name], value, EXACT)
 
 
-def _cases() -> Iterator[FeatureCase]:
-    for case in (*single_features(), *combinations()):
-        yield case.but(compute_dtype="bfloat16")
+def _cases() -> Iterator[Any]:
+    """Combinations of features, which repeat them one by one, are among the slow tests."""
+    for cases, marks in ((single_features(), ()), (combinations(), pytest.mark.slow)):
+        for case in cases:
+            rounded = case.but(compute_dtype="bfloat16")
+            yield pytest.param(rounded, marks=marks, id=label(rounded))
 
 
-@pytest.mark.parametrize("case", [c for c in _cases() if c.tokens], ids=label)
+@pytest.mark.parametrize("case", [c for c in _cases() if c.values[0].tokens])
 def test_tokens_are_one_hot_vectors(case: FeatureCase) -> None:
     p, x = case.parameters(), case.x()
     one_hot = np.eye(case.input_size)[x]
@@ -169,7 +172,7 @@ def test_tokens_are_one_hot_vectors(case: FeatureCase) -> None:
         assert_close(name, results[0][name], value, EXACT)
 
 
-@pytest.mark.parametrize("case", [*_cases()], ids=label)
+@pytest.mark.parametrize("case", [*_cases()])
 def test_every_result_is_rounded(case: FeatureCase) -> None:
     """By some 2^-9 of each operand, which rows of little deviation and kinks of relu enlarge."""
     p, exact = case.parameters(), case.but(compute_dtype="float32")
@@ -200,7 +203,7 @@ def assert_rounds_as_the_reference(case: FeatureCase, by: Any = ByKernels) -> No
     pytest.fail(f"{case}: errors as shares of the tolerance: {shares}")
 
 
-@pytest.mark.parametrize("case", [*_cases()], ids=label)
+@pytest.mark.parametrize("case", [*_cases()])
 def test_kernels_round_as_the_reference(case: FeatureCase) -> None:
     assert_rounds_as_the_reference(case)
 

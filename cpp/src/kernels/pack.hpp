@@ -249,7 +249,8 @@ struct Pack {
 #if !defined(__FMA__) && !defined(__aarch64__)
   // In double the product is exact. The sum is rounded to odd (Boldo and Melquiond 2008, "Emulation
   // of FMA and correctly rounded sums: proved algorithms using rounding to odd"), then to float.
-  CHARRNN_INLINE static float fused_once(float a, float b, float c) {
+  // Not inlined: a tile would have hundreds of copies.
+  __attribute__((noinline)) static float fused_once(float a, float b, float c) {
     const double product = double(a) * double(b), sum = product + double(c);
     const double part = sum - product;
     const double error = (product - (sum - part)) + (double(c) - part);

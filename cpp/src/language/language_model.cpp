@@ -132,10 +132,12 @@ void round_to_int8(float* row, Index n) {
 
 // The model whose weights sampling with bfloat16 or int8 uses.
 std::shared_ptr<Model<float>> read_as(Model<float>& model, Storage weights) {
-  auto rounded = std::make_shared<Model<float>>(model.network().shape(), model.network().device());
+  Device& device = model.network().device();
+  auto rounded = std::make_shared<Model<float>>(model.network().shape(), device);
   std::vector<float> flat(static_cast<std::size_t>(model.network().parameter_elements()));
-  model.read_parameters(
-      [&](const float* parameters) { std::copy_n(parameters, flat.size(), flat.begin()); });
+  model.read_parameters([&](const float* parameters) {
+    device.download(parameters, static_cast<Index>(flat.size()), flat.data());
+  });
   for (const Parameter& p : model.network().parameters())
     if (is_rounded(p))
       for (Index r = 0; r < p.rows; ++r) {
