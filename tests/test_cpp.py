@@ -77,12 +77,22 @@ def test_a_device_is_a_capsule() -> None:
         _core.ModelFloat32("gru", 2, 3, 0, 1, "none", device=3)
 
 
+def tables_of_sets() -> set[str]:
+    """The kernels of the sets that this machine runs. One set takes another's for double."""
+    tables = {
+        f"charrnn_fast::{isa.replace('-', '_')}::kernels({scalar})"
+        for isa in _core.available_isas()
+        for scalar in ("float", "double")
+    }
+    return tables - {"charrnn_fast::x86_64_v4_bf16::kernels(double)"}
+
+
 @pytest.mark.slow
 def test_kernel_objects_export_one_table_each(build: Path) -> None:
     """Also those for instruction sets that this machine does not run."""
     output = run("ctest", "--test-dir", build, "-R", "^exports_", "--output-on-failure")
     found = re.search(r"100% tests passed.* (\d+)\s*$", output, re.MULTILINE)
-    assert found and int(found[1]) >= 2 * len(_core.available_isas()), output
+    assert found and int(found[1]) >= len(tables_of_sets()), output
 
 
 HEADERS = sorted((ROOT / "cpp" / "include").rglob("*.h*"))
@@ -163,10 +173,8 @@ def test_the_installed_archive_is_machine_code_for_any_machine(prefix: Path) -> 
         for name, symbols in _members(run("nm", "-C", "--defined-only", "--extern-only", archive))
         if name.startswith("kernels.")
     ]
-    sets = {isa.replace("-", "_") for isa in _core.available_isas()}
-    tables = {f"charrnn_fast::{s}::kernels({t})" for s in sets for t in ("float", "double")}
     assert all(len(symbols) == 1 for symbols in exports)
-    assert tables <= {symbols[0] for symbols in exports}
+    assert tables_of_sets() <= {symbols[0] for symbols in exports}
 
     if platform.machine() == "x86_64":
         wide = re.compile(r"\tv[a-z0-9]+ .*%[xyz]mm|%[yz]mm|%k[0-7]\b")
