@@ -342,8 +342,8 @@ SUITES = {
     "trainer": "resumed_exactly or by_name or clipping or carries or ignored or nan or saved_with",
     "model": "",
     "copies": "network",
-    "sampler": "gru and not softmax and not stop_string and not 33",
-    "scorer": "not alone_and_in_company",
+    "sampler": "gru and not softmax and not stop_string and not 33 and not int8",
+    "scorer": "not alone_and_in_company and not int8",
     "feature_bits": "not threads and not wide and not company",
     "rounded": "language_model",
 }
