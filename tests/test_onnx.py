@@ -517,7 +517,7 @@ def test_what_the_command_refuses(saved: Path, capsys: Capture) -> None:
     out = str(folder / "m.onnx")
     for name in ("m.pb", "m", "m.onnx.gz"):
         message = refused(capsys, "export", str(saved), name)
-        assert message.startswith(f"argument OUT: must end in .onnx, got '{name}'")
+        assert message.startswith(f"argument OUT: must end in .onnx or .safetensors, got '{name}'")
     assert "must have a name before .onnx" in refused(capsys, "export", str(saved), ".onnx")
     message = refused(capsys, "export", str(saved), out, "--form", "step", "--lengths")
     assert message.startswith("--lengths must be False with --form='step'")
