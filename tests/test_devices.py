@@ -287,6 +287,10 @@ def trainer_on(device: str, compute_dtype: str = "float32", **options: Any) -> c
     return cf.Trainer(model, cf.Corpus.from_text(TEXT), 3, 10, evaluate_length=60, **options)
 
 
+def on_emulated(case: FeatureCase, parameters: dict[str, Array]) -> ByKernels:
+    return ByKernels(case, parameters, EMULATED)
+
+
 def by_pickle(value: Any) -> Any:
     return pickle.loads(pickle.dumps(value))
 
@@ -297,18 +301,15 @@ def bytes_of(parameters: dict[str, Array]) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @unsanitized
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_every_option_against_the_reference(emulated: str, dtype: str) -> None:
+def test_every_option_against_the_reference(dtype: str) -> None:
     """All cases of features.py, to the tolerances of the CPU's kernels."""
-
-    def by(case: FeatureCase, parameters: dict[str, Array]) -> ByKernels:
-        return ByKernels(case, parameters, emulated)
-
     largest, count = 0.0, 0
     for case in (*single_features(), *combinations()):
         case = case.but(dtype=dtype)
         parameters = case.parameters()
-        found = run(parameters, case, by)
+        found = run(parameters, case, on_emulated)
         expected = run(wide(parameters), case.but(dtype="float64"))
         assert list(found) == list(expected)
         for name, value in expected.items():
@@ -323,13 +324,11 @@ def test_every_option_against_the_reference(emulated: str, dtype: str) -> None:
 
 @pytest.mark.slow
 @unsanitized
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("compute_dtype", ["bfloat16", "tf32"])
-def test_products_round_as_the_reference(emulated: str, compute_dtype: str) -> None:
-    def by(case: FeatureCase, parameters: dict[str, Array]) -> ByKernels:
-        return ByKernels(case, parameters, emulated)
-
+def test_products_round_as_the_reference(compute_dtype: str) -> None:
     for case in single_features():
-        assert_rounds_as_the_reference(case.but(compute_dtype=compute_dtype), by)
+        assert_rounds_as_the_reference(case.but(compute_dtype=compute_dtype), on_emulated)
 
 
 # Files of the CPU's tests, and which of them run: as many as take some seconds there.

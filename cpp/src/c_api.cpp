@@ -247,12 +247,12 @@ void write_flat(const Parameter& p, const T* values, T* flat) {
 
 // ---- shapes -------------------------------------------------------------------------------
 
-constexpr Compute computes[] = {Compute::float32, Compute::tf32, Compute::bfloat16};
-
+static_assert(static_cast<int>(Compute::tf32) == CHARRNN_COMPUTE_TF32 &&
+              static_cast<int>(Compute::bfloat16) == CHARRNN_COMPUTE_BFLOAT16);
 Compute compute_of(std::int32_t compute_dtype) {
   require(compute_dtype >= CHARRNN_COMPUTE_FLOAT32 && compute_dtype <= CHARRNN_COMPUTE_BFLOAT16,
           "compute_dtype must be CHARRNN_COMPUTE_FLOAT32, _TF32 or _BFLOAT16, got ", compute_dtype);
-  return computes[compute_dtype];
+  return static_cast<Compute>(compute_dtype);
 }
 
 // Of a file that is loaded; none: as it says.
@@ -309,8 +309,7 @@ charrnn_shape c_shape_of(const NetworkShape& shape, bool is_float32) {
   to.bidirectional = shape.bidirectional;
   to.layer_norm = shape.layer_norm;
   const Regularization& r = shape.regularization;
-  to.compute_dtype = static_cast<std::int32_t>(
-      std::find(std::begin(computes), std::end(computes), shape.compute) - std::begin(computes));
+  to.compute_dtype = static_cast<std::int32_t>(shape.compute);
   to.variational = r.variational;
   to.input_dropout = r.input_dropout;
   to.dropout = r.dropout;
