@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from charrnn_fast import CharLM, Vocabulary
-from charrnn_fast.language.sampler import _Text
+from charrnn_fast.language.sampler import DrawnText
 from charrnn_fast.language.small_weights import rounded_to_bfloat16, rounded_to_int8
 from marks import slow_but
 from tolerances import assert_same_bits
@@ -140,7 +140,7 @@ def test_a_text_ends_before_the_first_stop_string(
 @example(pieces=["abcb"], stops=["abcb", "b"])
 def test_pieces_and_overlapping_stop_strings(pieces: list[str], stops: list[str]) -> None:
     vocabulary = Vocabulary.from_text("abc")
-    text = _Text(vocabulary, tuple(stops))
+    text = DrawnText(vocabulary, tuple(stops))
     written = ""
     for piece in pieces:
         written += text.extend(vocabulary.encode(piece))
@@ -168,7 +168,7 @@ def test_a_stop_string_may_begin_a_text_or_not_come(model: CharLM) -> None:
 
 def test_what_may_be_a_stop_string_is_held_back_and_nothing_else() -> None:
     vocabulary = Vocabulary.from_text("abcd")
-    text = _Text(vocabulary, ("abac", "cc"))
+    text = DrawnText(vocabulary, ("abac", "cc"))
     pieces = [text.extend(vocabulary.encode(c)) for c in "dabababcacd"]
     assert pieces == ["d", "", "", "", "ab", "", "ab", "ab", "c", "a", "cd"]
     assert text.finish() == ""

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <vector>
 
 #include "arrays.hpp"
 #include "model_on_device.hpp"
@@ -278,6 +279,35 @@ py::array_t<Token> sample(Model<T>& model, Index length, const py::object& token
 }
 
 template <class T>
+py::array_t<Token> sample_streams(Model<T>& model, Index length, const py::object& tokens,
+                                  const py::object& state, const py::object& seeds,
+                                  const py::object& positions, const py::object& temperatures,
+                                  const py::object& top_k, const py::object& top_p,
+                                  const std::string& weights) {
+  const Storage storage = storage_named(weights);
+  const py::array first = checked_array<Token>(tokens, "tokens");
+  if (first.ndim() != 1 || first.shape(0) < 1)
+    throw py::value_error("tokens must have shape [B], got " + text(shape_of(first)));
+  if (length < 0) throw py::value_error("length must be >= 0, got " + std::to_string(length));
+  const Index batch = first.shape(0);
+  const auto* seed = input<std::uint64_t>(seeds, "seeds", {batch});
+  const auto* position = input<std::uint64_t>(positions, "positions", {batch});
+  const auto* temperature = input<double>(temperatures, "temperatures", {batch});
+  const auto* k = input<Index>(top_k, "top_k", {batch});
+  const auto* p = input<double>(top_p, "top_p", {batch});
+  std::vector<StreamSampling> streams;
+  for (Index b = 0; b < batch; ++b)
+    streams.push_back({seed[b], position[b], {temperature[b], k[b], p[b]}});
+  T* const state_data = output<T>(state, "state", state_shape(model, batch));
+  auto drawn = new_array<Token>({length, batch});
+  Token* const drawn_data = drawn.mutable_data();
+  py::gil_scoped_release release;
+  model.sample(length, batch, static_cast<const Token*>(first.data()), state_data, streams.data(),
+               drawn_data, storage);
+  return drawn;
+}
+
+template <class T>
 void register_model(py::module_& m, const char* name) {
   using M = Model<T>;
   py::class_<M, std::shared_ptr<M>>(m, name)
@@ -376,7 +406,10 @@ void register_model(py::module_& m, const char* name) {
                              })
       .def("sample", &sample<T>, py::arg("length"), py::arg("tokens"), py::arg("state"),
            py::arg("seeds"), py::arg("position"), py::arg("temperature"), py::arg("top_k"),
-           py::arg("top_p"), py::arg("weights") = "");
+           py::arg("top_p"), py::arg("weights") = "")
+      .def("sample_streams", &sample_streams<T>, py::arg("length"), py::arg("tokens"),
+           py::arg("state"), py::arg("seeds"), py::arg("positions"), py::arg("temperatures"),
+           py::arg("top_k"), py::arg("top_p"), py::arg("weights") = "");
 }
 
 }  // namespace

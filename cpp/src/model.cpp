@@ -485,14 +485,32 @@ template <class T>
 void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
                       const std::uint64_t* seeds, std::uint64_t position,
                       const SamplingOptions& options, Token* drawn, Storage storage) {
+  check(options);
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
+  sampled_.reserve(batch);
+  for (Index b = 0; b < batch; ++b) sampled_.get()[b] = {seeds[b], position, options};
+  sample_streams(length, batch, first, state, drawn, storage);
+}
+
+template <class T>
+void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
+                      const StreamSampling* streams, Token* drawn, Storage storage) {
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
+  sampled_.reserve(batch);
+  for (Index b = 0; b < batch; ++b) check((sampled_.get()[b] = streams[b]).options);
+  sample_streams(length, batch, first, state, drawn, storage);
+}
+
+// With the streams that sampled_ has.
+template <class T>
+void Model<T>::sample_streams(Index length, Index batch, const Token* first, T* state, Token* drawn,
+                              Storage storage) {
   const NetworkShape& shape = network_.shape();
   require(shape.output_size > 0, "output_size of a network that samples must be >= 1, got 0");
   require(shape.output_size == shape.input_size,
           "output_size of a network that samples must be its "
           "input_size, ",
           shape.input_size, ", got ", shape.output_size);
-  check(options);
-  std::lock_guard<ForkSafeMutex> lock(mutex_);
   const Index V = shape.output_size;
   own_tokens("tokens", first, batch);
   Token* const tokens = given_tokens_.upload(batch);  // drawn tokens replace those fed
@@ -503,10 +521,8 @@ void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
   if (!device_->is_host) {
     state_.reserve(states);
     drawn_.reserve(std::max<Index>(1, length * batch));
-    seeds_.reserve(batch);
     device_->upload(state, states, state_.get());
-    device_->upload(seeds, batch, seeds_.get());
-    carried = state_.get(), to = drawn_.get(), seeds = seeds_.get();
+    carried = state_.get(), to = drawn_.get();
   }
   const Source from{parameters_.get(), version_};
   const PackedWeights<T> weights = packed_forward(from, in, storage);
@@ -520,12 +536,13 @@ void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
   double failure[3] = {-1, -1, -1};
   numbers_.reserve(3);
   device_->upload(failure, 3, numbers_.get());
-  DrawArgs<T> draw = draw_args(logits, V, options);
-  draw.seeds = seeds;
+  DrawArgs<T> draw{};
+  draw.logits = logits;
+  draw.vocab_size = V;
+  draw.streams = sampled_.upload(batch);
   draw.tokens = tokens;
   draw.scratch = logits + logits_elements;
   draw.failure = numbers_.get();
-  draw.position = position;
   draw.drawn = to;
   const bool at_once =
       network_.sample(parameters_.get(), weights, decoder, length, batch, carried, draw, tape);
@@ -535,7 +552,7 @@ void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
     network_.forward(parameters_.get(), weights, in, carried, false, tape, carried,
                      workspace_.get());
     network_.decode(decoder, network_.hidden(in, false, tape), batch, logits, storage);
-    draw.position = position + static_cast<std::uint64_t>(i);
+    draw.step = static_cast<std::uint64_t>(i);
     draw.drawn = to + i * batch;
     k.draw(draw, {0, batch});
     // Reading another device's memory would wait for it.

@@ -145,7 +145,7 @@ Index Model<T>::held_memory() {
     ((bytes += buffers.size() * Index(sizeof *buffers.get())), ...);
   };
   add(parameters_, dropped_, tape_, workspace_, gradients_, dh_, state_, losses_, x_, dx_, y_,
-      numbers_, staged_, given_gradients_, seeds_, drawn_, given_tokens_, given_targets_,
+      numbers_, staged_, given_gradients_, sampled_, drawn_, given_tokens_, given_targets_,
       given_lengths_, tokens_, targets_, order_, ranks_, offsets_, streams_, control_);
   for (const auto& storages : packed_)
     for (const PackedCopy& copy : storages) add(copy.weights);

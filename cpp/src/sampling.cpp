@@ -34,18 +34,6 @@ void check(const SamplingOptions& o) {
 }
 
 template <class T>
-DrawArgs<T> draw_args(const T* logits, Index vocab_size, const SamplingOptions& o) {
-  DrawArgs<T> p{};
-  p.logits = logits;
-  p.vocab_size = vocab_size;
-  // A temperature so low that its inverse is infinite acts as 0.
-  p.inverse_temperature = static_cast<T>(1 / o.temperature);
-  p.top_k = o.top_k;
-  p.top_p = o.top_p;
-  return p;
-}
-
-template <class T>
 void check_draw(const double* failure) {
   if (failure[0] < 0) return;
   require(failure[1] >= 0, "logits must be finite, got none that is: the weights are damaged");
@@ -63,18 +51,21 @@ void draw_tokens(const T* logits, Index batch, Index vocab_size, const std::uint
                  std::uint64_t position, const SamplingOptions& options, Token* tokens,
                  T* workspace) {
   double failure[3] = {-1, -1, -1};
-  DrawArgs<T> args = draw_args(logits, vocab_size, options);
-  args.seeds = seeds;
-  args.position = position;
-  args.tokens = tokens;
-  args.scratch = workspace;
-  args.failure = failure;
-  kernels_of<T>(cpu_device()).draw(args, {0, batch});
+  for (Index row = 0; row < batch && failure[0] < 0; ++row) {
+    const StreamSampling stream{seeds[row], position, options};
+    DrawArgs<T> args{};
+    args.logits = logits + row * vocab_size;
+    args.vocab_size = vocab_size;
+    args.streams = &stream;
+    args.tokens = tokens + row;
+    args.scratch = workspace;
+    args.failure = failure;
+    kernels_of<T>(cpu_device()).draw(args, {0, 1});
+  }
   check_draw<T>(failure);
 }
 
 #define CHARRNN_INSTANTIATE(T)                                                           \
-  template DrawArgs<T> draw_args(const T*, Index, const SamplingOptions&);               \
   template void check_draw<T>(const double*);                                            \
   template Index draw_elements<T>(Index);                                                \
   template void draw_tokens(const T*, Index, Index, const std::uint64_t*, std::uint64_t, \

@@ -121,30 +121,38 @@ CHARRNN_INLINE void sort_tokens(Token* tokens, Index n, const Before& before) {
 
 // How many of the likeliest tokens top_k keeps; and whether a draw needs them sorted.
 template <class T>
-CHARRNN_INLINE Index top_tokens(const DrawArgs<T>& p) {
-  return p.top_k > 0 && p.top_k < p.vocab_size ? p.top_k : p.vocab_size;
+CHARRNN_INLINE Index top_tokens(const DrawArgs<T>& p, Index row) {
+  const Index top_k = p.streams[row].options.top_k;
+  return top_k > 0 && top_k < p.vocab_size ? top_k : p.vocab_size;
 }
 template <class T>
-CHARRNN_INLINE bool sorts(const DrawArgs<T>& p) {
-  return top_tokens(p) < p.vocab_size || p.top_p < 1;
+CHARRNN_INLINE bool sorts(const DrawArgs<T>& p, Index row) {
+  return top_tokens(p, row) < p.vocab_size || p.streams[row].options.top_p < 1;
+}
+// A temperature so low that its inverse is infinite acts as 0: the likeliest token.
+template <class T>
+CHARRNN_INLINE T inverse_temperature(const DrawArgs<T>& p, Index row) {
+  return static_cast<T>(1 / p.streams[row].options.temperature);
 }
 
-// Draws by the probabilities (of any sum) of the tokens, in their order.
+// Draws for a row by the probabilities (of any sum) of the tokens, in their order.
 template <class T>
-CHARRNN_INLINE Token pick(const DrawArgs<T>& p, std::uint64_t seed, std::uint64_t position,
+CHARRNN_INLINE Token pick(const DrawArgs<T>& p, Index row, std::uint64_t step,
                           const T* probabilities, const Token* order) {
-  Index kept = top_tokens(p);
+  const double top_p = p.streams[row].options.top_p;
+  Index kept = top_tokens(p, row);
   double total = 0;
   for (Index j = 0; j < kept; ++j) total += static_cast<double>(probabilities[order[j]]);
-  if (p.top_p < 1) {
+  if (top_p < 1) {
     double sum = 0;
     Index j = 0;
-    while (j < kept && sum < p.top_p * total) sum += static_cast<double>(probabilities[order[j++]]);
+    while (j < kept && sum < top_p * total) sum += static_cast<double>(probabilities[order[j++]]);
     kept = j, total = sum;
   }
+  const std::uint64_t position = p.streams[row].position + step;
   std::uint32_t words[4] = {static_cast<std::uint32_t>(position),
                             static_cast<std::uint32_t>(position >> 32), 0, 0};
-  Philox(seed).draw(words);
+  Philox(p.streams[row].seed).draw(words);
   const double u = (words[0] >> 8) * 0x1p-24;
   double sum = 0;
   Index last = 0;
@@ -176,14 +184,15 @@ struct DrawToken : DrawRow<T> {
     T* const probabilities = this->probabilities(row);
     Token* const order = this->order(row);
     const Token best = this->verdict(row)[1];
-    if (!(p.inverse_temperature < T(INFINITY))) return best;
+    const T factor = inverse_temperature(p, row);
+    if (!(factor < T(INFINITY))) return best;
     const T most = probabilities[best];
     for (Index j = 0; j < n; ++j) {
-      probabilities[j] = math::exp((probabilities[j] - most) * p.inverse_temperature);
+      probabilities[j] = math::exp((probabilities[j] - most) * factor);
       order[j] = static_cast<Token>(j);
     }
-    if (sorts(p)) sort_tokens(order, n, Likelier<T>{probabilities});
-    return pick(p, p.seeds[row], p.position, probabilities, order);
+    if (sorts(p, row)) sort_tokens(order, n, Likelier<T>{probabilities});
+    return pick(p, row, p.step, probabilities, order);
   }
 };
 

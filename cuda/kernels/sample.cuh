@@ -89,8 +89,8 @@ CHARRNN_INLINE double* sample_failure(const DrawArgs<T>& p, Index row) {
 // Draws from a row of logits by one warp, into its probabilities and order. Returns the token, or
 // -1 for bad logits, of which `bad` receives the token (V: none is finite).
 template <class T>
-__device__ Token draw_by_warp(const DrawArgs<T>& p, std::uint64_t seed, std::uint64_t position,
-                              T* x, Token* order, Index* bad) {
+__device__ Token draw_by_warp(const DrawArgs<T>& p, Index row, std::uint64_t step, T* x,
+                              Token* order, Index* bad) {
   const Index n = p.vocab_size, lane = threadIdx.x % 32;
   const T infinity = T(INFINITY);
   Index best = n, wrong = n;
@@ -108,13 +108,14 @@ __device__ Token draw_by_warp(const DrawArgs<T>& p, std::uint64_t seed, std::uin
   }
   *bad = wrong;
   if (wrong < n || most == -infinity) return Token(-1);
-  if (!(p.inverse_temperature < infinity)) return static_cast<Token>(best);
+  const T factor = inverse_temperature(p, row);
+  if (!(factor < infinity)) return static_cast<Token>(best);
   for (Index j = lane; j < n; j += 32) {
-    x[j] = math::exp((x[j] - most) * p.inverse_temperature);
+    x[j] = math::exp((x[j] - most) * factor);
     order[j] = static_cast<Token>(j);
   }
   sync_warp();
-  if (sorts(p)) {
+  if (sorts(p, row)) {
     const Likelier<T> likelier{x};
     for (Index j = lane; j < n; j += 32) {
       Index before = 0;
@@ -124,7 +125,7 @@ __device__ Token draw_by_warp(const DrawArgs<T>& p, std::uint64_t seed, std::uin
     }
     sync_warp();
   }
-  return lane == 0 ? pick(p, seed, position, x, order) : Token(0);
+  return lane == 0 ? pick(p, row, step, x, order) : Token(0);
 }
 
 template <class Cell, class T, int streams>
@@ -221,9 +222,8 @@ __global__ void sample_kernel(SampleArgs<T> p) {
     if (warp < rows && !failed) {
       T* const x = probabilities + warp * V;
       Index bad;
-      const Token drawn =
-          draw_by_warp(p.draw, p.draw.seeds[first + warp],
-                       p.draw.position + static_cast<std::uint64_t>(i), x, order + warp * V, &bad);
+      const Token drawn = draw_by_warp(p.draw, first + warp, static_cast<std::uint64_t>(i), x,
+                                       order + warp * V, &bad);
       failed = shuffle(drawn, 0) < 0;
       if (lane == 0 && failed) {
         double* const failure = sample_failure(p.draw, first + warp);

@@ -270,6 +270,20 @@ class _Model(Generic[_F]):
     ) -> Tokens:
         """-> drawn tokens [length, B]."""
 
+    def sample_streams(
+        self,
+        length: int,
+        tokens: Tokens,  # [B]
+        state: Floats,  # [S, L, B, H] updated in place
+        seeds: NDArray[np.uint64],  # [B]
+        positions: NDArray[np.uint64],  # [B]
+        temperatures: NDArray[np.float64],  # [B]
+        top_k: NDArray[np.int64],  # [B]
+        top_p: NDArray[np.float64],  # [B]
+        weights: str = "",
+    ) -> Tokens:
+        """As `sample`, for streams that differ in position and options."""
+
 class ModelFloat32(_Model[np.float32]): ...
 class ModelFloat64(_Model[np.float64]): ...
 

@@ -129,6 +129,14 @@ class Run {
                        drawn.data(), storage);
           results.add(drawn);
         }
+      std::vector<StreamSampling> streams(count(B));  // which differ in everything
+      for (Index b = 0; b < B; ++b) {
+        const auto n = static_cast<std::uint64_t>(b);
+        streams[count(b)] = {n, 5 * n, {0.4 * double(b % 3), b % 4, b % 2 ? 0.9 : 1.0}};
+      }
+      std::vector<Token> drawn(count(rows));
+      model.sample(Case<T>::steps, B, c.tokens.data(), state.data(), streams.data(), drawn.data());
+      results.add(drawn);
     });
   }
 

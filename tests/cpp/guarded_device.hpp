@@ -238,7 +238,7 @@ void check_args(const char* k, const LossSumArgs<T>& p) {
 }
 template <class T>
 void check_args(const char* k, const DrawArgs<T>& p) {
-  check_pointers(k, p.logits, p.seeds, p.tokens, p.drawn, p.scratch, p.failure);
+  check_pointers(k, p.logits, p.streams, p.tokens, p.drawn, p.scratch, p.failure);
 }
 template <class T>
 void check_args(const char* k, const UpdateArgs<T>& p) {

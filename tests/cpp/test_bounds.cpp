@@ -334,6 +334,9 @@ Results run_model(const Case<T>& c, const std::string& rule, const OptimizerOpti
       model.sample(3, B, first.data(), state.data(), seeds.data(), 0, {0.9, V / 2, 0.95},
                    drawn.data(), storage);
       results.add(drawn);
+      const Guarded<StreamSampling> streams(count(B), {3, 7, {0.9, V / 2, 0.95}});
+      model.sample(3, B, first.data(), state.data(), streams.data(), drawn.data(), storage);
+      results.add(drawn);
     });
   }
   return results;

@@ -171,6 +171,10 @@ class Model {
   void sample(Index length, Index batch, const Token* first, T* state, const std::uint64_t* seeds,
               std::uint64_t position, const SamplingOptions& options, Token* drawn,
               Storage storage = Storage::full);
+  // The same for streams [B] that differ in options and position, as those of a server do: each
+  // draws what it would draw alone.
+  void sample(Index length, Index batch, const Token* first, T* state,
+              const StreamSampling* streams, Token* drawn, Storage storage = Storage::full);
 
   void update(Optimizer<T>& optimizer, const T* gradients, double learning_rate);
 
@@ -230,6 +234,8 @@ class Model {
                           Optimizer<T>& optimizer, const TrainOptions& options);
   void add_up_losses(const SequenceInput<T>& in, double* stream_sums = nullptr) const;
   double first_number() const;
+  void sample_streams(Index length, Index batch, const Token* first, T* state, Token* drawn,
+                      Storage storage);
   Index gradient_chunks() const;
   double sum_of_gradient_squares() const;
   Index numbers(Index batch, bool training) const;
@@ -255,12 +261,12 @@ class Model {
   MirroredBuffer<Index> control_{*device_};
   // If the device is not the host: the caller's arrays in transit, and its gradients.
   AlignedBuffer<T> staged_{*device_}, given_gradients_{*device_};
-  AlignedBuffer<std::uint64_t> seeds_{*device_};
   AlignedBuffer<Token> drawn_{*device_};
   // Checked copies of the caller's arrays. tokens_ and targets_: sorted, or kept for backward.
   MirroredBuffer<Token> given_tokens_{*device_}, given_targets_{*device_};
   AlignedBuffer<Index> given_lengths_;
   MirroredBuffer<Token> tokens_{*device_}, targets_{*device_};
+  MirroredBuffer<StreamSampling> sampled_{*device_};
   // Of the last call with lengths: order_[r] is the index in the caller's batch of the network's
   // row r; ranks_ is the inverse; offsets_ as in SequenceInput. streams_: stream numbers for the
   // masks.

@@ -25,6 +25,12 @@ struct SamplingOptions {
 // std::invalid_argument is thrown.
 void check(const SamplingOptions& options);
 
+// A stream of draws: its seed, the number of its next draw, and how it draws.
+struct StreamSampling {
+  std::uint64_t seed = 0, position = 0;
+  SamplingOptions options;
+};
+
 // Elements of draw_tokens' workspace.
 template <class T>
 Index draw_elements(Index vocab_size);

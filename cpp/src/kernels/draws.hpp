@@ -36,8 +36,12 @@ Token draw_row(const DrawArgs<T>& p, Index row, T* probabilities, Ranked* order,
     if (x > probabilities[best]) best = i;
   }
   if (probabilities[best] == -infinity) return fails(-1, -infinity);
-  if (!(p.inverse_temperature < infinity)) return static_cast<Token>(best);
-  exp_shifted(probabilities, n, p.inverse_temperature, probabilities);
+  const StreamSampling& stream = p.streams[row];
+  const SamplingOptions& o = stream.options;
+  // A temperature so low that its inverse is infinite acts as 0.
+  const T inverse_temperature = static_cast<T>(1 / o.temperature);
+  if (!(inverse_temperature < infinity)) return static_cast<Token>(best);
+  exp_shifted(probabilities, n, inverse_temperature, probabilities);
   const auto at = [&](Index i) { return static_cast<double>(probabilities[order[i].token]); };
   for (Index i = 0; i < n; ++i) order[i].token = static_cast<Token>(i);
   const auto likelier = [&](Ranked a, Ranked b) {
@@ -45,23 +49,24 @@ Token draw_row(const DrawArgs<T>& p, Index row, T* probabilities, Ranked* order,
     return x != y ? x > y : a.token < b.token;
   };
   Index kept = n;
-  if (p.top_k > 0 && p.top_k < n) {
-    kept = p.top_k;
+  if (o.top_k > 0 && o.top_k < n) {
+    kept = o.top_k;
     std::partial_sort(order, order + kept, order + n, likelier);
-  } else if (p.top_p < 1) {
+  } else if (o.top_p < 1) {
     std::sort(order, order + n, likelier);
   }
   double total = 0;
   for (Index i = 0; i < kept; ++i) total += at(i);
-  if (p.top_p < 1) {
+  if (o.top_p < 1) {
     double sum = 0;
     Index i = 0;
-    while (i < kept && sum < p.top_p * total) sum += at(i++);
+    while (i < kept && sum < o.top_p * total) sum += at(i++);
     kept = i, total = sum;
   }
-  std::uint32_t words[4] = {static_cast<std::uint32_t>(p.position),
-                            static_cast<std::uint32_t>(p.position >> 32), 0, 0};
-  Philox(p.seeds[row]).draw(words);
+  const std::uint64_t position = stream.position + p.step;
+  std::uint32_t words[4] = {static_cast<std::uint32_t>(position),
+                            static_cast<std::uint32_t>(position >> 32), 0, 0};
+  Philox(stream.seed).draw(words);
   const double u = (words[0] >> 8) * 0x1p-24;
   double sum = 0;
   Index last = 0;

@@ -34,6 +34,7 @@
 #include "charrnn_fast/cell_info.hpp"
 #include "charrnn_fast/config.hpp"
 #include "charrnn_fast/number_types.hpp"
+#include "charrnn_fast/sampling.hpp"
 
 namespace charrnn_fast {
 
@@ -488,14 +489,11 @@ template <class T>
 struct DrawArgs {
   const T* logits;
   Index vocab_size;
-  const std::uint64_t* seeds;  // [B]
-  std::uint64_t position;
-  T inverse_temperature;  // not finite: the likeliest token
-  Index top_k;            // 0: all
-  double top_p;
-  Token* tokens;  // [B]
-  Token* drawn;   // [B] a second copy, or null
-  T* scratch;     // draw_scratch() elements
+  const StreamSampling* streams;  // [B]
+  std::uint64_t step;             // added to each stream's position
+  Token* tokens;                  // [B]
+  Token* drawn;                   // [B] a second copy, or null
+  T* scratch;                     // draw_scratch() elements
   // [3] the first row with bad logits: the row, -1 if there is none; the token, -1 if no logit is
   // finite; its logit. Must be -1 on entry. Rows before it are drawn.
   double* failure;

@@ -106,7 +106,7 @@ def draw_pieces(
     rnn: RNN, vocabulary: Vocabulary, request: Request, seed: int, block: int
 ) -> Iterator[str]:
     """The text of one seed in non-empty pieces, one for every `block` tokens drawn."""
-    text = _Text(vocabulary, request.stops)
+    text = DrawnText(vocabulary, request.stops)
     if piece := text.begin(request.prime):
         yield piece
     drawing = _Drawing(rnn, _read(rnn, request), [seed], request.sampling)
@@ -133,7 +133,7 @@ def draw_texts(
 
 def _texts(drawing: _Drawing, vocabulary: Vocabulary, request: Request) -> list[str]:
     """The text of each stream of a drawing; a stream whose text has ended is drawn no further."""
-    texts = [_Text(vocabulary, request.stops) for _ in range(drawing.count)]
+    texts = [DrawnText(vocabulary, request.stops) for _ in range(drawing.count)]
     pieces = [[text.begin(request.prime)] for text in texts]
     going = list(range(drawing.count))
     block = _STOP_BLOCK if request.stops else BLOCK
@@ -150,7 +150,7 @@ def _texts(drawing: _Drawing, vocabulary: Vocabulary, request: Request) -> list[
     return ["".join([*pieces[b], text.finish()]) for b, text in enumerate(texts)]
 
 
-class _Text:
+class DrawnText:
     """The text of a stream of tokens, piece by piece, up to the first stop string.
 
     Stop strings are searched for in drawn text, not in the prime. A possible beginning of one is
@@ -209,15 +209,15 @@ def _read(rnn: RNN, request: Request) -> _Start:
     """Reads request.read from the zero state, except the last id: drawing reads that one."""
     network: Any = rnn.core
     state = rnn.states.zeros(1)
-    tokens, weights = request.read, _small(request.sampling)
+    tokens, weights = request.read, kernel_weights(request.sampling)
     for start in range(0, len(tokens) - 1, _PRIME_BLOCK):
         block = tokens[start : min(start + _PRIME_BLOCK, len(tokens) - 1), None]
         network.read(block, state, weights)
     return _Start(state, int(tokens[-1]))
 
 
-def _small(sampling: Sampling) -> str:
-    """The kernels' name of the weights."""
+def kernel_weights(sampling: Sampling) -> str:
+    """The kernels' name of the weights; "": the network's own."""
     return sampling.weight_dtype if sampling.weight_dtype in SMALL_DTYPES else ""
 
 
@@ -255,7 +255,7 @@ class _Drawing:
             float(sampling.temperature),
             min(sampling.top_k or 0, self._rnn.output_size or self._rnn.hidden_size),
             1.0 if sampling.top_p is None else float(sampling.top_p),
-            _small(sampling),
+            kernel_weights(sampling),
         )
         self._last = np.ascontiguousarray(drawn[-1])
         self._position += steps
