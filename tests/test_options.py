@@ -71,10 +71,17 @@ def test_every_setting_survives_a_checkpoint() -> None:
     values = options.pick(options.ALL, {"clip_norm": math.inf, "zoneout": [0.1, 0.2]})
     read = options.restored(options.stored(values), "model")
     assert values.pop("device") == "cpu"  # of this machine, not of the training
-    assert values.pop("compute_dtype") == "float32"  # which older versions do not know
+    later = {option.name: option.default for option in options.ALL if option.later}
+    assert {name: values.pop(name) for name in later} == later  # which older versions do not know
     assert read == {name: value for name, value in values.items() if value is not None}
-    rounded = {"compute_dtype": "bfloat16"}
-    assert options.restored(options.stored(rounded), "model") == rounded
+    others = {
+        "compute_dtype": "bfloat16",
+        "split": [0.8, 0.1, 0.1],
+        "validation": ["a", "b"],
+        "test": ["c"],
+        "final_test": True,
+    }
+    assert options.restored(options.stored(others), "model") == others
 
 
 def test_every_setting_survives_a_file(tmp_path: Path) -> None:

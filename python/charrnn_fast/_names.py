@@ -59,6 +59,8 @@ _SAME = {
         "checkpoint_dir checkpoint_name savefile save save_dir save_path out out_dir "
         "output_dir output_file model_name outf outfile"
     ),
+    "validation": "val_data valid valid_data valid_file val_file dev_file validation_file",
+    "test": "test_data test_file",
     "log": "log_file log_path",
     "tensorboard": "log_dir tensorboard_dir tb_dir",
     "log_every": "log_interval",
@@ -120,9 +122,8 @@ _OTHERWISE = {
         "wordvec_size emsize embedding_size embedding_dim embed_size emb_size embed_dim emb_dim "
         "input_encoding_size char_size tied tie_weights dropoute"
     ),
-    "the last 10 % of the text are for validation": (
-        "train_frac val_frac test_frac validation_split val_split valid_size val_size val_data "
-        "valid validation"
+    "the last 10 % of the text are for validation, {split} takes other shares": (
+        "train_frac val_frac test_frac validation_split val_split valid_size val_size"
     ),
     "leave it out, progress is told every ten seconds, and in full in the log": (
         "print_every print_cycle verbose quiet display_iteration"

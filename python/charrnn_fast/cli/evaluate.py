@@ -10,14 +10,16 @@ from dataclasses import dataclass
 
 from .._checks import brief
 from ..language.model import CharLM
+from ..storage import configuration
 from ..storage.input_files import shown
 from ..text import files as text_files
-from ..text.corpus import Corpus
-from ..text.files import find_files
+from ..text.corpus import Corpus, count_of
+from ..text.files import UTF8, find_files
 from ..text.vocabulary import Vocabulary
 from . import show
 from .parsing import (
     Commands,
+    InsteadAction,
     add_device,
     add_texts,
     add_threads,
@@ -26,14 +28,22 @@ from .parsing import (
     unescaped,
 )
 from .sample import add_weight_dtype
+from .texts import test_of
 
 _TOTAL = "total"
+_TEST = "test"
 
 
 def add(commands: Commands) -> None:
     evaluate = commands.add("eval", run, "Measure a trained model's loss on text files.")
     evaluate.add_argument("model", type=file_option, metavar="MODEL", help="saved by train")
-    add_texts(evaluate)
+    texts = add_texts(evaluate)
+    evaluate.add_argument(
+        "--test",
+        action=InsteadAction,
+        of=texts,
+        help="the test part of the training, once all is chosen; TEXT: where its text is now",
+    )
     evaluate.add_argument(
         "--document-mark",
         type=mark_option,
@@ -84,13 +94,16 @@ class _Loss:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.test:
+        return _run_test(arguments)
     stored = CharLM.load(
         arguments.model, device=arguments.device, compute_dtype=arguments.compute_dtype
     )
     paths = find_files(arguments.text)
     text_files.check(paths)
     # Reads all files, each once, before evaluating the first.
-    corpora = Corpus.of_each_file(paths, stored.vocabulary, arguments.encoding)
+    encoding = arguments.encoding or UTF8
+    corpora = Corpus.of_each_file(paths, stored.vocabulary, encoding)
     corpora = [
         _checked(path, corpus, arguments.document_mark)
         for path, corpus in zip(paths, corpora, strict=True)
@@ -104,6 +117,24 @@ def run(arguments: argparse.Namespace) -> int:
         total += loss
     if arguments.json or len(paths) > 1:
         write(None, total)
+    return 0
+
+
+def _run_test(arguments: argparse.Namespace) -> int:
+    """Evaluates the test part of the training in a checkpoint."""
+    if arguments.document_mark is not None:
+        raise ValueError("--test reads the text as the training did: leave out --document-mark")
+    tensors, config = configuration.read(arguments.model)
+    stored = CharLM.from_checkpoint(
+        arguments.model, tensors, config, arguments.device, arguments.compute_dtype
+    )
+    text = test_of(arguments.model, config, stored, arguments.text or [], arguments.encoding)
+    model = stored.read_as(arguments.weight_dtype)
+    write = _json_writer() if arguments.json else _table_writer([_TEST], model.vocabulary)
+    predicted = len(text.ids) - 1
+    nats = model.evaluate_ids(text.ids, text.starts_within) * predicted
+    unknown = count_of(text.ids, model.vocabulary.unknown_id)
+    write(_TEST, _Loss(len(text.ids), unknown, predicted, nats))
     return 0
 
 

@@ -29,7 +29,9 @@ from .parsing import (
     integer_option,
     mark_option,
     number_option,
+    numbers_option,
     output_option,
+    path_option,
     zoneout_option,
 )
 
@@ -49,10 +51,17 @@ class Option:
     help: str
     metavar: str | None = None
     choices: tuple[str, ...] = ()
+    later: bool = False
+    """Whether older versions do not know it: a checkpoint has it only where it is no default."""
 
     @property
     def flag(self) -> str:
         return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def is_paths(self) -> bool:
+        """Whether it takes one path or more."""
+        return self.parse is path_option
 
     def convert(self, value: Any, source: str) -> Any:
         """A value of a TOML file or of ``--set``; ValueError names source."""
@@ -62,7 +71,7 @@ class Option:
             raise ValueError(f"{source}: {self.name}: {error}") from None
 
     def _converted(self, value: Any) -> Any:
-        if self is PATHS:
+        if self.is_paths:
             paths = value if isinstance(value, list) else [value]
             if not paths or not all(path and isinstance(path, str) for path in paths):
                 raise argparse.ArgumentTypeError(f"must be paths, got {schema.shown(value)}")
@@ -88,7 +97,8 @@ class Option:
 
 _count, _share = integer_option(1), number_option(least=0, below=1)
 
-PATHS = Option("text", None, str, "files, folders and patterns")  # the arguments without a flag
+# The arguments without a flag.
+PATHS = Option("text", None, path_option, "files, folders and patterns")
 
 TEXT = (
     Option(
@@ -103,6 +113,24 @@ TEXT = (
     ),
     Option("min_count", 1, _count, "replace characters that occur less often by U+FFFD", "N"),
     Option("document_mark", None, mark_option, "end of a document: '<|end|>', '\\n\\n'", "TEXT"),
+    Option(
+        "split",
+        None,
+        numbers_option(above=0, below=1),
+        "shares of the text for training, validation and, if there is a third, a test: "
+        "0.8,0.1,0.1 (default: 0.9,0.1)",
+        "SHARES",
+        later=True,
+    ),
+    Option(
+        "validation",
+        None,
+        path_option,
+        "files for validation; all of the text is then for training",
+        "FILE",
+        later=True,
+    ),
+    Option("test", None, path_option, "files for a test at the end", "FILE", later=True),
 )
 
 SHAPE = (
@@ -208,6 +236,13 @@ RUN = (
     Option("sample_length", 200, integer_option(0), "characters sampled at each evaluation", "N"),
     Option("checkpoint_every", None, _count, "save between evaluations, too", "STEPS"),
     Option("log_every", 100, _count, "updates per line of the log", "STEPS"),
+    Option(
+        "final_test",
+        False,
+        None,
+        "at the end, print the loss of the test part, with the best weights",
+        later=True,
+    ),
 )
 
 LOGS = (
@@ -225,13 +260,14 @@ LOGS = (
 # Of this machine, and thus in no checkpoint.
 DEVICE = Option("device", "cpu", str, "where to train: cpu, cuda or, for GPU N, cuda:N", "NAME")
 
-# A resumed training may have another. Older versions know only the default.
+# A resumed training may have another.
 COMPUTE = Option(
     "compute_dtype",
     "float32",
     str,
     "number format of the products' operands",
     choices=registry.COMPUTE_DTYPES,
+    later=True,
 )
 
 ALL = (PATHS, *TEXT, *MODEL, *TRAINING, *SCHEDULE, *RUN, *LOGS, DEVICE, COMPUTE)
@@ -261,6 +297,7 @@ def add(parser: Parser) -> None:
                 group.add_argument(
                     option.flag,
                     type=option.parse,
+                    nargs="+" if option.is_paths else None,
                     metavar=option.metavar,
                     choices=option.choices or None,
                     help=about,
@@ -327,8 +364,9 @@ def stored(values: Values) -> dict[str, Any]:
     # JSON has no infinity.
     kept = {n: "inf" if value == math.inf else value for n, value in values.items()}
     kept.pop(DEVICE.name, None)
-    if kept.get(COMPUTE.name) == COMPUTE.default:
-        del kept[COMPUTE.name]
+    for option in ALL:
+        if option.later and option.name in kept and kept[option.name] == option.default:
+            del kept[option.name]
     return {_KEY: kept}
 
 

@@ -156,8 +156,9 @@ class Commands:
         return sub
 
 
-def add_texts(parser: Parser) -> None:
-    parser.add_argument(
+def add_texts(parser: Parser) -> argparse.Action:
+    """Returns the argument of the texts. The encoding is None if it is not given."""
+    texts = parser.add_argument(
         "text",
         type=path_option,
         nargs="+",
@@ -167,10 +168,10 @@ def add_texts(parser: Parser) -> None:
     parser.add_argument(
         "--encoding",
         type=encoding_option,
-        default=UTF8,
         metavar="NAME",
         help="encoding of the files, as Python names it (default: utf-8)",
     )
+    return texts
 
 
 def add_threads(parser: Parser) -> None:
@@ -191,6 +192,20 @@ def add_device(parser: Parser) -> None:
         choices=registry.COMPUTE_DTYPES,
         help="number format of the products' operands (default: the model's own)",
     )
+
+
+class InsteadAction(argparse.Action):
+    """A switch that makes another argument optional."""
+
+    def __init__(
+        self, option_strings: Sequence[str], dest: str, help: str, of: argparse.Action
+    ) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=False, help=help)
+        self._of = of
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, *_: Any) -> None:
+        setattr(namespace, self.dest, True)
+        self._of.required = False
 
 
 class ResumeAction(argparse.Action):

@@ -18,8 +18,9 @@ from .parsing import (
     output_option,
     path_option,
 )
-from .train_files import check_logs, check_readers, checked_output, default_log, files_of
-from .train_report import conclude, describe, ending, interrupted
+from .texts import default_log
+from .train_files import check_logs, check_readers, checked_output, files_of
+from .train_report import conclude, describe, ending, final_test, interrupted
 from .train_setup import corpus_of, origin_of, resumed, trainer_of
 
 
@@ -87,16 +88,23 @@ def _run(arguments: argparse.Namespace, given: options.Values, group: Group) -> 
         values = resumed(origin, given) if arguments.resume and origin else given
         log_path = values.get("log") or (arguments.output and default_log(arguments.output))
         files = files_of(arguments, values, given, log_path)
-        check_readers(files, group)
+        check_readers(files.all, group)
         if group.rank == 0:
             check_logs(arguments, values, log_path)
         corpus = corpus_of(arguments, files, values, origin)
         trainer, steps = trainer_of(arguments, corpus, values, given, origin, log_path, group)
+        if values.get("final_test") and corpus.test is None:
+            raise ValueError(
+                "--final-test must have a test part: --split 0.8,0.1,0.1 keeps one, --test FILE "
+                "names one"
+            )
         begun = trainer.num_steps
         streams.output(sys.stdout).goes_on = True  # the model matters more than the printed lines
-        describe(trainer, corpus, len(files), steps, group.size)
+        describe(trainer, corpus, len(files.text), steps, group.size)
     if not trainer.evaluation_due and (begun >= steps or trainer.is_stale()):
         print(f"nothing left to train: {ending(trainer, steps)}")
+        if values.get("final_test") and group.rank == 0:
+            final_test(arguments, trainer)
         return 0
     try:
         trainer.fit(steps=max(steps - begun, 0))
@@ -109,4 +117,10 @@ def _run(arguments: argparse.Namespace, given: options.Values, group: Group) -> 
     if group.rank:
         return 0
     plain = set(given) == {"demo"}
-    return conclude(arguments, trainer, demonstration=bool(values.get("demo")), plain=plain)
+    return conclude(
+        arguments,
+        trainer,
+        demonstration=bool(values.get("demo")),
+        plain=plain,
+        tested=bool(values.get("final_test")),
+    )

@@ -5,23 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..storage import atomic_file, checkpoint
 from ..storage.input_files import STANDARD_INPUT, shown
-from ..text.files import find_files
+from ..text.corpus import OWN_PARTS, find_parts
 from ..training import log
 from ..training.distributed import Group
 from ..training.resume import best_path, check_checkpoints, locked
 from . import options
 from .parsing import AUTO
-
-
-def default_log(output: str) -> str:
-    """model.jsonl beside model.safetensors."""
-    return f"{output.removesuffix('.safetensors')}.jsonl"
+from .texts import Files, check_again, found_again
 
 
 @contextmanager
@@ -99,38 +95,68 @@ def files_of(
     values: options.Values,
     given: options.Values,
     log_path: str | None,
-) -> list[str]:
+) -> Files:
     """The files to train on; ValueError if an output file is one of them."""
-    paths = values.get("text") or []
+    own = {part: values[part] for part in OWN_PARTS if values.get(part)}
+    named = {"text": values.get("text") or [], **own}
     if values.get("demo"):
-        if paths:
-            raise ValueError("--demo brings its own text; leave out either --demo or the files")
-        return []
-    if not paths:
+        for part, paths in named.items():
+            if paths:
+                what = "the files" if part == "text" else f"--{part}"
+                raise ValueError(f"--demo brings its own text; leave out either --demo or {what}")
+        return Files([], {})
+    if not named["text"]:
         raise ValueError("no text to train on: name one or more files, or use --demo")
     output: str | None = arguments.output
     if log_path and atomic_file.is_standard_error(log_path):
         log_path = None
     written = {"-o": output, "the log": log_path, "--tensorboard": values.get("tensorboard")}
+    everything = [path for paths in named.values() for path in paths]
     for name, path in written.items():
-        for folder in filter(os.path.isdir, paths if path else ()):
+        for folder in filter(os.path.isdir, everything if path else ()):
             if path and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
                 raise ValueError(
                     f"{path} lies in {folder}, a folder to train on, and would be read as a text "
                     f"the next time; {name} takes another place, or a pattern names the texts"
                 )
-    if arguments.resume and not given.get("text"):
-        _check_again(paths, output)
+    if arguments.resume:
+        assert output is not None
+        for part, paths in named.items():
+            if not given.get(part):
+                named[part] = found_again(paths, output)
+                check_again(named[part], output, _command(part, output))
     ours = [path for path in (output, output and best_path(output), log_path) if path]
-    files = find_files(paths, without=ours)
-    there = [file for file in files if os.path.exists(file)]
+    try:
+        files = Files(*find_parts(named.pop("text"), named, ours))
+    except FileNotFoundError as error:
+        _tell_of_lost(error, arguments, given)
+        raise
+    there = [file for file in files.all if os.path.exists(file)]
     for path in filter(os.path.exists, ours):
         if any(os.path.samefile(path, file) for file in there):
             raise ValueError(f"{path} is a text to train on; the training would overwrite it")
     return files
 
 
-def check_readers(files: list[str], group: Group) -> None:
+def _command(part: str, output: str) -> str:
+    """The command that resumes with the text of a part given anew."""
+    text = "TEXT" if part == "text" else f"--{part} FILE"
+    return f"charrnn-fast train {text} -o {shlex.quote(output)} --resume"
+
+
+def _tell_of_lost(
+    error: FileNotFoundError, arguments: argparse.Namespace, given: options.Values
+) -> None:
+    """ValueError that says how to resume, if a text of the checkpoint's is not there."""
+    if not arguments.resume or any(given.get(part) for part in ("text", *OWN_PARTS)):
+        return
+    raise ValueError(
+        f"{error.filename} is not there, the text that {arguments.output} was trained on; name it "
+        f"where it is now: {_command('text', arguments.output)}"
+    ) from None
+
+
+def check_readers(files: Sequence[str], group: Group) -> None:
     """ValueError if several processes would read what can be read only once."""
     for file in files:
         only_once = file == STANDARD_INPUT or (os.path.exists(file) and not os.path.isfile(file))
@@ -138,16 +164,4 @@ def check_readers(files: list[str], group: Group) -> None:
             raise ValueError(
                 f"text must be files, which each of the {group.size} processes reads, got "
                 f"{shown(file)}"
-            )
-
-
-def _check_again(paths: list[str], output: str | None) -> None:
-    """ValueError if the text of a resumed training could be read only once."""
-    for path in paths:
-        kept = os.path.isfile(path) or os.path.isdir(path) or not os.path.exists(path)
-        if path == STANDARD_INPUT or not kept:
-            raise ValueError(
-                f"{output} was trained on a text from {shown(path)}, which could be read once "
-                f"only; give it again: charrnn-fast train TEXT -o {shlex.quote(str(output))} "
-                f"--resume"
             )

@@ -9,6 +9,7 @@ import shlex
 
 from .. import _devices
 from .._checks import brief
+from ..language.model import CharLM
 from ..runtime import get_num_threads
 from ..text import demo
 from ..text.corpus import Corpus
@@ -51,7 +52,7 @@ def describe(
     in_files = f" in {num_files:,} files" if num_files > 1 else ""
     print(
         f"text        {len(corpus):,} {corpus.vocabulary.kind}{in_files}: {len(corpus.train):,} to "
-        f"train on, the last {len(corpus.validation):,} for validation"
+        f"train on, {_others(corpus)}"
     )
     print(f"vocabulary  {show.vocabulary_line(corpus.vocabulary)}")
     print(f"model       {show.model_line(trainer.model)}")
@@ -73,12 +74,44 @@ def describe(
     )
 
 
+def _others(corpus: Corpus) -> str:
+    """What is for validation and test."""
+    validation = f"{len(corpus.validation):,}"
+    if corpus.own_identity("validation") is not None:
+        validation = f"another {validation}"
+    elif corpus.test is None or corpus.own_identity("test") is not None:
+        validation = f"the last {validation}"
+    if corpus.test is None:
+        return f"{validation} for validation"
+    which = "another" if corpus.own_identity("test") is not None else "the last"
+    return f"{validation} for validation, {which} {len(corpus.test):,} for the test"
+
+
+def final_test(arguments: argparse.Namespace, trainer: Trainer) -> None:
+    """Prints the test loss of the weights with the lowest validation loss."""
+    model, best, corpus = trainer.model, trainer.best, trainer.corpus
+    assert corpus is not None and corpus.test is not None
+    step = trainer.num_steps
+    if best is not None and best.step != step and arguments.output:
+        path = best_path(arguments.output)
+        model = CharLM.load(path, device=trainer.device, compute_dtype=model.rnn.compute_dtype)
+        step = best.step
+    loss = model.evaluate_ids(corpus.test, corpus.test_starts)
+    print(f"test loss: {show.losses(loss, model.vocabulary)}, after {step:,} steps", flush=True)
+
+
 def conclude(
-    arguments: argparse.Namespace, trainer: Trainer, *, demonstration: bool, plain: bool
+    arguments: argparse.Namespace,
+    trainer: Trainer,
+    *,
+    demonstration: bool,
+    plain: bool,
+    tested: bool = False,
 ) -> int:
     """Prints the result of the training, and what to do with it.
 
-    plain: this was the unchanged demonstration, so that its bound holds.
+    plain: this was the unchanged demonstration, so that its bound holds. tested: the test part is
+    evaluated, too.
     """
     model = trainer.model
     loss, best = trainer.history[-1].validation_loss, trainer.best
@@ -88,6 +121,8 @@ def conclude(
             f"the best was {brief(best.validation_loss, 4)} after {best.step:,} steps: "
             f"{best_path(arguments.output)}"
         )
+    if tested:
+        final_test(arguments, trainer)
     if demonstration:
         print(f"\n{model.sample(400, prime='def ', temperature=0.7, seed=1)}\n")
     if arguments.output:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from typing import NamedTuple
 
 from .._checks import calling
@@ -12,7 +11,6 @@ from ..rnn import zoneout_rates
 from ..storage import configuration
 from ..text import demo
 from ..text.corpus import Corpus
-from ..text.files import UTF8
 from ..text.vocabulary import Vocabulary
 from ..training.callbacks import Callback
 from ..training.distributed import Group
@@ -20,7 +18,7 @@ from ..training.log import JsonLog, TensorBoardLog
 from ..training.schedules import Constant, Cosine, Decay, Linear, Plateau, Schedule
 from ..training.trainer import Trainer
 from . import options
-from .parsing import unescaped
+from .texts import Files, read_corpus
 
 _EPOCHS = 20
 
@@ -32,6 +30,17 @@ _OF_SCHEDULES = {
     "after": "--lr-decay-after",
     "patience": "--lr-patience",
     "final": "--final-lr",
+}
+
+
+# What a setting of the text stands for, so that one of a checkpoint gives way. The training then
+# checks that it is divided as before.
+_INSTEAD = {
+    "text": ["demo"],
+    "demo": ["text", "validation", "test"],
+    "split": ["validation", "test"],
+    "validation": ["split"],
+    "test": ["split"],
 }
 
 
@@ -47,9 +56,10 @@ class Origin(NamedTuple):
 def resumed(origin: Origin, given: options.Values) -> options.Values:
     """The settings of a resumed training."""
     values = options.override(origin.values, given, "")
-    for one, other in (("text", "demo"), ("demo", "text")):
-        if given.get(one):
-            values.pop(other, None)
+    for one, others in _INSTEAD.items():
+        for other in others if given.get(one) else ():
+            if other not in given:
+                values.pop(other, None)
     return values
 
 
@@ -89,41 +99,17 @@ def origin_of(arguments: argparse.Namespace, given: options.Values, group: Group
 
 
 def corpus_of(
-    arguments: argparse.Namespace, files: list[str], values: options.Values, origin: Origin | None
+    arguments: argparse.Namespace, files: Files, values: options.Values, origin: Origin | None
 ) -> Corpus:
     """The text to train on, read by its settings."""
-    text = options.pick(options.TEXT, values)
-    encoding, mark = text["encoding"], text["document_mark"]
-    mark = None if mark is None else unescaped(mark)
-    # The vocabulary of a resumed training was made with the min_count that it began with.
-    min_count = 1 if arguments.resume else text["min_count"]
     vocabulary = None
     if origin is not None:
         vocabulary = origin.model.vocabulary
-    elif text["bytes"]:
+    elif values.get("bytes"):
         vocabulary = Vocabulary.from_bytes()
-    if not text["demo"]:
-        try:
-            return Corpus.from_files(
-                *files,
-                vocabulary=vocabulary,
-                encoding=encoding,
-                min_count=min_count,
-                document_mark=mark,
-            )
-        except FileNotFoundError as error:
-            if not arguments.resume or arguments.text:
-                raise
-            raise ValueError(
-                f"{error.filename} is not there, the text that {arguments.output} was trained on; "
-                f"name it where it is now: charrnn-fast train TEXT -o "
-                f"{shlex.quote(arguments.output)} --resume"
-            ) from None
-    if encoding != UTF8:
-        raise ValueError(
-            f"--encoding must be {UTF8} with --demo, which brings its own text, got {encoding}"
-        )
-    return Corpus.from_text(demo.text(), vocabulary, min_count=min_count, document_mark=mark)
+    # The vocabulary of a resumed training was made with the min_count that it began with.
+    min_count = 1 if arguments.resume else values.get("min_count", 1)
+    return read_corpus(files, values, vocabulary, min_count)
 
 
 def trainer_of(
@@ -142,6 +128,7 @@ def trainer_of(
     foreign = arguments.resume and origin is not None and not origin.values
     run = options.pick(options.RUN, values)
     epochs, steps, log_every = run.pop("epochs"), run.pop("steps"), run.pop("log_every")
+    run.pop("final_test")
     if foreign:
         run = {name: value for name, value in run.items() if name in given}
     settings = {

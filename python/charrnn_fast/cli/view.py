@@ -9,6 +9,7 @@ from ..language.model import CharLM
 from ..storage import atomic_file
 from ..storage.input_files import shown
 from ..text.corpus import Corpus
+from ..text.files import UTF8
 from ..view import GENERATOR, page_of_ids
 from . import show
 from .parsing import (
@@ -68,7 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.model, device=arguments.device, compute_dtype=arguments.compute_dtype
     )
     vocabulary = model.vocabulary
-    corpus = Corpus.from_files(*arguments.text, vocabulary=vocabulary, encoding=arguments.encoding)
+    corpus = Corpus.from_files(
+        *arguments.text, vocabulary=vocabulary, encoding=arguments.encoding or UTF8
+    )
     start, end = arguments.start, min(arguments.start + arguments.length, len(corpus))
     if end - start < 2:
         raise ValueError(

@@ -97,13 +97,19 @@ _EVALUATION = row(
     learning_rate=number(least=0),
 )
 
+_TEXT = {
+    "length": integer(1, 2**63 - 1),
+    "fingerprint": _SHA256,
+    "file_starts": optional(_SHA256),
+}
+
 _CORPUS = table(
+    {**_TEXT, "document_mark": optional(text())},
     {
-        "length": integer(1, 2**63 - 1),
-        "fingerprint": _SHA256,
-        "document_mark": optional(text()),
-        "file_starts": optional(_SHA256),
-    }
+        "split": list_of(number(above=0, below=1)),
+        "validation": table(_TEXT),
+        "test": table(_TEXT),
+    },
 )
 
 _OWN = mapping(anything)
@@ -210,9 +216,26 @@ def _check_training(training: dict[str, Any]) -> None:
                 f"training.history.{i}.0 (step) must be in {last} to {steps}, got {step}"
             )
         last = step
-    corpus = training["corpus"]
-    if corpus is not None and (corpus["document_mark"] is None) != (corpus["file_starts"] is None):
+    if training["corpus"] is not None:
+        _check_corpus(training["corpus"])
+
+
+def _check_corpus(corpus: dict[str, Any]) -> None:
+    for name in ("", "validation", "test"):
+        part = corpus.get(name) if name else corpus
+        if part is not None and (corpus["document_mark"] is None) != (part["file_starts"] is None):
+            raise ValueError(
+                f"training.corpus.{f'{name}.' if name else ''}file_starts must be null where "
+                f"training.corpus.document_mark is, and only there"
+            )
+    split = corpus.get("split")
+    if split is None:
+        return
+    if "validation" in corpus:
+        raise ValueError("training.corpus.split must be absent where training.corpus.validation is")
+    most = 2 if "test" in corpus else 3
+    if not 2 <= len(split) <= most or abs(sum(split) - 1) > 1e-6:
         raise ValueError(
-            "training.corpus.file_starts must be null where training.corpus.document_mark is, and "
-            "only there"
+            f"training.corpus.split must be {'2' if most == 2 else '2 or 3'} shares that add up to "
+            f"1, got {split}"
         )

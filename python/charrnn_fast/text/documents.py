@@ -26,9 +26,15 @@ class Documents:
     """Where the documents of a text begin: after every mark and at every file's start."""
 
     def __init__(
-        self, ids: Ids, vocabulary: Vocabulary, mark: str, file_starts: Sequence[int]
+        self,
+        ids: Ids,
+        vocabulary: Vocabulary,
+        mark: str,
+        file_starts: Sequence[int],
+        *,
+        must_occur: bool = True,
     ) -> None:
-        """mark "" occurs nowhere. Raises ValueError if the mark is not in the text."""
+        """mark "" occurs nowhere. Raises ValueError if the mark is not in the text, but must be."""
         self._ids = ids
         self.mark = mark
         encoded = vocabulary.encode_part(mark, called("document_mark"), 0)
@@ -39,7 +45,7 @@ class Documents:
             )
         self._mark_ids = encoded.astype(ids.dtype)  # [M]
         self.file_starts = np.setdiff1d(np.array(file_starts, np.int64), [0])
-        if mark and not self._is_marked():
+        if mark and must_occur and not self._is_marked():
             raise ValueError(f"{called('document_mark')} must occur in the text, got {mark!r}")
 
     def starts_within(self, first: int, last: int) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from numpy.typing import NDArray
 
@@ -13,7 +13,7 @@ from .. import _devices, optim
 from .._checks import StrPath, called
 from ..language.model import STATES, CharLM, tensor_name
 from ..storage import atomic_file, checkpoint, configuration
-from ..text.corpus import Corpus
+from ..text.corpus import OWN_PARTS, USUAL_SPLIT, Corpus, shown_split
 from .distributed import Group
 from .schedules import from_config
 
@@ -64,30 +64,79 @@ def read_stored(
                 f"{called(key)} must be {settings[key]!r}, with which {name} was trained, got "
                 f"{changes[key]!r}"
             )
-    text = training["corpus"]
-    if corpus is not None and text is not None:
+    if corpus is not None and training["corpus"] is not None:
         check_vocabulary(model, corpus)
-        ours = corpus.identity()
-        length, fingerprint = text["length"], text["fingerprint"]
-        if ours["document_mark"] != text["document_mark"]:
-            raise ValueError(
-                f"{called('document_mark')} must be {text['document_mark']!r}, with which {name} "
-                f"was trained, got {ours['document_mark']!r}"
-            )
-        if (length, fingerprint) != (len(corpus), corpus.fingerprint):
-            unit = corpus.vocabulary.unit
-            raise ValueError(
-                f"the corpus must be the one that {name} was trained on, {length} {unit}s "
-                f"(fingerprint {fingerprint[:12]}), got {len(corpus)} (fingerprint "
-                f"{corpus.fingerprint[:12]}); to train its weights on another text, use "
-                f"Trainer(CharLM.load({name!r}), corpus), or train --init-from"
-            )
-        if ours != text:
-            raise ValueError(
-                f"the corpus is the text that {name} was trained on, but its files begin at "
-                f"other places, and with a {called('document_mark')} each is a document"
-            )
+        check_corpus(name, corpus, training["corpus"])
     return Stored(model, settings, training, tensors)
+
+
+def check_corpus(name: str, corpus: Corpus, stored: Mapping[str, Any]) -> None:
+    """ValueError unless corpus is the one, divided in the same way, of the checkpoint name.
+
+    stored: the identity of that one.
+    """
+    ours = corpus.identity()
+    if ours["document_mark"] != stored["document_mark"]:
+        raise ValueError(
+            f"{called('document_mark')} must be {stored['document_mark']!r}, with which {name} "
+            f"was trained, got {ours['document_mark']!r}"
+        )
+    _check_text(
+        f"the corpus must be the one that {name} was trained on",
+        ours,
+        stored,
+        corpus.vocabulary.unit,
+        f"; to train its weights on another text, use Trainer(CharLM.load({name!r}), corpus), or "
+        f"train --init-from",
+    )
+    divided, before = _divided(ours), _divided(stored)
+    if divided != before:
+        raise ValueError(
+            f"the corpus must be divided as that with which {name} was trained, by {before}, got "
+            f"{divided}"
+        )
+    for part in OWN_PARTS:
+        if part in stored:
+            check_own_text(name, part, ours[part], stored[part], corpus.vocabulary.unit)
+    if ours != stored:
+        _refuse_starts("the corpus", name)
+
+
+def check_own_text(
+    name: str, part: str, ours: Mapping[str, Any], stored: Mapping[str, Any], unit: str
+) -> None:
+    """As `check_corpus`, of the text for validation or test alone."""
+    what = f"the text for {called(part)}"
+    _check_text(f"{what} must be the one with which {name} was trained", ours, stored, unit)
+    if ours != stored:
+        _refuse_starts(what, name)
+
+
+def _refuse_starts(what: str, name: str) -> NoReturn:
+    raise ValueError(
+        f"{what} is the text that {name} was trained on, but its files begin at other places, and "
+        f"with a {called('document_mark')} each is a document"
+    )
+
+
+def _check_text(
+    what: str, ours: Mapping[str, Any], stored: Mapping[str, Any], unit: str, advice: str = ""
+) -> None:
+    length, fingerprint = stored["length"], stored["fingerprint"]
+    if (length, fingerprint) != (ours["length"], ours["fingerprint"]):
+        raise ValueError(
+            f"{what}, {length} {unit}s (fingerprint {fingerprint[:12]}), got {ours['length']} "
+            f"(fingerprint {ours['fingerprint'][:12]}){advice}"
+        )
+
+
+def _divided(text: Mapping[str, Any]) -> str:
+    """How a text is divided, by its identity."""
+    own = [part for part in OWN_PARTS if part in text]
+    names = [called(part) for part in own]
+    if "validation" not in own:
+        names.insert(0, f"{called('split')} {shown_split(text.get('split', USUAL_SPLIT))}")
+    return " and ".join(names)
 
 
 @contextmanager

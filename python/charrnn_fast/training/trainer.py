@@ -32,7 +32,7 @@ from .._objects import Settled
 from ..language.model import CharLM
 from ..storage import checkpoint, configuration
 from ..text.chunks import Chunks
-from ..text.corpus import Corpus
+from ..text.corpus import OWN_PARTS, Corpus, shown_split
 from . import interrupts
 from .callbacks import Callback, Evaluation, Update
 from .clock import Stopwatch
@@ -655,10 +655,16 @@ class Trainer(Settled):
         check_vocabulary(self.model, corpus)
         unit = corpus.vocabulary.unit
         chunks = Chunks(corpus.train, self._batch_size, self._seq_len, unit)
-        if len(corpus.validation) < 2:
+        for name, ids in (("validation", corpus.validation), ("test", corpus.test)):
+            if ids is None or len(ids) >= 2:
+                continue
+            if corpus.own_identity(name) is not None:
+                raise ValueError(f"the text for {called(name)} must have 2 {unit}s or more, got 1")
+            share = corpus.split[1 if name == "validation" else 2]
+            which = "the last " * (corpus.test is None or name == "test")
             raise ValueError(
-                f"the text is too short: its validation part, the last 10 % of {len(corpus)} "
-                f"{unit}s, must have two or more"
+                f"the text is too short: its {name} part, {which}{100 * share:.6g} % of "
+                f"{len(corpus)} {unit}s, must have two or more"
             )
         return chunks
 
@@ -822,6 +828,22 @@ class Trainer(Settled):
             nats += piece
         return self._agree(1.0, nats / predicted)[1]
 
+    def test_loss(self) -> float:
+        """The loss of the test part, in nats per character: one stream from the zero state.
+
+        For the end, when all has been chosen by the validation loss. For the weights of another
+        evaluation, as the best, make a trainer from their checkpoint. Of several processes, process
+        0 computes it for all. Raises ValueError if the corpus has no test part.
+        """
+        corpus = self.corpus
+        if corpus is None or corpus.test is None:
+            raise ValueError(
+                "the corpus must have a test part: give it a split with three shares, as "
+                "(0.8, 0.1, 0.1), or a text for test"
+            )
+        ids, model = corpus.test, self.model
+        return self._group.on_first(lambda: model.evaluate_ids(ids, corpus.test_starts))
+
     def is_stale(self) -> bool:
         """Whether the last `patience` evaluations brought no new best one: early stopping."""
         best = self.best
@@ -927,6 +949,8 @@ def _facts(corpus: Corpus) -> dict[str, object]:
         "vocabulary": f"{len(vocabulary)} {vocabulary.unit}s (fingerprint {symbols[:12]})",
         "document_mark": facts["document_mark"],
         "places where files begin": facts["file_starts"],
+        "split": shown_split(corpus.split),
+        **{name: corpus.own_identity(name) for name in OWN_PARTS},
     }
 
 

@@ -1,0 +1,446 @@
+"""Texts divided for training, validation and test: what reads which part, in Python and the
+command.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import charrnn_fast as cf
+from charrnn_fast import CharLM, Corpus, Trainer, Vocabulary
+from charrnn_fast.cli import main
+from charrnn_fast.storage import checkpoint, configuration
+from test_cli import refused
+
+TEXT = "the quick brown fox jumps over the lazy dog\n" * 20  # 880 characters
+SMALL = ["--hidden-size", "4", "--num-layers", "1", "--batch-size", "6", "--seq-len", "20"]
+SMALL += ["--sample-length", "0"]
+
+Capture = pytest.CaptureFixture[str]
+
+
+def decoded(corpus: Corpus) -> list[str]:
+    parts = (corpus.train, corpus.validation, corpus.test)
+    return [corpus.vocabulary.decode(part) for part in parts if part is not None]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_text(TEXT)
+    (tmp_path / "other").write_text(TEXT[200:500])
+    (tmp_path / "last").write_text(TEXT[300:420])
+    return tmp_path
+
+
+def nats(capsys: Capture, *arguments: str) -> float:
+    """What ``charrnn-fast eval`` measures."""
+    assert main(["eval", *arguments, "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    loss: float = json.loads(lines[0])["nats_per_character"]
+    return loss
+
+
+# ---- Corpus ----
+
+
+@pytest.mark.parametrize(
+    ("split", "ends"),
+    [
+        ((0.8, 0.1, 0.1), (16, 18)),
+        ((0.5, 0.25, 0.25), (10, 15)),
+        ((1 / 3, 1 / 3, 1 / 3), (6, 13)),
+        ([0.7, 0.3], (14, 20)),
+        ((0.9, 0.1), (18, 20)),
+        (None, (18, 20)),
+    ],
+)
+def test_shares_are_contiguous(tmp_path: Path, split: Any, ends: tuple[int, int]) -> None:
+    text = "abcdefghijklmnopqrst"
+    path = tmp_path / "text"
+    path.write_text(text)
+    expected = [text[: ends[0]], text[ends[0] : ends[1]], text[ends[1] :]]
+    in_bytes = Vocabulary.from_bytes()
+    for corpus in (
+        Corpus.from_text(text, split=split),
+        Corpus.from_files(path, split=split),
+        Corpus.from_files(path, split=split, vocabulary=in_bytes),
+    ):
+        assert decoded(corpus) == [part for part in expected if part]
+        assert len(corpus.vocabulary) in (20, 256)  # also those of the test part alone
+        assert (corpus.test is None) == (ends[1] == 20)
+
+
+def test_shares_count_as_they_are_written() -> None:
+    """In binary 0.29 of 100 is 28.999..., and 0.7 + 0.2 is below 0.9."""
+    corpus = Corpus(np.zeros(100, np.uint8), Vocabulary.from_text("ab"), split=(0.29, 0.71))
+    assert len(corpus.train) == 29
+    corpus = Corpus(np.zeros(10, np.uint8), Vocabulary.from_text("ab"), split=(0.7, 0.2, 0.1))
+    assert (len(corpus.train), len(corpus.validation)) == (7, 2)
+
+
+def test_parts_may_be_texts_of_their_own(tmp_path: Path) -> None:
+    paths = {name: tmp_path / name for name in ("text", "validation", "test")}
+    for name, path in paths.items():
+        path.write_text({"text": "abcabcabca", "validation": "bca", "test": "ccb"}[name])
+    whole, others = "abcabcabca", {"validation": "bca", "test": "ccb"}
+    for given, parts in (
+        (["validation"], [whole, "bca"]),
+        (["test"], [whole[:9], "a", "ccb"]),
+        (["validation", "test"], [whole, "bca", "ccb"]),
+    ):
+        for corpus in (
+            Corpus.from_text(whole, **{name: others[name] for name in given}),  # type: ignore[arg-type]
+            Corpus.from_files(paths["text"], **{name: paths[name] for name in given}),  # type: ignore[arg-type]
+        ):
+            assert decoded(corpus) == parts
+            assert len(corpus) == 10
+    corpus = Corpus.from_text(whole, test="cc", split=(0.5, 0.5))
+    assert decoded(corpus) == ["abcab", "cabca", "cc"]
+    several = Corpus.from_files(paths["text"], validation=[paths["validation"], paths["test"]])
+    assert decoded(several) == [whole, "bcaccb"]
+
+
+def test_the_vocabulary_sees_no_text_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("abab" * 5)
+    (tmp_path / "other").write_text("abc")
+    with pytest.raises(ValueError, match=r"other has the character 'c' .* position 2"):
+        Corpus.from_files(tmp_path / "text", test=tmp_path / "other")
+    with pytest.raises(ValueError, match=r"validation has the character 'c' .* position 2"):
+        Corpus.from_text("abab", validation="abc")
+    corpus = Corpus.from_text("ababab_", test="abc", min_count=2)
+    assert decoded(corpus)[-1] == "ab\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": (0.8, 0.1)}, r"split must add up to 1, got 0.8,0.1, which adds up to 0.9"),
+        ({"split": (0.8, 0.2, 0.0)}, r"split must be finite, above 0, below 1, got 0.0"),
+        ({"split": (1.0,)}, r"split must be 2 or 3 shares, for training, .*, got 1"),
+        ({"split": (0.2,) * 5}, r"split must be 2 or 3 shares, .*, got 0.2,0.2,0.2,0.2,0.2"),
+        ({"split": "0.8"}, r"split must be 2 or 3 shares, got '0.8'"),
+        ({"split": (0.8, 0.1, 0.1), "test": "ab"}, r"must be 2 shares, .*, got 0.8,0.1,0.1"),
+        ({"split": (0.9, 0.1), "validation": "ab"}, r"split must be left out with validation, got"),
+        ({"validation": ""}, r"validation must have 1 character or more, got none"),
+        ({"test": b"ab"}, r"test must be a str or None, got bytes"),
+    ],
+)
+def test_impossible_splits_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        Corpus.from_text("abababab", **options)
+
+
+def test_a_file_is_of_one_part(folder: Path) -> None:
+    (folder / "texts").mkdir()
+    for name in ("text", "other", "last"):
+        shutil.copy(name, folder / "texts" / name)
+    corpus = Corpus.from_files("texts", validation="texts/other", test=["texts/last"])
+    assert decoded(corpus) == [TEXT, TEXT[200:500], TEXT[300:420]]
+    corpus = Corpus.from_files("texts/*", validation="texts/other")
+    assert decoded(corpus) == [TEXT[300:420] + TEXT, TEXT[200:500]]
+    (folder / "link").symlink_to("text")
+    for one, named in (
+        ("text", {"test": "link"}),
+        ("other", {"validation": "text", "test": "text"}),
+    ):
+        with pytest.raises(ValueError, match=r"is named for \w+ and for test; the parts"):
+            Corpus.from_files(one, **named)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="standard input is named twice"):
+        Corpus.from_files("-", test="-")
+
+
+def test_documents_begin_in_each_part() -> None:
+    text = "ab.b.ba.a" * 3 + "ab"
+    corpus = Corpus.from_text(text, document_mark=".", split=(0.5, 0.25, 0.25))
+    starts = [p for p in range(1, 29) if text[p - 1] == "."]
+    for begin, end, found in (
+        (14, 21, corpus.validation_starts(0, 7)),
+        (21, 29, corpus.test_starts(0, 8)),
+    ):
+        assert found.tolist() == [p - begin for p in starts if begin <= p < end]
+    other = Corpus.from_text(text, document_mark=".", validation="a.b.ab", test="abab")
+    assert other.validation_starts(0, 6).tolist() == [2, 4]
+    assert other.test_starts(0, 4).tolist() == []  # one document
+    assert other.starts_within(0, 29).tolist() == starts
+
+
+def test_files_of_a_part_are_documents(tmp_path: Path) -> None:
+    for name, text in (("a", "abc"), ("b", "ab"), ("c", "cba")):
+        (tmp_path / name).write_text(text)
+    one, *two = (tmp_path / name for name in "abc")
+    corpus = Corpus.from_files(one, validation=two, document_mark="")
+    assert corpus.validation_starts(0, 5).tolist() == [2]
+    assert pickle.loads(pickle.dumps(corpus)).identity() == corpus.identity()
+
+
+def test_corpora_that_are_divided_otherwise_are_told_apart() -> None:
+    made = [
+        Corpus.from_text(TEXT),
+        Corpus.from_text(TEXT, split=(0.8, 0.2)),
+        Corpus.from_text(TEXT, split=(0.8, 0.1, 0.1)),
+        Corpus.from_text(TEXT, validation=TEXT[:90]),
+        Corpus.from_text(TEXT, validation=TEXT[1:91]),
+        Corpus.from_text(TEXT, test=TEXT[:90]),
+    ]
+    identities = [json.dumps(corpus.identity()) for corpus in made]
+    assert len(set(identities)) == len(made)
+    assert len({corpus.fingerprint for corpus in made}) == 1
+    usual = Corpus.from_text(TEXT, split=(0.9, 0.1)).identity()
+    assert usual == made[0].identity()
+    assert set(usual) == {"length", "fingerprint", "document_mark", "file_starts"}  # as ever
+    for corpus, identity in zip(made, identities, strict=True):
+        again = pickle.loads(pickle.dumps(corpus))
+        assert json.dumps(again.identity()) == identity
+        assert decoded(again) == decoded(corpus)
+
+
+# ---- training ----
+
+
+def trainer_of(corpus: Corpus, **options: Any) -> Trainer:
+    model = CharLM(corpus.vocabulary, 4, 1, seed=1)
+    return Trainer(model, corpus, batch_size=6, seq_len=20, **options)
+
+
+def test_training_reads_no_test_part(tmp_path: Path) -> None:
+    """Weights, losses and samples are those with any other test part."""
+    other = TEXT[:792] + "\n".join(reversed(TEXT[792:].split("\n")))
+    assert sorted(other) == sorted(TEXT) and other != TEXT  # so that the vocabulary is the same
+    found = []
+    for text in (TEXT, other):
+        trainer = trainer_of(Corpus.from_text(text, split=(0.8, 0.1, 0.1)), random_offset=True)
+        trainer.fit(epochs=3, progress=False)
+        weights = {name: w.tobytes() for name, w in trainer.model.rnn.parameters().items()}
+        found.append((trainer.history, weights))
+    assert found[0] == found[1]
+    assert len(trainer.corpus.train) == 704  # type: ignore[union-attr]
+    assert trainer.history[-1].validation_loss == trainer.model.evaluate(TEXT[704:792])
+    assert trainer.test_loss() == trainer.model.evaluate(other[792:])
+
+
+def test_a_corpus_without_a_test_part_has_no_test_loss() -> None:
+    with pytest.raises(ValueError, match="the corpus must have a test part: give it a split"):
+        trainer_of(Corpus.from_text(TEXT)).test_loss()
+
+
+def test_parts_that_are_too_short_are_refused() -> None:
+    for options, message in (
+        ({"split": (0.98, 0.015, 0.005)}, "its test part, the last 0.5 % of 200 characters"),
+        ({"split": (0.98, 0.005, 0.015)}, "its validation part, 0.5 % of 200 characters, must"),
+        ({"validation": "a"}, "the text for validation must have 2 characters or more, got 1"),
+        ({"test": "a"}, "the text for test must have 2 characters or more, got 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer_of(Corpus.from_text("abcd" * 50, **options))
+
+
+def test_resuming_with_another_split_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    split = Corpus.from_text(TEXT, split=(0.8, 0.1, 0.1))
+    trainer_of(split, checkpoint_path=path).fit(steps=1, progress=False)
+    assert Trainer.resume(path, Corpus.from_text(TEXT, split=[0.8, 0.1, 0.1])).num_steps == 1
+    for options, got in (
+        ({}, "split 0.9,0.1"),
+        ({"split": (0.7, 0.1, 0.2)}, "split 0.7,0.1,0.2"),
+        ({"validation": TEXT[:90]}, "validation"),
+    ):
+        with pytest.raises(ValueError, match=rf"was trained, by split 0.8,0.1,0.1, got {got}$"):
+            Trainer.resume(path, Corpus.from_text(TEXT, **options))
+    own = Corpus.from_text(TEXT, validation=TEXT[:90], test=TEXT[9:60])
+    trainer_of(own, checkpoint_path=path).fit(steps=1, progress=False)
+    with pytest.raises(ValueError, match=r"by validation and test, got split 0.9,0.1 and test$"):
+        Trainer.resume(path, Corpus.from_text(TEXT, test=TEXT[9:60]))
+    with pytest.raises(ValueError, match=r"the text for test must be the one .*, 51 .*, got 52 "):
+        Trainer.resume(path, Corpus.from_text(TEXT, validation=TEXT[:90], test=TEXT[9:61]))
+
+
+def test_checkpoints_without_a_split_are_those_of_older_versions(tmp_path: Path) -> None:
+    trainer_of(Corpus.from_text(TEXT)).save(tmp_path / "model")
+    _, config = checkpoint.read(tmp_path / "model")
+    text = config["training"]["corpus"]
+    assert set(text) == {"length", "fingerprint", "document_mark", "file_starts"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": [0.8, 0.1]}, "split must be 2 or 3 shares that add up to 1, got"),
+        (
+            {"split": [0.5, 0.5], "validation": "it"},
+            "split must be absent where training.corpus.va",
+        ),
+        ({"split": [0.8, 0.1, 0.1], "test": "it"}, "split must be 2 shares that add up to 1, got"),
+        ({"test": {"length": 3}}, "training.corpus.test.fingerprint is missing"),
+        ({"document_mark": "a", "file_starts": "0" * 64, "test": "it"}, "corpus.test.file_starts"),
+        ({"share": 1}, "training.corpus.share is unknown to this version"),
+    ],
+)
+def test_wrong_splits_in_a_file_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "model"
+    trainer_of(Corpus.from_text(TEXT)).save(path)
+    tensors, config = checkpoint.read(path)
+    text = config["training"]["corpus"]
+    own = {"length": 3, "fingerprint": "0" * 64, "file_starts": None}
+    text |= {key: own if value == "it" else value for key, value in changes.items()}
+    with pytest.raises(ValueError, match=message):
+        configuration.check(config)
+    checkpoint.write(path, tensors, config)
+    with pytest.raises(cf.CheckpointError, match=message):
+        Trainer.resume(path)
+
+
+# ---- the command ----
+
+
+@pytest.mark.parametrize("kind", [[], ["--bytes"]])
+def test_the_test_part_is_evaluated_at_the_end(
+    folder: Path, capsys: Capture, kind: list[str]
+) -> None:
+    train = ["train", "text", "-o", "m.safetensors", "--split", "0.8,0.1,0.1", *SMALL, *kind]
+    assert main([*train, "--epochs", "2", "--final-test"]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "880 %s: 704 to train on, 88 for validation, the last 88 for the test\n"
+        % ("bytes" if kind else "characters")
+        in shown
+    )
+    loss = CharLM.load("m.safetensors").evaluate(TEXT[792:])
+    unit = "byte" if kind else "character"
+    assert f"test loss: {loss:.4f} nats per {unit} ({loss / np.log(2):.4f} bits), after" in shown
+    assert nats(capsys, "m.safetensors", "--test") == loss
+    assert nats(capsys, "m.best.safetensors", "--test") == loss  # the last was the best
+    assert main(["eval", "m.safetensors", "--test"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["test", "88", f"{loss:.4f}"]
+    # resumed as it was, and again at its end
+    assert main(["train", "-o", "m.safetensors", "--resume", "--epochs", "3"]) == 0
+    assert "test loss: " in capsys.readouterr().out
+    assert main(["train", "-o", "m.safetensors", "--resume"]) == 0
+    out = capsys.readouterr().out
+    assert "nothing left to train" in out and "test loss: " in out
+
+
+def test_texts_of_their_own_are_remembered(folder: Path, capsys: Capture) -> None:
+    train = ["train", "text", "--validation", "other", "--test", "last", "-o", "m.safetensors"]
+    assert main([*train, "--epochs", "1", *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert "880 to train on, another 300 for validation, another 120 for the test\n" in out
+    model = CharLM.load("m.safetensors")
+    assert nats(capsys, "m.safetensors", "--test") == model.evaluate(TEXT[300:420])
+    assert main(["train", "-o", "m.safetensors", "--resume", "--epochs", "2"]) == 0
+    capsys.readouterr()
+    resume = ["train", "-o", "m.safetensors", "--resume", "--epochs", "3"]
+    error = refused([*resume, "--split", "0.8,0.2"], capsys)
+    assert "was trained, by --validation and --test, got --split 0.8,0.2\n" in error
+    error = refused([*resume, "--test", "other", "--validation", "last"], capsys)
+    assert "the text for --validation must be the one with which m.safetensors was tr" in error
+
+
+def test_the_best_weights_are_tested(folder: Path, capsys: Capture) -> None:
+    train = ["train", "text", "-o", "m.safetensors", "--split", "0.8,0.1,0.1", *SMALL]
+    train += ["--learning-rate", "5", "--evaluate-every", "1", "--steps", "6", "--final-test"]
+    assert main(train) == 0
+    out = capsys.readouterr().out
+    trainer = Trainer.resume("m.safetensors")
+    assert trainer.best is not None and trainer.best.step < 6  # at this rate it gets worse
+    loss = CharLM.load("m.best.safetensors").evaluate(TEXT[792:])
+    assert f"test loss: {loss:.4f} nats" in out and f"after {trainer.best.step} steps" in out
+
+
+def test_a_text_that_has_moved_is_found_again(
+    folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "one/data").mkdir(parents=True)
+    (folder / "one/runs").mkdir()
+    shutil.move("text", "one/data/text")
+    monkeypatch.chdir(folder / "one")
+    train = ["train", "data/text", "-o", "runs/m.safetensors", "--split", "0.8,0.1,0.1", *SMALL]
+    assert main([*train, "--epochs", "1"]) == 0
+    monkeypatch.chdir(folder)
+    shutil.move("one", "two")  # with all that lies in it
+    capsys.readouterr()
+    loss = nats(capsys, "two/runs/m.safetensors", "--test")
+    assert loss == CharLM.load("two/runs/m.safetensors").evaluate(TEXT[792:])
+    assert main(["train", "-o", "two/runs/m.safetensors", "--resume", "--epochs", "2"]) == 0
+    shutil.move("two/data/text", "two/runs/text")  # beside the model
+    capsys.readouterr()
+    nats(capsys, "two/runs/m.safetensors", "--test")
+    assert main(["train", "-o", "two/runs/m.safetensors", "--resume", "--epochs", "3"]) == 0
+    shutil.move("two/runs/text", "elsewhere")
+    capsys.readouterr()
+    error = refused(["eval", "two/runs/m.safetensors", "--test"], capsys)
+    assert "data/text is not there, the text that two/runs/m.safetensors was trained on;" in error
+    assert "charrnn-fast eval two/runs/m.safetensors --test TEXT\n" in error
+    nats(capsys, "two/runs/m.safetensors", "--test", "elsewhere")
+    Path("elsewhere").write_text(TEXT[1:] + "t")
+    error = refused(["eval", "two/runs/m.safetensors", "--test", "elsewhere"], capsys)
+    assert "the corpus must be the one that two/runs/m.safetensors was trained on" in error
+
+
+def test_a_python_training_is_tested_on_a_named_text(folder: Path, capsys: Capture) -> None:
+    corpus = Corpus.from_files("text", split=(0.8, 0.1, 0.1), document_mark="\n")
+    trainer_of(corpus, checkpoint_path="m").fit(steps=2, progress=False)
+    assert "m does not name its text; name it: charrnn-fast eval m --test TEXT" in refused(
+        ["eval", "m", "--test"], capsys
+    )
+    assert nats(capsys, "m", "--test", "text") == Trainer.resume("m", corpus).test_loss()
+    own = Corpus.from_files("text", test="last", document_mark="\n")
+    trainer_of(own, checkpoint_path="m").fit(steps=2, progress=False)
+    assert nats(capsys, "m", "--test", "last") == Trainer.resume("m", own).test_loss()
+    error = refused(["eval", "m", "--test", "other"], capsys)
+    assert "the text for --test must be the one with which m was trained, 120 chara" in error
+
+
+def test_the_demonstration_may_be_split(
+    folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charrnn_fast.text.demo.text", lambda: TEXT)
+    train = ["train", "--demo", "--split", "0.8,0.1,0.1", "-o", "m", "--steps", "1", *SMALL]
+    assert main(train) == 0
+    capsys.readouterr()
+    assert nats(capsys, "m", "--test") == CharLM.load("m").evaluate(TEXT[792:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["train", "text", "-o", "n", "--split", "0.8,0.1"],
+            "--split must add up to 1, got 0.8,0.",
+        ),
+        (["train", "text", "-o", "n", "--split", "0.8,x"], "--split: invalid list of numbers"),
+        (["train", "text", "-o", "n", "--split", "0.8,1.2"], "--split: must be finite, above 0, b"),
+        (
+            ["train", "text", "-o", "n", "--split", "0.8,0.2", "--validation", "other"],
+            "--split must be left out with --validation, got 0.8,0.2",
+        ),
+        (["train", "text", "-o", "n", "--test", "text"], "text is named for text and for --test;"),
+        (["train", "text", "-o", "n", "--test", "gone"], "gone: No such file"),
+        (
+            ["train", "text", "-o", "n", "--final-test", *SMALL],
+            "--final-test must have a test part: --sp",
+        ),
+        (["train", "--demo", "--test", "other"], "--demo brings its own text; leave out either "),
+        (["train", "text", "-o", "n", "--test", "m"], "text is empty: m"),
+        (["eval", "plain", "--test"], "plain was trained without a test part: train --split 0.8"),
+        (["eval", "alone", "--test"], "alone holds no training on a text, and so no test part"),
+        (["eval", "plain", "--test", "--document-mark", "a"], "leave out --document-mark"),
+        (["train", "text", "-o", "n", "--validation-split", "0.1"], "--split takes other shares"),
+        (["train", "text", "-o", "n", "--val-data", "x"], "did you mean --validation x?"),
+    ],
+)
+def test_what_is_refused(folder: Path, capsys: Capture, arguments: list[str], message: str) -> None:
+    Path("m").touch()
+    trainer_of(Corpus.from_text(TEXT)).save("plain")
+    CharLM(Vocabulary.from_text("ab"), 2, 1).save("alone")
+    assert message in refused(arguments, capsys)
+    assert not Path("n").exists()
