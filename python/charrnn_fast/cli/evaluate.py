@@ -51,6 +51,11 @@ def add(commands: Commands) -> None:
         help="end of a document, as for train: each begins with an empty memory",
     )
     evaluate.add_argument(
+        "--allow-unknown",
+        action="store_true",
+        help="leave out and count characters that the vocabulary lacks (default: an error)",
+    )
+    evaluate.add_argument(
         "--json", action="store_true", help="print JSON: a line for each file, one for all"
     )
     add_weight_dtype(evaluate)
@@ -103,13 +108,15 @@ def run(arguments: argparse.Namespace) -> int:
     text_files.check(paths)
     # Reads all files, each once, before evaluating the first.
     encoding = arguments.encoding or UTF8
-    corpora = Corpus.of_each_file(paths, stored.vocabulary, encoding)
+    corpora = Corpus.of_each_file(
+        paths, stored.vocabulary, encoding, allow_unknown=arguments.allow_unknown
+    )
     corpora = [
         _checked(path, corpus, arguments.document_mark)
         for path, corpus in zip(paths, corpora, strict=True)
     ]
     model = stored.read_as(arguments.weight_dtype)
-    write = _json_writer() if arguments.json else _table_writer(paths, model.vocabulary)
+    write = _writer(arguments, paths, model.vocabulary)
     total = _Loss(0, 0, 0, 0.0)
     for path, corpus in zip(paths, corpora, strict=True):
         loss = _measured(model, corpus)
@@ -128,13 +135,20 @@ def _run_test(arguments: argparse.Namespace) -> int:
     stored = CharLM.from_checkpoint(
         arguments.model, tensors, config, arguments.device, arguments.compute_dtype
     )
-    text = test_of(arguments.model, config, stored, arguments.text or [], arguments.encoding)
+    text = test_of(
+        arguments.model,
+        config,
+        stored,
+        arguments.text or [],
+        arguments.encoding,
+        allow_unknown=arguments.allow_unknown,
+    )
     model = stored.read_as(arguments.weight_dtype)
-    write = _json_writer() if arguments.json else _table_writer([_TEST], model.vocabulary)
+    write = _writer(arguments, [_TEST], model.vocabulary)
     predicted = len(text.ids) - 1
     nats = model.evaluate_ids(text.ids, text.starts_within) * predicted
-    unknown = count_of(text.ids, model.vocabulary.unknown_id)
-    write(_TEST, _Loss(len(text.ids), unknown, predicted, nats))
+    unknown = count_of(text.ids, model.vocabulary.unknown_id) + text.left_out
+    write(_TEST, _Loss(len(text.ids) + text.left_out, unknown, predicted, nats))
     return 0
 
 
@@ -142,13 +156,19 @@ def _checked(path: str, corpus: Corpus, mark: str | None) -> Corpus:
     """The corpus of a file, with documents if there is a mark; ValueError names the file."""
     if len(corpus) < 2:
         raise ValueError(
-            f"{shown(path)} must have 2 {corpus.vocabulary.unit}s or more, got 1: the first is "
-            f"given, the others are predicted"
+            f"{shown(path)} must have 2 {corpus.vocabulary.unit}s or more"
+            f"{' that are known' if corpus.num_left_out else ''}, got 1: the first is given, the "
+            f"others are predicted"
         )
     if mark is None:
         return corpus
     try:
-        return Corpus(corpus.ids, corpus.vocabulary, document_mark=unescaped(mark))
+        return Corpus(
+            corpus.ids,
+            corpus.vocabulary,
+            document_mark=unescaped(mark),
+            left_out=corpus.num_left_out,
+        )
     except ValueError as error:
         raise ValueError(f"{shown(path)}: {error}") from None
 
@@ -157,11 +177,18 @@ def _measured(model: CharLM, corpus: Corpus) -> _Loss:
     """Of one text: one stream from the zero state; its first character is not predicted."""
     predicted = len(corpus) - 1
     nats = model.evaluate_ids(corpus.ids, corpus.starts_within) * predicted
-    return _Loss(len(corpus), corpus.num_unknown(), predicted, nats)
+    return _Loss(len(corpus) + corpus.num_left_out, corpus.num_unknown(), predicted, nats)
 
 
 _Writer = Callable[[str | None, _Loss], None]
 """Writes the line of a file or, for None, that of all files."""
+
+
+def _writer(arguments: argparse.Namespace, paths: list[str], vocabulary: Vocabulary) -> _Writer:
+    if arguments.json:
+        return _json_writer()
+    counted = vocabulary.unknown is not None or arguments.allow_unknown
+    return _table_writer(paths, vocabulary, counted=counted)
 
 
 def _json_writer() -> _Writer:
@@ -181,7 +208,8 @@ def _json_writer() -> _Writer:
     return write
 
 
-def _table_writer(paths: list[str], vocabulary: Vocabulary) -> _Writer:
+def _table_writer(paths: list[str], vocabulary: Vocabulary, *, counted: bool) -> _Writer:
+    """counted: whether unknown characters are shown."""
     unit = {"characters": "char", "bytes": "byte"}[vocabulary.kind]
     width = max(map(len, (*paths, _TOTAL)))
     print(
@@ -190,7 +218,7 @@ def _table_writer(paths: list[str], vocabulary: Vocabulary) -> _Writer:
     )
 
     def write(path: str | None, loss: _Loss) -> None:
-        unknown = f"  {loss.unknown:,} unknown" if vocabulary.unknown else ""
+        unknown = f"  {loss.unknown:,} unknown" if counted else ""
         print(
             f"{_TOTAL if path is None else path:{width}}  {loss.characters:13,}  "
             f"{brief(loss.mean, 4):>9}  {brief(loss.bits, 4):>9}  "

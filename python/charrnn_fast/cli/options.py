@@ -131,6 +131,13 @@ TEXT = (
         later=True,
     ),
     Option("test", None, path_option, "files for a test at the end", "FILE", later=True),
+    Option(
+        "allow_unknown",
+        False,
+        None,
+        "leave out and count characters that a given vocabulary lacks",
+        later=True,
+    ),
 )
 
 SHAPE = (

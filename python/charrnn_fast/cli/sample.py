@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 
-from .._checks import LARGEST_SEED
+from .._checks import LARGEST_SEED, called
 from ..language.model import CharLM
 from ..language.sampler import BLOCK, Request, draw_pieces, draw_texts
 from ..language.small_weights import SMALL_DTYPES
@@ -59,6 +59,11 @@ def add(commands: Commands) -> None:
         help="UTF-8 file with the prime; - for standard input",
     )
     _add_drawing(sample)
+    sample.add_argument(
+        "--allow-unknown",
+        action="store_true",
+        help="leave out and count characters of the prime that the vocabulary lacks",
+    )
     sample.add_argument(
         "--stop",
         type=stop_option,
@@ -181,8 +186,13 @@ def _seeds(arguments: argparse.Namespace) -> range:
 def _requests(arguments: argparse.Namespace, model: CharLM) -> list[Request]:
     """One for each temperature."""
     prime: str | bytes = arguments.prime
+    name = "prime"
     if arguments.prime_file is not None:
+        name = shown(arguments.prime_file)
         prime = _read_prime(arguments.prime_file, model.vocabulary)
+    if arguments.allow_unknown:
+        prime = model.known(name, prime)
+    model.vocabulary.encode_part(prime, called(name), 0)  # whose message names a file
     return [
         model.request(
             arguments.length,
@@ -202,10 +212,7 @@ def _read_prime(path: str, vocabulary: Vocabulary) -> str | bytes:
     data = read_whole(path, _LONGEST_PRIME, "a prime")
     if vocabulary.kind == "bytes":
         return data
-    name = shown(path)
-    text = decoded(data, name)
-    vocabulary.encode_part(text, name, 0)  # whose message names the file
-    return text
+    return decoded(data, shown(path))
 
 
 def _texts(

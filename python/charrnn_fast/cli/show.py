@@ -6,6 +6,8 @@ import math
 import sys
 from typing import Any
 
+from numpy.typing import NDArray
+
 from .._checks import brief
 from ..language.model import CharLM
 from ..registry import DROPOUT_RATES
@@ -41,6 +43,14 @@ def model_line(model: CharLM, compute_dtype: str | None = None) -> str:
 
 def vocabulary_line(vocabulary: Vocabulary) -> str:
     return vocabulary.describe()
+
+
+def quoted(points: NDArray[Any], most: int = 100) -> str:
+    """Like ": 'abc'"; none: nothing."""
+    if not len(points):
+        return ""
+    rest = f" and {len(points) - most} more" if len(points) > most else ""
+    return f": {''.join(map(chr, points[:most]))!r}{rest}"
 
 
 def training_line(settings: dict[str, Any]) -> str:

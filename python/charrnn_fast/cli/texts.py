@@ -35,7 +35,12 @@ class Files(NamedTuple):
 
 
 def read_corpus(
-    files: Files, values: options.Values, vocabulary: Vocabulary | None, min_count: int = 1
+    files: Files,
+    values: options.Values,
+    vocabulary: Vocabulary | None,
+    min_count: int = 1,
+    *,
+    extend_vocabulary: bool = False,
 ) -> Corpus:
     """The corpus of files, or of the demonstration's text without any, by the settings of a
     training.
@@ -47,6 +52,8 @@ def read_corpus(
         "min_count": min_count,
         "document_mark": None if mark is None else unescaped(mark),
         "split": text["split"],
+        "allow_unknown": text["allow_unknown"],
+        "extend_vocabulary": extend_vocabulary,
     }
     if not text["demo"]:
         return Corpus.from_files(
@@ -94,10 +101,18 @@ class TestText(NamedTuple):
 
     ids: Ids
     starts_within: Callable[[int, int], NDArray[np.int64]] | None
+    left_out: int
+    """How many unknown characters; 0 where it is not known in which part they were."""
 
 
 def test_of(
-    path: str, config: Mapping[str, Any], model: CharLM, texts: Sequence[str], encoding: str | None
+    path: str,
+    config: Mapping[str, Any],
+    model: CharLM,
+    texts: Sequence[str],
+    encoding: str | None,
+    *,
+    allow_unknown: bool,
 ) -> TestText:
     """The test part of the training in the checkpoint at path; no other text is evaluated.
 
@@ -127,6 +142,7 @@ def test_of(
         check_again(named, path, command)
     written = [path, best_path(path), default_log(path), *filter(None, [values.get("log")])]
     encoding = encoding or values.get("encoding", UTF8)
+    allow_unknown = allow_unknown or values.get("allow_unknown", False)
     try:
         files, _ = find_parts(named, {}, written)
     except FileNotFoundError as error:
@@ -137,16 +153,24 @@ def test_of(
             f"is now: {command}"
         ) from None
     if own:
-        text, documents = read_part(files, model.vocabulary, encoding, stored["document_mark"])
+        text, documents = read_part(
+            files,
+            model.vocabulary,
+            encoding,
+            stored["document_mark"],
+            allow_unknown=allow_unknown,
+        )
         ours = identity_of(text, documents)
         check_own_text(path, "test", ours, stored["test"], model.vocabulary.unit)
-        return TestText(text.ids, None if documents is None else documents.starts_within)
+        starts = None if documents is None else documents.starts_within
+        return TestText(text.ids, starts, text.left_out)
     corpus = Corpus.from_files(
         *files,
         vocabulary=model.vocabulary,
         encoding=encoding,
         document_mark=stored["document_mark"],
         split=stored["split"],
+        allow_unknown=allow_unknown,
     )
     check_corpus(path, corpus, stored)
     return _test_part(corpus)
@@ -154,7 +178,7 @@ def test_of(
 
 def _test_part(corpus: Corpus) -> TestText:
     assert corpus.test is not None
-    return TestText(corpus.test, corpus.test_starts)
+    return TestText(corpus.test, corpus.test_starts, 0)
 
 
 def default_log(output: str) -> str:

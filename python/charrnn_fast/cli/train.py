@@ -46,6 +46,11 @@ def add(commands: Commands) -> None:
         metavar="FILE",
         help="fine-tune: begin with the weights and vocabulary of a trained model",
     )
+    train.add_argument(
+        "--extend-vocabulary",
+        action="store_true",
+        help="with --init-from: add the text's characters to its vocabulary",
+    )
     existing = train.add_mutually_exclusive_group()
     existing.add_argument(
         "--resume",
@@ -100,7 +105,9 @@ def _run(arguments: argparse.Namespace, given: options.Values, group: Group) -> 
             )
         begun = trainer.num_steps
         streams.output(sys.stdout).goes_on = True  # the model matters more than the printed lines
-        describe(trainer, corpus, len(files.text), steps, group.size)
+        extends = arguments.extend_vocabulary and not arguments.resume
+        known = origin.model.vocabulary if extends and origin else None
+        describe(trainer, corpus, len(files.text), steps, group.size, known)
     if not trainer.evaluation_due and (begun >= steps or trainer.is_stale()):
         print(f"nothing left to train: {ending(trainer, steps)}")
         if values.get("final_test") and group.rank == 0:

@@ -28,6 +28,8 @@ def checked_output(arguments: argparse.Namespace, group: Group, demo: bool) -> I
     for all.
     """
     output: str | None = arguments.output
+    if arguments.extend_vocabulary and not arguments.init_from:
+        raise ValueError("--extend-vocabulary extends that of --init-from FILE, which is missing")
     if output is None:
         if arguments.resume:
             raise ValueError("--resume goes on with the file that -o names; -o is missing")

@@ -13,6 +13,7 @@ from ..language.model import CharLM
 from ..runtime import get_num_threads
 from ..text import demo
 from ..text.corpus import Corpus
+from ..text.vocabulary import Vocabulary
 from ..training.resume import best_path
 from ..training.trainer import Trainer
 from . import show
@@ -46,15 +47,28 @@ def interrupted(arguments: argparse.Namespace, trainer: Trainer, begun: int) -> 
 
 
 def describe(
-    trainer: Trainer, corpus: Corpus, num_files: int, steps: int, num_processes: int
+    trainer: Trainer,
+    corpus: Corpus,
+    num_files: int,
+    steps: int,
+    num_processes: int,
+    extended: Vocabulary | None = None,
 ) -> None:
-    """Prints, before the training, the model, the text and the duration."""
+    """Prints, before the training, the model, the text and the duration. extended: the vocabulary
+    that the training has extended.
+    """
     in_files = f" in {num_files:,} files" if num_files > 1 else ""
     print(
         f"text        {len(corpus):,} {corpus.vocabulary.kind}{in_files}: {len(corpus.train):,} to "
         f"train on, {_others(corpus)}"
     )
+    if corpus.num_left_out:
+        unknown = show.count(corpus.num_left_out, "character")
+        print(f"left out    {unknown}, which the vocabulary lacks")
     print(f"vocabulary  {show.vocabulary_line(corpus.vocabulary)}")
+    if extended is not None:
+        new = corpus.vocabulary.symbols[len(extended) :]
+        print(f"new         {show.count(len(new), 'character')}{show.quoted(new)}")
     print(f"model       {show.model_line(trainer.model)}")
     print(f"training    {show.training_line(trainer.settings())}")
     each = " in each process" if num_processes > 1 else ""

@@ -109,7 +109,8 @@ def corpus_of(
         vocabulary = Vocabulary.from_bytes()
     # The vocabulary of a resumed training was made with the min_count that it began with.
     min_count = 1 if arguments.resume else values.get("min_count", 1)
-    return read_corpus(files, values, vocabulary, min_count)
+    extend = arguments.extend_vocabulary and not arguments.resume
+    return read_corpus(files, values, vocabulary, min_count, extend_vocabulary=extend)
 
 
 def trainer_of(
@@ -175,7 +176,7 @@ def _model(
     stored = {**origin.model.settings(), "compute_dtype": origin.compute_dtype}
     asked = {o.name: values[o.name] for o in of_model if o.name in values}
     model = CharLM(vocabulary, **{**stored, **asked}, device=device)
-    model.rnn.load_parameters(origin.model.rnn.parameters())
+    model.rnn.load_parameters(origin.model.weights_for(model))
     return model
 
 

@@ -6,13 +6,13 @@ import copy
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core, _devices
-from .._checks import LARGEST_SEED, StrPath, called, calling, instance, integer, telling
+from .._checks import LARGEST_SEED, StrPath, called, calling, instance, integer, telling, warn
 from .._names import suggesting
 from .._objects import Settled
 from ..registry import DROPOUT_RATES
@@ -33,6 +33,8 @@ from .sampler import (
 )
 from .scorer import log_probabilities
 from .small_weights import SMALL_DTYPES
+
+_Text = TypeVar("_Text", str, bytes, str | bytes)
 
 STATES = ("h", "c")  # names of a cell's states, in the kernels' order
 _EVALUATION_BLOCK = 1024  # steps: bounds the memory, and lets an interrupt through
@@ -212,18 +214,82 @@ class CharLM(Settled):
         self._config, self._last_seed = saved["config"], saved["last_seed"]
         self._weight_dtype = saved.get("weight_dtype")
 
-    def evaluate(self, text: str, *, weight_dtype: str | None = None) -> float:
+    def evaluate(
+        self, text: str, *, weight_dtype: str | None = None, allow_unknown: bool = False
+    ) -> float:
         """The mean loss of text in nats per character (or byte), from the zero state.
 
         This is the mean of -ln p(next | before) over ``len(text) - 1`` characters, in one stream:
         the first one is not predicted. weight_dtype: the loss of the model that `sample` draws from
         with it, its rounded weights multiplied in float32. Raises ValueError for fewer than two
-        characters and for a character that is not in the vocabulary.
+        characters and for a character that is not in the vocabulary. allow_unknown: such characters
+        are left out, neither read nor predicted, and a warning says how many.
         """
+        if allow_unknown:
+            text = self.known("text", text)
         return self.read_as(weight_dtype).evaluate_ids(self.vocabulary.encode(text))
 
+    def extended(self, vocabulary: Vocabulary, seed: int | None = None) -> CharLM:
+        """This model with a vocabulary that `Vocabulary.extended` has made of its own.
+
+        The weights of the old characters stay, so that their logits do. The input weights and the
+        rows of the decoder for the new ones are those of a new model with this seed (None: this
+        model's). Their decoder biases are the lowest of the old ones: until training changes that,
+        a new character is about as likely as the rarest that the model knows. Raises ValueError if
+        the vocabulary does not extend this one's.
+        """
+        if self.weight_dtype is not None:
+            raise ValueError(
+                f"a model must have all bits of its weights to be extended, got one that holds "
+                f"{self.weight_dtype} weights alone: take the one that it was exported from"
+            )
+        settings = self.settings() if seed is None else {**self.settings(), "seed": seed}
+        with telling(lambda _: None):  # of what was warned of before
+            new = CharLM(vocabulary, **settings, device=self.device)
+        new.rnn.load_parameters(self.weights_for(new))
+        return new
+
+    def weights_for(self, new: CharLM) -> dict[str, NDArray[Any]]:
+        """The parameters of `extended`; new: a drawn model of its shape and vocabulary."""
+        ours, theirs = self.vocabulary, new.vocabulary
+        size = len(ours)
+        if ours.unknown_id != theirs.unknown_id or not np.array_equal(
+            ours.symbols, theirs.symbols[:size]
+        ):
+            raise ValueError(
+                f"{called('vocabulary')} must extend that of the model, {ours!r}, got {theirs!r}; "
+                f"make it by model.vocabulary.extended(text)"
+            )
+        old = self.rnn.parameters()
+        weights = {}
+        for name, drawn in new.rnn.parameters(copy=True).items():
+            if name == "weight_ih_l0":
+                drawn[:, :size] = old[name]
+            elif name.startswith("decoder."):
+                drawn[:size] = old[name]
+                if drawn.ndim == 1:
+                    drawn[size:] = old[name].min()
+            else:
+                drawn[...] = old[name]
+            weights[name] = drawn
+        return weights
+
+    def known(self, name: str, text: _Text) -> _Text:
+        """text without characters that the vocabulary lacks; a warning says how many they are."""
+        known, count = self.vocabulary.without_unknown(text)
+        if count:
+            warn(
+                f"{called(name)} has {count:,} character{'s' * (count > 1)} that the vocabulary "
+                f"lacks; {'they are' if count > 1 else 'it is'} left out"
+            )
+        return known
+
     def score(
-        self, texts: Iterable[str], *, weight_dtype: str | None = None
+        self,
+        texts: Iterable[str],
+        *,
+        weight_dtype: str | None = None,
+        allow_unknown: bool = False,
     ) -> NDArray[np.float64]:
         """The log-probability of each text, in nats [N], computed as one batch.
 
@@ -232,12 +298,20 @@ class CharLM(Settled):
         the score is the log-probability that ``sample(len(text))`` gives this text. An empty text
         scores 0. To score whole lines, pass ``line + "\\n"``: the probabilities of all lines add up
         to 1. Other texts in the batch change nothing. weight_dtype as in `evaluate`. Raises
-        ValueError for a character that is not in the vocabulary.
+        ValueError for a character that is not in the vocabulary; with allow_unknown, a text with
+        one scores -inf.
         """
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
             raise TypeError(f"texts must be a sequence of strings, got {type(texts).__name__}")
-        ids = [self.vocabulary.encode_part(text, f"texts[{i}]", 0) for i, text in enumerate(texts)]
-        return self.read_as(weight_dtype).score_ids(ids)
+        ids: list[NDArray[np.int32]] = []
+        known: list[bool] = []
+        for i, text in enumerate(texts):
+            known.append(not allow_unknown or not self.vocabulary.without_unknown(text)[1])
+            part = text if known[-1] else ""
+            ids.append(self.vocabulary.encode_part(part, f"texts[{i}]", 0))
+        scores = self.read_as(weight_dtype).score_ids(ids)
+        scores[~np.array(known, np.bool_)] = -np.inf
+        return scores
 
     @overload
     def sample(
@@ -252,6 +326,7 @@ class CharLM(Settled):
         seeds: None = None,
         stop: Stop = None,
         weight_dtype: str | None = None,
+        allow_unknown: bool = False,
     ) -> str: ...
 
     @overload
@@ -266,6 +341,7 @@ class CharLM(Settled):
         seeds: Sequence[int],
         stop: Stop = None,
         weight_dtype: str | None = None,
+        allow_unknown: bool = False,
     ) -> list[str]: ...
 
     @suggesting
@@ -281,6 +357,7 @@ class CharLM(Settled):
         seeds: Sequence[int] | None = None,
         stop: Stop = None,
         weight_dtype: str | None = None,
+        allow_unknown: bool = False,
     ) -> str | list[str]:
         """prime and a continuation of `length` characters (or bytes) drawn from the model.
 
@@ -303,6 +380,9 @@ class CharLM(Settled):
         faster if the model exceeds the processor's caches. Arithmetic stays in float32. Both are
         for float32 models, "int8" on the CPU alone. `evaluate` with the same argument measures the
         loss from rounding.
+
+        allow_unknown: characters of prime that the vocabulary lacks are left out, and a warning
+        says how many.
         """
         if seeds is not None and seed is not None:
             raise ValueError("give seed or seeds, not both")
@@ -312,6 +392,8 @@ class CharLM(Settled):
             keys = [_checked_seed(key, f"seeds[{i}]") for i, key in enumerate(seeds)]
         else:
             raise TypeError(f"seeds must be a sequence of integers, got {seeds!r}")
+        if allow_unknown:
+            prime = self.known("prime", prime)
         request = self.request(length, prime, temperature, top_k, top_p, stop, weight_dtype)
         texts = list(draw_texts(self.rnn, self.vocabulary, request, keys))
         return texts[0] if seeds is None else texts
@@ -328,6 +410,7 @@ class CharLM(Settled):
         *,
         stop: Stop = None,
         weight_dtype: str | None = None,
+        allow_unknown: bool = False,
     ) -> Iterator[str]:
         """The text of `sample` with the same arguments, each character as soon as it is drawn.
 
@@ -335,6 +418,8 @@ class CharLM(Settled):
         split. A possible beginning of a stop string is held back until it is known not to be one.
         """
         key = self._seed(seed)
+        if allow_unknown:
+            prime = self.known("prime", prime)
         request = self.request(length, prime, temperature, top_k, top_p, stop, weight_dtype)
         # Not a generator, which would check the arguments only at the first piece.
         return draw_pieces(self.rnn, self.vocabulary, request, key, 1)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,8 @@ class OwnText(NamedTuple):
     ids: NDArray[Any] | FileArray
     """[N], of the corpus's vocabulary."""
     file_starts: Sequence[int] = ()
+    left_out: int = 0
+    """How many unknown characters it had."""
 
 
 class Corpus(Settled):
@@ -72,7 +74,9 @@ class Corpus(Settled):
     of their own."""
 
     _advice = {"": "a corpus is one text; make another one"}  # noqa: RUF012
-    _covered = frozenset(("_documents", "_own", "_own_documents", "_fingerprint", "_identities"))
+    _covered = frozenset(
+        ("_documents", "_left_out", "_own", "_own_documents", "_fingerprint", "_identities")
+    )
 
     def __init__(
         self,
@@ -84,15 +88,18 @@ class Corpus(Settled):
         split: Sequence[float] | None = None,
         validation: OwnText | NDArray[Any] | FileArray | None = None,
         test: OwnText | NDArray[Any] | FileArray | None = None,
+        left_out: int = 0,
     ) -> None:
         """ids [N], N >= 1, integers below ``len(vocabulary)``; use `from_text` or `from_files`.
 
         file_starts: the positions where files begin; with a document_mark, documents begin there
-        too. split, validation, test: as in `from_text`, of ids.
+        too. split, validation, test: as in `from_text`, of ids. left_out: how many unknown
+        characters the text had.
         """
         instance("vocabulary", vocabulary, Vocabulary, "a Vocabulary")
         self.vocabulary = vocabulary
         self.ids = _read_only("ids", ids, vocabulary)
+        self._left_out = integer("left_out", left_out, 0, 2**63 - 1)
         self._own = {
             name: _own_text(name, text, vocabulary)
             for name, text in zip(OWN_PARTS, (validation, test), strict=True)
@@ -124,10 +131,12 @@ class Corpus(Settled):
         split: Sequence[float] | None = None,
         validation: str | None = None,
         test: str | None = None,
+        allow_unknown: bool = False,
+        extend_vocabulary: bool = False,
     ) -> Corpus:
         """The corpus of a text in memory; vocabulary None: the text's own characters.
 
-        min_count, document_mark: as in `from_files`.
+        min_count, document_mark, allow_unknown, extend_vocabulary: as in `from_files`.
 
         split: the shares of the text for training, validation and test, in this order, which add up
         to 1, as (0.8, 0.1, 0.1); two of them: no test part; None: (0.9, 0.1). validation, test:
@@ -135,25 +144,28 @@ class Corpus(Settled):
         split is taken; with test alone split has two shares. The vocabulary is that of the whole
         text, and sees no text of its own: a character that only such a text has is unknown.
         """
-        _check_options(vocabulary, UTF8, min_count, document_mark)
+        _check_options(vocabulary, UTF8, min_count, document_mark, extend_vocabulary)
         own = {"validation": validation, "test": test}
         checked_split(split, [name for name, other in own.items() if other is not None])
         for name, other in own.items():
             instance(name, other, (str, type(None)), "a str or None")
         if vocabulary is None:
             vocabulary = Vocabulary.from_text_keeping(text, min_count, document_mark or "")
-        ids, validation_ids, test_ids = (
-            None if part is None else _encoded(name, part, vocabulary)
+        elif extend_vocabulary:
+            vocabulary = vocabulary.extended(text)
+        whole, *parts = (
+            None if part is None else _encoded(name, part, vocabulary, allow_unknown)
             for name, part in (("text", text), *own.items())
         )
-        assert ids is not None
+        assert whole is not None
         return cls(
-            ids,
+            whole.ids,
             vocabulary,
             document_mark=document_mark,
             split=split,
-            validation=validation_ids,
-            test=test_ids,
+            validation=parts[0],
+            test=parts[1],
+            left_out=whole.left_out,
         )
 
     @classmethod
@@ -168,6 +180,8 @@ class Corpus(Settled):
         split: Sequence[float] | None = None,
         validation: Paths | None = None,
         test: Paths | None = None,
+        allow_unknown: bool = False,
+        extend_vocabulary: bool = False,
     ) -> Corpus:
         """The corpus of files, concatenated; it may exceed the memory.
 
@@ -186,6 +200,10 @@ class Corpus(Settled):
         split, validation, test: as in `from_text`, where validation and test are one path or
         several, as paths are. Folders and patterns of paths leave these files out.
 
+        allow_unknown: characters that the vocabulary lacks, and that no unknown symbol stands for,
+        are left out, as if they were not there; `num_unknown` counts them. extend_vocabulary: the
+        text's characters are added to the given vocabulary, see `Vocabulary.extended`.
+
         Ids are kept in a temporary file (in TMPDIR, one to four bytes per character) that is
         deleted with the corpus. With `Vocabulary.from_bytes()` nothing is decoded, and a single
         file is read in place. It must not change while the corpus is in use: reading a changed file
@@ -197,15 +215,16 @@ class Corpus(Settled):
         """
         if not paths:
             raise TypeError("from_files must have at least one path, got none")
-        _check_options(vocabulary, encoding, min_count, document_mark)
+        _check_options(vocabulary, encoding, min_count, document_mark, extend_vocabulary)
         named = {"validation": validation, "test": test}
         checked_split(split, [name for name, part in named.items() if part is not None])
         files, others = find_parts(paths, named)
-        if vocabulary is None:
-            text, vocabulary = _read_and_find(files, encoding, min_count, document_mark)
+        if vocabulary is None or extend_vocabulary:
+            text, vocabulary = _read_and_find(files, encoding, min_count, document_mark, vocabulary)
         else:
-            text = _read(files, vocabulary, encoding)
-        own = {name: _read(part, vocabulary, encoding) for name, part in others.items()}
+            text = _read(files, vocabulary, encoding, allow_unknown)
+        known = vocabulary
+        own = {name: _read(part, known, encoding, allow_unknown) for name, part in others.items()}
         return cls(
             text.ids,
             vocabulary,
@@ -214,11 +233,17 @@ class Corpus(Settled):
             split=split,
             validation=own.get("validation"),
             test=own.get("test"),
+            left_out=text.left_out,
         )
 
     @classmethod
     def of_each_file(
-        cls, paths: Sequence[str], vocabulary: Vocabulary, encoding: str = UTF8
+        cls,
+        paths: Sequence[str],
+        vocabulary: Vocabulary,
+        encoding: str = UTF8,
+        *,
+        allow_unknown: bool = False,
     ) -> list[Corpus]:
         """One corpus per file, as `from_files` makes it; each file is read once.
 
@@ -226,19 +251,30 @@ class Corpus(Settled):
         file, so that many files need one descriptor. Raises ValueError as `from_files` does.
         """
         if len(paths) == 1:
-            return [cls.from_files(paths[0], vocabulary=vocabulary, encoding=encoding)]
+            return [
+                cls.from_files(
+                    paths[0],
+                    vocabulary=vocabulary,
+                    encoding=encoding,
+                    allow_unknown=allow_unknown,
+                )
+            ]
         _check_options(vocabulary, encoding, 1, None)
         text_files.check(paths)
-        dtype, ends = id_dtype(vocabulary), [0]
+        dtype, ends, left_out = id_dtype(vocabulary), [0], list[int]()
         with naming_folder(), tempfile.TemporaryFile(prefix="charrnn_fast-") as spool:
             for path in paths:
-                write_ids(_blocks([path], vocabulary, encoding), spool, vocabulary)
+                blocks = _blocks([path], vocabulary, encoding)
+                left_out.append(write_ids(blocks, spool, vocabulary, allow_unknown=allow_unknown))
                 ends.append(spool.tell() // dtype.itemsize)
                 if ends[-1] == ends[-2]:
-                    raise ValueError(f"the text is empty: {text_files.names([path])}")
+                    _refuse_empty([path], left_out[-1])
             spool.flush()
             ids = FileArray(spool.fileno(), dtype)
-        return [cls(ids.part(first, last), vocabulary) for first, last in pairwise(ends)]
+        return [
+            cls(ids.part(*pair), vocabulary, left_out=unknown)
+            for pair, unknown in zip(pairwise(ends), left_out, strict=True)
+        ]
 
     def __len__(self) -> int:
         """N, the number of characters (or bytes) of the whole text."""
@@ -253,13 +289,14 @@ class Corpus(Settled):
 
     def _pickled(self) -> dict[str, Any]:
         starts = () if self._documents is None else self._documents.file_starts
-        own = {name: (text.ids, text.file_starts) for name, text in self._own.items()}
+        own = {name: tuple(text) for name, text in self._own.items()}
         return {
             "ids": self.ids,
             "vocabulary": self.vocabulary,
             "document_mark": self.document_mark,
             "file_starts": starts,
             **({} if self._has_usual_split else {"split": self.split}),
+            **({"left_out": self._left_out} if self._left_out else {}),
             **own,
         }
 
@@ -271,6 +308,7 @@ class Corpus(Settled):
             document_mark=saved["document_mark"],
             file_starts=saved["file_starts"],
             split=saved.get("split"),
+            left_out=saved.get("left_out", 0),
             **{name: OwnText(*saved[name]) for name in OWN_PARTS if name in saved},
         )
 
@@ -346,8 +384,17 @@ class Corpus(Settled):
         return self._own_documents[name].starts_within(first, last)
 
     def num_unknown(self) -> int:
-        """How many characters of the text map to the vocabulary's unknown symbol."""
-        return count_of(self.ids, self.vocabulary.unknown_id)
+        """How many characters of the text the vocabulary lacks: they map to its unknown symbol or
+        are left out. Texts of their own for validation and test count too.
+        """
+        texts = [self.ids, *(text.ids for text in self._own.values())]
+        mapped = sum(count_of(ids, self.vocabulary.unknown_id) for ids in texts)
+        return mapped + self.num_left_out
+
+    @property
+    def num_left_out(self) -> int:
+        """How many unknown characters are left out, with allow_unknown."""
+        return self._left_out + sum(text.left_out for text in self._own.values())
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -371,12 +418,17 @@ def count_of(ids: Ids, wanted: int) -> int:
 
 
 def read_part(
-    files: Sequence[str], vocabulary: Vocabulary, encoding: str, document_mark: str | None
+    files: Sequence[str],
+    vocabulary: Vocabulary,
+    encoding: str,
+    document_mark: str | None,
+    *,
+    allow_unknown: bool = False,
 ) -> tuple[OwnText, Documents | None]:
     """A text of its own for validation or test, and its documents, as `Corpus.from_files` makes
     them.
     """
-    text = _read(files, vocabulary, encoding)
+    text = _read(files, vocabulary, encoding, allow_unknown)
     if document_mark is None:
         return text, None
     return text, Documents(text.ids, vocabulary, document_mark, text.file_starts, must_occur=False)
@@ -465,12 +517,22 @@ def _blocks(
 
 
 def _check_options(
-    vocabulary: Vocabulary | None, encoding: str, min_count: int, document_mark: str | None
+    vocabulary: Vocabulary | None,
+    encoding: str,
+    min_count: int,
+    document_mark: str | None,
+    extend_vocabulary: bool = False,
 ) -> None:
     instance("vocabulary", vocabulary, (Vocabulary, type(None)), "a Vocabulary or None")
     check_encoding(encoding)
     integer("min_count", min_count, 1)
     instance("document_mark", document_mark, (str, type(None)), "a str or None")
+    if extend_vocabulary and (vocabulary is None or vocabulary.kind == "bytes"):
+        got = "none" if vocabulary is None else vocabulary.describe()
+        raise ValueError(
+            f"{called('extend_vocabulary')} must have a vocabulary of characters, which it "
+            f"extends, got {got}"
+        )
     if vocabulary is None:
         return
     if min_count != 1:
@@ -485,38 +547,58 @@ def _check_options(
         )
 
 
-def _read(files: Sequence[str], vocabulary: Vocabulary, encoding: str) -> OwnText:
+def _read(
+    files: Sequence[str], vocabulary: Vocabulary, encoding: str, allow_unknown: bool
+) -> OwnText:
     """The ids of files in a vocabulary."""
     if vocabulary.kind == "bytes" and len(files) == 1 and not is_stream(files[0]):
         with open(files[0], "rb") as file:  # stays where it is
             return OwnText(FileArray(file.fileno(), np.uint8, files[0]))
     starts: list[int] = []
     with naming_folder(), tempfile.TemporaryFile(prefix="charrnn_fast-") as spool:
-        write_ids(noting_starts(_blocks(files, vocabulary, encoding), starts), spool, vocabulary)
+        blocks = _blocks(files, vocabulary, encoding)
+        left_out = write_ids(blocks, spool, vocabulary, starts, allow_unknown=allow_unknown)
         spool.flush()
         ids = FileArray(spool.fileno(), id_dtype(vocabulary))
     if not len(ids):
+        _refuse_empty(files, left_out)
+    return OwnText(ids, starts, left_out)
+
+
+def _refuse_empty(files: Sequence[str], left_out: int) -> NoReturn:
+    if not left_out:
         raise ValueError(f"the text is empty: {text_files.names(files)}")
-    return OwnText(ids, starts)
+    raise ValueError(
+        f"none of the text's {left_out:,} characters is in the vocabulary: "
+        f"{text_files.names(files)}"
+    )
 
 
 def _read_and_find(
-    files: Sequence[str], encoding: str, min_count: int, document_mark: str | None
+    files: Sequence[str],
+    encoding: str,
+    min_count: int,
+    document_mark: str | None,
+    extended: Vocabulary | None,
 ) -> tuple[OwnText, Vocabulary]:
-    """The ids of files in the vocabulary of their characters."""
+    """The ids of files in the vocabulary of their characters, or in one that these extend."""
     starts: list[int] = []
     with naming_folder(), tempfile.TemporaryFile(prefix="charrnn_fast-") as spool:
         texts = noting_starts(read_text(files, encoding), starts)
-        vocabulary = write_and_find(texts, spool, min_count, document_mark or "", files)
+        vocabulary = write_and_find(texts, spool, min_count, document_mark or "", files, extended)
         spool.flush()
         return OwnText(FileArray(spool.fileno(), id_dtype(vocabulary)), starts), vocabulary
 
 
-def _encoded(name: str, text: str, vocabulary: Vocabulary) -> NDArray[Any]:
-    ids = vocabulary.encode_part(text, name, 0)
+def _encoded(name: str, text: str, vocabulary: Vocabulary, allow_unknown: bool) -> OwnText:
+    if allow_unknown:
+        ids, left_out = vocabulary.encode_known(text, name, 0)
+    else:
+        ids, left_out = vocabulary.encode_part(text, name, 0), 0
     if not ids.size:
-        raise ValueError(f"{name} must have 1 character or more, got none")
-    return ids.astype(id_dtype(vocabulary))
+        got = f"{left_out:,} that the vocabulary lacks" if left_out else "none"
+        raise ValueError(f"{name} must have 1 character or more, got {got}")
+    return OwnText(ids.astype(id_dtype(vocabulary)), (), left_out)
 
 
 def _own_text(

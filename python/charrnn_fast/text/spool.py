@@ -50,12 +50,29 @@ def noting_starts(blocks: Iterable[Block[_Text]], starts: list[int]) -> Iterator
 
 
 def write_ids(
-    blocks: Iterable[Block[str | bytes]], spool: IO[bytes], vocabulary: Vocabulary
-) -> None:
-    """Writes the ids of blocks."""
+    blocks: Iterable[Block[str | bytes]],
+    spool: IO[bytes],
+    vocabulary: Vocabulary,
+    starts: list[int] | None = None,
+    *,
+    allow_unknown: bool = False,
+) -> int:
+    """Writes the ids of blocks; starts gets the positions where their files begin.
+
+    allow_unknown: characters that cannot be encoded are left out. Returns their number.
+    """
+    total = left_out = 0
     for block in blocks:
-        ids = vocabulary.encode_part(block.text, block.path, block.position)
+        if block.position == 0 and starts is not None:
+            starts.append(total)
+        if allow_unknown:
+            ids, unknown = vocabulary.encode_known(block.text, block.path, block.position)
+            left_out += unknown
+        else:
+            ids = vocabulary.encode_part(block.text, block.path, block.position)
         spool.write(ids.astype(id_dtype(vocabulary)).data)
+        total += len(ids)
+    return left_out
 
 
 def write_and_find(
@@ -64,8 +81,10 @@ def write_and_find(
     min_count: int,
     kept: str,
     files: Sequence[str],
+    extended: Vocabulary | None = None,
 ) -> Vocabulary:
-    """Writes the ids of blocks and finds their vocabulary, in one pass.
+    """Writes the ids of blocks and finds their vocabulary, in one pass; extended: a vocabulary that
+    it has to extend.
 
     Characters get ids as they appear; the ids are put into the vocabulary's order at the end.
     """
@@ -88,7 +107,10 @@ def write_and_find(
         spool.write(table[points].astype(dtype).data)
     if not found.size:
         raise ValueError(f"the text is empty: {text_files.names(files)}")
-    vocabulary = Vocabulary.from_counts(counts, min_count, kept)
+    if extended is None:
+        vocabulary = Vocabulary.from_counts(counts, min_count, kept)
+    else:
+        vocabulary = extended.extended_by(found)
     ids = vocabulary.ids_of(found)
     _translate(spool, dtype, ids.astype(id_dtype(vocabulary)))
     return vocabulary

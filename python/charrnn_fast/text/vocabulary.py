@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from .._checks import array_like, called, instance, integer, real
 from .._objects import Settled
+
+_Text = TypeVar("_Text", str, bytes, str | bytes)
 
 Kind = Literal["characters", "bytes"]
 
@@ -245,6 +247,39 @@ class Vocabulary(Settled):
         """The ids of code points or bytes; negative for one without an id or unknown symbol."""
         ids: NDArray[np.int32] = self._ids.take(symbols, mode="clip")
         return ids
+
+    def extended(self, text: str) -> Vocabulary:
+        """A vocabulary with the characters of text, too: ids stay, those of new ones follow by code
+        point.
+
+        An unknown symbol stays what it is. Raises ValueError for the 256 bytes, which have all.
+        """
+        instance("text", text, str, "a str")
+        return self.extended_by(code_points(text))
+
+    def extended_by(self, points: NDArray[Any]) -> Vocabulary:
+        """As `extended`, for code points [N]."""
+        if self.kind == "bytes":
+            raise ValueError("the 256 bytes are all that there are: nothing is left to add")
+        new = np.setdiff1d(points, self._symbols)
+        return Vocabulary(np.concatenate([self._symbols, new]), unknown=self.unknown)
+
+    def without_unknown(self, text: _Text) -> tuple[_Text, int]:
+        """text without the characters that cannot be encoded, and their number."""
+        if self.kind == "bytes" or self._unknown_id >= 0 or not isinstance(text, str):
+            return text, 0
+        points = code_points(text)
+        kept = points[self.ids_of(points) >= 0]
+        codec = self._codec
+        left = kept.tobytes().decode(codec.encoding, codec.decode_errors)
+        return left, len(text) - len(left)
+
+    def encode_known(
+        self, text: str | bytes, source: str, offset: int
+    ) -> tuple[NDArray[np.int32], int]:
+        """As `encode_part`, without the characters that cannot be encoded, and their number."""
+        known, left_out = self.without_unknown(text)
+        return self.encode_part(known, source, offset), left_out
 
     def encode_part(self, text: str | bytes, source: str, offset: int) -> NDArray[np.int32]:
         """As `encode`; errors name `source`, in which `text` begins at position `offset`."""
