@@ -27,7 +27,7 @@ LAYERS = (
     ("onnx",),
     ("training",),
     ("callbacks", "distributed", "log", "schedules"),  # public paths of what is in training
-    ("view", "bench"),
+    ("view", "serve", "bench"),
     ("cli",),
     ("__init__", "__main__"),
 )

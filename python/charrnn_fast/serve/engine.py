@@ -1,0 +1,348 @@
+"""The thread that draws: all clients' texts in one batch, in blocks of steps.
+
+Streams join and leave the batch between blocks. The kernels release the GIL, so the event loop goes
+on meanwhile. Methods of `Engine` may be called from any thread; what is drawn is delivered by calls
+from the engine's own.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..language.batch import Batch, Drawn, Stream, Symbol
+from ..language.model import CharLM
+from ..language.sampler import DrawnText, Request
+
+_BLOCK_SECONDS = 0.03  # of drawing between two deliveries; new streams wait for so long at most
+_MOST_STEPS = 256  # of a block
+_PRIME_STEPS = 64  # of the primes of all streams that join, read between two blocks
+_TOLD_STEPS = 32  # of a block with probabilities, which are computed stream by stream
+
+
+class FullError(Exception):
+    """As many requests wait as may."""
+
+
+class EndedError(Exception):
+    """The server ends."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text of one stream of a job; `symbols` as in `batch.Drawn`."""
+
+    index: int
+    text: str
+    symbols: list[Symbol]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The end of one stream: by "length" or by "stop"; drawn: its symbols."""
+
+    index: int
+    reason: str
+    drawn: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The end of a job whose texts could not be drawn."""
+
+    error: Exception
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The end of a job that scores."""
+
+    nats: list[float]
+
+
+Event = Piece | Ended | Failed | Scores
+Deliver = Callable[[list[tuple["Job | Scoring", list[Event]]]], None]
+
+
+class _Text:
+    """One stream of a job with its text."""
+
+    def __init__(self, job: Job, index: int, stream: Stream, text: DrawnText) -> None:
+        self.job, self.index, self.stream, self.text = job, index, stream, text
+
+
+@dataclass(eq=False)
+class Job:
+    """A request's texts, one for each seed.
+
+    streamed: events come block by block; else all of them at the end. alternatives: as in `Stream`.
+    """
+
+    request: Request
+    seeds: Sequence[int]
+    streamed: bool = False
+    alternatives: int = 0
+    held: list[Event] = field(default_factory=list)
+    """What has happened, if it is not streamed."""
+    left: int = 0
+    """Texts that have not ended."""
+
+
+@dataclass(eq=False)
+class Scoring:
+    """Texts whose log-probabilities are wanted. score: computes them."""
+
+    score: Callable[[], list[float]]
+
+
+class Engine:
+    """Draws at most `most_streams` texts at once; at most `most_waiting` requests wait.
+
+    deliver is called with the events of a block; it must return at once.
+    """
+
+    def __init__(
+        self, model: CharLM, most_streams: int, most_waiting: int, deliver: Deliver
+    ) -> None:
+        self._model = model
+        self._most_waiting = most_waiting
+        self._deliver = deliver
+        self._changed = threading.Condition()
+        # Guarded by _changed:
+        self._free = most_streams
+        self._queue: deque[tuple[Job, deque[_Text]]] = deque()  # whose texts have no place yet
+        self._starting: list[_Text] = []  # with a place, but in no batch yet
+        self._gone: set[Job] = set()  # cancelled with texts in a batch
+        self._scorings: deque[Scoring] = deque()
+        self._ending = self._aborting = False
+        # The thread's own:
+        self._texts: dict[Stream, _Text] = {}
+        self._batches: dict[str | None, Batch] = {}
+        self._seconds: dict[str | None, float] = {}  # for one step of each batch
+        self._out: dict[Job | Scoring, list[Event]] = {}
+        self._thread = threading.Thread(target=self._run, name="charrnn-draws", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Begins a job. FullError if it would have to wait and may not; EndedError at the end."""
+        texts = deque(
+            _Text(
+                job,
+                index,
+                Stream(job.request, seed, job.alternatives),
+                DrawnText(self._model.vocabulary, job.request.stops),
+            )
+            for index, seed in enumerate(job.seeds)
+        )
+        job.left = len(texts)
+        with self._changed:
+            self._check_open()
+            must_wait = bool(self._queue) or self._free < len(texts)
+            if must_wait and len(self._queue) >= self._most_waiting:
+                raise FullError
+            self._queue.append((job, texts))
+            self._give_places()
+            self._changed.notify()
+
+    def score(self, scoring: Scoring) -> None:
+        """Computes log-probabilities between two blocks; errors as of `submit`."""
+        with self._changed:
+            self._check_open()
+            if len(self._scorings) >= max(1, self._most_waiting):
+                raise FullError
+            self._scorings.append(scoring)
+            self._changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Drops what is left of a job; no more events come of blocks that begin after this."""
+        with self._changed:
+            self._queue = deque(entry for entry in self._queue if entry[0] is not job)
+            kept = [text for text in self._starting if text.job is not job]
+            self._free += len(self._starting) - len(kept)
+            self._starting = kept
+            self._gone.add(job)
+            self._give_places()
+            self._changed.notify()
+
+    def load(self) -> tuple[int, int]:
+        """Texts that are drawn now, and requests that wait."""
+        with self._changed:
+            return len(self._texts) + len(self._starting), len(self._queue) + len(self._scorings)
+
+    def close(self) -> None:
+        """Takes no more jobs; the thread ends with those that there are."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify()
+
+    def abort(self) -> None:
+        """As `close`, but the jobs that there are fail with an EndedError at the next block."""
+        with self._changed:
+            self._ending = self._aborting = True
+            self._changed.notify()
+
+    def join(self) -> None:
+        """Waits for the thread, after `close` or `abort`."""
+        self._thread.join()
+
+    def _check_open(self) -> None:
+        if self._ending:
+            raise EndedError
+
+    def _give_places(self) -> None:
+        while self._free and self._queue:
+            texts = self._queue[0][1]
+            while self._free and texts:
+                self._starting.append(texts.popleft())
+                self._free -= 1
+            if not texts:
+                self._queue.popleft()
+
+    # ---- the thread ----
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._has_work)
+                if self._aborting:
+                    self._fail_all()
+                starting, self._starting = self._starting, []
+                gone, self._gone = self._gone, set()
+                scoring = self._scorings.popleft() if self._scorings else None
+                if self._ending and not (starting or self._texts or scoring or self._queue):
+                    self._flush()
+                    return
+                for text in starting:
+                    self._texts[text.stream] = text
+            if scoring is not None:
+                self._score(scoring)
+            for job in gone:
+                self._drop(job)
+            for text in starting:
+                if text.stream in self._texts:  # not cancelled meanwhile
+                    self._begin(text)
+            for weights in list(self._batches):
+                self._advance(weights)
+            self._flush()
+
+    def _has_work(self) -> bool:
+        return bool(self._starting or self._texts or self._gone or self._scorings or self._ending)
+
+    def _begin(self, text: _Text) -> None:
+        request = text.stream.request
+        self._tell(text, text.text.begin(request.prime), [])
+        if not request.length:
+            self._end(text)
+            return
+        weights = request.sampling.weight_dtype
+        if weights not in self._batches:
+            self._batches[weights] = Batch(self._model, weights)
+            self._seconds[weights] = _BLOCK_SECONDS / 8  # a guess; measured from now on
+        self._batches[weights].join(text.stream)
+
+    def _advance(self, weights: str | None) -> None:
+        """Reads and draws a block of one batch."""
+        batch = self._batches[weights]
+        if not len(batch):
+            return
+        try:
+            batch.read(_PRIME_STEPS)
+            steps = int(_BLOCK_SECONDS / self._seconds[weights])
+            if any(stream.alternatives for stream in batch.streams):
+                steps = min(steps, _TOLD_STEPS)
+            begin = time.perf_counter()
+            drawn = batch.draw(max(1, min(steps, _MOST_STEPS)))
+            seconds = time.perf_counter() - begin
+        except Exception as error:  # damaged weights, no memory: told to each client, and here
+            traceback.print_exc(file=sys.stderr)
+            del self._batches[weights]
+            self._fail([self._texts[stream] for stream in batch.streams], error)
+            return
+        if drawn:
+            self._seconds[weights] = max(seconds / len(drawn[0].ids), 1e-6)
+        for part in drawn:
+            self._extend(batch, part)
+
+    def _extend(self, batch: Batch, drawn: Drawn) -> None:
+        text = self._texts[drawn.stream]
+        self._tell(text, text.text.extend(drawn.ids), drawn.symbols)
+        if text.text.ended:
+            batch.leave(drawn.stream)
+        if text.text.ended or not drawn.stream.remaining:
+            self._end(text)
+
+    def _tell(self, text: _Text, piece: str, symbols: list[Symbol]) -> None:
+        if piece or symbols:
+            self._emit(text.job, Piece(text.index, piece, symbols))
+
+    def _end(self, text: _Text) -> None:
+        self._tell(text, text.text.finish(), [])
+        reason = "stop" if text.text.ended else "length"
+        text.job.left -= 1
+        self._emit(text.job, Ended(text.index, reason, text.stream.drawn))
+        self._release([text])
+
+    def _emit(self, job: Job, event: Event) -> None:
+        if job.streamed:
+            self._out.setdefault(job, []).append(event)
+            return
+        job.held.append(event)
+        if not job.left:
+            self._out[job] = job.held
+
+    def _release(self, texts: Sequence[_Text]) -> None:
+        with self._changed:
+            for text in texts:
+                del self._texts[text.stream]
+            self._free += len(texts)
+            self._give_places()
+
+    def _drop(self, job: Job) -> None:
+        texts = [text for text in self._texts.values() if text.job is job]
+        for text in texts:
+            batch = self._batches.get(text.stream.request.sampling.weight_dtype)
+            if batch is not None:
+                batch.leave(text.stream)
+        self._release(texts)
+        self._out.pop(job, None)
+
+    def _fail(self, texts: Sequence[_Text], error: Exception) -> None:
+        """Ends the jobs of these texts, with all of their texts."""
+        jobs = {text.job for text in texts}
+        with self._changed:
+            self._queue = deque(entry for entry in self._queue if entry[0] not in jobs)
+            kept = [text for text in self._starting if text.job not in jobs]
+            self._free += len(self._starting) - len(kept)
+            self._starting = kept
+        for job in jobs:
+            self._drop(job)
+            self._out[job] = [Failed(error)]
+
+    def _fail_all(self) -> None:
+        """Under the lock, which the thread may take again."""
+        for text in self._starting:
+            self._texts[text.stream] = text
+        waiting: list[Job | Scoring] = [*(job for job, _ in self._queue), *self._scorings]
+        self._starting = []
+        self._queue.clear()
+        self._scorings.clear()
+        self._fail(list(self._texts.values()), EndedError())
+        for job in waiting:
+            self._out[job] = [Failed(EndedError())]
+
+    def _score(self, scoring: Scoring) -> None:
+        try:
+            self._out[scoring] = [Scores(scoring.score())]
+        except Exception as error:  # told to the client, and here
+            traceback.print_exc(file=sys.stderr)
+            self._out[scoring] = [Failed(error)]
+
+    def _flush(self) -> None:
+        if self._out:
+            out, self._out = self._out, {}
+            self._deliver(list(out.items()))
