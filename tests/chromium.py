@@ -155,14 +155,17 @@ class Chromium:
     def press(self, key: str, *, shift: bool = False) -> None:
         """A key by its name in KeyboardEvent.key."""
         codes = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        codes |= {"Tab": 9, "Enter": 13, "Escape": 27, "End": 35, "Home": 36}
         code = codes.get(key, ord(key[0].upper()))
-        for kind in ("rawKeyDown", "keyUp"):
+        text = {"text": "\r"} if key == "Enter" else {}  # without which it presses no button
+        for kind in ("keyDown" if text else "rawKeyDown", "keyUp"):
             self.call(
                 "Input.dispatchKeyEvent",
                 type=kind,
                 key=key,
                 windowsVirtualKeyCode=code,
                 modifiers=8 * shift,
+                **(text if kind == "keyDown" else {}),
             )
         self.settle()
 

@@ -23,7 +23,7 @@ from charrnn_fast.cli.parsing import Parser, file_option, folder_option, path_op
 from charrnn_fast.storage import checkpoint
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
-COMMANDS = ("train", "sample", "eval", "score", "info", "view", "export", "plot")
+COMMANDS = ("train", "sample", "eval", "score", "serve", "info", "view", "export", "plot")
 
 Capture = pytest.CaptureFixture[str]
 

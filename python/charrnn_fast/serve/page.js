@@ -41,9 +41,11 @@ function look(symbol) {
   return isPlain(symbol) && !isLone(symbol) ? String.fromCodePoint(symbol) : hex(symbol);
 }
 
+/** What its look does not tell; nothing for ASCII that is visible. */
 function nameOf(symbol) {
   if (inBytes() && symbol > 127) return `byte 0x${hex(symbol)}`;
-  return NAMES[symbol] ?? `U+${symbol.toString(16).toUpperCase().padStart(4, "0")}`;
+  if (NAMES[symbol] || (symbol > 32 && symbol < 127)) return NAMES[symbol] ?? "";
+  return `U+${symbol.toString(16).toUpperCase().padStart(4, "0")}`;
 }
 
 /** A probability in percent, with two digits that count. */

@@ -23,19 +23,9 @@ class _Server(uvicorn.Server):
         yield  # `run` does
 
 
-def run(
-    app: App,
-    listening: socket.socket,
-    most_connections: int,
-    grace: float,
-    started: Callable[[], None],
-) -> None:
-    """Serves until SIGINT or SIGTERM.
-
-    The server then takes no new requests, and those that there are have `grace` seconds; a second
-    signal ends them at once. started: called once requests are answered.
-    """
-    config = uvicorn.Config(
+def configured(app: App, most_connections: int, grace: float) -> uvicorn.Config:
+    """uvicorn's settings for `run`."""
+    return uvicorn.Config(
         app.asgi,
         log_config=None,
         log_level="warning",
@@ -50,7 +40,22 @@ def run(
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=round(grace) + _MARGIN,
     )
-    asyncio.run(_serve(app, _Server(config), listening, grace, started))
+
+
+def run(
+    app: App,
+    listening: socket.socket,
+    most_connections: int,
+    grace: float,
+    started: Callable[[], None],
+) -> None:
+    """Serves until SIGINT or SIGTERM.
+
+    The server then takes no new requests, and those that there are have `grace` seconds; a second
+    signal ends them at once. started: called once requests are answered.
+    """
+    server = _Server(configured(app, most_connections, grace))
+    asyncio.run(_serve(app, server, listening, grace, started))
 
 
 async def _serve(
