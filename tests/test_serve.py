@@ -188,6 +188,14 @@ def test_probabilities_stand_beside_the_text(model: CharLM, server: Server) -> N
     assert np.log(told).sum() == pytest.approx(model.score([text["text"]])[0], abs=1e-4)
 
 
+def test_unknown_characters_may_be_left_out(model: CharLM, server: Server) -> None:
+    request = {"prime": "%de%f", "seed": 1, "length": 9, "allow_unknown": True}
+    status, answer = server.ask("POST", "/v1/sample", request)
+    assert status == 200 and answer["left_out"] == 2
+    assert answer["texts"][0]["text"] == model.sample(9, "def", seed=1)
+    assert server.events(**request)[0] == ("start", {"seeds": [1], "left_out": 2})
+
+
 def test_a_model_of_bytes() -> None:
     model = lively(None)
     with serving(model) as server:

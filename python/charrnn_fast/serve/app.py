@@ -143,7 +143,7 @@ class App:
         for event in events:
             if isinstance(event, Failed):
                 raise _failure(event)
-        return _json({"texts": _texts_of(job, events)})
+        return _json({"texts": _texts_of(job, events), "left_out": job.left_out})
 
     def _job(self, values: dict[str, Any]) -> Job:
         if values["seed"] is not None and values["seeds"] is not None:
@@ -151,6 +151,9 @@ class App:
         seed = values["seed"]
         if seed is None:
             seed = secrets.randbelow(fields.JSON_SEED)
+        left_out = 0
+        if values["allow_unknown"]:
+            values["prime"], left_out = self._model.vocabulary.without_unknown(values["prime"])
         names = ("length", "prime", "temperature", "top_k", "top_p", "stop", "weight_dtype")
         try:
             drawing = self._model.request(*(values[name] for name in names))
@@ -159,7 +162,8 @@ class App:
         if len(drawing.prime) > self._limits.prime:  # of several bytes a character
             takes = f"at most {self._limits.prime} {self._model.vocabulary.unit}s"
             raise wrong("prime", takes, f"{len(drawing.prime)} of them")
-        return Job(drawing, values["seeds"] or [seed], values["stream"], values["alternatives"])
+        seeds, streamed = values["seeds"] or [seed], values["stream"]
+        return Job(drawing, seeds, streamed, values["alternatives"], left_out)
 
     async def _score(self, request: Request) -> Response:
         values = fields.checked(self._score_fields, await self._body(request))
@@ -318,11 +322,12 @@ class _Stream(Response):
         self._app, self._job, self._inbox = app, job, inbox
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = {"seeds": list(self._job.seeds), "left_out": self._job.left_out}
         left = len(self._job.seeds)  # texts that have not ended
         watch = asyncio.ensure_future(_watch(self._inbox, receive))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await self._send(send, _event("start", {"seeds": list(self._job.seeds)}))
+            await self._send(send, _event("start", start))
             while left:
                 events = await self._inbox.get()
                 if events is None:

@@ -87,6 +87,8 @@ class Job:
     seeds: Sequence[int]
     streamed: bool = False
     alternatives: int = 0
+    left_out: int = 0
+    """Unknown characters of the prime."""
     held: list[Event] = field(default_factory=list)
     """What has happened, if it is not streamed."""
     left: int = 0

@@ -280,6 +280,13 @@ def sample_fields(model: CharLM, limits: Limits) -> list[Field]:
         ),
         Field("weight_dtype", "weights to draw with", *_choice(weight_dtypes(model)), None),
         Field(
+            "allow_unknown",
+            f"leave out {unit}s of prime that the model does not know, and tell how many",
+            {"type": "boolean"},
+            _boolean,
+            False,
+        ),
+        Field(
             "alternatives",
             f"tell each {unit}'s probability, and so many of the likeliest in its place",
             *_integer(0, MOST_ALTERNATIVES),
@@ -419,7 +426,10 @@ def openapi(model: CharLM, limits: Limits, with_token: bool) -> dict[str, Any]:
     score = _of(nats={"type": ["number", "null"]}, characters=_INTEGER)
     schemas = {
         "SampleRequest": _object(sample_fields(model, limits)),
-        "SampleAnswer": _of(texts={"type": "array", "items": text}),
+        "SampleAnswer": _of(
+            texts={"type": "array", "items": text},
+            left_out={**_INTEGER, "description": "unknown characters of prime"},
+        ),
         "ScoreRequest": _object(score_fields(model, limits)),
         "ScoreAnswer": _of(scores={"type": "array", "items": score}),
         "Error": _of(error={"type": "object", "properties": {"message": _STRING}}),
