@@ -102,7 +102,7 @@ def loaded(folder: Path, port: int, seconds: float, streamed: bool) -> Load:
 
 
 def latency(output: str, share: int) -> float:
-    found = re.search(rf"^ *{share}% +([\d.]+)(us|ms|s|m)$", output, re.MULTILINE)
+    found = re.search(rf"^ *{share}% +([\d.]+)(us|ms|s|m) *$", output, re.MULTILINE)
     assert found, output
     return float(found[1]) * _SECONDS[found[2]]
 
@@ -135,6 +135,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if shutil.which("wrk") is None:
         parser.error("wrk is not on the PATH: apt-get install wrk")
+    if arguments.markdown:
+        atomic_file.check(arguments.markdown)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = folder / "model.safetensors"
@@ -183,9 +185,9 @@ def report(size: int, whole: list[Load], streamed: list[Load], alone: list[float
 uvicorn {uvicorn.__version__}, {version.split(" Copyright")[0].strip()}, which runs on the same
 cores. Written by `python benchmarks/serve.py --markdown benchmarks/results/serve.md`.
 
-LSTM of 2 x {size}, random weights, {VOCABULARY} characters; {CLIENTS} clients, {LENGTH} characters a
-request. `CharLM.sample` draws the {CLIENTS} texts at {statistics.median(alone):,.0f} characters/s.
-The medians of {len(whole)} rounds, in turns:
+LSTM of 2 x {size}, random weights, {VOCABULARY} characters; {CLIENTS} clients,
+{LENGTH} characters a request. `CharLM.sample` draws the {CLIENTS} texts at
+{statistics.median(alone):,.0f} characters/s. The medians of {len(whole)} rounds, in turns:
 
 | | characters/s | over those of `sample` | median latency | p99 | requests | errors |
 | --- | --- | --- | --- | --- | --- | --- |

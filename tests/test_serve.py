@@ -32,6 +32,7 @@ from starlette.routing import Route
 
 from charrnn_fast.language.batch import Batch
 from charrnn_fast.serve import fields
+from charrnn_fast.serve.engine import Engine
 from charrnn_fast.serve.fields import Limits
 from serving import PATIENCE, Server, events_of, serving
 
@@ -159,7 +160,7 @@ def test_a_seed_is_told(model: CharLM, server: Server) -> None:
     one, two = (server.sample(length=40)[0] for _ in range(2))
     assert one["seed"] != two["seed"] and max(one["seed"], two["seed"]) < 2**53
     assert one["text"] == model.sample(40, seed=one["seed"])
-    assert (one["reason"], one["drawn"]) == ("length", 40)
+    assert one["reason"] == "length"
     ((_, start), *_) = server.events(length=0)
     assert 0 <= start["seeds"][0] < 2**53
 
@@ -169,7 +170,6 @@ def test_the_reason_of_an_end(model: CharLM, server: Server) -> None:
     stop = full[50:52]
     (text,) = server.sample(length=200, seed=3, stop=stop)
     assert text["text"] == full[: full.index(stop)] and text["reason"] == "stop"
-    assert text["drawn"] >= full.index(stop) + 2
 
 
 def test_probabilities_stand_beside_the_text(model: CharLM, server: Server) -> None:
@@ -183,6 +183,13 @@ def test_probabilities_stand_beside_the_text(model: CharLM, server: Server) -> N
         assert all(len(symbol["alternatives"]) == 3 for symbol in symbols)
         streamed = [e for name, e in events if name == "text" and e["index"] == i]
         assert [s for e in streamed for s in e.get("symbols", [])] == symbols
+    # Also where a stop string may begin, and up to one.
+    stop = texts[0]["text"][30:33]
+    pieces = server.events(**{**request, "seeds": [1], "stop": stop})[2:-2]
+    for _, event in pieces:
+        shown = "".join(chr(symbol["symbol"]) for symbol in event["symbols"])
+        assert shown == event["text"]
+    assert sum(len(event["text"]) for _, event in pieces) == texts[0]["text"].index(stop, 3) - 3
     (text,) = server.sample(length=3, seed=1, alternatives=3)
     told = [symbol["probability"] for symbol in text["symbols"]]
     assert np.log(told).sum() == pytest.approx(model.score([text["text"]])[0], abs=1e-4)
@@ -454,6 +461,23 @@ def test_a_failure_is_told_and_passes(
     server.wait_for((0, 0))
 
 
+def test_nobody_waits_if_the_thread_fails(
+    model: CharLM, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """By a mistake of ours, outside the drawing itself."""
+
+    def fail(engine: Engine, *arguments: Any) -> None:
+        raise KeyError("a mistake")
+
+    with serving(model) as server:
+        monkeypatch.setattr(Engine, "_extend", fail)
+        status, answer = server.ask("POST", "/v1/sample", {"length": 9})
+        assert status == 500 and "the server's drawing has failed" in answer["error"]["message"]
+        assert server.ask("GET", "/health")[0] == 503
+        assert server.ask("POST", "/v1/sample", {})[0] == 503
+    assert "KeyError: 'a mistake'" in capsys.readouterr().err
+
+
 def test_the_end_lets_texts_end(model: CharLM, gate: Gate) -> None:
     with serving(model, Limits(texts=1)) as server, ThreadPoolExecutor(2) as clients:
         first = clients.submit(server.sample, length=9, seed=1)
@@ -521,7 +545,7 @@ def test_the_description_is_that_of_the_routes(server: Server) -> None:
     defaults = {name: value["default"] for name, value in schema["properties"].items()}
     assert {**defaults, "seed": 1} | {"seeds": None} == {**defaults, "seed": 1}
     (text,) = server.sample(**{**defaults, "length": 5, "seed": 1})
-    assert text["drawn"] == 5
+    assert len(text["text"]) == 5
 
 
 def test_the_description_is_valid(server: Server) -> None:

@@ -65,7 +65,6 @@ class App:
         self._rounded: dict[str | None, CharLM] = {}
         self._inboxes: dict[Job | Scoring, _Inbox] = {}
         self._engine: Engine | None = None
-        self._ending = False
         self._starlette = Starlette(
             routes=[
                 Route("/v1/sample", self._sample, methods=["POST"]),
@@ -89,12 +88,10 @@ class App:
 
     def end(self) -> None:
         """Takes no more requests; those that there are go on."""
-        self._ending = True
         self._drawer.close()
 
     def abort(self) -> None:
         """Ends the requests that there are with errors."""
-        self._ending = True
         self._drawer.abort()
 
     @property
@@ -240,9 +237,10 @@ class App:
 
     async def _show_health(self, _: Request) -> Response:
         running, waiting = self.load
-        status = "ending" if self._ending else "ok"
+        is_open = self._drawer.is_open
+        status = "ok" if is_open else "ending"
         body = {"status": status, "running": running, "waiting": waiting}
-        return _json(body, 503 if self._ending else 200)
+        return _json(body, 200 if is_open else 503)
 
     async def _show_description(self, _: Request) -> Response:
         return Response(self._description, media_type="application/json")
@@ -363,7 +361,6 @@ def _shown(job: Job, event: Event) -> bytes:
                 "index": event.index,
                 "seed": seed,
                 "reason": event.reason,
-                "drawn": event.drawn,
             },
         )
     assert isinstance(event, Failed)
@@ -392,7 +389,7 @@ def _texts_of(job: Job, events: list[Event]) -> list[dict[str, Any]]:
                 told = texts[event.index].setdefault("symbols", [])
                 told += [_symbol(symbol) for symbol in event.symbols]
         elif isinstance(event, Ended):
-            texts[event.index].update(reason=event.reason, drawn=event.drawn)
+            texts[event.index]["reason"] = event.reason
     for text, parts in zip(texts, pieces, strict=True):
         text["text"] = "".join(parts)
     return texts

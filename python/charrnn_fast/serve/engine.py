@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from ..language.batch import Batch, Drawn, Stream, Symbol
 from ..language.model import CharLM
-from ..language.sampler import DrawnText, Request
+from ..language.sampler import DrawnText, Request, kernel_weights
 
 _BLOCK_SECONDS = 0.03  # of drawing between two deliveries; new streams wait for so long at most
 _MOST_STEPS = 256  # of a block
@@ -35,7 +35,10 @@ class EndedError(Exception):
 
 @dataclass(frozen=True)
 class Piece:
-    """Text of one stream of a job; `symbols` as in `batch.Drawn`."""
+    """Text of one stream of a job, and the `Symbol` of each drawn character if asked for.
+
+    Of a vocabulary of bytes the symbols are those of a block, whatever characters they complete.
+    """
 
     index: int
     text: str
@@ -44,11 +47,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of one stream: by "length" or by "stop"; drawn: its symbols."""
+    """The end of one stream: by "length" or by "stop"."""
 
     index: int
     reason: str
-    drawn: int
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class _Text:
 
     def __init__(self, job: Job, index: int, stream: Stream, text: DrawnText) -> None:
         self.job, self.index, self.stream, self.text = job, index, stream, text
+        self.symbols: list[Symbol] = []  # whose text is held back
 
 
 @dataclass(eq=False)
@@ -124,8 +127,8 @@ class Engine:
         self._ending = self._aborting = False
         # The thread's own:
         self._texts: dict[Stream, _Text] = {}
-        self._batches: dict[str | None, Batch] = {}
-        self._seconds: dict[str | None, float] = {}  # for one step of each batch
+        self._batches: dict[str, Batch] = {}  # by the kernels' name of the weights
+        self._seconds: dict[str, float] = {}  # for one step of each batch
         self._out: dict[Job | Scoring, list[Event]] = {}
         self._thread = threading.Thread(target=self._run, name="charrnn-draws", daemon=True)
         self._thread.start()
@@ -176,6 +179,11 @@ class Engine:
         with self._changed:
             return len(self._texts) + len(self._starting), len(self._queue) + len(self._scorings)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes jobs."""
+        return not self._ending
+
     def close(self) -> None:
         """Takes no more jobs; the thread ends with those that there are."""
         with self._changed:
@@ -208,11 +216,21 @@ class Engine:
     # ---- the thread ----
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException:  # a mistake of ours: nobody may wait for ever
+            traceback.print_exc(file=sys.stderr)
+            with self._changed:
+                self._ending = True
+                self._fail_all(RuntimeError("the server's drawing has failed; its log has more"))
+            self._flush()
+
+    def _serve(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(self._has_work)
                 if self._aborting:
-                    self._fail_all()
+                    self._fail_all(EndedError())
                 starting, self._starting = self._starting, []
                 gone, self._gone = self._gone, set()
                 scoring = self._scorings.popleft() if self._scorings else None
@@ -237,17 +255,17 @@ class Engine:
 
     def _begin(self, text: _Text) -> None:
         request = text.stream.request
-        self._tell(text, text.text.begin(request.prime), [])
+        self._tell(text, text.text.begin(request.prime))
         if not request.length:
             self._end(text)
             return
-        weights = request.sampling.weight_dtype
+        weights = kernel_weights(request.sampling)
         if weights not in self._batches:
-            self._batches[weights] = Batch(self._model, weights)
+            self._batches[weights] = Batch(self._model, weights or None)
             self._seconds[weights] = _BLOCK_SECONDS / 8  # a guess; measured from now on
         self._batches[weights].join(text.stream)
 
-    def _advance(self, weights: str | None) -> None:
+    def _advance(self, weights: str) -> None:
         """Reads and draws a block of one batch."""
         batch = self._batches[weights]
         if not len(batch):
@@ -272,21 +290,26 @@ class Engine:
 
     def _extend(self, batch: Batch, drawn: Drawn) -> None:
         text = self._texts[drawn.stream]
-        self._tell(text, text.text.extend(drawn.ids), drawn.symbols)
+        text.symbols += drawn.symbols
+        self._tell(text, text.text.extend(drawn.ids))
         if text.text.ended:
             batch.leave(drawn.stream)
         if text.text.ended or not drawn.stream.remaining:
             self._end(text)
 
-    def _tell(self, text: _Text, piece: str, symbols: list[Symbol]) -> None:
+    def _tell(self, text: _Text, piece: str) -> None:
+        """What stands behind a stop string, or may begin one, is told neither way."""
+        is_plain = self._model.vocabulary.kind == "characters"
+        count = len(piece) if is_plain else len(text.symbols)
+        symbols, text.symbols = text.symbols[:count], text.symbols[count:]
         if piece or symbols:
             self._emit(text.job, Piece(text.index, piece, symbols))
 
     def _end(self, text: _Text) -> None:
-        self._tell(text, text.text.finish(), [])
+        self._tell(text, text.text.finish())
         reason = "stop" if text.text.ended else "length"
         text.job.left -= 1
-        self._emit(text.job, Ended(text.index, reason, text.stream.drawn))
+        self._emit(text.job, Ended(text.index, reason))
         self._release([text])
 
     def _emit(self, job: Job, event: Event) -> None:
@@ -307,7 +330,7 @@ class Engine:
     def _drop(self, job: Job) -> None:
         texts = [text for text in self._texts.values() if text.job is job]
         for text in texts:
-            batch = self._batches.get(text.stream.request.sampling.weight_dtype)
+            batch = self._batches.get(kernel_weights(text.stream.request.sampling))
             if batch is not None:
                 batch.leave(text.stream)
         self._release(texts)
@@ -325,7 +348,7 @@ class Engine:
             self._drop(job)
             self._out[job] = [Failed(error)]
 
-    def _fail_all(self) -> None:
+    def _fail_all(self, error: Exception) -> None:
         """Under the lock, which the thread may take again."""
         for text in self._starting:
             self._texts[text.stream] = text
@@ -333,9 +356,9 @@ class Engine:
         self._starting = []
         self._queue.clear()
         self._scorings.clear()
-        self._fail(list(self._texts.values()), EndedError())
+        self._fail(list(self._texts.values()), error)
         for job in waiting:
-            self._out[job] = [Failed(EndedError())]
+            self._out[job] = [Failed(error)]
 
     def _score(self, scoring: Scoring) -> None:
         try:

@@ -420,7 +420,6 @@ def openapi(model: CharLM, limits: Limits, with_token: bool) -> dict[str, Any]:
         seed=_INTEGER,
         text={**_STRING, "description": "prime and what was drawn"},
         reason={**_STRING, "enum": ["length", "stop"]},
-        drawn={**_INTEGER, "description": f"{model.vocabulary.unit}s drawn"},
     )
     text["properties"]["symbols"] = {"type": "array", "items": symbol}
     score = _of(nats={"type": ["number", "null"]}, characters=_INTEGER)
