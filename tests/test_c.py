@@ -579,6 +579,8 @@ def text(c: Any) -> Iterator[Text]:
         {"stop": ["e", "th"]},
         {"weight_dtype": "bfloat16"},
         {"weight_dtype": "int8"},
+        {"repetition_penalty": 1.6},
+        {"repetition_penalty": 1.6, "repetition_window": 5},
     ],
     ids=str,
 )
@@ -600,12 +602,74 @@ def test_texts(text: Text, options: dict[str, Any]) -> None:
         top_k=options.get("top_k", 0),
         top_p=options.get("top_p", 0.0),
         weights=WEIGHTS.index(options.get("weight_dtype")),
+        repetition_penalty=options.get("repetition_penalty", 0.0),
+        repetition_window=options.get("repetition_window", 0),
     )
     wanted = ours.sample(200, prime, seeds=[1, 2], **{**options, "stop": stop})
     assert text.sample([1, 2], given) == wanted
     assert text.stream(2, given) == list(
         ours.stream(200, prime, seed=2, **{**options, "stop": stop})
     )
+
+
+def test_the_likeliest_text_and_the_next_symbol(text: Text) -> None:
+    c, ours = text.c, cf.CharLM.load(KEPT, device=DEVICE.decode())
+    prime, stop = ours.vocabulary.decode([1, 2]), ours.vocabulary.decode([0])
+    size, nats = ctypes.c_size_t(), ctypes.c_double()
+    room = ctypes.create_string_buffer(1000)
+    for beam, stops in ((1, ()), (7, ()), (7, (stop,))):
+        options = text.options(30, prime.encode(), tuple(s.encode() for s in stops))
+        c.language_model_beam_search(
+            text.handle,
+            ctypes.byref(options),
+            beam,
+            ctypes.cast(room, ctypes.c_char_p),
+            len(room),
+            ctypes.byref(size),
+            ctypes.byref(nats),
+        )
+        found = (room.raw[: size.value].decode(), nats.value)
+        assert found == ours.beam_search(30, prime, beam, stop=list(stops))
+        assert room.raw[size.value] == 0
+    shares = (ctypes.c_double * len(ours.vocabulary))()
+    data = prime.encode()
+    c.language_model_next_probabilities(text.handle, data, len(data), 0, shares, len(shares))
+    np.testing.assert_allclose(np.array(shares), ours.next_probabilities(prime), rtol=1e-14)
+    given = (text.handle, data, len(data), 0, shares)
+    with pytest.raises(FailedError, match=r"vocab_size must be \d+, got 2"):
+        c.language_model_next_probabilities(*given, 2)
+
+
+def test_draws_with_a_penalty_continue(c: Any) -> None:
+    rnn = cf.RNN(6, 8, 6, cell="gru", seed=2)
+    model, first = Model(c, rnn), np.array([1, 2], np.int32)
+    seeds, recent = np.array([5, 6], np.uint64), np.full((3, 2), -1, np.int32)
+    recent[2] = first
+
+    def drawn(lengths: list[int]) -> list[list[int]]:
+        state, last, window = model.state(2), first, recent.copy()
+        position, rows = 0, []
+        for length in lengths:
+            there = np.zeros((length, 2), np.int32)
+            sampling = c.struct(
+                "sampling",
+                temperature=1.0,
+                repetition_penalty=2.5,
+                repetition_window=3,
+                recent=integers(window),
+            )
+            given = (integers(last), address(state), integers(seeds, ctypes.c_uint64), position)
+            c.model_sample(model.handle, length, 2, *given, ctypes.byref(sampling), integers(there))
+            last, position = np.ascontiguousarray(there[-1]), position + length
+            rows += there.tolist()
+        return rows
+
+    core: Any = rnn.core
+    wanted = core.sample(
+        20, first, rnn.states.zeros(2), seeds, 0, 1.0, 0, 1.0, "", 2.5, recent.copy()
+    ).tolist()
+    assert drawn([20]) == drawn([7, 1, 12]) == wanted
+    model.close()
 
 
 def test_vocabulary_and_losses(text: Text) -> None:

@@ -250,6 +250,147 @@ def test_escapes_stand_for_characters(model: CharLM, path: str, capsys: Capture)
         assert f"{option} has the character '\\\\' (U+005C) at position 1" in error
 
 
+def test_a_penalty_and_a_window(model: CharLM, path: str, capsys: Capture) -> None:
+    arguments = ["sample", path, "--length", "80", "--seed", "3", "--repetition-penalty", "1.5"]
+    text = model.sample(80, seed=3, repetition_penalty=1.5)
+    assert output(capsys, *arguments) == f"{text}\n"
+    short = model.sample(80, seed=3, repetition_penalty=1.5, repetition_window=3)
+    assert output(capsys, *arguments, "--repetition-window", "3") == f"{short}\n"
+    assert text != short
+    assert "must be finite, at least 1, got 0.5" in refused(capsys, *arguments[:-1], "0.5")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_person_sees_how_far_many_texts_are(
+    model: CharLM, path: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    arguments = ["sample", path, "--length", "40", "--seed", "5", "--stop", "e", "--num-samples"]
+    assert main([*arguments, "70"]) == 0
+    texts = model.sample(40, seeds=range(5, 75), stop="e")
+    assert all(
+        f"==> seed {5 + i} <==\n{t}\n" in screen.getvalue() or t for i, t in enumerate(texts)
+    )
+    assert "/2.80k" in screen.getvalue(), "70 texts of 40 characters"
+    screen.truncate(0)
+    assert main([*arguments, "1"]) == 0
+    assert screen.getvalue() == "", "one text has no bar"
+
+
+def test_how_far_counts_the_characters_of_ended_texts(model: CharLM) -> None:
+    from charrnn_fast.language.sampler import draw_texts
+
+    for stop in (None, "e", ["q", "x"]):
+        request = model.request(200, "", 1.0, None, None, stop, None)
+        counts: list[int] = []
+        list(draw_texts(model.rnn, model.vocabulary, request, range(70), counts.append))
+        assert sum(counts) == 200 * 70
+        assert min(counts) > 0
+
+
+# ---- sample: beam search, choices ----
+
+
+def test_the_likeliest_text(model: CharLM, path: str, capsys: Capture) -> None:
+    arguments = ["sample", path, "--length", "20", "--prime", "the ", "--beam", "6"]
+    for stops in ([], ["g", "qu"]):
+        text, nats = model.beam_search(20, "the ", 6, stop=stops)
+        flags = [flag for stop in stops for flag in ("--stop", stop)]
+        assert main([*arguments, *flags]) == 0
+        assert capsys.readouterr() == (f"{text}\n", f"log-probability {nats:.4f} nats\n")
+        out = output(capsys, *arguments, *flags, "--json")
+        assert json.loads(out) == {"log_probability": nats, "text": text}
+
+
+@pytest.mark.parametrize(
+    ("mode", "flags"),
+    [
+        ("--beam=3", ["--temperature", "0.5"]),
+        ("--beam=3", ["--top-k", "2"]),
+        ("--beam=3", ["--top-p", "0.5"]),
+        ("--beam=3", ["--repetition-penalty", "2"]),
+        ("--beam=3", ["--seed", "1"]),
+        ("--beam=3", ["--num-samples", "2"]),
+        ("--beam=3", ["--stream"]),
+        ("--beam=3", ["--choices"]),
+        ("--choices", ["--json"]),
+        ("--choices", ["--stop", "e"]),
+        ("--choices", ["--temperatures", "0.5,1"]),
+        ("--choices", ["--num-samples", "2"]),
+        ("--choices", ["--prime-file", "-"]),
+    ],
+)
+def test_modes_refuse_what_has_no_part_in_them(
+    capsys: Capture, mode: str, flags: list[str]
+) -> None:
+    """Before the model is read: there is none."""
+    error = refused(capsys, "sample", "missing.safetensors", mode, *flags)
+    assert f"{mode.split('=')[0]} " in error
+    assert f"does not take {flags[0]}" in error
+
+
+def chosen(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, lines: str, *arguments: str
+) -> tuple[str, str]:
+    give(monkeypatch, lines.encode())
+    assert main(["sample", *arguments, "--choices", "--seed", "3"]) == 0
+    out, err = capsys.readouterr()
+    return out, err
+
+
+def test_choices(
+    model: CharLM, path: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [path, "--prime", "the ", "--temperature", "0.7"]
+    out, err = chosen(capsys, monkeypatch, "", *arguments)
+    assert out == "the \n"
+    shares = model.next_probabilities("the ", temperature=0.7)
+    order = np.argsort(-shares, kind="stable")[:10]
+    rows = re.findall(r"^ ?(\d+) ('.*?')  *([\d.]+)% ?(#*)$", err, re.MULTILINE)
+    assert [(int(n), name, share, len(bar)) for n, name, share, bar in rows] == [
+        (
+            n,
+            ascii(model.vocabulary.decode([i])),
+            f"{100 * shares[i]:.2f}",
+            round(40 * shares[i]),
+        )
+        for n, i in enumerate(order.tolist(), 1)
+    ]
+    # Drawn alone: the text of sample. Back and drawn again: the same.
+    drawn = model.sample(12, "the ", temperature=0.7, seed=3)
+    for lines in ("d12\nq\n", "\n" * 12, "d5\nb3\n\nd9\n", "=ox\nb2\nd12\nb\nd\nq\n"):
+        assert chosen(capsys, monkeypatch, lines, *arguments)[0] == f"{drawn}\n"
+    likeliest = model.vocabulary.decode(
+        [
+            int(order[0]),
+        ]
+    )
+    second = model.vocabulary.decode([int(order[1])])
+    assert chosen(capsys, monkeypatch, "1\n", *arguments)[0] == f"the {likeliest}\n"
+    assert chosen(capsys, monkeypatch, "2\n=fox\n", *arguments)[0] == f"the {second}fox\n"
+    # What says nothing changes nothing, and says why.
+    out, err = chosen(capsys, monkeypatch, "0\n11\nx\n=Q\nb-\nb5\n", *arguments)
+    assert out == "the \n"
+    assert err.count("no '") == 4
+    assert "the text has the character 'Q' (U+0051) at position 0" in err
+    # It ends with the length, and takes no more.
+    out, err = chosen(capsys, monkeypatch, "=quick\n=qui\nd\nq\n", *arguments, "--length", "4")
+    assert out.startswith("the qui")
+    assert len(out) == len("the qui?\n")
+    assert "the text must have 4 characters or fewer" in err
+
+
+def test_choices_of_bytes(byte_path: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, err = chosen(capsys, monkeypatch, "=é\n=a\n", byte_path)
+    assert out == "éa\n"
+    assert len(re.findall(r"^[ \d]\d 0x[0-9a-f]{2} ", err, re.MULTILINE)) == 30
+
+
 def test_temperatures_stand_side_by_side(
     model: CharLM, path: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from charrnn_fast import CharLM, Vocabulary
+import charrnn_fast as cf
+from charrnn_fast import CharLM, Vocabulary, _core, reference
 from charrnn_fast.language.sampler import DrawnText
 from charrnn_fast.language.small_weights import rounded_to_bfloat16, rounded_to_int8
 from marks import slow_but
@@ -423,3 +424,130 @@ def test_weight_dtype_is_checked_at_the_call() -> None:
     model = CharLM(Vocabulary.from_text("ab"), 3, compute_dtype="bfloat16")
     with pytest.raises(ValueError, match=r"weight_dtype of a model with compute_dtype 'bfloat16'"):
         model.sample(3, weight_dtype="int8")
+
+
+# ---- the repetition penalty ----
+
+
+def penalized(cell: str, dtype: str = "float32") -> tuple[CharLM, Any, Any]:
+    model = CharLM(Vocabulary.from_text(TEXT), 9, 2, cell, seed=3, dtype=dtype)
+    rng = np.random.default_rng(7)
+    parameters = model.rnn.parameters().items()
+    model.rnn.load_parameters({n: rng.normal(size=p.shape).astype(dtype) for n, p in parameters})
+    recent = np.array([[-1, 4, 2], [3, 4, 0], [3, 9, 2], [5, 1, 1]], np.int32)
+    return model, np.array([1, 2, 3], np.int32), recent
+
+
+@pytest.mark.parametrize("chosen", [{}, {"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.8}])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_penalty_draws_what_the_reference_draws(cell: str, chosen: dict[str, Any]) -> None:
+    """In double, where no draw is near a bound."""
+    model, first, recent = penalized(cell, "float64")
+    seeds = np.array([5, 6, 2**63], np.uint64)
+    for penalty in (1.3, 4.0):
+        window, kernel = recent.copy(), model.rnn.core
+        drawn = kernel.sample(
+            50,
+            first,
+            model.rnn.states.zeros(3),
+            seeds,
+            7,
+            chosen.get("temperature", 1.0),
+            chosen.get("top_k", 0),
+            chosen.get("top_p", 1.0),
+            "",
+            penalty,
+            window,
+        )
+        expected, _ = reference.sample(
+            model.rnn.parameters(),
+            50,
+            first,
+            seeds.tolist(),
+            cell=cell,
+            position=7,
+            repetition_penalty=penalty,
+            recent=recent,
+            **chosen,
+        )
+        assert drawn.tolist() == expected.tolist()
+        assert window.tolist() == drawn[-4:].tolist()
+
+
+def test_the_formula_of_the_penalty() -> None:
+    """Greedy: of the logits 3, 2 and -1 the first is taken until it is below the others."""
+    logits = np.array([[3.0, 2.0, -1.0]], np.float32)
+    seeds = np.zeros(1, np.uint64)
+
+    def drawn(penalty: float, *recent: int) -> int:
+        window = np.array(recent, np.int32)[:, None]
+        return int(_core.sample_tokens(logits, seeds, 0, 0.0, 0, 1.0, penalty, window)[0])
+
+    assert drawn(1.49, 0) == 0
+    assert drawn(1.51, 0, 0, 0) == 1, "3 / 1.51 < 2, and once for all three"
+    assert drawn(1.51, 0, 1) == 0
+    assert drawn(1e30, 0, 1) == 0, "divided, they stay above -1"
+    logits[0] = [-3.0, -2.0, -2.5]
+    assert drawn(1.2, 1) == 1
+    assert drawn(1.3, 1) == 2, "a negative logit is multiplied"
+    assert drawn(1e38, 0, 1, 2) in (0, 1, 2), "no overflow"
+
+
+@pytest.mark.parametrize("window", [1, 3, 64, 500])
+def test_a_penalized_text_depends_on_its_seed_and_the_last_characters(
+    model: CharLM, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: Any = {"repetition_penalty": 1.4, "repetition_window": window}
+    prime, seeds = "the lazy dog ", [5, 11, 5, 2**63]
+    texts = model.sample(150, prime, seeds=seeds, **options)
+    assert texts == [model.sample(150, prime, seed=seed, **options) for seed in seeds]
+    assert texts[0] == "".join(model.stream(150, prime, seed=5, **options))
+    assert texts[0] != model.sample(150, prime, seed=5)
+    assert texts[0][:60] == model.sample(60 - len(prime), prime, seed=5, **options)
+    stops = model.sample(150, prime, seeds=seeds, stop="e", **options)
+    assert stops == [stopped(text, prime, ["e"]) for text in texts]
+    threads = cf.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            cf.set_num_threads(count)
+            monkeypatch.setattr("charrnn_fast.language.sampler.BLOCK", 7 * count)
+            assert model.sample(150, prime, seeds=seeds, **options) == texts
+    finally:
+        cf.set_num_threads(threads)
+
+
+def test_a_penalty_of_one_changes_no_bits(model: CharLM) -> None:
+    text = model.sample(80, "the ", seed=3)
+    assert model.sample(80, "the ", seed=3, repetition_penalty=1.0, repetition_window=5) == text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"repetition_penalty": 0.9}, "repetition_penalty must be finite, at least 1, got 0.9"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty must be finite, at least 1"),
+        ({"repetition_window": 0}, "repetition_window must be in 1 to 1000000, got 0"),
+    ],
+)
+def test_bad_penalties(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make().sample(5, seed=1, **options)
+
+
+def test_a_recent_token_outside_the_vocabulary_is_refused() -> None:
+    model, first, recent = penalized("gru")
+    recent[2, 1] = len(model.vocabulary)
+    with pytest.raises(ValueError, match=r"recent\[2, 1\] must be in -1 to 27, got 28"):
+        model.rnn.core.sample(
+            5,
+            first,
+            model.rnn.states.zeros(3),
+            first.astype(np.uint64),
+            0,
+            1.0,
+            0,
+            1.0,
+            "",
+            2.0,
+            recent,
+        )

@@ -112,21 +112,31 @@ T* whole_writable(const py::object& x, const char* name) {
 Index size_of(const py::object& x) { return py::reinterpret_borrow<py::array>(x).size(); }
 
 py::array_t<Token> draw(const py::object& logits, const py::object& seeds, std::uint64_t position,
-                        double temperature, Index top_k, double top_p) {
+                        double temperature, Index top_k, double top_p, double repetition_penalty,
+                        const py::object& recent) {
   return with_floats(logits, "logits", [&](auto scalar) {
     using T = decltype(scalar);
     const py::array array = checked_array<T>(logits, "logits");
     if (array.ndim() != 2 || array.shape(1) < 1)
       throw py::value_error("logits must have shape [B, V], got " + text(shape_of(array)));
-    const SamplingOptions options{temperature, top_k, top_p};
-    check(options);
+    SamplingOptions options{temperature, top_k, top_p};
+    options.repetition_penalty = repetition_penalty;
     const Index batch = array.shape(0), classes = array.shape(1);
+    const Token* recent_data = nullptr;
+    if (!recent.is_none()) {
+      const py::array given = checked_array<Token>(recent, "recent");
+      if (given.ndim() != 2)
+        throw py::value_error("recent must have shape [window, B], got " + text(shape_of(given)));
+      options.repetition_window = given.shape(0);
+      recent_data = input<Token>(recent, "recent", {given.shape(0), batch});
+    }
+    check(options);
     const auto* seed_data = input<std::uint64_t>(seeds, "seeds", {batch});
     AlignedBuffer<T> workspace;
     workspace.reserve(draw_elements<T>(classes));
     auto drawn = new_array<Token>({batch});
     draw_tokens(static_cast<const T*>(array.data()), batch, classes, seed_data, position, options,
-                drawn.mutable_data(), workspace.get());
+                drawn.mutable_data(), workspace.get(), recent_data);
     return drawn;
   });
 }
@@ -197,7 +207,8 @@ void register_functions(py::module_& m) {
       py::arg("x"), py::arg("limit"));
   m.def("clip_factor", &clip_factor, py::arg("norm"), py::arg("limit"));
   m.def("sample_tokens", &draw, py::arg("logits"), py::arg("seeds"), py::arg("position"),
-        py::arg("temperature"), py::arg("top_k"), py::arg("top_p"));
+        py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
+        py::arg("repetition_penalty") = 1.0, py::arg("recent") = py::none());
   m.def(
       "mask",
       [](std::uint64_t seed, std::uint32_t site, double rate, std::uint32_t time,

@@ -32,8 +32,17 @@ py::dict read_safetensors(const py::bytes& file) {
 
 TextOptions text_options(Index length, const py::bytes& prime, double temperature, Index top_k,
                          double top_p, const std::vector<std::string>& stop,
-                         const std::string& weights) {
-  return {length, prime, temperature, top_k, top_p, stop, storage_named(weights)};
+                         const std::string& weights, double repetition_penalty,
+                         Index repetition_window) {
+  return {length,
+          prime,
+          temperature,
+          top_k,
+          top_p,
+          stop,
+          storage_named(weights),
+          repetition_penalty,
+          repetition_window};
 }
 
 std::vector<py::bytes> as_bytes(const std::vector<std::string>& texts) {
@@ -53,7 +62,8 @@ void register_language_models(py::module_& m) {
   py::class_<TextOptions>(m, "TextOptions")
       .def(py::init(&text_options), py::arg("length"), py::arg("prime") = py::bytes(),
            py::arg("temperature") = 1.0, py::arg("top_k") = 0, py::arg("top_p") = 1.0,
-           py::arg("stop") = std::vector<std::string>(), py::arg("weights") = "");
+           py::arg("stop") = std::vector<std::string>(), py::arg("weights") = "",
+           py::arg("repetition_penalty") = 1.0, py::arg("repetition_window") = 64);
   py::class_<LanguageModel>(m, "LanguageModel")
       .def_static(
           "load",
@@ -86,6 +96,19 @@ void register_language_models(py::module_& m) {
             return as_bytes(pieces);
           },
           py::arg("options"), py::arg("seed"))
+      .def(
+          "beam_search",
+          [](const LanguageModel& self, const TextOptions& options, Index beam) {
+            const Likeliest found = self.beam_search(options, beam);
+            return py::make_tuple(py::bytes(found.text), found.log_probability);
+          },
+          py::arg("options"), py::arg("beam"))
+      .def(
+          "next_probabilities",
+          [](const LanguageModel& self, const py::bytes& prime, const std::string& weights) {
+            return self.next_probabilities(prime, storage_named(weights));
+          },
+          py::arg("prime"), py::arg("weights") = "")
       .def(
           "evaluate",
           [](const LanguageModel& self, const py::bytes& text, const std::string& weights) {

@@ -260,8 +260,8 @@ Index memory(const Model<T>& model, Index seq_len, Index batch, bool training,
 template <class T>
 py::array_t<Token> sample(Model<T>& model, Index length, const py::object& tokens,
                           const py::object& state, const py::object& seeds, std::uint64_t position,
-                          double temperature, Index top_k, double top_p,
-                          const std::string& weights) {
+                          double temperature, Index top_k, double top_p, const std::string& weights,
+                          double repetition_penalty, const py::object& recent) {
   const Storage storage = storage_named(weights);
   const py::array first = checked_array<Token>(tokens, "tokens");
   if (first.ndim() != 1 || first.shape(0) < 1)
@@ -270,11 +270,21 @@ py::array_t<Token> sample(Model<T>& model, Index length, const py::object& token
   const Index batch = first.shape(0);
   const auto* seed_data = input<std::uint64_t>(seeds, "seeds", {batch});
   T* const state_data = output<T>(state, "state", state_shape(model, batch));
+  SamplingOptions options{temperature, top_k, top_p};
+  options.repetition_penalty = repetition_penalty;
+  Token* recent_data = nullptr;
+  if (!recent.is_none()) {
+    const py::array given = checked_array<Token>(recent, "recent");
+    if (given.ndim() != 2 || given.shape(0) < 1)
+      throw py::value_error("recent must have shape [window, B], got " + text(shape_of(given)));
+    options.repetition_window = given.shape(0);
+    recent_data = output<Token>(recent, "recent", {given.shape(0), batch});
+  }
   auto drawn = new_array<Token>({length, batch});
   Token* const drawn_data = drawn.mutable_data();
   py::gil_scoped_release release;
   model.sample(length, batch, static_cast<const Token*>(first.data()), state_data, seed_data,
-               position, SamplingOptions{temperature, top_k, top_p}, drawn_data, storage);
+               position, options, drawn_data, storage, recent_data);
   return drawn;
 }
 
@@ -283,7 +293,8 @@ py::array_t<Token> sample_streams(Model<T>& model, Index length, const py::objec
                                   const py::object& state, const py::object& seeds,
                                   const py::object& positions, const py::object& temperatures,
                                   const py::object& top_k, const py::object& top_p,
-                                  const std::string& weights) {
+                                  const std::string& weights, const py::object& penalties,
+                                  const py::object& windows, const py::object& recent) {
   const Storage storage = storage_named(weights);
   const py::array first = checked_array<Token>(tokens, "tokens");
   if (first.ndim() != 1 || first.shape(0) < 1)
@@ -298,13 +309,41 @@ py::array_t<Token> sample_streams(Model<T>& model, Index length, const py::objec
   std::vector<StreamSampling> streams;
   for (Index b = 0; b < batch; ++b)
     streams.push_back({seed[b], position[b], {temperature[b], k[b], p[b]}});
+  Token* recent_data = nullptr;
+  if (!penalties.is_none()) {
+    const auto* penalty = input<double>(penalties, "penalties", {batch});
+    const auto* window = input<Index>(windows, "windows", {batch});
+    Index longest = 0;
+    for (Index b = 0; b < batch; ++b) {
+      SamplingOptions& o = streams[static_cast<std::size_t>(b)].options;
+      o.repetition_penalty = penalty[b], o.repetition_window = window[b];
+      longest = std::max(longest, window[b]);
+    }
+    recent_data = output<Token>(recent, "recent", {longest, batch});
+  }
   T* const state_data = output<T>(state, "state", state_shape(model, batch));
   auto drawn = new_array<Token>({length, batch});
   Token* const drawn_data = drawn.mutable_data();
   py::gil_scoped_release release;
   model.sample(length, batch, static_cast<const Token*>(first.data()), state_data, streams.data(),
-               drawn_data, storage);
+               drawn_data, storage, recent_data);
   return drawn;
+}
+
+template <class T>
+py::array_t<T> next(Model<T>& model, const py::object& tokens, const py::object& state,
+                    const std::string& weights) {
+  const Storage storage = storage_named(weights);
+  const py::array fed = checked_array<Token>(tokens, "tokens");
+  if (fed.ndim() != 1 || fed.shape(0) < 1)
+    throw py::value_error("tokens must have shape [B], got " + text(shape_of(fed)));
+  const Index batch = fed.shape(0);
+  T* const state_data = output<T>(state, "state", state_shape(model, batch));
+  auto result = new_array<T>({batch, model.output_size()});
+  T* const data = result.mutable_data();
+  py::gil_scoped_release release;
+  model.next(batch, static_cast<const Token*>(fed.data()), state_data, data, storage);
+  return result;
 }
 
 template <class T>
@@ -406,10 +445,14 @@ void register_model(py::module_& m, const char* name) {
                              })
       .def("sample", &sample<T>, py::arg("length"), py::arg("tokens"), py::arg("state"),
            py::arg("seeds"), py::arg("position"), py::arg("temperature"), py::arg("top_k"),
-           py::arg("top_p"), py::arg("weights") = "")
+           py::arg("top_p"), py::arg("weights") = "", py::arg("repetition_penalty") = 1.0,
+           py::arg("recent") = py::none())
       .def("sample_streams", &sample_streams<T>, py::arg("length"), py::arg("tokens"),
            py::arg("state"), py::arg("seeds"), py::arg("positions"), py::arg("temperatures"),
-           py::arg("top_k"), py::arg("top_p"), py::arg("weights") = "");
+           py::arg("top_k"), py::arg("top_p"), py::arg("weights") = "",
+           py::arg("penalties") = py::none(), py::arg("windows") = py::none(),
+           py::arg("recent") = py::none())
+      .def("next", &next<T>, py::arg("tokens"), py::arg("state"), py::arg("weights") = "");
 }
 
 }  // namespace

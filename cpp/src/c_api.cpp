@@ -406,13 +406,22 @@ std::vector<std::string> texts_of(const char* const* texts, const std::size_t* b
   return result;
 }
 
+double penalty_of(double given) {
+  return given == 0 ? SamplingOptions().repetition_penalty : given;
+}
+Index window_of(int64_t given) { return given == 0 ? SamplingOptions().repetition_window : given; }
+
 TextOptions text_options(const charrnn_text_options& from) {
   check_reserved(from.reserved);
-  return {
-      from.length,          text_of(from.prime, from.prime_bytes, "options->prime"),
-      from.temperature,     from.top_k,
-      top_p_of(from.top_p), texts_of(from.stop, from.stop_bytes, from.num_stop, "options->stop"),
-      storage(from.weights)};
+  return {from.length,
+          text_of(from.prime, from.prime_bytes, "options->prime"),
+          from.temperature,
+          from.top_k,
+          top_p_of(from.top_p),
+          texts_of(from.stop, from.stop_bytes, from.num_stop, "options->stop"),
+          storage(from.weights),
+          penalty_of(from.repetition_penalty),
+          window_of(from.repetition_window)};
 }
 
 // A symbol has at most four bytes; a byte that is no UTF-8 becomes three.
@@ -694,10 +703,11 @@ charrnn_status charrnn_model_sample(charrnn_model* model, int64_t length, int64_
       require(weights == Storage::full || sizeof(T) == sizeof(float),
               "weights of a float64 model must be 0, got ", known.weights);
       const SamplingOptions o{known.temperature, std::min(known.top_k, own.output_size()),
-                              top_p_of(known.top_p)};
+                              top_p_of(known.top_p), penalty_of(known.repetition_penalty),
+                              window_of(known.repetition_window)};
       check(o);
       own.sample(length, batch, given(first, "first"), static_cast<T*>(given(state, "state")),
-                 given(seeds, "seeds"), position, o, given(drawn, "drawn"), weights);
+                 given(seeds, "seeds"), position, o, given(drawn, "drawn"), weights, known.recent);
     });
   });
 }
@@ -1129,6 +1139,38 @@ charrnn_status charrnn_text_stream_next(charrnn_text_stream* stream, const char*
     const bool more = stream->stream.next(stream->piece);
     *piece = more ? stream->piece.c_str() : nullptr;
     if (bytes) *bytes = more ? stream->piece.size() : 0;
+  });
+}
+
+charrnn_status charrnn_language_model_beam_search(const charrnn_language_model* model,
+                                                  const charrnn_text_options* options_of,
+                                                  int64_t beam, char* text, size_t capacity,
+                                                  size_t* bytes, double* log_probability) {
+  return guarded([&] {
+    const LanguageModel& own = given(model, "model")->model;
+    const charrnn_text_options known = options(options_of, "options");
+    const std::size_t least = capacity_of(known);
+    require(capacity >= least, "capacity must be >= ", least, ", got ", capacity);
+    given(text, "text");
+    const Likeliest found = own.beam_search(text_options(known), beam);
+    std::memcpy(text, found.text.c_str(), found.text.size() + 1);
+    if (bytes) *bytes = found.text.size();
+    if (log_probability) *log_probability = found.log_probability;
+  });
+}
+
+charrnn_status charrnn_language_model_next_probabilities(const charrnn_language_model* model,
+                                                         const char* prime, size_t prime_bytes,
+                                                         int32_t weights, double* probabilities,
+                                                         int64_t vocab_size) {
+  return guarded([&] {
+    const LanguageModel& own = given(model, "model")->model;
+    require(vocab_size == own.vocabulary().size(), "vocab_size must be ", own.vocabulary().size(),
+            ", got ", vocab_size);
+    given(probabilities, "probabilities");
+    const auto found =
+        own.next_probabilities(text_of(prime, prime_bytes, "prime"), storage(weights));
+    std::copy(found.begin(), found.end(), probabilities);
   });
 }
 

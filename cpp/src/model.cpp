@@ -482,47 +482,79 @@ typename Model<T>::Losses Model<T>::evaluate(const Batch& given, const Token* ta
 // ---- sampling and updates by hand -----------------------------------------------------------
 
 template <class T>
-void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
-                      const std::uint64_t* seeds, std::uint64_t position,
-                      const SamplingOptions& options, Token* drawn, Storage storage) {
-  check(options);
-  std::lock_guard<ForkSafeMutex> lock(mutex_);
-  sampled_.reserve(batch);
-  for (Index b = 0; b < batch; ++b) sampled_.get()[b] = {seeds[b], position, options};
-  sample_streams(length, batch, first, state, drawn, storage);
-}
-
-template <class T>
-void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
-                      const StreamSampling* streams, Token* drawn, Storage storage) {
-  std::lock_guard<ForkSafeMutex> lock(mutex_);
-  sampled_.reserve(batch);
-  for (Index b = 0; b < batch; ++b) check((sampled_.get()[b] = streams[b]).options);
-  sample_streams(length, batch, first, state, drawn, storage);
-}
-
-// With the streams that sampled_ has.
-template <class T>
-void Model<T>::sample_streams(Index length, Index batch, const Token* first, T* state, Token* drawn,
-                              Storage storage) {
+void Model<T>::check_samples() const {
   const NetworkShape& shape = network_.shape();
   require(shape.output_size > 0, "output_size of a network that samples must be >= 1, got 0");
   require(shape.output_size == shape.input_size,
           "output_size of a network that samples must be its "
           "input_size, ",
           shape.input_size, ", got ", shape.output_size);
-  const Index V = shape.output_size;
+}
+
+template <class T>
+void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
+                      const std::uint64_t* seeds, std::uint64_t position,
+                      const SamplingOptions& options, Token* drawn, Storage storage,
+                      Token* recent) {
+  check(options);
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
+  sampled_.reserve(batch);
+  for (Index b = 0; b < batch; ++b) sampled_.get()[b] = {seeds[b], position, options};
+  sample_streams(length, batch, first, state, drawn, storage, recent);
+}
+
+template <class T>
+void Model<T>::sample(Index length, Index batch, const Token* first, T* state,
+                      const StreamSampling* streams, Token* drawn, Storage storage, Token* recent) {
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
+  sampled_.reserve(batch);
+  for (Index b = 0; b < batch; ++b) check((sampled_.get()[b] = streams[b]).options);
+  sample_streams(length, batch, first, state, drawn, storage, recent);
+}
+
+// With the streams that sampled_ has.
+template <class T>
+void Model<T>::sample_streams(Index length, Index batch, const Token* first, T* state, Token* drawn,
+                              Storage storage, Token* recent) {
+  check_samples();
+  const Index V = network_.shape().output_size;
+  // With a penalty the recent tokens stand before those drawn, so that each draw has its window.
+  Index window = 0;
+  bool penalizes = false;
+  for (Index b = 0; b < batch; ++b) {
+    const SamplingOptions& o = sampled_.get()[b].options;
+    penalizes |= o.repetition_penalty > 1;
+    window = std::max(window, o.repetition_window);
+  }
+  const Index before = penalizes ? window * batch : 0;
+  if (recent && penalizes) {
+    given_targets_.reserve(before);  // a checked copy
+    std::copy_n(recent, before, given_targets_.get());
+    for (Index i = 0; i < before; ++i)
+      require(given_targets_.get()[i] >= -1 && given_targets_.get()[i] < V, "recent[", i / batch,
+              ", ", i % batch, "] must be in -1 to ", V - 1, ", got ", given_targets_.get()[i]);
+  }
   own_tokens("tokens", first, batch);
   Token* const tokens = given_tokens_.upload(batch);  // drawn tokens replace those fed
   const SequenceInput<T> in{1, batch, tokens, nullptr};
   const Index states = state_elements(batch);
   T* carried = state;
   Token* to = drawn;
+  if (!device_->is_host || penalizes) {
+    drawn_.reserve(std::max<Index>(1, before + length * batch));
+    to = drawn_.get() + before;
+  }
   if (!device_->is_host) {
     state_.reserve(states);
-    drawn_.reserve(std::max<Index>(1, length * batch));
     device_->upload(state, states, state_.get());
-    carried = state_.get(), to = drawn_.get();
+    carried = state_.get();
+  }
+  if (penalizes) {
+    if (!recent) {
+      given_targets_.reserve(before);
+      std::fill_n(given_targets_.get(), before, Token(-1));
+    }
+    device_->upload(given_targets_.get(), before, drawn_.get());
   }
   const Source from{parameters_.get(), version_};
   const PackedWeights<T> weights = packed_forward(from, in, storage);
@@ -544,8 +576,10 @@ void Model<T>::sample_streams(Index length, Index batch, const Token* first, T* 
   draw.scratch = logits + logits_elements;
   draw.failure = numbers_.get();
   draw.drawn = to;
-  const bool at_once =
-      network_.sample(parameters_.get(), weights, decoder, length, batch, carried, draw, tape);
+  draw.recent_stride = batch;
+  draw.window = penalizes ? window : 0;
+  const bool at_once = !penalizes && network_.sample(parameters_.get(), weights, decoder, length,
+                                                     batch, carried, draw, tape);
   if (at_once) device_->download(numbers_.get(), 3, failure);
   check_draw<T>(failure);
   for (Index i = 0; i < length && !at_once; ++i) {
@@ -554,15 +588,49 @@ void Model<T>::sample_streams(Index length, Index batch, const Token* first, T* 
     network_.decode(decoder, network_.hidden(in, false, tape), batch, logits, storage);
     draw.step = static_cast<std::uint64_t>(i);
     draw.drawn = to + i * batch;
+    if (penalizes) draw.recent = draw.drawn - before;
     k.draw(draw, {0, batch});
     // Reading another device's memory would wait for it.
     if (!device_->is_host && i + 1 < length) continue;
     device_->download(numbers_.get(), 3, failure);
     check_draw<T>(failure);
   }
-  if (device_->is_host) return;
-  device_->download(carried, states, state);
-  device_->download(to, length * batch, drawn);
+  if (recent && penalizes) device_->download(drawn_.get() + length * batch, before, recent);
+  if (to != drawn) device_->download(to, length * batch, drawn);
+  if (!device_->is_host) device_->download(carried, states, state);
+}
+
+template <class T>
+void Model<T>::next(Index batch, const Token* tokens, T* state, T* log_probabilities,
+                    Storage storage) {
+  check_samples();
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
+  const Index V = network_.shape().output_size, states = state_elements(batch);
+  own_tokens("tokens", tokens, batch);
+  const SequenceInput<T> in{1, batch, given_tokens_.upload(batch), nullptr};
+  T *carried = state, *result = log_probabilities;
+  if (!device_->is_host) {
+    staged_.reserve(states + batch * V);
+    carried = staged_.get(), result = carried + states;
+    device_->upload(state, states, carried);
+  }
+  // A tape of its own, as for step.
+  const Source from{parameters_.get(), version_};
+  const PackedWeights<T> weights = packed_forward(from, in, storage);
+  const T* const decoder = packed(from, Packing::decoder, storage);
+  const Index workspace = network_.forward_elements(in);
+  workspace_.reserve(workspace + network_.tape_elements(in, false));
+  T* const tape = workspace_.get() + workspace;
+  network_.forward(parameters_.get(), weights, in, carried, false, tape, carried, workspace_.get());
+  network_.decode(decoder, network_.hidden(in, false, tape), batch, result, storage);
+  kernels_of<T>(*device_).log_softmax(LogSoftmaxArgs<T>{result, V, result}, {0, batch});
+  if (!device_->is_host) {
+    device_->download(carried, states, state);
+    device_->download(result, batch * V, log_probabilities);
+  }
+  for (Index i = 0; i < batch * V; ++i)
+    require(log_probabilities[i] == log_probabilities[i],
+            "logits must be finite, got some that are not: the weights are damaged");
 }
 
 template <class T>

@@ -13,6 +13,7 @@ namespace {
 
 struct Rule {
   std::string name;
+  bool trains;
   std::vector<RuleOption> options;
   std::vector<std::string> slot_names;
   bool (*chosen)(const OptimizerOptions&);
@@ -23,9 +24,13 @@ struct Rule {
 
 template <class R>
 Rule describe() {
-  Rule rule{R::name,    {std::begin(R::options), std::end(R::options)},
-            {},         &R::chosen,
-            &R::wrong,  &R::initial_slot,
+  Rule rule{R::name,
+            R::trains,
+            {std::begin(R::options), std::end(R::options)},
+            {},
+            &R::chosen,
+            &R::wrong,
+            &R::initial_slot,
             &R::prepare};
   for (int i = 0; i < R::num_slots; ++i) rule.slot_names.push_back(R::slot_names[i]);
   return rule;
@@ -44,7 +49,7 @@ const Rule& rule_named(const std::string& name) {
   std::string known;
   for (const Rule& r : rules()) {
     if (r.name == name) return r;
-    if (&r == &rules().front() || (&r - 1)->name != r.name)
+    if (r.trains && (&r == &rules().front() || (&r - 1)->name != r.name))
       known += (known.empty() ? "" : ", ") + quoted(r.name);
   }
   fail("optimizer must be one of ", known, ", got ", quoted(name));
@@ -78,7 +83,7 @@ const std::vector<OptimizerInfo>& optimizers() {
   static const std::vector<OptimizerInfo> all = [] {
     std::vector<OptimizerInfo> infos;
     for (const Rule& rule : rules()) {
-      if (!infos.empty() && infos.back().name == rule.name) continue;
+      if (!rule.trains || (!infos.empty() && infos.back().name == rule.name)) continue;
       infos.push_back({rule.name, {}});
       for (const RuleOption& o : rule.options)
         infos.back().options.push_back({o.name, o.initial, o.flag != nullptr});

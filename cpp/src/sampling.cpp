@@ -31,6 +31,11 @@ void check(const SamplingOptions& o) {
           "temperature must be finite, at least 0, got ", o.temperature);
   require(o.top_k >= 0, "top_k must be >= 1, or 0 for all, got ", o.top_k);
   require(o.top_p > 0 && o.top_p <= 1, "top_p must be above 0, at most 1, got ", o.top_p);
+  require(std::isfinite(o.repetition_penalty) && o.repetition_penalty >= 1,
+          "repetition_penalty must be finite, at least 1, got ", o.repetition_penalty);
+  constexpr Index longest = Index(1) << 30;
+  require(o.repetition_window >= 1 && o.repetition_window <= longest,
+          "repetition_window must be in 1 to ", longest, ", got ", o.repetition_window);
 }
 
 template <class T>
@@ -49,7 +54,7 @@ Index draw_elements(Index vocab_size) {
 template <class T>
 void draw_tokens(const T* logits, Index batch, Index vocab_size, const std::uint64_t* seeds,
                  std::uint64_t position, const SamplingOptions& options, Token* tokens,
-                 T* workspace) {
+                 T* workspace, const Token* recent) {
   double failure[3] = {-1, -1, -1};
   for (Index row = 0; row < batch && failure[0] < 0; ++row) {
     const StreamSampling stream{seeds[row], position, options};
@@ -57,6 +62,9 @@ void draw_tokens(const T* logits, Index batch, Index vocab_size, const std::uint
     args.logits = logits + row * vocab_size;
     args.vocab_size = vocab_size;
     args.streams = &stream;
+    args.recent = recent ? recent + row : nullptr;
+    args.recent_stride = batch;
+    args.window = recent ? options.repetition_window : 0;
     args.tokens = tokens + row;
     args.scratch = workspace;
     args.failure = failure;
@@ -69,7 +77,7 @@ void draw_tokens(const T* logits, Index batch, Index vocab_size, const std::uint
   template void check_draw<T>(const double*);                                            \
   template Index draw_elements<T>(Index);                                                \
   template void draw_tokens(const T*, Index, Index, const std::uint64_t*, std::uint64_t, \
-                            const SamplingOptions&, Token*, T*);
+                            const SamplingOptions&, Token*, T*, const Token*);
 CHARRNN_INSTANTIATE(float)
 CHARRNN_INSTANTIATE(double)
 #undef CHARRNN_INSTANTIATE

@@ -65,7 +65,29 @@ struct CheckLogits : DrawRow<T> {
       if (x[j] > x[best]) best = j;
     }
     if (x[best] == -infinity) verdict[0] = no_finite_logit;
+    if (p.window > 0 && p.streams[row].options.repetition_penalty > 1 && verdict[0] == good_row)
+      best = penalized(row, x);
     verdict[1] = static_cast<Token>(best);
+  }
+
+  // Lowers the logits of the row's recent tokens, each once. Returns the likeliest token.
+  CHARRNN_INLINE Index penalized(Index row, T* x) const {
+    const DrawArgs<T>& p = this->p;
+    Token* const seen = this->order(row);
+    for (Index j = 0; j < p.vocab_size; ++j) seen[j] = 0;
+    const SamplingOptions& o = p.streams[row].options;
+    const T penalty = static_cast<T>(o.repetition_penalty);
+    for (Index j = max_of(Index(0), p.window - o.repetition_window); j < p.window; ++j) {
+      const Token token = p.recent[j * p.recent_stride + row];
+      if (token < 0 || seen[token]) continue;
+      seen[token] = 1;
+      const T lower = x[token] > T(0) ? x[token] / penalty : x[token] * penalty;
+      if (lower > -T(INFINITY)) x[token] = lower;
+    }
+    Index best = 0;
+    for (Index j = 0; j < p.vocab_size; ++j)
+      if (x[j] > x[best]) best = j;
+    return best;
   }
 };
 

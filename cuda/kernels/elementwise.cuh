@@ -221,6 +221,35 @@ void cross_entropy(const CrossEntropyArgs<T>& p, Range rows) {
          table_stream(), cross_entropy_kernel<T>, p, rows);
 }
 
+// As cross_entropy, for all targets at once.
+template <class T>
+__global__ void log_softmax_kernel(LogSoftmaxArgs<T> p, Range rows) {
+  constexpr unsigned lanes = sum_lanes<T>;
+  const Index r = rows.begin + Index(blockIdx.x) * (blockDim.x / lanes) + threadIdx.x / lanes;
+  const bool given = r < rows.end;
+  const Index n = given ? p.vocab_size : 0, lane = threadIdx.x % lanes;
+  const T* const x = p.logits + r * p.vocab_size;
+  T most = -T(INFINITY), sum = T(0);
+  for (Index j = lane; j < n; j += lanes) most = x[j] > most ? x[j] : most;
+  for (unsigned half = lanes / 2; half > 0; half /= 2) {
+    const T other = shuffle_xor(most, half);
+    most = other > most ? other : most;
+  }
+  for (Index j = lane; j < n; j += lanes) sum = sum + math::exp(x[j] - most);
+  for (unsigned half = lanes / 2; half > 0; half /= 2) sum = sum + shuffle_xor(sum, half);
+  const double log_sum = ::log(static_cast<double>(sum));
+  for (Index j = lane; j < n; j += lanes)
+    p.out[r * p.vocab_size + j] =
+        -T(log_sum - (static_cast<double>(x[j]) - static_cast<double>(most)));
+}
+template <class T>
+void log_softmax(const LogSoftmaxArgs<T>& p, Range rows) {
+  if (size_of(rows) <= 0) return;
+  const Index rows_of_block = each_threads / sum_lanes<T>;
+  launch({dim3(static_cast<unsigned>(ceil_div(size_of(rows), rows_of_block))), dim3(each_threads)},
+         table_stream(), log_softmax_kernel<T>, p, rows);
+}
+
 // A block's threads each have a sum; all threads of it get the total: halves, then halves of
 // halves.
 constexpr unsigned interleaved = 64;

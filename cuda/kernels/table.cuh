@@ -68,6 +68,7 @@ const Kernels<T>& kernels() {
     k.layer_norm = &layer_norm<T>;
     k.layer_norm_backward = &layer_norm_backward<T>;
     k.cross_entropy = &cross_entropy<T>;
+    k.log_softmax = &log_softmax<T>;
     k.head = &head<T>;
     k.head_columns = head_columns;
     k.binary_cross_entropy = &element_losses<BinaryCrossEntropy, T>;

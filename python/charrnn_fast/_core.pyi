@@ -267,6 +267,8 @@ class _Model(Generic[_F]):
         top_p: float,  # 1: all
         # "bfloat16" or "int8": of all matrices but layer 0's input weights; float32 only
         weights: str = "",
+        repetition_penalty: float = 1.0,  # 1: none
+        recent: Tokens | None = None,  # [window, B] before the first draw, -1: none; updated
     ) -> Tokens:
         """-> drawn tokens [length, B]."""
 
@@ -281,8 +283,17 @@ class _Model(Generic[_F]):
         top_k: NDArray[np.int64],  # [B]
         top_p: NDArray[np.float64],  # [B]
         weights: str = "",
+        penalties: NDArray[np.float64] | None = None,  # [B]; None: none
+        windows: NDArray[np.int64] | None = None,  # [B]
+        recent: Tokens | None = None,  # [the largest window, B], as for `sample`
     ) -> Tokens:
         """As `sample`, for streams that differ in position and options."""
+
+    def next(self, tokens: Tokens, state: Floats, weights: str = "") -> NDArray[_F]:
+        """Feeds tokens [B] -> log-probabilities of the next, [B, V], in nats; updates state.
+
+        weights as in `sample`.
+        """
 
 class ModelFloat32(_Model[np.float32]): ...
 class ModelFloat64(_Model[np.float64]): ...
@@ -515,6 +526,8 @@ def sample_tokens(
     temperature: float,
     top_k: int,
     top_p: float,
+    repetition_penalty: float = 1.0,
+    recent: Tokens | None = None,  # [window, B], -1: none
 ) -> Tokens:
     """One draw per row, as `sample` does at each token."""
 
@@ -577,6 +590,8 @@ class TextOptions:
         top_p: float = 1.0,
         stop: list[bytes] = ...,
         weights: str = "",
+        repetition_penalty: float = 1.0,
+        repetition_window: int = 64,
     ) -> None: ...
 
 class LanguageModel:
@@ -588,6 +603,8 @@ class LanguageModel:
     def from_memory(checkpoint: bytes, compute_dtype: str | None = None) -> LanguageModel: ...
     def sample(self, options: TextOptions, seeds: list[int]) -> list[bytes]: ...
     def stream(self, options: TextOptions, seed: int) -> list[bytes]: ...
+    def beam_search(self, options: TextOptions, beam: int) -> tuple[bytes, float]: ...
+    def next_probabilities(self, prime: bytes, weights: str = "") -> list[float]: ...
     def evaluate(self, text: bytes, weights: str = "") -> float: ...
     def score(self, texts: list[bytes], weights: str = "") -> list[float]: ...
     def parameters(self) -> dict[str, Floats]: ...

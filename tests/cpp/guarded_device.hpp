@@ -238,7 +238,11 @@ void check_args(const char* k, const LossSumArgs<T>& p) {
 }
 template <class T>
 void check_args(const char* k, const DrawArgs<T>& p) {
-  check_pointers(k, p.logits, p.streams, p.tokens, p.drawn, p.scratch, p.failure);
+  check_pointers(k, p.logits, p.streams, p.tokens, p.drawn, p.scratch, p.failure, p.recent);
+}
+template <class T>
+void check_args(const char* k, const LogSoftmaxArgs<T>& p) {
+  check_pointers(k, p.logits, p.out);
 }
 template <class T>
 void check_args(const char* k, const UpdateArgs<T>& p) {
@@ -310,6 +314,7 @@ class GuardedTable {
     CHARRNN_GUARD(mean_square)
     CHARRNN_GUARD(sum_losses)
     CHARRNN_GUARD(draw)
+    CHARRNN_GUARD(log_softmax)
     CHARRNN_GUARD(sums_of_squares)
     CHARRNN_GUARD(add_up)
     CHARRNN_GUARD(scale)

@@ -231,6 +231,12 @@ typedef struct charrnn_sampling {
   double top_p;       /* draw from the fewest tokens that reach this probability; 0: from all */
   int32_t weights;    /* CHARRNN_WEIGHTS_... */
   int32_t reserved;   /* 0 */
+  /* Divides the logits of the last repetition_window tokens (multiplies negative ones); 0: none. */
+  double repetition_penalty;
+  int64_t repetition_window; /* 0: 64 */
+  /* [repetition_window, B] the tokens before the first draw, the oldest first, -1 for none;
+   * updated, for the call that continues. NULL: none. */
+  int32_t* recent;
 } charrnn_sampling;
 CHARRNN_API charrnn_status charrnn_model_sample(charrnn_model* model, int64_t length, int64_t batch,
                                                 const int32_t* first, void* state,
@@ -401,10 +407,14 @@ typedef struct charrnn_text_options {
   size_t num_stop;
   int32_t weights;  /* CHARRNN_WEIGHTS_... */
   int32_t reserved; /* 0 */
+  /* Divides the logits of the last repetition_window characters, prime included (multiplies
+   * negative ones); 0: none. */
+  double repetition_penalty;
+  int64_t repetition_window; /* 0: 64 */
 } charrnn_text_options;
 /* For a declaration: length characters at temperature 1. */
 #define CHARRNN_TEXT_OPTIONS(length) \
-  {sizeof(charrnn_text_options), (length), NULL, 0, 1.0, 0, 0.0, NULL, NULL, 0, 0, 0}
+  {sizeof(charrnn_text_options), (length), NULL, 0, 1.0, 0, 0.0, NULL, NULL, 0, 0, 0, 0.0, 0}
 
 /* Bytes that the text of such options may need, with a 0 behind it. */
 CHARRNN_API charrnn_status charrnn_language_model_text_capacity(const charrnn_language_model* model,
@@ -430,6 +440,21 @@ CHARRNN_API void charrnn_text_stream_destroy(charrnn_text_stream* stream);
  * *bytes, its length, may be NULL. */
 CHARRNN_API charrnn_status charrnn_text_stream_next(charrnn_text_stream* stream, const char** piece,
                                                     size_t* bytes);
+
+/* The likeliest text that beam search finds, keeping `beam` beginnings (1 to 10,000); text
+ * [capacity] ends with a 0, *bytes is its length without that, *log_probability that of the
+ * characters behind the prime in nats, the stop string included that ended it; both may be NULL.
+ * Options but length, prime, stop and weights must have their defaults. */
+CHARRNN_API charrnn_status charrnn_language_model_beam_search(const charrnn_language_model* model,
+                                                              const charrnn_text_options* options,
+                                                              int64_t beam, char* text,
+                                                              size_t capacity, size_t* bytes,
+                                                              double* log_probability);
+
+/* The probability of each symbol to come next behind a prime: probabilities [V], by id. */
+CHARRNN_API charrnn_status charrnn_language_model_next_probabilities(
+    const charrnn_language_model* model, const char* prime, size_t prime_bytes, int32_t weights,
+    double* probabilities, int64_t vocab_size);
 
 /* The mean loss of a text in nats per character, from the zero state; the first is not predicted.
  */

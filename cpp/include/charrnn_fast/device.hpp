@@ -84,7 +84,7 @@ Device& cpu_device();
 
 // Name of a Python capsule that holds a Device*, by which a separate module gives the package a
 // device. That must never be destroyed. The number changes whenever Device or Kernels does.
-constexpr const char* device_capsule = "charrnn_fast.Device/6";
+constexpr const char* device_capsule = "charrnn_fast.Device/7";
 
 // Its message says how much was requested: "out of memory: 12.3 GB more were asked for". With a
 // device that is not the host: "out of memory on cuda: ...".

@@ -43,6 +43,16 @@ struct TextOptions {
   // float32 models. A file of such weights alone (docs/format.md) has no others: full stands for
   // them.
   Storage weights = Storage::full;
+  // Lowers the logits of the last repetition_window symbols of the text, prime included, before all
+  // else: see SamplingOptions. 1: none.
+  double repetition_penalty = 1;
+  Index repetition_window = 64;
+};
+
+// A text and its log-probability in nats.
+struct Likeliest {
+  std::string text;
+  double log_probability;
 };
 
 // A text, each piece as soon as it is drawn. The first piece is the prime, and no piece is empty. A
@@ -98,6 +108,17 @@ class LanguageModel {
   // The same, calling write(piece) for each piece until it returns false.
   void stream(const TextOptions& options, std::uint64_t seed,
               const std::function<bool(std::string_view piece)>& write) const;
+
+  // The likeliest continuation of prime that beam search finds: at each symbol the `beam` likeliest
+  // beginnings are kept, 1 to 10,000, as the streams of one batch. The log-probability is that of
+  // the symbols behind prime, and of the stop string that ends the text; texts of different lengths
+  // compete by it. Of equals the text that ended first wins, then the one whose beginning was
+  // likelier at the step before, then the lower id. Options other than length, prime, stop and
+  // weights must have their defaults. Throws std::invalid_argument as `sample`.
+  Likeliest beam_search(const TextOptions& options, Index beam) const;
+  // The probability of each symbol to come next behind prime: [V], by id, of the sum 1.
+  std::vector<double> next_probabilities(const std::string& prime,
+                                         Storage weights = Storage::full) const;
 
   // The mean loss of a text in nats per symbol, from the zero state: the mean of -ln p(next | all
   // before), the first symbol not predicted. weights: of the model that `sample` draws from,

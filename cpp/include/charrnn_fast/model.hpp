@@ -167,14 +167,23 @@ class Model {
 
   // `length` times: feeds each stream its token (at first `first` [B]) and draws the next from the
   // output. drawn [length, B]. To continue as one longer call would have, pass the last tokens
-  // drawn, the state and position + length.
+  // drawn, the state, position + length and `recent`. recent: [repetition_window, B] the tokens
+  // before the first draw that a repetition_penalty is for, the oldest first and -1 where there are
+  // none; it is updated. Null: none.
   void sample(Index length, Index batch, const Token* first, T* state, const std::uint64_t* seeds,
               std::uint64_t position, const SamplingOptions& options, Token* drawn,
-              Storage storage = Storage::full);
+              Storage storage = Storage::full, Token* recent = nullptr);
   // The same for streams [B] that differ in options and position, as those of a server do: each
-  // draws what it would draw alone.
+  // draws what it would draw alone. recent: [the largest repetition_window, B].
   void sample(Index length, Index batch, const Token* first, T* state,
-              const StreamSampling* streams, Token* drawn, Storage storage = Storage::full);
+              const StreamSampling* streams, Token* drawn, Storage storage = Storage::full,
+              Token* recent = nullptr);
+
+  // Feeds each stream its token: log_probabilities [B, V] of the next, log softmax(y) in nats.
+  // Their negatives are the losses of evaluate, bit for bit (but for int8 weights). The state is
+  // updated.
+  void next(Index batch, const Token* tokens, T* state, T* log_probabilities,
+            Storage storage = Storage::full);
 
   void update(Optimizer<T>& optimizer, const T* gradients, double learning_rate);
 
@@ -203,6 +212,7 @@ class Model {
                    T* state_n, Storage storage = Storage::full);
   void run_backward(const Source& from, const SequenceInput<T>& in, int threads, T* dstate, T* dx,
                     T* gradients);
+  void check_samples() const;
   void drop_gradients(const std::uint64_t* mask_seed, T* gradients) const;
 
   Batch own(const char* name, const Batch& batch);
@@ -235,7 +245,7 @@ class Model {
   void add_up_losses(const SequenceInput<T>& in, double* stream_sums = nullptr) const;
   double first_number() const;
   void sample_streams(Index length, Index batch, const Token* first, T* state, Token* drawn,
-                      Storage storage);
+                      Storage storage, Token* recent);
   Index gradient_chunks() const;
   double sum_of_gradient_squares() const;
   Index numbers(Index batch, bool training) const;

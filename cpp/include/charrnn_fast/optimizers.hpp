@@ -11,6 +11,7 @@
 //   wrong         an error in these options, each of which is in its range; null: none
 //   num_slots     numbers of state per parameter, named slot_names
 //   initial_slot  their initial value
+//   trains        whether it is an optimizer for training, one of optimizers() in registry.hpp
 #pragma once
 
 #include <cmath>
@@ -83,6 +84,7 @@ constexpr RuleOption flag(const char* name, bool OptimizerOptions::* flag) {
 
 // Defaults of the rules.
 struct RuleDefaults {
+  static constexpr bool trains = true;
   static constexpr int num_slots = 0;
   static constexpr const char* slot_names[max_slots] = {};
   static bool chosen(const OptimizerOptions&) { return true; }
@@ -250,6 +252,26 @@ struct AdamRule : RuleDefaults {
 using Adam = AdamRule<false>;
 using AdamW = AdamRule<true>;
 
+// Dynamic evaluation (Krause, Kahembwe, Murray and Renals, "Dynamic evaluation of neural sequence
+// models", ICML 2018, arXiv 1709.07432, section 5: RMS with an RMS global prior):
+// p += -lr g / (sqrt(MS_g) + eps) + lambda RMS_norm (p_g - p), with the trained parameters p_g.
+// What does not change from step to step stands in the slots: scale = 1 / (sqrt(MS_g) + eps), decay
+// = min(lambda RMS_norm, 1), anchor = p_g. The caller sets them.
+struct DynamicEvaluation : RuleDefaults {
+  static constexpr const char* name = "dynamic_evaluation";
+  static constexpr RuleOption options[] = {rule_options::learning_rate(1e-3)};
+  static constexpr bool trains = false;
+  static constexpr int num_slots = 3;
+  static constexpr const char* slot_names[max_slots] = {"scale", "decay", "anchor"};
+  static void prepare(const OptimizerOptions& o, Index, double* h) { h[0] = -o.learning_rate; }
+
+  template <class V, class H>
+  CHARRNN_INLINE static void update(V& p, V g, V* slots, const H& hyper) {
+    const V kept = fma(slots[1], slots[2] - p, p);
+    p = fma(hyper(0) * g, slots[0], kept);
+  }
+};
+
 template <class... R>
 struct RuleList {};
 
@@ -257,6 +279,6 @@ struct RuleList {};
 using UpdateRules =
     RuleList<Sgd, SgdMomentum, Rmsprop<false, false>, Rmsprop<false, true>, Rmsprop<true, false>,
              Rmsprop<true, false, true>, Rmsprop<true, true>, Rmsprop<true, true, true>, Adagrad,
-             Adam, AdamRule<false, true>, AdamW, AdamRule<true, true>>;
+             Adam, AdamRule<false, true>, AdamW, AdamRule<true, true>, DynamicEvaluation>;
 
 }  // namespace charrnn_fast

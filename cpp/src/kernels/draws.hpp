@@ -17,6 +17,26 @@ Index draw_scratch(Index vocab_size, Index /*rows*/) {
          ceil_div(vocab_size * Index(sizeof(Ranked)), Index(sizeof(T)));
 }
 
+// Lowers the logits of the row's recent tokens, each once. Returns the likeliest token. seen:
+// workspace.
+template <class T>
+Index penalize(const DrawArgs<T>& p, Index row, T* logits, Ranked* seen) {
+  for (Index i = 0; i < p.vocab_size; ++i) seen[i].token = 0;
+  const SamplingOptions& o = p.streams[row].options;
+  const T penalty = static_cast<T>(o.repetition_penalty);
+  for (Index j = std::max<Index>(0, p.window - o.repetition_window); j < p.window; ++j) {
+    const Token token = p.recent[j * p.recent_stride + row];
+    if (token < 0 || seen[token].token) continue;
+    seen[token].token = 1;
+    const T x = logits[token], lower = x > 0 ? x / penalty : x * penalty;
+    if (lower > -T(__builtin_inf())) logits[token] = lower;
+  }
+  Index best = 0;
+  for (Index i = 0; i < p.vocab_size; ++i)
+    if (logits[i] > logits[best]) best = i;
+  return best;
+}
+
 // Returns the token; or -1, with the bad logit in `failure`.
 template <class T>
 Token draw_row(const DrawArgs<T>& p, Index row, T* probabilities, Ranked* order, double* failure) {
@@ -38,6 +58,7 @@ Token draw_row(const DrawArgs<T>& p, Index row, T* probabilities, Ranked* order,
   if (probabilities[best] == -infinity) return fails(-1, -infinity);
   const StreamSampling& stream = p.streams[row];
   const SamplingOptions& o = stream.options;
+  if (p.window > 0 && o.repetition_penalty > 1) best = penalize(p, row, probabilities, order);
   // A temperature so low that its inverse is infinite acts as 0.
   const T inverse_temperature = static_cast<T>(1 / o.temperature);
   if (!(inverse_temperature < infinity)) return static_cast<Token>(best);

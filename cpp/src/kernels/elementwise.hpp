@@ -213,6 +213,24 @@ void cross_entropy(const CrossEntropyArgs<T>& p, Range rows) {
   }
 }
 
+// Computes as cross_entropy does, for all targets at once.
+template <class T>
+void log_softmax(const LogSoftmaxArgs<T>& p, Range rows) {
+  using V = Native<T>;
+  const Index n = p.vocab_size;
+  for (Index r = rows.begin; r < rows.end; ++r) {
+    const T* const x = p.logits + r * n;
+    const T most = row_maximum(x, n);
+    V sums = V(T(0));
+    for (Index j = 0; j < n; j += V::lanes) {
+      const V e = math::exp(V::load(x + j, n - j) - V(most));
+      sums = sums + e.first(n - j);
+    }
+    const double log_sum = __builtin_log(double(sums.sum()));
+    for (Index j = 0; j < n; ++j) p.out[r * n + j] = -T(log_sum - (double(x[j]) - double(most)));
+  }
+}
+
 template <class T>
 void exp_shifted(const T* x, Index n, T inverse_temperature, T* out) {
   using V = Native<T>;

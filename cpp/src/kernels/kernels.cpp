@@ -55,6 +55,7 @@ constexpr Kernels<T> table = {
     .layer_norm = &layer_norm<T>,
     .layer_norm_backward = &layer_norm_backward<T>,
     .cross_entropy = &cross_entropy<T>,
+    .log_softmax = &log_softmax<T>,
     .head = nullptr,
     .head_columns = 0,
     .binary_cross_entropy = &binary_cross_entropy<T>,

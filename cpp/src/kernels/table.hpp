@@ -363,6 +363,14 @@ struct CrossEntropyArgs {
   const T* weights = nullptr;
 };
 
+// Log-probabilities in nats, log softmax(logits), of each row.
+template <class T>
+struct LogSoftmaxArgs {
+  const T* logits;  // [N, V]
+  Index vocab_size;
+  T* out;  // [N, V], may be the logits
+};
+
 // The decoder, its loss and its backward, row by row: logits = h @ weight^T + bias; then
 // cross_entropy of them, with loss.logits ignored; then dh = dlogits @ weight.
 template <class T>
@@ -491,9 +499,13 @@ struct DrawArgs {
   Index vocab_size;
   const StreamSampling* streams;  // [B]
   std::uint64_t step;             // added to each stream's position
-  Token* tokens;                  // [B]
-  Token* drawn;                   // [B] a second copy, or null
-  T* scratch;                     // draw_scratch() elements
+  // [window, B], rows of recent_stride: each stream's last tokens, the oldest first, -1 for none.
+  // Its repetition_penalty is for the last repetition_window of them. A window of 0: none.
+  const Token* recent;
+  Index window, recent_stride;
+  Token* tokens;  // [B]
+  Token* drawn;   // [B] a second copy, or null
+  T* scratch;     // draw_scratch() elements
   // [3] the first row with bad logits: the row, -1 if there is none; the token, -1 if no logit is
   // finite; its logit. Must be -1 on entry. Rows before it are drawn.
   double* failure;
@@ -603,6 +615,8 @@ struct Kernels {
   void (*layer_norm)(const LayerNormArgs<T>&, Range rows);
   void (*layer_norm_backward)(const LayerNormBackwardArgs<T>&, Range rows);
   void (*cross_entropy)(const CrossEntropyArgs<T>&, Range rows);
+  // out[row, token] = -the loss that cross_entropy gives for this target
+  void (*log_softmax)(const LogSoftmaxArgs<T>&, Range rows);
   // For vocabularies of at most head_columns. Of other devices than the CPU; null: there is none.
   void (*head)(const HeadArgs<T>&, Range rows);
   Index head_columns;

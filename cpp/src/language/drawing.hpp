@@ -51,11 +51,21 @@ DrawingStart<T> read_tokens(Model<T>& model, const std::vector<Token>& tokens, S
 template <class T>
 class Drawing {
  public:
-  Drawing(Model<T>& model, const DrawingStart<T>& start, std::vector<std::uint64_t> seeds,
-          const SamplingOptions& options, Storage weights)
+  // prime: what stands before the first draw, for a repetition_penalty.
+  Drawing(Model<T>& model, const DrawingStart<T>& start, const std::vector<Token>& prime,
+          std::vector<std::uint64_t> seeds, const SamplingOptions& options, Storage weights)
       : model_(model), options_(options), weights_(weights), seeds_(std::move(seeds)) {
     last_.assign(seeds_.size(), start.token);
     state_ = state_rows(model.network(), start.state, 1, std::vector<Index>(seeds_.size(), 0));
+    if (options.repetition_penalty > 1) {
+      const std::size_t streams = seeds_.size();
+      const auto window = static_cast<std::size_t>(options.repetition_window);
+      const std::size_t known = std::min(window, prime.size());
+      recent_.assign(window * streams, -1);
+      for (std::size_t j = 0; j < known; ++j)
+        std::fill_n(recent_.end() - static_cast<std::ptrdiff_t>((known - j) * streams), streams,
+                    prime[prime.size() - known + j]);
+    }
   }
 
   // B, the number of streams.
@@ -65,7 +75,7 @@ class Drawing {
   const Token* draw(Index steps) {
     drawn_.resize(static_cast<std::size_t>(steps * count()));
     model_.sample(steps, count(), last_.data(), state_.data(), seeds_.data(), position_, options_,
-                  drawn_.data(), weights_);
+                  drawn_.data(), weights_, recent_.empty() ? nullptr : recent_.data());
     std::copy(drawn_.end() - static_cast<std::ptrdiff_t>(last_.size()), drawn_.end(),
               last_.begin());
     position_ += static_cast<std::uint64_t>(steps);
@@ -75,6 +85,10 @@ class Drawing {
   // Keeps only these streams, in this order.
   void keep(const std::vector<Index>& streams) {
     state_ = state_rows(model_.network(), state_, count(), streams);
+    const auto before = static_cast<std::size_t>(count());
+    const auto from = std::exchange(recent_, {});
+    for (std::size_t row = 0; row < from.size(); row += before)
+      for (const Index s : streams) recent_.push_back(from[row + static_cast<std::size_t>(s)]);
     const auto select = [&](auto& values) {
       auto from = std::exchange(values, {});
       for (const Index s : streams) values.push_back(from[static_cast<std::size_t>(s)]);
@@ -89,6 +103,7 @@ class Drawing {
   Storage weights_;
   std::vector<std::uint64_t> seeds_;
   std::vector<Token> last_, drawn_;
+  std::vector<Token> recent_;  // [window, B], see Model::sample; empty without a penalty
   std::vector<T> state_;
   std::uint64_t position_ = 0;
 };

@@ -13,6 +13,7 @@
 
 #include "charrnn_fast/registry.hpp"
 #include "errors.hpp"
+#include "language/beam.hpp"
 #include "language/drawing.hpp"
 #include "language/drawn_text.hpp"
 #include "language/scoring.hpp"
@@ -199,8 +200,10 @@ Storage checked_weights(Storage weights, Storage own, bool is_float32, const Net
 // weights: checked.
 Request checked(const TextOptions& options, const Vocabulary& vocabulary, Storage weights) {
   require(options.length >= 0, "length must be >= 0, got ", options.length);
-  const SamplingOptions sampling{options.temperature, options.top_k, options.top_p};
+  SamplingOptions sampling{options.temperature, options.top_k, options.top_p,
+                           options.repetition_penalty, options.repetition_window};
   check(sampling);
+  sampling.top_k = std::min(options.top_k, vocabulary.size());
   std::vector<Token> prime = vocabulary.encode(options.prime, "prime");
   for (std::size_t i = 0; i < options.stop.size(); ++i) {
     const std::string name = "stop[" + std::to_string(i) + "]";
@@ -209,12 +212,7 @@ Request checked(const TextOptions& options, const Vocabulary& vocabulary, Storag
     vocabulary.encode(options.stop[i], name.c_str());
   }
   std::vector<Token> read = prime.empty() ? std::vector<Token>{first_id(vocabulary)} : prime;
-  return {std::move(prime),
-          std::move(read),
-          options.length,
-          {options.temperature, std::min(options.top_k, vocabulary.size()), options.top_p},
-          options.stop,
-          weights};
+  return {std::move(prime), std::move(read), options.length, sampling, options.stop, weights};
 }
 
 // The texts of a drawing; a stream whose text has ended is drawn no further.
@@ -362,11 +360,57 @@ std::vector<std::string> LanguageModel::sample(const TextOptions& options,
         for (std::size_t begin = 0; begin < seeds.size(); begin += count) {
           const auto from = seeds.begin() + static_cast<std::ptrdiff_t>(begin);
           const auto n = static_cast<std::ptrdiff_t>(std::min(count, seeds.size() - begin));
-          Drawing drawing(*model, start, std::vector<std::uint64_t>(from, from + n),
+          Drawing drawing(*model, start, request.prime, std::vector<std::uint64_t>(from, from + n),
                           request.sampling, request.weights);
           draw_texts(drawing, vocabulary(), request, texts);
         }
         return texts;
+      },
+      state_->model);
+}
+
+Likeliest LanguageModel::beam_search(const TextOptions& options, Index beam) const {
+  require(beam >= 1 && beam <= 10000, "beam must be in 1 to 10000, got ", beam);
+  const TextOptions defaults;
+  require(options.temperature == defaults.temperature && options.top_k == defaults.top_k &&
+              options.top_p == defaults.top_p &&
+              options.repetition_penalty == defaults.repetition_penalty,
+          "temperature, top_k, top_p and repetition_penalty of a beam search must have their "
+          "defaults, got others");
+  const Request request = checked(options, vocabulary(), state_->checked(options.weights));
+  std::vector<std::vector<Token>> stops;
+  for (const std::string& stop : request.stops) stops.push_back(vocabulary().encode(stop));
+  const LikeliestTokens found = std::visit(
+      [&](const auto& model) {
+        return find_likeliest(*model, read_tokens(*model, request.read, request.weights),
+                              request.length, stops, request.weights, beam);
+      },
+      state_->model);
+  const std::vector<std::string> none;  // the stop string is cut already
+  DrawnText drawn(vocabulary(), none);
+  std::string text = drawn.begin(request.prime);
+  text += drawn.extend(found.tokens.data(), static_cast<Index>(found.tokens.size()), 1);
+  return {text + drawn.finish(), found.log_probability};
+}
+
+std::vector<double> LanguageModel::next_probabilities(const std::string& prime,
+                                                      Storage weights) const {
+  TextOptions options;
+  options.prime = prime;
+  const Request request = checked(options, vocabulary(), state_->checked(weights));
+  return std::visit(
+      [&](const auto& model) {
+        auto [state, token] = read_tokens(*model, request.read, request.weights);
+        auto nats = std::vector(static_cast<std::size_t>(vocabulary().size()), state[0]);
+        model->next(1, &token, state.data(), nats.data(), request.weights);
+        std::vector<double> shares;
+        double sum = 0;
+        for (const auto x : nats) {
+          shares.push_back(std::exp(static_cast<double>(x)));
+          sum += shares.back();
+        }
+        for (double& share : shares) share /= sum;
+        return shares;
       },
       state_->model);
 }
@@ -396,8 +440,8 @@ struct TextStream::State {
         request(std::move(given)),
         text(*this->owner->vocabulary, request.stops),
         drawing(std::in_place_type<Drawing<T>>, model,
-                read_tokens(model, request.read, request.weights), std::vector<std::uint64_t>{seed},
-                request.sampling, request.weights) {}
+                read_tokens(model, request.read, request.weights), request.prime,
+                std::vector<std::uint64_t>{seed}, request.sampling, request.weights) {}
 
   std::shared_ptr<const LanguageModel::State> owner;
   Request request;

@@ -9,12 +9,22 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 
-from .._checks import LARGEST_SEED, called
+from .._checks import LARGEST_SEED, brief, called
+from ..language.beam import find_likeliest
 from ..language.model import CharLM
-from ..language.sampler import BLOCK, Request, draw_pieces, draw_texts
+from ..language.sampler import (
+    BLOCK,
+    LARGEST_WINDOW,
+    REPETITION_WINDOW,
+    Request,
+    draw_pieces,
+    draw_texts,
+)
 from ..language.small_weights import SMALL_DTYPES
 from ..storage.input_files import decoded, read_whole, shown
 from ..text.vocabulary import Vocabulary
+from ..training.progress import bar
+from . import choices
 from .columns import side_by_side
 from .parsing import (
     Commands,
@@ -94,6 +104,17 @@ def add(commands: Commands) -> None:
         action="store_true",
         help='print JSON: a line {"seed": ..., "text": ...} for each text',
     )
+    sample.add_argument(
+        "--beam",
+        type=integer_option(1, 10_000),
+        metavar="N",
+        help="the likeliest text that beam search with N beginnings finds; nothing is drawn",
+    )
+    sample.add_argument(
+        "--choices",
+        action="store_true",
+        help="show what may come next, and take each character as you choose",
+    )
     add_weight_dtype(sample)
     add_device(sample)
     add_threads(sample)
@@ -127,6 +148,20 @@ def _add_drawing(parser: Parser) -> None:
         metavar="P",
         help="nucleus sampling: from the most probable characters with P together",
     )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=number_option(least=1),
+        default=1.0,
+        metavar="P",
+        help="divide the logits of the last characters by P, 1 or more (default: 1)",
+    )
+    parser.add_argument(
+        "--repetition-window",
+        type=integer_option(1, LARGEST_WINDOW),
+        default=REPETITION_WINDOW,
+        metavar="N",
+        help=f"how many characters have the penalty (default: {REPETITION_WINDOW})",
+    )
 
 
 def _prime_option(text: str) -> str:
@@ -148,6 +183,7 @@ def add_weight_dtype(
 
 def run(arguments: argparse.Namespace) -> int:
     seeds = _seeds(arguments)
+    _check_alone(arguments)
     if arguments.stream and (arguments.json or arguments.temperatures):
         other = "--json" if arguments.json else "--temperatures"
         raise ValueError(f"--stream writes characters, {other} whole texts: leave out one of them")
@@ -155,6 +191,12 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.model, device=arguments.device, compute_dtype=arguments.compute_dtype
     )
     requests = _requests(arguments, model)
+    if arguments.beam is not None:
+        _write_likeliest(model, requests[0], arguments.beam, arguments.json)
+        return 0
+    if arguments.choices:
+        print(choices.choose(model, requests[0], seeds[0]), flush=True)
+        return 0
     if arguments.seed is None and len(seeds) == 1 and not arguments.json:
         print(f"seed {seeds[0]}", file=sys.stderr)
     if arguments.json:
@@ -168,6 +210,45 @@ def run(arguments: argparse.Namespace) -> int:
         for seed, (text,) in _texts(model, requests, seeds):
             print(f"{_heading(seed, seeds)}{text}", flush=True)
     return 0
+
+
+def _check_alone(arguments: argparse.Namespace) -> None:
+    """ValueError if an option has no part in what --beam or --choices does."""
+    drawing = {
+        "--temperature": arguments.temperature != 1,
+        "--top-k": arguments.top_k is not None,
+        "--top-p": arguments.top_p is not None,
+        "--repetition-penalty": arguments.repetition_penalty != 1,
+        "--seed": arguments.seed is not None,
+        "--choices": arguments.choices,
+    }
+    several = {
+        "--temperatures": arguments.temperatures is not None,
+        "--num-samples": arguments.num_samples != 1,
+        "--stream": arguments.stream is not None,
+    }
+    written = {
+        "--json": arguments.json,
+        "--stop": arguments.stop is not None,
+        "--prime-file -": arguments.prime_file == "-",
+    }
+    if arguments.beam is not None:
+        mode, others = "--beam searches the likeliest text", {**drawing, **several}
+    elif arguments.choices:
+        mode, others = "--choices asks for each character of one text", {**several, **written}
+    else:
+        return
+    if wrong := [flag for flag, given in others.items() if given]:
+        raise ValueError(f"{mode} and does not take {', '.join(wrong)}: leave out one of them")
+
+
+def _write_likeliest(model: CharLM, request: Request, beam: int, as_json: bool) -> None:
+    text, nats = find_likeliest(model.rnn, model.vocabulary, request, beam)
+    if as_json:
+        print(json.dumps({"log_probability": nats, "text": text}), flush=True)
+        return
+    print(f"log-probability {brief(nats, 4)} nats", file=sys.stderr)
+    print(text, flush=True)
 
 
 def _seeds(arguments: argparse.Namespace) -> range:
@@ -202,6 +283,8 @@ def _requests(arguments: argparse.Namespace, model: CharLM) -> list[Request]:
             arguments.top_p,
             arguments.stop,
             arguments.weight_dtype,
+            arguments.repetition_penalty,
+            arguments.repetition_window,
         )
         for temperature in arguments.temperatures or [arguments.temperature]
     ]
@@ -218,9 +301,20 @@ def _read_prime(path: str, vocabulary: Vocabulary) -> str | bytes:
 def _texts(
     model: CharLM, requests: Sequence[Request], seeds: Sequence[int]
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Each seed with its texts, one for each request."""
-    texts = [draw_texts(model.rnn, model.vocabulary, request, seeds) for request in requests]
-    return zip(seeds, zip(*texts, strict=True), strict=True)
+    """Each seed with its texts, one for each request; of many with a bar where a person looks."""
+    unit = model.vocabulary.unit[:4]
+    total = sum(request.length for request in requests) * len(seeds)
+    shown = bar(total=total, unit=unit, unit_scale=True) if len(seeds) > 1 else None
+    done = (lambda tokens: None) if shown is None else shown.update
+    texts = [draw_texts(model.rnn, model.vocabulary, request, seeds, done) for request in requests]
+    try:
+        for seed, together in zip(seeds, zip(*texts, strict=True), strict=True):
+            if shown is not None:
+                shown.clear()  # the text may go to the same terminal
+            yield seed, together
+    finally:
+        if shown is not None:
+            shown.close()
 
 
 def _write_pieces(model: CharLM, request: Request, seeds: Sequence[int], block: int) -> None:

@@ -1,7 +1,9 @@
 """The language model: a vocabulary and a network over its ids.
 
 model          `CharLM`
+beam           the likeliest text
 sampler        drawing texts
 scorer         log-probabilities of texts
 small_weights  weights in fewer bits
+walk           a text chosen or drawn symbol by symbol
 """

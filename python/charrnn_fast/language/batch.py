@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .model import CharLM
-from .sampler import Request, kernel_weights
+from .sampler import Request, kernel_weights, recent
 
 Ids = NDArray[np.int32]
 
@@ -42,6 +42,8 @@ class Stream:
         self.alternatives = alternatives
         self.drawn = 0
         """Tokens drawn so far."""
+        self.recent = recent(request.prime, request.sampling)
+        """The last tokens of the text, as a repetition penalty takes them."""
 
     @property
     def remaining(self) -> int:
@@ -154,6 +156,8 @@ class Batch:
         options = [stream.request.sampling for stream in streams]
         symbols = len(self._model.vocabulary)
         network: Any = self._rnn.core
+        penalized = any(o.repetition_penalty > 1 for o in options)
+        before_them = self._recent(streams) if penalized else None
         drawn: Ids = network.sample_streams(
             steps,
             last,
@@ -164,10 +168,15 @@ class Batch:
             np.array([min(o.top_k or 0, symbols) for o in options], np.int64),
             np.array([1.0 if o.top_p is None else o.top_p for o in options], np.float64),
             kernel_weights(options[0]),
+            np.array([o.repetition_penalty for o in options], np.float64) if penalized else None,
+            np.array([o.repetition_window for o in options], np.int64) if penalized else None,
+            before_them,
         )
         self._last = np.ascontiguousarray(drawn[-1])
-        for stream in streams:
+        for b, stream in enumerate(streams):
             stream.drawn += steps
+            if before_them is not None:
+                stream.recent = before_them[-stream.request.sampling.repetition_window :, b].copy()
         told: dict[int, list[Symbol]] = {}
         if before is not None:
             logits = self._logits(before, last[asking], drawn[:, asking])
@@ -177,6 +186,14 @@ class Batch:
         kept = [b for b, stream in enumerate(streams) if stream.remaining]
         if len(kept) < len(streams):
             self._keep(kept)
+        return result
+
+    def _recent(self, streams: Sequence[Stream]) -> Ids:
+        """[window, B] the last tokens of each text, for the largest window of all."""
+        window = max(stream.request.sampling.repetition_window for stream in streams)
+        result = np.full((window, len(streams)), -1, np.int32)
+        for b, stream in enumerate(streams):
+            result[window - len(stream.recent) :, b] = stream.recent
         return result
 
     def _logits(self, state: NDArray[Any], first: Ids, drawn: Ids) -> NDArray[Any]:

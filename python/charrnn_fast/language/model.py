@@ -12,7 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core, _devices
-from .._checks import LARGEST_SEED, StrPath, called, calling, instance, integer, telling, warn
+from .._checks import (
+    LARGEST_SEED,
+    StrPath,
+    called,
+    calling,
+    instance,
+    integer,
+    real,
+    telling,
+    warn,
+)
 from .._names import suggesting
 from .._objects import Settled
 from ..registry import DROPOUT_RATES
@@ -22,7 +32,9 @@ from ..storage.file_array import Ids
 from ..text.documents import cut
 from ..text.vocabulary import Vocabulary
 from . import small_weights
+from .beam import Likeliest, find_likeliest
 from .sampler import (
+    REPETITION_WINDOW,
     Request,
     Sampling,
     Stop,
@@ -33,6 +45,7 @@ from .sampler import (
 )
 from .scorer import log_probabilities
 from .small_weights import SMALL_DTYPES
+from .walk import Walk
 
 _Text = TypeVar("_Text", str, bytes, str | bytes)
 
@@ -327,6 +340,8 @@ class CharLM(Settled):
         stop: Stop = None,
         weight_dtype: str | None = None,
         allow_unknown: bool = False,
+        repetition_penalty: float = 1.0,
+        repetition_window: int = REPETITION_WINDOW,
     ) -> str: ...
 
     @overload
@@ -342,6 +357,8 @@ class CharLM(Settled):
         stop: Stop = None,
         weight_dtype: str | None = None,
         allow_unknown: bool = False,
+        repetition_penalty: float = 1.0,
+        repetition_window: int = REPETITION_WINDOW,
     ) -> list[str]: ...
 
     @suggesting
@@ -358,6 +375,8 @@ class CharLM(Settled):
         stop: Stop = None,
         weight_dtype: str | None = None,
         allow_unknown: bool = False,
+        repetition_penalty: float = 1.0,
+        repetition_window: int = REPETITION_WINDOW,
     ) -> str | list[str]:
         """prime and a continuation of `length` characters (or bytes) drawn from the model.
 
@@ -383,6 +402,10 @@ class CharLM(Settled):
 
         allow_unknown: characters of prime that the vocabulary lacks are left out, and a warning
         says how many.
+
+        repetition_penalty, 1 or more: the logits of the last `repetition_window` characters of the
+        text, prime included, are divided by it, or multiplied if negative (Keskar et al., 2019,
+        arXiv 1909.05858, section 4.1, which only divides).
         """
         if seeds is not None and seed is not None:
             raise ValueError("give seed or seeds, not both")
@@ -394,7 +417,17 @@ class CharLM(Settled):
             raise TypeError(f"seeds must be a sequence of integers, got {seeds!r}")
         if allow_unknown:
             prime = self.known("prime", prime)
-        request = self.request(length, prime, temperature, top_k, top_p, stop, weight_dtype)
+        request = self.request(
+            length,
+            prime,
+            temperature,
+            top_k,
+            top_p,
+            stop,
+            weight_dtype,
+            repetition_penalty,
+            repetition_window,
+        )
         texts = list(draw_texts(self.rnn, self.vocabulary, request, keys))
         return texts[0] if seeds is None else texts
 
@@ -411,6 +444,8 @@ class CharLM(Settled):
         stop: Stop = None,
         weight_dtype: str | None = None,
         allow_unknown: bool = False,
+        repetition_penalty: float = 1.0,
+        repetition_window: int = REPETITION_WINDOW,
     ) -> Iterator[str]:
         """The text of `sample` with the same arguments, each character as soon as it is drawn.
 
@@ -420,9 +455,58 @@ class CharLM(Settled):
         key = self._seed(seed)
         if allow_unknown:
             prime = self.known("prime", prime)
-        request = self.request(length, prime, temperature, top_k, top_p, stop, weight_dtype)
+        request = self.request(
+            length,
+            prime,
+            temperature,
+            top_k,
+            top_p,
+            stop,
+            weight_dtype,
+            repetition_penalty,
+            repetition_window,
+        )
         # Not a generator, which would check the arguments only at the first piece.
         return draw_pieces(self.rnn, self.vocabulary, request, key, 1)
+
+    @suggesting
+    def beam_search(
+        self,
+        length: int,
+        prime: str = "",
+        beam: int = 8,
+        *,
+        stop: Stop = None,
+        weight_dtype: str | None = None,
+    ) -> Likeliest:
+        """The likeliest continuation of prime that beam search finds, and its log-probability.
+
+        At each character the `beam` likeliest beginnings are kept. With ``beam=1`` the text is that
+        of temperature 0; with as many as there are texts it is the likeliest of all. length, prime,
+        stop and weight_dtype as in `sample`, whose other options have no part in it.
+
+        The log-probability, in nats, is that of the characters behind prime; a text that a stop
+        string ends includes the stop string. It is what `score` gives for that text, if prime is
+        empty and the weights are not "int8". Texts of different lengths compete by it, so that an
+        early stop string wins easily. Of equals the text that ended first wins, then the one whose
+        beginning was likelier at the step before, then the lower id. Deterministic.
+
+        Raises ValueError as `sample` does, and for a beam outside 1 to 10,000.
+        """
+        request = self.request(length, prime, 1.0, None, None, stop, weight_dtype)
+        return find_likeliest(self.rnn, self.vocabulary, request, integer("beam", beam, 1, 10_000))
+
+    def next_probabilities(
+        self, prime: str = "", *, temperature: float = 1.0, weight_dtype: str | None = None
+    ) -> NDArray[np.float64]:
+        """The probability of each symbol to come next behind prime: [V], by id, of the sum 1.
+
+        ``model.vocabulary`` has the ids. prime, temperature and weight_dtype as in `sample`, but
+        temperature must be above 0.
+        """
+        real("temperature", temperature, above=0)
+        request = self.request(1, prime, temperature, None, None, None, weight_dtype)
+        return Walk(self.rnn, request, 0).shares()
 
     def save(self, path: StrPath, *, weight_dtype: str | None = None) -> None:
         """Writes a checkpoint (a safetensors file), replacing a file at path atomically.
@@ -645,6 +729,8 @@ class CharLM(Settled):
         top_p: float | None,
         stop: Stop,
         weight_dtype: str | None,
+        repetition_penalty: float = 1.0,
+        repetition_window: int = REPETITION_WINDOW,
     ) -> Request:
         """The checked arguments of `sample` and `stream`."""
         ids = self.vocabulary.encode_part(prime, called("prime"), 0)
@@ -653,7 +739,9 @@ class CharLM(Settled):
             prime=ids,
             read=ids if ids.size else np.array([self._first], np.int32),
             length=integer("length", length, 0),
-            sampling=Sampling(temperature, top_k, top_p, weight_dtype),
+            sampling=Sampling(
+                temperature, top_k, top_p, weight_dtype, repetition_penalty, repetition_window
+            ),
             stops=checked_stops(stop, self.vocabulary),
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ _STOP_BLOCK = 64  # with stop strings: tokens drawn beyond the text's end are wa
 _STREAMS = 64  # texts drawn together: more are hardly faster
 _TOGETHER = 2**24  # characters of these texts, in memory until all are drawn
 _PRIME_BLOCK = 1024  # steps of a prime fed at once, which lets an interrupt through
+REPETITION_WINDOW = 64
+LARGEST_WINDOW = 1_000_000  # characters
 
 Stop = str | Sequence[str] | None
 
@@ -32,12 +34,18 @@ class Sampling:
     tokens, top_p the smallest set of them with this much probability (Holtzman et al., 2020); None
     keeps all. weight_dtype: None for the network's own, or one of SMALL_DTYPES, which lower the
     memory that a step reads.
+
+    repetition_penalty: the logit of a token among the last repetition_window tokens of the text,
+    prime included, is divided by it (Keskar et al., "CTRL", 2019, arXiv 1909.05858, section 4.1),
+    or multiplied if negative, since dividing would raise it. This comes before all else. 1: none.
     """
 
     temperature: float
     top_k: int | None
     top_p: float | None
     weight_dtype: str | None = None
+    repetition_penalty: float = 1.0
+    repetition_window: int = REPETITION_WINDOW
 
     def __post_init__(self) -> None:
         real("temperature", self.temperature, least=0)
@@ -45,6 +53,8 @@ class Sampling:
             integer("top_k", self.top_k, 1)
         if self.top_p is not None:
             real("top_p", self.top_p, above=0, most=1)
+        real("repetition_penalty", self.repetition_penalty, least=1)
+        integer("repetition_window", self.repetition_window, 1, LARGEST_WINDOW)
 
 
 def check_weight_dtype(weight_dtype: str | None, rnn: RNN) -> None:
@@ -109,7 +119,7 @@ def draw_pieces(
     text = DrawnText(vocabulary, request.stops)
     if piece := text.begin(request.prime):
         yield piece
-    drawing = _Drawing(rnn, _read(rnn, request), [seed], request.sampling)
+    drawing = _Drawing(rnn, read_prime(rnn, request), [seed], request)
     for position in range(0, request.length, block):
         tokens = drawing.draw(min(block, request.length - position))
         if piece := text.extend(tokens[:, 0]):
@@ -121,17 +131,26 @@ def draw_pieces(
 
 
 def draw_texts(
-    rnn: RNN, vocabulary: Vocabulary, request: Request, seeds: Sequence[int]
+    rnn: RNN,
+    vocabulary: Vocabulary,
+    request: Request,
+    seeds: Sequence[int],
+    done: Callable[[int], object] = lambda tokens: None,
 ) -> Iterator[str]:
-    """The text of each seed, in order. As many are drawn as one batch as the memory allows."""
-    first = _read(rnn, request)
+    """The text of each seed, in order. As many are drawn as one batch as the memory allows.
+
+    done: is called with the number of tokens of every block; those of an ended text count too.
+    """
+    first = read_prime(rnn, request)
     count = max(1, min(_STREAMS, _TOGETHER // max(1, request.length)))
     for begin in range(0, len(seeds), count):
-        drawing = _Drawing(rnn, first, seeds[begin : begin + count], request.sampling)
-        yield from _texts(drawing, vocabulary, request)
+        drawing = _Drawing(rnn, first, seeds[begin : begin + count], request)
+        yield from _texts(drawing, vocabulary, request, done)
 
 
-def _texts(drawing: _Drawing, vocabulary: Vocabulary, request: Request) -> list[str]:
+def _texts(
+    drawing: _Drawing, vocabulary: Vocabulary, request: Request, done: Callable[[int], object]
+) -> list[str]:
     """The text of each stream of a drawing; a stream whose text has ended is drawn no further."""
     texts = [DrawnText(vocabulary, request.stops) for _ in range(drawing.count)]
     pieces = [[text.begin(request.prime)] for text in texts]
@@ -142,6 +161,8 @@ def _texts(drawing: _Drawing, vocabulary: Vocabulary, request: Request) -> list[
         for stream, b in enumerate(going):
             pieces[b].append(texts[b].extend(tokens[:, stream]))
         kept = [stream for stream, b in enumerate(going) if not texts[b].ended]
+        ended = len(going) - len(kept)
+        done(len(tokens) * len(going) + ended * (request.length - position - len(tokens)))
         if not kept:
             break
         if len(kept) < len(going):
@@ -198,14 +219,14 @@ def _beginning_of_stop(text: str, stops: tuple[str, ...]) -> int:
 
 
 @dataclass(frozen=True)
-class _Start:
+class Start:
     """Where drawing begins: the state of one row (kernels' layout) and the token to read next."""
 
     state: NDArray[Any]
     token: int
 
 
-def _read(rnn: RNN, request: Request) -> _Start:
+def read_prime(rnn: RNN, request: Request) -> Start:
     """Reads request.read from the zero state, except the last id: drawing reads that one."""
     network: Any = rnn.core
     state = rnn.states.zeros(1)
@@ -213,12 +234,19 @@ def _read(rnn: RNN, request: Request) -> _Start:
     for start in range(0, len(tokens) - 1, _PRIME_BLOCK):
         block = tokens[start : min(start + _PRIME_BLOCK, len(tokens) - 1), None]
         network.read(block, state, weights)
-    return _Start(state, int(tokens[-1]))
+    return Start(state, int(tokens[-1]))
 
 
 def kernel_weights(sampling: Sampling) -> str:
     """The kernels' name of the weights; "": the network's own."""
     return sampling.weight_dtype if sampling.weight_dtype in SMALL_DTYPES else ""
+
+
+def recent(ids: NDArray[np.int32], sampling: Sampling) -> NDArray[np.int32]:
+    """The last repetition_window of ids, -1 in front of them where there are fewer."""
+    window = sampling.repetition_window
+    last = ids[max(0, len(ids) - window) :]
+    return np.concatenate([np.full(window - len(last), -1, np.int32), last.astype(np.int32)])
 
 
 class _Drawing:
@@ -228,12 +256,15 @@ class _Drawing:
     not on how many tokens are drawn per call. The kernels keep their packed weights between calls.
     """
 
-    def __init__(self, rnn: RNN, start: _Start, seeds: Sequence[int], sampling: Sampling) -> None:
+    def __init__(self, rnn: RNN, start: Start, seeds: Sequence[int], request: Request) -> None:
         self._rnn = rnn
-        self._sampling = sampling
+        self._sampling = sampling = request.sampling
         self._seeds = np.array(seeds, np.uint64)
         self._last = np.full(len(seeds), start.token, np.int32)
         self._position = 0
+        self._recent: NDArray[np.int32] | None = None
+        if sampling.repetition_penalty > 1:
+            self._recent = np.repeat(recent(request.prime, sampling)[:, None], len(seeds), axis=1)
         self._state = start.state
         self._select(np.zeros(len(seeds), np.intp))
 
@@ -256,6 +287,8 @@ class _Drawing:
             min(sampling.top_k or 0, self._rnn.output_size or self._rnn.hidden_size),
             1.0 if sampling.top_p is None else float(sampling.top_p),
             kernel_weights(sampling),
+            float(sampling.repetition_penalty),
+            self._recent,
         )
         self._last = np.ascontiguousarray(drawn[-1])
         self._position += steps
@@ -265,6 +298,8 @@ class _Drawing:
         """Keeps only these streams, in this order."""
         rows = np.array(streams, np.intp)
         self._seeds, self._last = self._seeds[rows], self._last[rows]
+        if self._recent is not None:
+            self._recent = np.ascontiguousarray(self._recent[:, rows])
         self._select(rows)
 
     def _select(self, rows: NDArray[np.intp]) -> None:

@@ -21,6 +21,8 @@ def sample_tokens(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    recent: NDArray[np.int32] | None = None,
 ) -> NDArray[np.int32]:
     """One draw for each row of logits [B, V] from softmax(logits / temperature): tokens [B].
 
@@ -28,7 +30,18 @@ def sample_tokens(
     keeps the fewest of these whose share of the remaining probability reaches p (at least one). Of
     equals the lower id counts as more probable. Row b's draw depends only on seeds[b] and
     `position`.
+
+    repetition_penalty comes first: it divides the logits of the tokens recent [window, B] (Keskar
+    et al., 2019, arXiv 1909.05858, section 4.1), -1 for none; negative ones, which dividing would
+    raise, it multiplies.
     """
+    if repetition_penalty > 1 and recent is not None:
+        logits = logits.copy()
+        for b, row in enumerate(logits):
+            tokens = np.unique(recent[:, b][recent[:, b] >= 0])
+            x = row[tokens]
+            penalty = row.dtype.type(repetition_penalty)
+            row[tokens] = np.where(x > 0, x / penalty, x * penalty)
     if temperature == 0:
         return np.asarray(logits.argmax(axis=-1), np.int32)
     tokens = np.empty(len(logits), np.int32)
@@ -62,11 +75,14 @@ def sample(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    recent: NDArray[np.int32] | None = None,
 ) -> tuple[NDArray[np.int32], State]:
     """Generate with B streams: feed tokens [B], draw from y, feed the drawn tokens, `length` times.
 
     Returns the drawn tokens [length, B] and the state after the last token that was fed. `position`
-    counts the draws; the options are those of `sample_tokens`. Of `regularization` only zoneout
+    counts the draws; the options are those of `sample_tokens`, with `recent` before the first draw
+    (each draw then takes the place of the oldest). Of `regularization` only zoneout
     acts, by its expectation. compute_dtype: see `forward`.
     """
     kind: dict[str, Any] = {"cell": cell, "nonlinearity": nonlinearity}
@@ -77,6 +93,15 @@ def sample(
     for t in range(length):
         y, state, _ = forward(parameters, tokens[None], state, **kind)
         tokens = drawn[t] = sample_tokens(
-            y[0], seeds, position + t, temperature=temperature, top_k=top_k, top_p=top_p
+            y[0],
+            seeds,
+            position + t,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            recent=recent,
         )
+        if recent is not None:
+            recent = np.concatenate([recent[1:], tokens[None]])
     return drawn, state
