@@ -19,6 +19,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"top_p": 0.8, "prime": "def f("},
     {"temperature": 1.7, "top_k": 1000, "top_p": 0.5, "prime": TEXT * 2},
     {"top_k": 1},
+    {"repetition_penalty": 1.5},
+    {"repetition_penalty": 3.0, "repetition_window": 5, "prime": "def f("},
 ]
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from . import callbacks, cuda, distributed, log, optim, reference, schedules
     from .device_array import DeviceArray
+    from .language.dynamic import Dynamic
     from .language.model import CharLM
     from .losses import (
         binary_cross_entropy,
@@ -46,6 +47,7 @@ __all__ = [
     "CheckpointError",
     "Corpus",
     "DeviceArray",
+    "Dynamic",
     "Trainer",
     "Vocabulary",
     "binary_cross_entropy",
@@ -77,6 +79,7 @@ _MODULES = {
     "CheckpointError": "storage.checkpoint",
     "Corpus": "text.corpus",
     "DeviceArray": "device_array",
+    "Dynamic": "language.dynamic",
     "Trainer": "training.trainer",
     "Vocabulary": "text.vocabulary",
     "binary_cross_entropy": "losses",

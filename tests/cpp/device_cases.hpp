@@ -137,6 +137,18 @@ class Run {
       std::vector<Token> drawn(count(rows));
       model.sample(Case<T>::steps, B, c.tokens.data(), state.data(), streams.data(), drawn.data());
       results.add(drawn);
+      for (Index b = 0; b < B; ++b) {
+        SamplingOptions& o = streams[count(b)].options;
+        o.repetition_penalty = 1 + 0.7 * double(b % 3), o.repetition_window = 2 + b % 3;
+      }
+      std::vector<Token> recent(count(4 * B), -1);  // the largest window
+      std::fill_n(recent.end() - B, B, Token(1));
+      model.sample(Case<T>::steps, B, c.tokens.data(), state.data(), streams.data(), drawn.data(),
+                   Storage::full, B > 2 ? recent.data() : nullptr);
+      results.add(drawn), results.add(recent);
+      std::vector<T> nats(count(B * V));
+      model.next(B, c.tokens.data(), state.data(), nats.data());
+      results.add(nats), results.add(state);
     });
   }
 

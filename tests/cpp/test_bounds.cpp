@@ -337,6 +337,14 @@ Results run_model(const Case<T>& c, const std::string& rule, const OptimizerOpti
       const Guarded<StreamSampling> streams(count(B), {3, 7, {0.9, V / 2, 0.95}});
       model.sample(3, B, first.data(), state.data(), streams.data(), drawn.data(), storage);
       results.add(drawn);
+      SamplingOptions penalized{0.9, V / 2, 0.95, 1.5, 5};
+      Guarded<Token> recent(count(5 * B), Token(0));
+      model.sample(3, B, first.data(), state.data(), seeds.data(), 0, penalized, drawn.data(),
+                   storage, recent.data());
+      results.add(drawn), results.add(recent);
+      Guarded<T> nats(count(B * V));
+      model.next(B, first.data(), state.data(), nats.data(), storage);
+      results.add(nats);
     });
   }
   return results;

@@ -17,6 +17,7 @@ from ..text.corpus import Corpus, count_of
 from ..text.files import UTF8, find_files
 from ..text.vocabulary import Vocabulary
 from . import show
+from .dynamic import Learning, add_dynamic, learning_of
 from .parsing import (
     Commands,
     InsteadAction,
@@ -58,6 +59,7 @@ def add(commands: Commands) -> None:
     evaluate.add_argument(
         "--json", action="store_true", help="print JSON: a line for each file, one for all"
     )
+    add_dynamic(evaluate, "each file while it is measured")
     add_weight_dtype(evaluate)
     add_device(evaluate)
     add_threads(evaluate)
@@ -115,11 +117,12 @@ def run(arguments: argparse.Namespace) -> int:
         _checked(path, corpus, arguments.document_mark)
         for path, corpus in zip(paths, corpora, strict=True)
     ]
+    learning = learning_of(arguments, stored)
     model = stored.read_as(arguments.weight_dtype)
     write = _writer(arguments, paths, model.vocabulary)
     total = _Loss(0, 0, 0, 0.0)
     for path, corpus in zip(paths, corpora, strict=True):
-        loss = _measured(model, corpus)
+        loss = _measured(model, corpus, learning)
         write(path, loss)
         total += loss
     if arguments.json or len(paths) > 1:
@@ -143,10 +146,12 @@ def _run_test(arguments: argparse.Namespace) -> int:
         arguments.encoding,
         allow_unknown=arguments.allow_unknown,
     )
+    learning = learning_of(arguments, stored)
     model = stored.read_as(arguments.weight_dtype)
     write = _writer(arguments, [_TEST], model.vocabulary)
     predicted = len(text.ids) - 1
-    nats = model.evaluate_ids(text.ids, text.starts_within) * predicted
+    adapting = None if learning is None else learning()[1]
+    nats = model.evaluate_ids(text.ids, text.starts_within, adapting) * predicted
     unknown = count_of(text.ids, model.vocabulary.unknown_id) + text.left_out
     write(_TEST, _Loss(len(text.ids) + text.left_out, unknown, predicted, nats))
     return 0
@@ -173,10 +178,14 @@ def _checked(path: str, corpus: Corpus, mark: str | None) -> Corpus:
         raise ValueError(f"{shown(path)}: {error}") from None
 
 
-def _measured(model: CharLM, corpus: Corpus) -> _Loss:
-    """Of one text: one stream from the zero state; its first character is not predicted."""
+def _measured(model: CharLM, corpus: Corpus, learning: Learning | None) -> _Loss:
+    """Of one text: one stream from the zero state; its first character is not predicted.
+
+    learning: for a copy that learns from the text as it reads.
+    """
     predicted = len(corpus) - 1
-    nats = model.evaluate_ids(corpus.ids, corpus.starts_within) * predicted
+    adapting = None if learning is None else learning()[1]
+    nats = model.evaluate_ids(corpus.ids, corpus.starts_within, adapting) * predicted
     return _Loss(len(corpus) + corpus.num_left_out, corpus.num_unknown(), predicted, nats)
 
 

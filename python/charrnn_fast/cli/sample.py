@@ -26,6 +26,7 @@ from ..text.vocabulary import Vocabulary
 from ..training.progress import bar
 from . import choices
 from .columns import side_by_side
+from .dynamic import add_dynamic, learning_of
 from .parsing import (
     Commands,
     Parser,
@@ -115,6 +116,7 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="show what may come next, and take each character as you choose",
     )
+    add_dynamic(sample, "the prime")
     add_weight_dtype(sample)
     add_device(sample)
     add_threads(sample)
@@ -191,6 +193,15 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.model, device=arguments.device, compute_dtype=arguments.compute_dtype
     )
     requests = _requests(arguments, model)
+    learning = learning_of(arguments, model)
+    if learning is not None:
+        if len(requests[0].prime) < 2:
+            raise ValueError(
+                f"--dynamic must have a --prime of 2 {model.vocabulary.unit}s or more to learn "
+                f"from, got {len(requests[0].prime)}"
+            )
+        model, adapting = learning()
+        model.evaluate_ids(requests[0].prime, None, adapting)
     if arguments.beam is not None:
         _write_likeliest(model, requests[0], arguments.beam, arguments.json)
         return 0

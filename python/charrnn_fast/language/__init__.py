@@ -2,6 +2,7 @@
 
 model          `CharLM`
 beam           the likeliest text
+dynamic        a model that learns from the text it predicts
 sampler        drawing texts
 scorer         log-probabilities of texts
 small_weights  weights in fewer bits

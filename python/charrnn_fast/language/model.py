@@ -33,6 +33,7 @@ from ..text.documents import cut
 from ..text.vocabulary import Vocabulary
 from . import small_weights
 from .beam import Likeliest, find_likeliest
+from .dynamic import Adapting, Dynamic, Squares
 from .sampler import (
     REPETITION_WINDOW,
     Request,
@@ -228,7 +229,12 @@ class CharLM(Settled):
         self._weight_dtype = saved.get("weight_dtype")
 
     def evaluate(
-        self, text: str, *, weight_dtype: str | None = None, allow_unknown: bool = False
+        self,
+        text: str,
+        *,
+        weight_dtype: str | None = None,
+        allow_unknown: bool = False,
+        dynamic: Dynamic | None = None,
     ) -> float:
         """The mean loss of text in nats per character (or byte), from the zero state.
 
@@ -237,10 +243,52 @@ class CharLM(Settled):
         with it, its rounded weights multiplied in float32. Raises ValueError for fewer than two
         characters and for a character that is not in the vocabulary. allow_unknown: such characters
         are left out, neither read nor predicted, and a warning says how many.
+
+        dynamic: the loss of a copy that learns from the text as it goes, see `Dynamic`. The model
+        itself stays as it is. Raises FloatingPointError if the copy diverges.
         """
         if allow_unknown:
             text = self.known("text", text)
-        return self.read_as(weight_dtype).evaluate_ids(self.vocabulary.encode(text))
+        ids = self.vocabulary.encode(text)
+        if dynamic is None:
+            return self.read_as(weight_dtype).evaluate_ids(ids)
+        if weight_dtype is not None:
+            raise ValueError("give weight_dtype or dynamic, not both: rounded weights do not learn")
+        return self._adapted(ids, dynamic)[1]
+
+    def adapted(self, text: str, dynamic: Dynamic) -> CharLM:
+        """A copy that has learned from text as `evaluate` with `dynamic` does, for sampling.
+
+        It draws what follows with ``copy.sample(n, prime=text)``; while it draws, it learns no
+        more. Raises as `evaluate`.
+        """
+        return self._adapted(self.vocabulary.encode(text), dynamic)[0]
+
+    def _adapted(self, ids: Ids, dynamic: Dynamic) -> tuple[CharLM, float]:
+        """The adapted copy, and its loss on the way."""
+        instance("dynamic", dynamic, Dynamic, "a charrnn_fast.Dynamic")
+        self.check_learns()
+        self._check_length(len(ids))
+        squares = None
+        if dynamic.statistics is not None:
+            given = self.vocabulary.encode_part(dynamic.statistics, "statistics", 0)
+            squares = Squares(self.rnn, given, dynamic.segment)
+        model, adapting = self.adapting(dynamic, squares)
+        return model, self.evaluate_ids(ids, None, adapting)
+
+    def adapting(self, dynamic: Dynamic, squares: Squares | None) -> tuple[CharLM, Adapting]:
+        """A copy of this model, and what adapts it as it reads. squares: of the statistics."""
+        self.check_learns()
+        model = copy.deepcopy(self)
+        return model, Adapting(model.rnn, dynamic, squares)
+
+    def check_learns(self) -> None:
+        """ValueError if this model holds rounded weights alone."""
+        if self._weight_dtype:
+            raise ValueError(
+                f"{called('dynamic')} takes a model with all of its weights, got one that holds "
+                f"{self._weight_dtype} weights alone"
+            )
 
     def extended(self, vocabulary: Vocabulary, seed: int | None = None) -> CharLM:
         """This model with a vocabulary that `Vocabulary.extended` has made of its own.
@@ -667,10 +715,20 @@ class CharLM(Settled):
         )
         return rounded
 
-    def evaluate_ids(self, ids: Ids, starts_within: _StartsWithin | None = None) -> float:
-        """As `evaluate`, for ids [N] and documents as `losses` takes them."""
+    def evaluate_ids(
+        self,
+        ids: Ids,
+        starts_within: _StartsWithin | None = None,
+        adapting: Adapting | None = None,
+    ) -> float:
+        """As `evaluate`, for ids [N] and documents as `losses` takes them.
+
+        adapting: a copy of this model that learns as it reads.
+        """
+        self._check_length(len(ids))
+        read = self.losses if adapting is None else adapting.losses
         total = 0.0  # not sum(), which rounds otherwise from Python 3.12 on
-        for _, nats in self.losses(ids, None, starts_within):
+        for _, nats in read(ids, None, starts_within):
             total += nats
         return total / (len(ids) - 1)
 
@@ -686,11 +744,7 @@ class CharLM(Settled):
         beginning; None: all. The state is zero where a document begins.
         """
         length = len(ids) if length is None else min(length, len(ids))
-        if length < 2:
-            raise ValueError(
-                f"text must have 2 {self.vocabulary.unit}s or more, got {length}: the first is "
-                f"given, the others are predicted"
-            )
+        self._check_length(length)
         network: Any = self.rnn.core
         states = self.rnn.states
         state = states.zeros(1)
@@ -709,6 +763,13 @@ class CharLM(Settled):
             losses = network.stream_losses(parts.inputs, parts.targets, rows, parts.lengths)
             state = states.joined(parts.last_state(states.parts(rows)))
             yield from zip(parts.lengths.tolist(), losses.tolist(), strict=True)
+
+    def _check_length(self, length: int) -> None:
+        if length < 2:
+            raise ValueError(
+                f"text must have 2 {self.vocabulary.unit}s or more, got {length}: the first is "
+                f"given, the others are predicted"
+            )
 
     def score_ids(self, texts: Sequence[NDArray[np.int32]]) -> NDArray[np.float64]:
         """As `score`, for texts of ids."""

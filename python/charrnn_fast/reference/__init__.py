@@ -6,6 +6,7 @@ network   layers, directions, decoder; the article's class
 masks     random numbers, dropout, zoneout
 losses    losses, clipping
 optim     optimizers
+dynamic   dynamic evaluation
 sampling  drawing tokens
 number_types  how the operands of matrix products are rounded
 
@@ -40,6 +41,7 @@ from __future__ import annotations
 from .arrays import Array as Array
 from .arrays import Parameters as Parameters
 from .arrays import State as State
+from .dynamic import dynamic_evaluation, mean_squares
 from .losses import (
     binary_cross_entropy,
     clip_grad_norm,
@@ -85,10 +87,12 @@ __all__ = [
     "clip_grad_norm",
     "clip_grad_value",
     "cross_entropy",
+    "dynamic_evaluation",
     "forward",
     "init_parameters",
     "mask",
     "mean_square",
+    "mean_squares",
     "multipliers",
     "philox",
     "sample",
