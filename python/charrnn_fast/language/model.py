@@ -253,7 +253,10 @@ class CharLM(Settled):
         if dynamic is None:
             return self.read_as(weight_dtype).evaluate_ids(ids)
         if weight_dtype is not None:
-            raise ValueError("give weight_dtype or dynamic, not both: rounded weights do not learn")
+            raise ValueError(
+                f"give {called('weight_dtype')} or {called('dynamic')}, not both: rounded weights "
+                f"do not learn"
+            )
         return self._adapted(ids, dynamic)[1]
 
     def adapted(self, text: str, dynamic: Dynamic) -> CharLM:

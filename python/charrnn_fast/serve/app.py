@@ -152,8 +152,9 @@ class App:
         if values["allow_unknown"]:
             values["prime"], left_out = self._model.vocabulary.without_unknown(values["prime"])
         names = ("length", "prime", "temperature", "top_k", "top_p", "stop", "weight_dtype")
+        penalty = ("repetition_penalty", "repetition_window")
         try:
-            drawing = self._model.request(*(values[name] for name in names))
+            drawing = self._model.request(*(values[name] for name in (*names, *penalty)))
         except ValueError as error:  # a character that is not in the vocabulary
             raise _unknown(error, values, ("prime", "stop")) from None
         if len(drawing.prime) > self._limits.prime:  # of several bytes a character

@@ -13,11 +13,13 @@ from typing import Any
 
 from .._checks import LARGEST_SEED
 from ..language.model import CharLM
+from ..language.sampler import REPETITION_WINDOW
 from ..language.small_weights import SMALL_DTYPES
 from ..runtime import build_info
 
 MOST_ALTERNATIVES = 20
 MOST_STOPS = 16
+MOST_WINDOW = 1000  # symbols that have a repetition penalty
 LONGEST_STOP = 1000  # characters
 DEFAULT_LENGTH = 500  # as of the command `sample`
 JSON_SEED = 2**53  # seeds below are exact in JavaScript, too
@@ -253,6 +255,18 @@ def sample_fields(model: CharLM, limits: Limits) -> list[Field]:
             f"draw from the fewest {unit}s that reach this probability together",
             *_or_null(_number(above=0, most=1)),
             None,
+        ),
+        Field(
+            "repetition_penalty",
+            f"divides the logits of the last {unit}s; 1: none",
+            *_number(least=1),
+            1.0,
+        ),
+        Field(
+            "repetition_window",
+            f"how many {unit}s have the penalty",
+            *_integer(1, MOST_WINDOW),
+            REPETITION_WINDOW,
         ),
         Field(
             "seed",
