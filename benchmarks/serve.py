@@ -129,7 +129,7 @@ def survives(folder: Path, path: Path, model: cf.CharLM) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=40, help="of wrk in each round, twice")
+    parser.add_argument("--seconds", type=float, default=60, help="of wrk in each round, twice")
     parser.add_argument("--hidden-size", type=int, default=512)
     parser.add_argument("--markdown", metavar="FILE")
     arguments = parser.parse_args()

@@ -15,11 +15,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..language.batch import Batch, Drawn, Stream, Symbol
+import numpy as np
+
+from ..language.batch import Batch, Drawn, Ids, Stream, Symbol
 from ..language.model import CharLM
 from ..language.sampler import DrawnText, Request, kernel_weights
 
-_BLOCK_SECONDS = 0.03  # of drawing between two deliveries; new streams wait for so long at most
+_BLOCK_SECONDS = 0.03  # of drawing; new streams wait for so long at most
+# Between two deliveries of streams, for each text that is streamed; and the most. Their events take
+# the processor from the kernels: 64 texts at every block would halve the characters per second.
+_SECONDS_PER_STREAM = 0.002
+_MOST_SECONDS = 0.1
 _MOST_STEPS = 256  # of a block
 _PRIME_STEPS = 64  # of the primes of all streams that join, read between two blocks
 _TOLD_STEPS = 32  # of a block with probabilities, which are computed stream by stream
@@ -76,7 +82,8 @@ class _Text:
 
     def __init__(self, job: Job, index: int, stream: Stream, text: DrawnText) -> None:
         self.job, self.index, self.stream, self.text = job, index, stream, text
-        self.symbols: list[Symbol] = []  # whose text is held back
+        self.ids: list[Ids] = []  # that are not decoded yet: all at once takes less time
+        self.symbols: list[Symbol] = []  # whose text is not told yet
 
 
 @dataclass(eq=False)
@@ -130,6 +137,9 @@ class Engine:
         self._batches: dict[str, Batch] = {}  # by the kernels' name of the weights
         self._seconds: dict[str, float] = {}  # for one step of each batch
         self._out: dict[Job | Scoring, list[Event]] = {}
+        self._has_ended = False  # whether a job of _out has
+        self._last_delivery = 0.0
+        self._is_due = True  # whether streams are delivered behind this block
         self._thread = threading.Thread(target=self._run, name="charrnn-draws", daemon=True)
         self._thread.start()
 
@@ -222,6 +232,7 @@ class Engine:
             traceback.print_exc(file=sys.stderr)
             with self._changed:
                 self._ending = True
+                self._batches.clear()
                 self._fail_all(RuntimeError("the server's drawing has failed; its log has more"))
             self._flush()
 
@@ -246,9 +257,16 @@ class Engine:
             for text in starting:
                 if text.stream in self._texts:  # not cancelled meanwhile
                     self._begin(text)
+            self._check_due()
             for weights in list(self._batches):
                 self._advance(weights)
-            self._flush()
+            if self._is_due or self._has_ended:
+                self._flush()
+
+    def _check_due(self) -> None:
+        streamed = sum(text.job.streamed for text in self._texts.values())
+        pause = min(_SECONDS_PER_STREAM * streamed, _MOST_SECONDS)
+        self._is_due = time.perf_counter() - self._last_delivery >= pause
 
     def _has_work(self) -> bool:
         return bool(self._starting or self._texts or self._gone or self._scorings or self._ending)
@@ -290,8 +308,14 @@ class Engine:
 
     def _extend(self, batch: Batch, drawn: Drawn) -> None:
         text = self._texts[drawn.stream]
+        text.ids.append(drawn.ids)
         text.symbols += drawn.symbols
-        self._tell(text, text.text.extend(drawn.ids))
+        is_told = text.job.streamed and self._is_due
+        if drawn.stream.remaining and not is_told and not drawn.stream.request.stops:
+            return
+        ids = np.concatenate(text.ids)
+        text.ids.clear()
+        self._tell(text, text.text.extend(ids))
         if text.text.ended:
             batch.leave(drawn.stream)
         if text.text.ended or not drawn.stream.remaining:
@@ -309,6 +333,7 @@ class Engine:
         self._tell(text, text.text.finish())
         reason = "stop" if text.text.ended else "length"
         text.job.left -= 1
+        self._has_ended |= not text.job.left
         self._emit(text.job, Ended(text.index, reason))
         self._release([text])
 
@@ -347,6 +372,7 @@ class Engine:
         for job in jobs:
             self._drop(job)
             self._out[job] = [Failed(error)]
+            self._has_ended = True
 
     def _fail_all(self, error: Exception) -> None:
         """Under the lock, which the thread may take again."""
@@ -359,6 +385,7 @@ class Engine:
         self._fail(list(self._texts.values()), error)
         for job in waiting:
             self._out[job] = [Failed(error)]
+            self._has_ended = True
 
     def _score(self, scoring: Scoring) -> None:
         try:
@@ -366,8 +393,11 @@ class Engine:
         except Exception as error:  # told to the client, and here
             traceback.print_exc(file=sys.stderr)
             self._out[scoring] = [Failed(error)]
+        self._has_ended = True
 
     def _flush(self) -> None:
+        self._has_ended = False
+        self._last_delivery = time.perf_counter()
         if self._out:
             out, self._out = self._out, {}
             self._deliver(list(out.items()))
