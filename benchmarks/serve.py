@@ -146,13 +146,15 @@ def main() -> int:
         sample_rate(model)
         whole, streamed, alone = [], [], []
         server = Server(path)
-        for _ in range(arguments.rounds):
-            whole.append(loaded(folder, server.port, arguments.seconds, False))
-            streamed.append(loaded(folder, server.port, arguments.seconds, True))
-            alone.append(statistics.median(sample_rate(model) for _ in range(5)))
-            print(whole[-1], streamed[-1], f"sample: {alone[-1]:,.0f}", sep="\n", flush=True)
-        same = server.draw(7) == model.sample(LENGTH, seed=7)
-        ended = server.end(signal.SIGTERM)
+        try:
+            for _ in range(arguments.rounds):
+                whole.append(loaded(folder, server.port, arguments.seconds, False))
+                streamed.append(loaded(folder, server.port, arguments.seconds, True))
+                alone.append(statistics.median(sample_rate(model) for _ in range(5)))
+                print(whole[-1], streamed[-1], f"sample: {alone[-1]:,.0f}", sep="\n", flush=True)
+            same = server.draw(7) == model.sample(LENGTH, seed=7)
+        finally:
+            ended = server.end(signal.SIGTERM)
         killed = survives(folder, path, model)
     text = report(arguments.hidden_size, whole, streamed, alone)
     text += (
