@@ -364,13 +364,15 @@ def test_a_text_that_has_moved_is_found_again(
     shutil.move("text", "one/data/text")
     monkeypatch.chdir(folder / "one")
     train = ["train", "data/text", "-o", "runs/m.safetensors", "--split", "0.8,0.1,0.1", *SMALL]
-    assert main([*train, "--epochs", "1"]) == 0
+    assert main([*train, "--epochs", "1", "--log", "data/log.jsonl"]) == 0
     monkeypatch.chdir(folder)
     shutil.move("one", "two")  # with all that lies in it
     capsys.readouterr()
     loss = nats(capsys, "two/runs/m.safetensors", "--test")
     assert loss == CharLM.load("two/runs/m.safetensors").evaluate(TEXT[792:])
     assert main(["train", "-o", "two/runs/m.safetensors", "--resume", "--epochs", "2"]) == 0
+    assert '"step": 10' in Path("two/data/log.jsonl").read_text()
+    assert not Path("data").exists()
     shutil.move("two/data/text", "two/runs/text")  # beside the model
     capsys.readouterr()
     nats(capsys, "two/runs/m.safetensors", "--test")

@@ -9,8 +9,11 @@ from .._checks import brief
 from ..language.model import CharLM
 from ..storage import configuration
 from ..training.callbacks import Evaluation
+from ..training.resume import kept_paths
 from . import options, show
 from .parsing import Commands, add_threads, file_option
+
+_MOST_KEPT = 10  # steps that are listed
 
 
 def add(commands: Commands) -> None:
@@ -51,4 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
             f"{brief(last.train_loss, 4)}, validation "
             f"{show.losses(last.validation_loss, model.vocabulary)}"
         )
+    if kept := kept_paths(arguments.model):
+        steps = [f"{step:,}" for step in kept]
+        if len(steps) > _MOST_KEPT:
+            steps[_MOST_KEPT - 2 : -1] = ["..."]
+        name = os.path.basename(next(iter(kept.values())))
+        count = show.count(len(kept), "checkpoint")
+        print(f"kept        {count}, after steps {', '.join(steps)}; the first is {name}")
     return 0

@@ -242,6 +242,14 @@ RUN = (
     Option("patience", None, _count, "early stopping: evaluations without improvement", "N"),
     Option("sample_length", 200, integer_option(0), "characters sampled at each evaluation", "N"),
     Option("checkpoint_every", None, _count, "save between evaluations, too", "STEPS"),
+    Option(
+        "keep_every",
+        None,
+        _count,
+        "keep a checkpoint of every STEPS updates, as MODEL.step-00000500.safetensors",
+        "STEPS",
+        later=True,
+    ),
     Option("log_every", 100, _count, "updates per line of the log", "STEPS"),
     Option(
         "final_test",

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..language.model import CharLM
+from ..storage import atomic_file
 from ..storage.file_array import Ids
 from ..storage.input_files import STANDARD_INPUT, shown
 from ..text import demo
@@ -74,6 +75,11 @@ def found_again(paths: Sequence[str], model: str) -> list[str]:
     part beside model. What is found may be another text: the training checks which one it is.
     """
     return [_found_again(path, model) for path in paths]
+
+
+def log_again(path: str, model: str) -> str:
+    """As `found_again`, of a log that the checkpoint names; as named, if it is nowhere."""
+    return path if atomic_file.is_standard_error(path) else _found_again(path, model)
 
 
 def _found_again(path: str, model: str) -> str:

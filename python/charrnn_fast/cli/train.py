@@ -18,7 +18,7 @@ from .parsing import (
     output_option,
     path_option,
 )
-from .texts import default_log
+from .texts import default_log, log_again
 from .train_files import check_logs, check_readers, checked_output, files_of
 from .train_report import conclude, describe, ending, final_test, interrupted
 from .train_setup import corpus_of, origin_of, resumed, trainer_of
@@ -91,6 +91,10 @@ def _run(arguments: argparse.Namespace, given: options.Values, group: Group) -> 
     with checked_output(arguments, group, demo=bool(given.get("demo"))):
         origin = origin_of(arguments, given, group)
         values = resumed(origin, given) if arguments.resume and origin else given
+        if arguments.resume:
+            for name in ("log", "tensorboard"):
+                if values.get(name) and not given.get(name):
+                    values[name] = log_again(values[name], arguments.output)
         log_path = values.get("log") or (arguments.output and default_log(arguments.output))
         files = files_of(arguments, values, given, log_path)
         check_readers(files.all, group)

@@ -14,7 +14,7 @@ from ..storage.input_files import STANDARD_INPUT, shown
 from ..text.corpus import OWN_PARTS, find_parts
 from ..training import log
 from ..training.distributed import Group
-from ..training.resume import best_path, check_checkpoints, locked
+from ..training.resume import best_path, check_checkpoints, kept_paths, locked
 from . import options
 from .parsing import AUTO
 from .texts import Files, check_again, found_again
@@ -86,6 +86,8 @@ def check_logs(arguments: argparse.Namespace, values: options.Values, log_path: 
     lost = [path for path in (best,) if path and _is_there(path)]
     if log_path and log.is_worth_keeping(log_path):
         lost.append(log_path)
+    if output and values.get("keep_every"):
+        lost += kept_paths(output).values()
     for path in lost:
         raise ValueError(
             f"{path} exists, of another training; --overwrite replaces it, another -o keeps it"

@@ -73,7 +73,7 @@ def describe(
     print(f"training    {show.training_line(trainer.settings())}")
     each = " in each process" if num_processes > 1 else ""
     print(f"memory      {show.size(trainer.memory)}{each} beside the text")
-    epochs = steps / trainer.steps_per_epoch
+    epochs = trainer.epoch_at(steps)
     place = show.count(get_num_threads(), "thread")
     if num_processes > 1:
         place = f"{num_processes} processes of {place}"

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from .._checks import calling
 from ..language.model import CharLM
-from ..rnn import zoneout_rates
 from ..storage import configuration
 from ..text import demo
 from ..text.corpus import Corpus
@@ -77,12 +76,10 @@ def origin_of(arguments: argparse.Namespace, given: options.Values, group: Group
     compute_dtype = config["model"].get("compute_dtype", "float32")
     training = config.get("training", {})
     values = options.restored(training.get("configuration", {}), path)
-    # Regularization may differ for another text.
-    fixed = options.MODEL if arguments.resume else options.SHAPE
+    # Regularization may change, and for another text more.
+    fixed = options.NETWORK if arguments.resume else options.SHAPE
     for option in fixed:
         asked, stored = given.get(option.name), model.settings()[option.name]
-        if option.name == "zoneout" and isinstance(asked, float):
-            asked = list(zoneout_rates(asked, model.rnn.kind, model.rnn.proj_size))
         if asked not in (None, stored):
             raise ValueError(
                 f"{option.flag} must be {stored}, with which {path} was trained, got {asked}"
@@ -143,6 +140,8 @@ def trainer_of(
         settings["callbacks"] = _callbacks(log_path, values.get("tensorboard"), log_every)
     if arguments.resume:
         settings["compute_dtype"] = given.get("compute_dtype")
+        rates = (option.name for option in options.REGULARIZATION)
+        settings |= {name: given[name] for name in rates if name in given}
         trainer = Trainer.resume(arguments.output, corpus, **settings)
     else:
         model = _model(corpus.vocabulary, values, origin, group.device)
@@ -150,12 +149,12 @@ def trainer_of(
     if steps is None and epochs is None and values.get("demo"):
         steps = demo.STEPS
     if steps is None:
-        steps = (epochs or _EPOCHS) * trainer.steps_per_epoch
+        steps = trainer.step_at(epochs or _EPOCHS)
     scheduled = any(option.name in given for option in options.SCHEDULE)
     if trainer.num_steps < steps and (scheduled or not foreign):
         with calling(_OF_SCHEDULES):
             trainer.schedule = _schedule(
-                options.pick(options.SCHEDULE, values), steps / trainer.steps_per_epoch
+                options.pick(options.SCHEDULE, values), trainer.epoch_at(steps)
             )
     if not foreign:
         settings = options.pick(options.ALL, values)

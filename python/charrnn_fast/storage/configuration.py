@@ -86,7 +86,8 @@ _SETTINGS = table(
         "sample_length": integer(0),
         "checkpoint_every": optional(integer(1)),
         "mask_seed": integer(0, LARGEST_SEED),
-    }
+    },
+    {"keep_every": integer(1)},
 )
 
 _EVALUATION = row(
@@ -125,7 +126,8 @@ _TRAINING = table(
         "optimizer_steps": integer(0, MOST_STEPS),
         "history": list_of(_EVALUATION),
         "corpus": optional(_CORPUS),
-    }
+    },
+    {"batches_from": table({"step": integer(0, MOST_STEPS), "epoch": number(least=0)})},
 )
 
 _CONFIGURATION = table(
@@ -209,6 +211,11 @@ def _check_training(training: dict[str, Any]) -> None:
         raise ValueError(f"training.losses.1 (sum) must be 0 for no losses, got {total}")
     if training["evaluation_due"] and count == 0:
         raise ValueError("training.evaluation_due must be false where losses has none, got true")
+    begun = training.get("batches_from", {"step": 0})["step"]
+    if begun > steps:
+        raise ValueError(
+            f"training.batches_from.step must be at most num_steps, {steps}, got {begun}"
+        )
     last = 0
     for i, (step, *_) in enumerate(history):
         if not last <= step <= steps:

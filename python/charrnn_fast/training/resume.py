@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple, NoReturn
@@ -12,10 +13,16 @@ from numpy.typing import NDArray
 from .. import _devices, optim
 from .._checks import StrPath, called
 from ..language.model import STATES, CharLM, tensor_name
+from ..registry import DROPOUT_RATES
 from ..storage import atomic_file, checkpoint, configuration
 from ..text.corpus import OWN_PARTS, USUAL_SPLIT, Corpus, shown_split
 from .distributed import Group
 from .schedules import from_config
+
+REGULARIZATION = (*DROPOUT_RATES, "variational", "zoneout")
+"""The keywords of `CharLM` that a resumed training may change."""
+
+_STEP_DIGITS = 8  # so that the names of kept checkpoints sort by their steps
 
 _IN_USE = "a running training saves to this file"
 
@@ -58,7 +65,7 @@ def read_stored(
             f"{name} was trained with an optimizer object, whose settings it does not hold; "
             f"name the optimizer, as in Trainer(..., optimizer='adam'), to resume later"
         )
-    for key in ("batch_size", "seq_len", "optimizer"):
+    for key in ("seq_len", "optimizer"):
         if changes.get(key, settings[key]) != settings[key]:
             raise ValueError(
                 f"{called(key)} must be {settings[key]!r}, with which {name} was trained, got "
@@ -67,7 +74,17 @@ def read_stored(
     if corpus is not None and training["corpus"] is not None:
         check_vocabulary(model, corpus)
         check_corpus(name, corpus, training["corpus"])
-    return Stored(model, settings, training, tensors)
+    return Stored(_with_changes(model, changes), settings, training, tensors)
+
+
+def _with_changes(model: CharLM, changes: Mapping[str, Any]) -> CharLM:
+    """The model with another regularization, if the changes have one."""
+    asked = {name: changes[name] for name in REGULARIZATION if name in changes}
+    if not asked:
+        return model
+    changed = CharLM(model.vocabulary, **{**model.settings(), **asked}, device=model.device)
+    changed.rnn.load_parameters(model.rnn.parameters())
+    return changed
 
 
 def check_corpus(name: str, corpus: Corpus, stored: Mapping[str, Any]) -> None:
@@ -206,13 +223,36 @@ def best_path(path: StrPath) -> str:
     return f"{root}.best{extension}"
 
 
-def check_checkpoints(path: StrPath) -> None:
-    """Raises OSError or ValueError if checkpoints cannot, or should not, be written to path and
-    its `best_path`. Changes nothing.
+def kept_path(path: StrPath, step: int) -> str:
+    """Where the checkpoint of a step is kept: model.step-00000500.safetensors beside
+    model.safetensors.
+    """
+    root, extension = os.path.splitext(os.fspath(path))
+    return f"{root}.step-{step:0{_STEP_DIGITS}d}{extension}"
+
+
+def kept_paths(path: StrPath) -> dict[int, str]:
+    """The checkpoints that are kept beside path, by their steps, in this order."""
+    root, extension = os.path.splitext(os.path.basename(path))
+    name = re.compile(rf"{re.escape(root)}\.step-(\d{{{_STEP_DIGITS},}}){re.escape(extension)}")
+    folder = os.path.dirname(path)
+    found = {}
+    for file in os.listdir(folder or os.curdir):
+        if match := name.fullmatch(file):
+            found[int(match[1])] = os.path.join(folder, file)
+    return dict(sorted(found.items()))
+
+
+def check_checkpoints(path: StrPath, *, keeps: bool = False) -> None:
+    """Raises OSError or ValueError if checkpoints cannot, or should not, be written to path, its
+    `best_path` and, if it keeps some, the paths of those. Changes nothing.
     """
     best = best_path(path)
     for file in (path, best):
         checkpoint.check_writable(file)
+    if keeps:
+        for file in (kept_path(path, 0), *kept_paths(path).values()):
+            checkpoint.check_writable(file)
     if os.path.realpath(path) == os.path.realpath(best):
         raise ValueError(
             f"{best}, for the best checkpoint, is a link to {os.fspath(path)}; it must be a file "

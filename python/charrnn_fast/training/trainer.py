@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -26,6 +27,7 @@ from .._checks import (
     integer,
     real,
     tokens,
+    warn,
 )
 from .._names import suggesting
 from .._objects import Settled
@@ -39,11 +41,14 @@ from .clock import Stopwatch
 from .distributed import Agreement, EndedError, Group, HeldError
 from .progress import Progress
 from .resume import (
+    REGULARIZATION,
     Stored,
     best_path,
     check_checkpoints,
     check_vocabulary,
     errors_name,
+    kept_path,
+    kept_paths,
     locked,
     read_stored,
     restore_optimizer,
@@ -111,6 +116,7 @@ class Trainer(Settled):
         sample_length: int = 200,
         checkpoint_path: StrPath | None = None,
         checkpoint_every: int | None = None,
+        keep_every: int | None = None,
         mask_seed: int = 0,
         callbacks: Sequence[Callback] = (),
         group: Group | None = None,
@@ -138,7 +144,10 @@ class Trainer(Settled):
         stopping after this many evaluations in a row without a new best; None: no early stopping.
 
         A checkpoint is written to checkpoint_path at each evaluation and every checkpoint_every
-        steps. The one of the best evaluation is kept beside it, see `best_path`.
+        steps. The one of the best evaluation is kept beside it, see `best_path`. Those of every
+        keep_every steps are kept as well, under names with their steps (`kept_path`), each as large
+        as any; `fit` warns if the disk has no room for all. A new training removes those of the one
+        that it replaces.
 
         mask_seed: seed of the dropout masks and random offsets. The network's mask_seed in update
         n, counted from 0, is the first two words of ``philox(mask_seed, n)``, the low one first.
@@ -198,6 +207,7 @@ class Trainer(Settled):
         self._sample_length = integer("sample_length", sample_length, 0)
         self._checkpoint_path = None if checkpoint_path is None else os.fspath(checkpoint_path)
         self._checkpoint_every = _optional("checkpoint_every", checkpoint_every, 1)
+        self._keep_every = _optional("keep_every", keep_every, 1)
         self._mask_seed = integer("mask_seed", mask_seed, 0, LARGEST_SEED)
         for i, callback in enumerate(callbacks):
             instance(f"callbacks[{i}]", callback, Callback, "a Callback")
@@ -207,13 +217,15 @@ class Trainer(Settled):
         self._check_streams("batch_size", self._batch_size)
         self._chunks = None if corpus is None else self._cut(corpus)
         if checkpoint_path is not None and self._group.rank == 0:
-            check_checkpoints(checkpoint_path)
+            check_checkpoints(checkpoint_path, keeps=keep_every is not None)
         self._check_memory(optimizer)
         self.optimizer = make_optimizer(optimizer, model, learning_rate)
         self._optimizer_name = optimizer if isinstance(optimizer, str) else None
         self.configuration = {}
         self.seconds = 0.0
         self._num_steps = 0
+        self._begun = (0, 0.0)  # the step and the epoch since which the batch size is what it is
+        self._replaces = True  # whether this training is a new one that has not been saved yet
         self._losses = (0, 0.0)  # count and sum since the last evaluation
         self._stopping = False
         self._agreement: Agreement | None = None  # of several processes, while they fit
@@ -232,15 +244,21 @@ class Trainer(Settled):
         them changes, the promise of equal bits ends, as it does with another instruction set of the
         CPU.
 
+        The model's regularization may change too: dropout and the other rates, variational,
+        zoneout. With another batch_size the streams begin anew, at the start of the text; a warning
+        says that their position and the carried states are lost. The weights, the optimizer's state
+        and the count of epochs go on.
+
         Raises `CheckpointError` if the file is damaged. Raises ValueError if it holds no training,
-        if corpus is not the one of the training, and for another batch_size, seq_len or optimizer,
-        which would not fit the stored position and state.
+        if corpus is not the one of the training, and for another seq_len or optimizer, which would
+        not fit the stored position and state.
         """
         stored = read_stored(path, corpus, changes, changes.get("group") or Group())
         settings = dict(stored.settings)
         with errors_name(path, changes):
             lr = settings.pop("learning_rate")  # may be 0, unlike the argument
-            trainer = cls(stored.model, corpus, **{**settings, **changes})
+            others = {name: v for name, v in changes.items() if name not in REGULARIZATION}
+            trainer = cls(stored.model, corpus, **{**settings, **others})
             if "learning_rate" not in changes:
                 trainer.optimizer.lr = lr
             trainer._restore(stored)
@@ -363,7 +381,23 @@ class Trainer(Settled):
     @property
     def epoch(self) -> float:
         """The passes over the training part that `fit` has done."""
-        return self.num_steps / self.steps_per_epoch if self.steps_per_epoch else 0.0
+        return self.epoch_at(self.num_steps)
+
+    def epoch_at(self, step: int) -> float:
+        """The passes over the training part after so many updates of `fit`; 0 without a corpus."""
+        return self._epoch_at(step)
+
+    def _epoch_at(self, step: float) -> float:
+        begun, epoch = self._begun
+        return epoch + (step - begun) / self.steps_per_epoch if self.steps_per_epoch else 0.0
+
+    def step_at(self, epochs: int) -> int:
+        """The updates of `fit` after so many passes over the training part."""
+        begun, epoch = self._begun
+        if not begun:
+            return epochs * self.steps_per_epoch
+        # Whole steps, but for what the quotient that epoch was may be off.
+        return begun + max(0, math.ceil((epochs - epoch) * self.steps_per_epoch - 1e-6))
 
     @property
     def learning_rate(self) -> float:
@@ -374,7 +408,7 @@ class Trainer(Settled):
         lr = real("optimizer.lr", self.optimizer.lr, least=0)
         if not self.steps_per_epoch:
             return lr
-        middle = (self._num_steps + 0.5) / self.steps_per_epoch
+        middle = self._epoch_at(self._num_steps + 0.5)
         return min(lr * self.schedule.factor(middle, self._drops), sys.float_info.max)
 
     def reset(self) -> None:
@@ -442,6 +476,7 @@ class Trainer(Settled):
         """Trains up to the step last; shown: callbacks as in `_look`."""
         self._stopping, self.seconds = self.is_stale(), 0.0
         begun, everyone = self._num_steps, (*callbacks, *shown)
+        self._check_room(last)
         try:
             self._keep_best()
             with (
@@ -453,8 +488,7 @@ class Trainer(Settled):
                     self._look(corpus, callbacks, shown, interrupted)
                 while self._num_steps < last and not self._stopping and not interrupted():
                     update = self._next_update(chunks)
-                    every = self._evaluate_every or len(chunks)
-                    self._evaluation_due = self._due(every) or self._num_steps == last
+                    self._evaluation_due = self._is_look_due(chunks) or self._num_steps == last
                     try:
                         self._tell(everyone, "updated", update)
                     except BaseException as error:  # keeps the updates up to here
@@ -466,7 +500,11 @@ class Trainer(Settled):
                             raise
                     if self._evaluation_due or self._stopping:
                         self._look(corpus, callbacks, shown, interrupted)
-                    elif interrupted() or self._due(self._checkpoint_every):
+                    elif (
+                        interrupted()
+                        or self._due(self._checkpoint_every)
+                        or self._due(self._keep_every)
+                    ):
                         self._save(everyone)
                 self._agree()
                 if self._stopping and self._losses[0] and not interrupted():
@@ -573,6 +611,9 @@ class Trainer(Settled):
             "history": [list(entry) for entry in self.history],
             "corpus": None if self.corpus is None else self.corpus.identity(),
         }
+        step, epoch = self._begun
+        if step:
+            config["training"]["batches_from"] = {"step": step, "epoch": epoch}
         try:
             configuration.write(path, tensors, config)
         except FloatingPointError as error:
@@ -683,7 +724,7 @@ class Trainer(Settled):
     def _next_update(self, chunks: Chunks) -> Update:
         """The next update of `fit`."""
         watch = Stopwatch()
-        index, rate = self._num_steps % len(chunks), self.learning_rate
+        index, rate = (self._num_steps - self._begun[0]) % len(chunks), self.learning_rate
         if index == 0:
             self.reset()
         documents = None if self.corpus is None else self.corpus.documents
@@ -743,7 +784,8 @@ class Trainer(Settled):
         """Where in the training part the epoch of the next update begins."""
         if not self._random_offset or self.corpus is None:
             return 0
-        epoch = self._num_steps // self.steps_per_epoch
+        begun, before = self._begun
+        epoch = math.ceil(before) + (self._num_steps - begun) // self.steps_per_epoch
         return random_number(self._mask_seed, epoch, OFFSETS) % len(self.corpus.train)
 
     def _look(
@@ -854,15 +896,45 @@ class Trainer(Settled):
     def _due(self, every: int | None) -> bool:
         return every is not None and self._num_steps % every == 0
 
+    def _is_look_due(self, chunks: Chunks) -> bool:
+        """Whether an evaluation is due after an update."""
+        if self._evaluate_every is not None:
+            return self._due(self._evaluate_every)
+        return (self._num_steps - self._begun[0]) % len(chunks) == 0
+
+    def _check_room(self, last: int) -> None:
+        """Warns if the disk has too little room for the checkpoints to keep up to a step."""
+        path, every = self._checkpoint_path, self._keep_every
+        if path is None or every is None or self._group.rank:
+            return
+        count = last // every - self._num_steps // every
+        weights = sum(p.nbytes for p in self.model.rnn.parameters().values())
+        needed = count * weights * (1 + len(self.optimizer.core.slot_names))
+        folder = os.path.dirname(os.path.realpath(path))
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            warn(
+                f"{count:,} checkpoints to be kept take {needed / 1e9:,.3g} GB, and "
+                f"{free / 1e9:,.3g} GB are free in {folder}; a larger {called('keep_every')} keeps "
+                f"fewer"
+            )
+
     def _save(self, callbacks: Sequence[Callback]) -> None:
         if self._checkpoint_path is None:
             return
         best, last = best_path(self._checkpoint_path), self._checkpoint_path
         evaluation = self.best
-        # The best one first: a training that is killed between the two and resumed from the last
-        # one reaches the best one again.
-        is_best = evaluation is not None and evaluation.step == self._num_steps
-        paths = (best, last) if is_best else (last,)
+        # The last one at the end: a training that is killed before it and resumed from the one
+        # before reaches the others again.
+        paths = [last]
+        if self._due(self._keep_every) and self._num_steps:
+            paths.insert(0, kept_path(last, self._num_steps))
+        if evaluation is not None and evaluation.step == self._num_steps:
+            paths.insert(0, best)
+        if self._replaces and self._keep_every and self._group.rank == 0:
+            for path in kept_paths(last).values():
+                checkpoint.remove(path)
+        self._replaces = False
         for path in paths:
             self.save(path)
         if evaluation is None and self._group.rank == 0:
@@ -915,19 +987,41 @@ class Trainer(Settled):
             "sample_length": self._sample_length,
             "checkpoint_every": self._checkpoint_every,
             "mask_seed": self._mask_seed,
+            **({} if self._keep_every is None else {"keep_every": self._keep_every}),
         }
 
     def _restore(self, stored: Stored) -> None:
         training = stored.training
         self.configuration = training["configuration"]
         restore_optimizer(stored, self.optimizer)
-        self._share_out(restored_state(stored))
-        self._num_steps = training["num_steps"]
+        self._num_steps, self._replaces = training["num_steps"], False
+        self._restore_place(stored)
         count, total = training["losses"]
         self._losses = (count, total)
         self._evaluation_due = training["evaluation_due"]
         self.history = [Evaluation(*entry) for entry in training["history"]]
         self._count_drops()
+
+    def _restore_place(self, stored: Stored) -> None:
+        """Goes on in the text, with the carried state; from its start for another batch size."""
+        training, before = stored.training, stored.settings["batch_size"]
+        if "batches_from" in training:
+            self._begun = (training["batches_from"]["step"], training["batches_from"]["epoch"])
+        if before == self._batch_size:
+            self._share_out(restored_state(stored))
+            return
+        corpus, (step, epoch) = self.corpus, self._begun
+        if corpus is None or not self._num_steps:
+            return
+        chunks = Chunks(corpus.train, before, self._seq_len, corpus.vocabulary.unit)
+        epoch += (self._num_steps - step) / len(chunks)
+        self._begun = (self._num_steps, epoch)
+        if self._group.rank == 0:
+            warn(
+                f"{called('batch_size')} changes from {before} to {self._batch_size} after step "
+                f"{self._num_steps:,}: the streams begin anew at the start of the text, and the "
+                f"states that they carried are lost; {epoch:.4g} epochs are done"
+            )
 
     def _share_out(self, state: NDArray[Any] | None) -> None:
         """Carries this process's part of the state of all streams on."""
