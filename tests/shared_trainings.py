@@ -39,7 +39,9 @@ class Training(NamedTuple):
 TRAININGS = {
     "rnn": Training({"cell": "rnn"}, {"reduction": "sum", "learning_rate": 1e-3}),
     "gru with dropout": Training({"cell": "gru", **MASKS}, {"clip_norm": 0.1}),
-    "lstm": Training({"cell": "lstm"}, {"micro_batches": 2, "clip_value": 1e-3}),
+    "lstm": Training(
+        {"cell": "lstm"}, {"micro_batches": 2, "clip_value": 1e-3, "average": "ema:0.9"}
+    ),
     "lstm with zoneout": Training(
         {"cell": "lstm", "zoneout": (0.1, 0.2), "weight_drop": 0.3, "variational": True, **MASKS},
         {"random_offset": True},
@@ -98,8 +100,10 @@ def trainer_of(training: Training, group: Group | None, path: Path | None) -> cf
 def results(trainer: cf.Trainer) -> dict[str, NDArray[Any]]:
     """What a training has come to."""
     watch: Any = trainer._callbacks[0]
+    averages = trainer.averaged().rnn.parameters().items()  # the weights, where there are none
     return {
         **{name: np.array(value) for name, value in trainer.model.rnn.parameters().items()},
+        **{f"averaged {name}": np.array(value) for name, value in averages},
         "updates": np.array(watch.seen),
         "history": np.array(trainer.history),
     }

@@ -748,6 +748,17 @@ def test_a_language_model_computes_as_it_is_told(c: Any, tmp_path: Path) -> None
             c.language_model_destroy(again.handle)
 
 
+def test_a_training_with_an_average_is_read_as_that(c: Any, tmp_path: Path) -> None:
+    corpus = cf.Corpus.from_text("the quick brown fox\n" * 20)
+    model = cf.CharLM(corpus.vocabulary, 5, 1, seed=1)
+    trainer = cf.Trainer(model, corpus, 4, 8, average="ema:0.9", checkpoint_path=tmp_path / "model")
+    trainer.fit(steps=4, progress=False)
+    text = Text(c, tmp_path / "model")
+    drawn = text.sample([4], text.options(60))
+    assert drawn == [trainer.averaged().sample(60, seed=4)]
+    c.language_model_destroy(text.handle)
+
+
 # ---- errors ----
 
 

@@ -54,6 +54,7 @@ _SAME = {
     ),
     "evaluate_length": "eval_length val_length",
     "checkpoint_every": "save_every save_interval save_steps checkpoint_interval",
+    "average": "ema ema_decay averaging weight_averaging polyak swa asgd",
     "checkpoint_path": "output save savefile save_path checkpoint_dir save_dir out_dir",
     "output": (
         "checkpoint_dir checkpoint_name savefile save save_dir save_path out out_dir "

@@ -194,6 +194,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
         "coupled": {"cell": "coupled_lstm", "dtype": "float64", "init": "uniform"},
         "projected": {"hidden_size": 2, "proj_size": 1, "weight_drop": 0.2},
         "bfloat16": {"compute_dtype": "bfloat16"},
+        "averaged": {"cell": "rnn"},
     }
     trainings: dict[str, dict[str, Any]] = {
         "rnn": {"optimizer": "sgd", "reduction": "sum", "clip_norm": None},
@@ -201,6 +202,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
         "lstm": {"optimizer": "adagrad", "micro_batches": 2, "evaluate_every": 2},
         "peephole": {"optimizer": "adamw", "clip_value": 1.0, "evaluate_length": 5},
         "coupled": {"optimizer": "adam", "checkpoint_every": 3, "sample_length": 5},
+        "averaged": {"average": "ema:0.9", "keep_every": 2},
     }
     for name, keywords in options.items():
         model = CharLM(_corpora[0].vocabulary, **{"hidden_size": 1, "num_layers": 1, **keywords})

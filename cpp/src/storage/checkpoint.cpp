@@ -182,6 +182,7 @@ VocabularyKind read_configuration(JsonValue value, Checkpoint& to) {
     Table table("training.", *training);
     to.has_training = true;
     to.has_state = table.flag("has_state");
+    to.has_average = table.has("averaged");
   }
   if (config.has("weight_dtype")) {
     const std::string weights = config.text("weight_dtype", {"bfloat16", "int8"});
@@ -443,6 +444,14 @@ void check_tensors(const Checkpoint& file, const std::vector<Parameter>& paramet
     if (slot_end == std::string::npos) continue;
     if (const auto* shape = shape_of(tensor.name.substr(slot_end + 1)))
       of_training.emplace_back(tensor.name, *shape);
+  }
+  if (file.has_average) {  // then the model's own are rounded averages
+    for (const Parameter& p : parameters) {
+      const std::string name = tensor_name(p.name);
+      of_training.emplace_back("trained." + name, *shape_of(name));
+      of_training.emplace_back("average." + name, *shape_of(name));
+      small["average." + name] = "float64";
+    }
   }
   if (file.has_state) {
     const Tensor* const h = file.header.find("state.h");

@@ -16,7 +16,7 @@
 namespace charrnn_fast {
 
 // A checkpoint whose checksum fits, whose numbers are finite and whose configuration is valid. Of
-// the training's part of that only has_state has been looked at.
+// the training's part of that only has_state and averaged have been looked at.
 struct Checkpoint {
   std::string name;  // for messages: the file's
   SafetensorsHeader header;
@@ -26,7 +26,7 @@ struct Checkpoint {
   NetworkShape shape;  // input_size and output_size are the vocabulary's
   std::string dtype;   // "float32" or "float64"
   std::shared_ptr<const Vocabulary> vocabulary;
-  bool has_training = false, has_state = false;
+  bool has_training = false, has_state = false, has_average = false;
   // Not full: the file holds these weights alone, see is_rounded.
   Storage weights = Storage::full;
 

@@ -22,6 +22,7 @@ from ..storage import input_files, schema
 from ..storage.checkpoint import CheckpointError
 from .parsing import (
     Parser,
+    average_option,
     bound_option,
     encoding_option,
     file_option,
@@ -192,6 +193,15 @@ TRAINING = (
     Option("clip_norm", 5.0, bound_option, "clip the gradient's norm; inf: never", "X"),
     Option("micro_batches", 1, _count, "micro-batches of a batch, to save memory", "N"),
     Option("random_offset", False, None, "begin each epoch at a random offset"),
+    Option(
+        "average",
+        None,
+        average_option,
+        "average of the weights, which is evaluated and sampled from: ema:0.999, or tail:0.2, of "
+        "the last fifth of the updates",
+        "KIND:X",
+        later=True,
+    ),
     Option(
         "mask_seed",
         0,

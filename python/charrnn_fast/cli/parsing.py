@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 from .. import _names, registry
 from .._checks import LARGEST, calling, integer, real
 from ..text.files import UTF8, check_encoding
+from ..training.averaging import checked_setting
 
 _T = TypeVar("_T")
 
@@ -249,6 +250,14 @@ def numbers_option(**bounds: float) -> Callable[[str], list[float]]:
 
     convert.__name__ = "list of numbers"
     return convert
+
+
+def average_option(text: str) -> str:
+    with calling({"average": ""}):
+        return _checked(lambda: checked_setting(text))
+
+
+average_option.__name__ = "average"
 
 
 def bound_option(text: str) -> float:

@@ -61,6 +61,7 @@ def training_line(settings: dict[str, Any]) -> str:
         f"{'no clipping' if clip_norm is None else f'gradient norm clipped to {clip_norm:.6g}'}; "
         f"batch size {settings['batch_size']}, sequence length {settings['seq_len']}"
         f"{', at a random offset' * settings['random_offset']}"
+        f"{'; weights averaged by ' + settings['average'] if 'average' in settings else ''}"
     )
 
 

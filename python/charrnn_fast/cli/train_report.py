@@ -103,7 +103,7 @@ def _others(corpus: Corpus) -> str:
 
 def final_test(arguments: argparse.Namespace, trainer: Trainer) -> None:
     """Prints the test loss of the weights with the lowest validation loss."""
-    model, best, corpus = trainer.model, trainer.best, trainer.corpus
+    model, best, corpus = trainer.averaged(), trainer.best, trainer.corpus
     assert corpus is not None and corpus.test is not None
     step = trainer.num_steps
     if best is not None and best.step != step and arguments.output:
@@ -127,7 +127,7 @@ def conclude(
     plain: this was the unchanged demonstration, so that its bound holds. tested: the test part is
     evaluated, too.
     """
-    model = trainer.model
+    model = trainer.averaged()
     loss, best = trainer.history[-1].validation_loss, trainer.best
     print(f"\nvalidation loss: {show.losses(loss, model.vocabulary)}")
     if best is not None and best.validation_loss < loss and arguments.output:

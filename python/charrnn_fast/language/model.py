@@ -650,11 +650,16 @@ class CharLM(Settled):
                 self.weight_dtype, name, tuple(shape), rnn.dtype
             ).items()
         }
+        of_model = dict(expected)
         for name in tensors:
             kind, _, rest = name.partition(".")
             parameter = rest.partition(".")[2]
-            if kind == "optimizer" and training and parameter in expected:
-                expected[name] = expected[parameter]
+            if kind == "optimizer" and training and parameter in of_model:
+                expected[name] = of_model[parameter]
+        if training and "averaged" in training:  # then those of the model are rounded averages
+            for name, (dtype, shape) in of_model.items():
+                expected[trained_name(name)] = (dtype, shape)
+                expected[average_name(name)] = (np.dtype(np.float64), shape)
         if training and training["has_state"]:
             state = tensors.get("state.h", np.empty(0))
             if state.ndim != 3 or not state.shape[1]:
@@ -849,6 +854,16 @@ def _check_size(tensors: checkpoint.Tensors, config: dict[str, Any], vocabulary_
 def tensor_name(parameter: str) -> str:
     """The name of a parameter in a checkpoint."""
     return parameter if parameter.startswith("decoder.") else f"rnn.{parameter}"
+
+
+def trained_name(tensor: str) -> str:
+    """The tensor of a parameter that trains, where the model's own is an average."""
+    return f"trained.{tensor}"
+
+
+def average_name(tensor: str) -> str:
+    """The tensor of a parameter's average, in float64."""
+    return f"average.{tensor}"
 
 
 def _checked_seed(seed: int, name: str = "seed") -> int:

@@ -87,7 +87,10 @@ _SETTINGS = table(
         "checkpoint_every": optional(integer(1)),
         "mask_seed": integer(0, LARGEST_SEED),
     },
-    {"keep_every": integer(1)},
+    {
+        "keep_every": integer(1),
+        "average": text(r"(ema|tail):[0-9.e+-]+", 'like "ema:0.999" or "tail:0.2"'),
+    },
 )
 
 _EVALUATION = row(
@@ -127,7 +130,10 @@ _TRAINING = table(
         "history": list_of(_EVALUATION),
         "corpus": optional(_CORPUS),
     },
-    {"batches_from": table({"step": integer(0, MOST_STEPS), "epoch": number(least=0)})},
+    {
+        "averaged": integer(1, MOST_STEPS),
+        "batches_from": table({"step": integer(0, MOST_STEPS), "epoch": number(least=0)}),
+    },
 )
 
 _CONFIGURATION = table(
@@ -215,6 +221,12 @@ def _check_training(training: dict[str, Any]) -> None:
     if begun > steps:
         raise ValueError(
             f"training.batches_from.step must be at most num_steps, {steps}, got {begun}"
+        )
+    averaged = training.get("averaged", 0)
+    if averaged > (steps if "average" in settings else 0):
+        raise ValueError(
+            f"training.averaged must be absent where training.settings.average is, and at most "
+            f"num_steps, {steps}, got {averaged}"
         )
     last = 0
     for i, (step, *_) in enumerate(history):

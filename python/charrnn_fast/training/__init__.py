@@ -2,6 +2,7 @@
 
 trainer     `Trainer`: the loop over epochs, evaluations and checkpoints
 update      one update of the weights on a chunk
+averaging   the average of the weights over updates
 distributed processes that torchrun has started
 resume      a training in a checkpoint, and how it is resumed
 interrupts  Ctrl-C and similar signals, deferred until an update is done

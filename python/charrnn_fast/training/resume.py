@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from .. import _devices, optim
 from .._checks import StrPath, called
-from ..language.model import STATES, CharLM, tensor_name
+from ..language.model import STATES, CharLM, average_name, tensor_name, trained_name
 from ..registry import DROPOUT_RATES
 from ..storage import atomic_file, checkpoint, configuration
 from ..text.corpus import OWN_PARTS, USUAL_SPLIT, Corpus, shown_split
+from .averaging import Average
 from .distributed import Group
 from .schedules import from_config
 
@@ -74,6 +75,9 @@ def read_stored(
     if corpus is not None and training["corpus"] is not None:
         check_vocabulary(model, corpus)
         check_corpus(name, corpus, training["corpus"])
+    if "averaged" in training:
+        names = {name: trained_name(tensor_name(name)) for name in model.rnn.parameters()}
+        model.rnn.load_parameters({name: tensors[stored] for name, stored in names.items()})
     return Stored(_with_changes(model, changes), settings, training, tensors)
 
 
@@ -172,6 +176,26 @@ def errors_name(path: StrPath, changes: Mapping[str, Any]) -> Iterator[None]:
         raise checkpoint.CheckpointError(
             f"{name} does not hold the training that it describes: {error}"
         ) from error
+
+
+def tensors_of_average(model: CharLM, average: Average) -> dict[str, NDArray[Any]]:
+    """The tensors of the weights that train, and of their average."""
+    tensors = {}
+    for name, weight in model.rnn.parameters().items():
+        tensors[trained_name(tensor_name(name))] = weight
+        tensors[average_name(tensor_name(name))] = average.values[name]
+    return tensors
+
+
+def restore_average(stored: Stored, average: Average) -> None:
+    """Restores the average from `tensors_of_average`."""
+    average.restore(
+        stored.training["averaged"],
+        {
+            name: stored.tensors[average_name(tensor_name(name))]
+            for name in stored.model.rnn.parameters()
+        },
+    )
 
 
 def tensors_of(

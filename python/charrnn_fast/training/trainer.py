@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
@@ -35,7 +36,8 @@ from ..language.model import CharLM
 from ..storage import checkpoint, configuration
 from ..text.chunks import Chunks
 from ..text.corpus import OWN_PARTS, Corpus, shown_split
-from . import interrupts
+from . import averaging, interrupts
+from .averaging import Average
 from .callbacks import Callback, Evaluation, Update
 from .clock import Stopwatch
 from .distributed import Agreement, EndedError, Group, HeldError
@@ -51,9 +53,11 @@ from .resume import (
     kept_paths,
     locked,
     read_stored,
+    restore_average,
     restore_optimizer,
     restored_state,
     tensors_of,
+    tensors_of_average,
 )
 from .schedules import Decay, Schedule, to_config
 from .update import MASKS, OFFSETS, Chunk, Rule, Shared, make_optimizer, random_number, update
@@ -117,6 +121,7 @@ class Trainer(Settled):
         checkpoint_path: StrPath | None = None,
         checkpoint_every: int | None = None,
         keep_every: int | None = None,
+        average: str | None = None,
         mask_seed: int = 0,
         callbacks: Sequence[Callback] = (),
         group: Group | None = None,
@@ -148,6 +153,12 @@ class Trainer(Settled):
         keep_every steps are kept as well, under names with their steps (`kept_path`), each as large
         as any; `fit` warns if the disk has no room for all. A new training removes those of the one
         that it replaces.
+
+        average: "ema:0.999" or "tail:0.2", the average of the weights over the updates of `fit`
+        (`charrnn_fast.training.averaging` has the formulas). Evaluations, samples, plateaus and
+        early stopping use it, see `averaged`, and a checkpoint loads as it; the weights that train
+        are ``trainer.model``. tail is a share of the updates that are done and asked for when `fit`
+        begins; before them there is no average. Checkpoints have both, the average in float64 too.
 
         mask_seed: seed of the dropout masks and random offsets. The network's mask_seed in update
         n, counted from 0, is the first two words of ``philox(mask_seed, n)``, the low one first.
@@ -208,6 +219,7 @@ class Trainer(Settled):
         self._checkpoint_path = None if checkpoint_path is None else os.fspath(checkpoint_path)
         self._checkpoint_every = _optional("checkpoint_every", checkpoint_every, 1)
         self._keep_every = _optional("keep_every", keep_every, 1)
+        self._average = None if average is None else Average(average)
         self._mask_seed = integer("mask_seed", mask_seed, 0, LARGEST_SEED)
         for i, callback in enumerate(callbacks):
             instance(f"callbacks[{i}]", callback, Callback, "a Callback")
@@ -336,7 +348,16 @@ class Trainer(Settled):
         """
         network: Any = self.model.rnn.core
         optimizer: Any = self.optimizer.core
-        return int(network.memory(self._seq_len, self._rows) + optimizer.held_memory)
+        needed = network.memory(self._seq_len, self._rows) + optimizer.held_memory
+        return int(needed + self._average_memory)
+
+    @property
+    def _average_memory(self) -> int:
+        """Bytes of host memory, with the model of averaged weights."""
+        if self._average is None:
+            return 0
+        parameters = self.model.rnn.parameters()
+        return averaging.memory(parameters) + sum(p.nbytes for p in parameters.values())
 
     @property
     def patience(self) -> int | None:
@@ -411,6 +432,19 @@ class Trainer(Settled):
         middle = self._epoch_at(self._num_steps + 0.5)
         return min(lr * self.schedule.factor(middle, self._drops), sys.float_info.max)
 
+    def averaged(self) -> CharLM:
+        """The model that is evaluated: a copy with the average of the weights, rounded to its
+        dtype; `model` itself without an average, or before its first update.
+        """
+        average = self._average
+        if average is None or not average.count:
+            return self.model
+        model = copy.deepcopy(self.model)
+        model.rnn.load_parameters(
+            {name: mean.astype(model.rnn.dtype) for name, mean in average.values.items()}
+        )
+        return model
+
     def reset(self) -> None:
         """Sets the hidden state that is carried between updates to zero."""
         self._state = None
@@ -477,6 +511,8 @@ class Trainer(Settled):
         self._stopping, self.seconds = self.is_stale(), 0.0
         begun, everyone = self._num_steps, (*callbacks, *shown)
         self._check_room(last)
+        if self._average is not None:
+            self._average.plan(last, self._num_steps)
         try:
             self._keep_best()
             with (
@@ -598,8 +634,11 @@ class Trainer(Settled):
         self._group.on_first(lambda: self._write(path, state))
 
     def _write(self, path: StrPath, state: NDArray[Any] | None) -> None:
-        tensors, config = self.model.to_checkpoint()
+        tensors, config = self.averaged().to_checkpoint()
         tensors |= tensors_of(self.model, self.optimizer, state)
+        averaged = 0 if self._average is None else self._average.count
+        if self._average is not None and averaged:
+            tensors |= tensors_of_average(self.model, self._average)
         config["training"] = {
             "settings": self.settings(),
             "configuration": self.configuration,
@@ -611,6 +650,8 @@ class Trainer(Settled):
             "history": [list(entry) for entry in self.history],
             "corpus": None if self.corpus is None else self.corpus.identity(),
         }
+        if averaged:
+            config["training"]["averaged"] = averaged
         step, epoch = self._begun
         if step:
             config["training"]["batches_from"] = {"step": step, "epoch": epoch}
@@ -685,6 +726,8 @@ class Trainer(Settled):
         needed = network.memory(self._seq_len, self._rows) - network.held_memory
         if isinstance(optimizer, str) and optimizer in optim.KINDS:
             needed += optim.memory(optimizer, self.model.rnn)
+        if device.is_host:
+            needed += self._average_memory
         if needed > free:
             raise MemoryError(
                 f"training takes {needed / 1e9:,.3g} GB more, and {free / 1e9:,.3g} GB are free"
@@ -736,6 +779,8 @@ class Trainer(Settled):
         if self._reduction == "sum":
             loss /= self.symbols_per_step
         self._num_steps += 1
+        if self._average is not None:
+            self._average.update(self._num_steps, self.model.rnn.parameters())
         count, total = self._losses
         self._losses = (count + 1, total + loss)
         if not math.isfinite(self._losses[1]):
@@ -800,11 +845,12 @@ class Trainer(Settled):
         shown: callbacks that are told after the checkpoint, since showing may wait for a reader.
         """
         self._evaluation_due = True
-        evaluation = self._evaluate(corpus, interrupted)
+        model = self.averaged()
+        evaluation = self._evaluate(corpus, model, interrupted)
         sample = ""
         try:
             if evaluation is not None and (callbacks or shown):
-                sample = self.model.sample(self._sample_length, seed=self._num_steps)
+                sample = model.sample(self._sample_length, seed=self._num_steps)
                 self._tell(callbacks, "evaluated", evaluation, sample)
         finally:  # also after a callback's error
             self._save((*callbacks, *shown))
@@ -825,9 +871,11 @@ class Trainer(Settled):
                 errors[0].add_note(f"another callback raised {other!r}")
             raise errors[0]
 
-    def _evaluate(self, corpus: Corpus, interrupted: Callable[[], bool]) -> Evaluation | None:
+    def _evaluate(
+        self, corpus: Corpus, model: CharLM, interrupted: Callable[[], bool]
+    ) -> Evaluation | None:
         """Adds an entry to the history and returns it; None if interrupted."""
-        loss = self._validation_loss(corpus, interrupted)
+        loss = self._validation_loss(corpus, model, interrupted)
         if loss is None:
             return None
         if not math.isfinite(loss):
@@ -847,7 +895,9 @@ class Trainer(Settled):
         self._stopping = self._stopping or self.is_stale()
         return evaluation
 
-    def _validation_loss(self, corpus: Corpus, interrupted: Callable[[], bool]) -> float | None:
+    def _validation_loss(
+        self, corpus: Corpus, model: CharLM, interrupted: Callable[[], bool]
+    ) -> float | None:
         """Nats per character, which process 0 computes for all; None if interrupted."""
         if self._group.rank:
             while not interrupted():
@@ -856,9 +906,7 @@ class Trainer(Settled):
                     return loss
             return None
         predicted, nats = 0, 0.0
-        pieces = self.model.losses(
-            corpus.validation, self._evaluate_length, corpus.validation_starts
-        )
+        pieces = model.losses(corpus.validation, self._evaluate_length, corpus.validation_starts)
         watch = Stopwatch()
         for count, piece in pieces:
             if self._group.size > 1 and watch.seconds > _AGREED_PERIOD:
@@ -883,7 +931,7 @@ class Trainer(Settled):
                 "the corpus must have a test part: give it a split with three shares, as "
                 "(0.8, 0.1, 0.1), or a text for test"
             )
-        ids, model = corpus.test, self.model
+        ids, model = corpus.test, self.averaged()
         return self._group.on_first(lambda: model.evaluate_ids(ids, corpus.test_starts))
 
     def is_stale(self) -> bool:
@@ -908,8 +956,11 @@ class Trainer(Settled):
         if path is None or every is None or self._group.rank:
             return
         count = last // every - self._num_steps // every
-        weights = sum(p.nbytes for p in self.model.rnn.parameters().values())
-        needed = count * weights * (1 + len(self.optimizer.core.slot_names))
+        parameters = self.model.rnn.parameters().values()
+        copies = 1 + len(self.optimizer.core.slot_names) + (self._average is not None)
+        needed = count * copies * sum(p.nbytes for p in parameters)
+        if self._average is not None:
+            needed += count * 8 * sum(p.size for p in parameters)
         folder = os.path.dirname(os.path.realpath(path))
         free = shutil.disk_usage(folder).free
         if needed > free:
@@ -988,6 +1039,7 @@ class Trainer(Settled):
             "checkpoint_every": self._checkpoint_every,
             "mask_seed": self._mask_seed,
             **({} if self._keep_every is None else {"keep_every": self._keep_every}),
+            **({} if self._average is None else {"average": self._average.setting}),
         }
 
     def _restore(self, stored: Stored) -> None:
@@ -996,6 +1048,7 @@ class Trainer(Settled):
         restore_optimizer(stored, self.optimizer)
         self._num_steps, self._replaces = training["num_steps"], False
         self._restore_place(stored)
+        self._restore_average(stored)
         count, total = training["losses"]
         self._losses = (count, total)
         self._evaluation_due = training["evaluation_due"]
@@ -1021,6 +1074,19 @@ class Trainer(Settled):
                 f"{called('batch_size')} changes from {before} to {self._batch_size} after step "
                 f"{self._num_steps:,}: the streams begin anew at the start of the text, and the "
                 f"states that they carried are lost; {epoch:.4g} epochs are done"
+            )
+
+    def _restore_average(self, stored: Stored) -> None:
+        before = stored.settings.get("average")
+        now = None if self._average is None else self._average.setting
+        if self._average is not None and before == now and "averaged" in stored.training:
+            restore_average(stored, self._average)
+        elif before != now and self._group.rank == 0 and (self._num_steps or before):
+            told = "ends" if now is None else f"begins, by {now}"
+            lost = f"; that by {before} is lost" if "averaged" in stored.training else ""
+            warn(
+                f"{called('average')} changes: after step {self._num_steps:,} an average of the "
+                f"weights {told}{lost}"
             )
 
     def _share_out(self, state: NDArray[Any] | None) -> None:
