@@ -22,6 +22,7 @@ from pages import HOSTILE, TEXT, lively
 pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 pytest.importorskip("starlette", reason="Starlette is not installed")
 
+from charrnn_fast.language.batch import Batch
 from charrnn_fast.serve.fields import Limits
 from serving import PATIENCE, Server, serving
 
@@ -141,7 +142,16 @@ def test_characters_are_shaded_by_their_probability(server: Server, show: Show) 
         assert (numbers[3:] or [1.0])[0] == pytest.approx(symbol["probability"], abs=0.006)
 
 
-def test_a_text_appears_as_it_is_drawn(server: Server, show: Show) -> None:
+def test_a_text_appears_as_it_is_drawn(
+    server: Server, show: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = Batch.draw
+
+    def slowly(batch: Batch, steps: int) -> Any:
+        time.sleep(0.05)
+        return draw(batch, min(steps, 10))
+
+    monkeypatch.setattr(Batch, "draw", slowly)
     browser = show(server)
     put(browser, length=10_000, seed=1)
     browser.click("#draw")
