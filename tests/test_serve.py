@@ -230,6 +230,38 @@ def test_scores(model: CharLM, server: Server) -> None:
     assert answer["scores"][1] == {"nats": None, "characters": 1}
 
 
+def test_scoring_and_drawing_take_turns(model: CharLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of many blocks is scored while others are drawn, and given up if its client leaves."""
+    turns: list[str] = []
+    score, draw = Engine._score, Batch.draw
+
+    def scored(engine: Engine, scoring: Any) -> None:
+        turns.append("score")
+        score(engine, scoring)
+
+    def drawn(batch: Batch, steps: int) -> Any:
+        turns.append("draw")
+        return draw(batch, min(steps, 20))
+
+    monkeypatch.setattr(Engine, "_score", scored)
+    monkeypatch.setattr(Batch, "draw", drawn)
+    texts = [TEXT * 60] * 20
+    with serving(model, Limits(score=200_000)) as server, ThreadPoolExecutor(2) as clients:
+        text = clients.submit(server.sample, length=10_000, seed=1)
+        server.wait_for((1, 0))
+        status, answer = server.ask("POST", "/v1/score", {"texts": texts})
+        assert text.result()[0]["text"] == model.sample(10_000, seed=1)
+        assert status == 200 and answer["scores"][19]["nats"] == model.score(texts[:1])[0]
+        together = "".join(turn[0] for turn in turns)
+        assert "dsd" in together and not re.search("ss", together[: together.rfind("d")])
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+        kind = {"Content-Type": "application/json"}
+        connection.request("POST", "/v1/score", json.dumps({"texts": texts}), kind)
+        server.wait_for((0, 1))
+        connection.close()
+        server.wait_for((0, 0))
+
+
 # ---- refusals ----
 
 

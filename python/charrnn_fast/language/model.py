@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -44,7 +44,7 @@ from .sampler import (
     draw_pieces,
     draw_texts,
 )
-from .scorer import log_probabilities
+from .scorer import log_probabilities, log_probabilities_by_blocks
 from .small_weights import SMALL_DTYPES
 from .walk import Walk
 
@@ -782,6 +782,12 @@ class CharLM(Settled):
     def score_ids(self, texts: Sequence[NDArray[np.int32]]) -> NDArray[np.float64]:
         """As `score`, for texts of ids."""
         return log_probabilities(self.rnn, self._first, texts)
+
+    def score_ids_by_blocks(
+        self, texts: Sequence[NDArray[np.int32]], most: int
+    ) -> Generator[None, None, NDArray[np.float64]]:
+        """As `score_ids`, with a pause after each block of at most `most` texts."""
+        return log_probabilities_by_blocks(self.rnn, self._first, texts, most)
 
     def _seed(self, seed: int | None) -> int:
         if seed is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,19 @@ def log_probabilities(
     texts: N arrays of ids [T], each T >= 0. Every text starts from the zero state, and the network
     reads the id `first` before it. A text's result does not depend on the others.
     """
+    blocks = log_probabilities_by_blocks(rnn, first, texts, _STREAMS)
+    while True:
+        try:
+            next(blocks)
+        except StopIteration as end:
+            result: NDArray[np.float64] = end.value
+            return result
+
+
+def log_probabilities_by_blocks(
+    rnn: RNN, first: int, texts: Sequence[NDArray[np.int32]], most: int
+) -> Generator[None, None, NDArray[np.float64]]:
+    """As `log_probabilities`, with a pause after each block of at most `most` texts."""
     width = rnn.hidden_size * (rnn.num_layers + 4)
     # The same for all texts: their sums go block by block, and other blocks would round otherwise.
     steps = min(_STEPS, max(1, _ELEMENTS // (width + (rnn.output_size or 1))))
@@ -31,16 +44,16 @@ def log_probabilities(
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     while order and len(texts[order[0]]):
         longest = min(len(texts[order[0]]), steps)
-        count = min(_STREAMS, max(1, _ELEMENTS // (width * longest)))
+        count = min(most, max(1, _ELEMENTS // (width * longest)))
         batch, order = order[:count], order[count:]
-        result[batch] = _together(rnn, first, [texts[i] for i in batch], steps)
+        result[batch] = yield from _together(rnn, first, [texts[i] for i in batch], steps)
     return result
 
 
 def _together(
     rnn: RNN, first: int, texts: Sequence[NDArray[np.int32]], steps: int
-) -> NDArray[np.float64]:
-    """`log_probabilities` for texts sorted by length, the longest first."""
+) -> Generator[None, None, NDArray[np.float64]]:
+    """`log_probabilities_by_blocks` for texts sorted by length, the longest first."""
     network: Any = rnn.core
     sums = np.zeros(len(texts))
     last = np.full(len(texts), first, np.int32)
@@ -55,4 +68,5 @@ def _together(
         state = rnn.states.joined([part[:, :count] for part in rnn.states.parts(state)])
         sums[:count] -= network.stream_losses(inputs, targets, state, lengths)
         last = targets[-1]
+        yield
     return sums

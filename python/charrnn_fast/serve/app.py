@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
@@ -39,6 +39,7 @@ from .guard import Guard, encoded
 
 _BODY_SECONDS = 30  # for a client to send its body
 _RETRY_SECONDS = 1
+_SCORED_AT_ONCE = 8  # texts: drawing waits for a block of them
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
 
@@ -179,18 +180,13 @@ class App:
             takes = f"at most {self._limits.score} {self._model.vocabulary.unit}s together"
             raise wrong("texts", takes, f"{total} of them")
 
-        def score() -> list[float]:
-            weights = values["weight_dtype"]
-            if weights not in self._rounded:
-                self._rounded[weights] = self._model.read_as(weights)
-            return [float(nats) for nats in self._rounded[weights].score_ids(known)]
-
-        scoring = Scoring(score)
+        scoring = Scoring(self._scored(known, values["weight_dtype"]))
         inbox = self._submit(scoring, lambda: self._drawer.score(scoring))
         try:
             (event,) = await _next(inbox, request.receive)
         finally:
-            self._inboxes.pop(scoring, None)
+            del self._inboxes[scoring]
+            self._drawer.cancel_scoring(scoring)
         if isinstance(event, Failed):
             raise _failure(event)
         assert isinstance(event, Scores)
@@ -203,6 +199,13 @@ class App:
             for text, given in zip(ids, values["texts"], strict=True)
         ]
         return _json({"scores": scores})
+
+    def _scored(
+        self, texts: list[NDArray[np.int32]], weights: str | None
+    ) -> Generator[None, None, NDArray[np.float64]]:
+        if weights not in self._rounded:
+            self._rounded[weights] = self._model.read_as(weights)
+        return (yield from self._rounded[weights].score_ids_by_blocks(texts, _SCORED_AT_ONCE))
 
     async def _show_model(self, _: Request) -> Response:
         model, limits = self._model, self._limits

@@ -12,10 +12,11 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..language.batch import Batch, Drawn, Ids, Stream, Symbol
 from ..language.model import CharLM
@@ -107,9 +108,9 @@ class Job:
 
 @dataclass(eq=False)
 class Scoring:
-    """Texts whose log-probabilities are wanted. score: computes them."""
+    """Texts whose log-probabilities are wanted. blocks: computes them, with pauses."""
 
-    score: Callable[[], list[float]]
+    blocks: Generator[None, None, NDArray[np.float64]]
 
 
 class Engine:
@@ -138,7 +139,7 @@ class Engine:
         self._seconds: dict[str, float] = {}  # for one step of each batch
         self._out: dict[Job | Scoring, list[Event]] = {}
         self._has_ended = False  # whether a job of _out has
-        self._last_delivery = 0.0
+        self._last_delivery = self._next_score = 0.0
         self._is_due = True  # whether streams are delivered behind this block
         self._thread = threading.Thread(target=self._run, name="charrnn-draws", daemon=True)
         self._thread.start()
@@ -165,13 +166,19 @@ class Engine:
             self._changed.notify()
 
     def score(self, scoring: Scoring) -> None:
-        """Computes log-probabilities between two blocks; errors as of `submit`."""
+        """Computes log-probabilities in turns with the drawing; errors as of `submit`."""
         with self._changed:
             self._check_open()
             if len(self._scorings) >= max(1, self._most_waiting):
                 raise FullError
             self._scorings.append(scoring)
             self._changed.notify()
+
+    def cancel_scoring(self, scoring: Scoring) -> None:
+        """Drops what is left of it."""
+        with self._changed:
+            if scoring in self._scorings:
+                self._scorings.remove(scoring)
 
     def cancel(self, job: Job) -> None:
         """Drops what is left of a job; no more events come of blocks that begin after this."""
@@ -244,13 +251,13 @@ class Engine:
                     self._fail_all(EndedError())
                 starting, self._starting = self._starting, []
                 gone, self._gone = self._gone, set()
-                scoring = self._scorings.popleft() if self._scorings else None
+                scoring = self._scorings[0] if self._scorings else None
                 if self._ending and not (starting or self._texts or scoring or self._queue):
                     self._flush()
                     return
                 for text in starting:
                     self._texts[text.stream] = text
-            if scoring is not None:
+            if scoring is not None and (not self._texts or time.perf_counter() >= self._next_score):
                 self._score(scoring)
             for job in gone:
                 self._drop(job)
@@ -388,12 +395,20 @@ class Engine:
             self._has_ended = True
 
     def _score(self, scoring: Scoring) -> None:
+        """Computes a block. Drawing then has as much time before the next."""
+        begin = time.perf_counter()
         try:
-            self._out[scoring] = [Scores(scoring.score())]
+            next(scoring.blocks)
+            end = time.perf_counter()
+            self._next_score = 2 * end - begin
+            return
+        except StopIteration as last:
+            self._out[scoring] = [Scores(last.value.tolist())]
         except Exception as error:  # told to the client, and here
             traceback.print_exc(file=sys.stderr)
             self._out[scoring] = [Failed(error)]
         self._has_ended = True
+        self.cancel_scoring(scoring)
 
     def _flush(self) -> None:
         self._has_ended = False
