@@ -142,7 +142,7 @@ def test_clients_share_a_batch(
     draw = Batch.draw
 
     def counted(batch: Batch, steps: int) -> Any:
-        drawn = draw(batch, steps)
+        drawn = draw(batch, min(steps, 20))
         sizes.append(len(drawn))
         return drawn
 
@@ -152,7 +152,7 @@ def test_clients_share_a_batch(
         server.wait_for((5, 0))
         gate.opened.set()
         texts = [answer.result()[0]["text"] for answer in asked]
-    assert max(sizes) >= 4  # the first may have begun alone
+    assert max(sizes) == 5
     assert texts == model.sample(100, seeds=range(5))
 
 
@@ -321,13 +321,14 @@ def test_a_wrong_field_is_named(server: Server, body: Any, field: str, takes: st
         ({}, "texts"),
         ({"texts": "abc"}, "texts"),
         ({"texts": []}, "texts"),
+        ({"texts": [""] * 1001}, "texts"),
         ({"texts": ["a", 1]}, "texts[1]"),
         ({"texts": ["a", "%"]}, "texts[1]"),
         ({"texts": ["a" * 150, "b" * 51]}, "texts"),
         ({"texts": ["a" * 201]}, "texts[0]"),
         ({"texts": ["a"], "weight_dtype": 1}, "weight_dtype"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 def test_a_wrong_field_of_score_is_named(server: Server, body: Any, field: str) -> None:
     status, answer = server.ask("POST", "/v1/score", body)

@@ -141,7 +141,12 @@ class App:
         for event in events:
             if isinstance(event, Failed):
                 raise _failure(event)
-        return _json({"texts": _texts_of(job, events), "left_out": job.left_out})
+
+        def answer() -> Response:
+            return _json({"texts": _texts_of(job, events), "left_out": job.left_out})
+
+        # Megabytes of probabilities take a while, in which the event loop goes on.
+        return await asyncio.to_thread(answer) if job.alternatives else answer()
 
     def _job(self, values: dict[str, Any]) -> Job:
         if values["seed"] is not None and values["seeds"] is not None:

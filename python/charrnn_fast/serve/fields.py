@@ -20,6 +20,7 @@ from ..runtime import build_info
 MOST_ALTERNATIVES = 20
 MOST_STOPS = 16
 MOST_WINDOW = 1000  # symbols that have a repetition penalty
+MOST_SCORED = 1000  # texts of a request
 LONGEST_STOP = 1000  # characters
 DEFAULT_LENGTH = 500  # as of the command `sample`
 JSON_SEED = 2**53  # seeds below are exact in JavaScript, too
@@ -322,7 +323,7 @@ def score_fields(model: CharLM, limits: Limits) -> list[Field]:
         Field(
             "texts",
             f"texts to score, of {limits.score} {model.vocabulary.unit}s together",
-            *_texts(limits.score, limits.score, 1),
+            *_texts(MOST_SCORED, limits.score, 1),
             ...,
         ),
         Field(
