@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from charrnn_fast import CharLM, Vocabulary
+from charrnn_fast import CharLM, Dynamic, Vocabulary
 from charrnn_fast.cli import main
 from charrnn_fast.cli.columns import side_by_side
 
@@ -566,6 +566,83 @@ def test_eval_reads_weights_as_asked(
     expected = model.evaluate(TEXT, weight_dtype=dtype)
     assert record["nats_per_character"] == pytest.approx(expected)
     assert expected != model.evaluate(TEXT)
+
+
+def test_eval_learns_from_each_file_afresh(
+    model: CharLM, path: str, tmp_path: Path, capsys: Capture
+) -> None:
+    texts = {"a": TEXT * 4, "b": "a lazy fox\n" * 9}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    files = [str(tmp_path / name) for name in texts]
+    statistics = tmp_path / "training"
+    statistics.write_text("over the brown dog\n" * 5)
+    for flags, dynamic in (
+        (["--dynamic", "0.05"], Dynamic(0.05)),
+        (["--dynamic", "0.05,0.1", "--dynamic-segment", "7"], Dynamic(0.05, 0.1, 7)),
+        (
+            ["--dynamic", "1e-3,0.02", "--dynamic-statistics", str(statistics)],
+            Dynamic(1e-3, 0.02, statistics=statistics.read_text()),
+        ),
+    ):
+        out = output(capsys, "eval", path, *files, "--json", *flags)
+        losses = [json.loads(line)["nats_per_character"] for line in out.splitlines()[:2]]
+        assert losses == [model.evaluate(text, dynamic=dynamic) for text in texts.values()]
+        assert losses != [model.evaluate(text) for text in texts.values()]
+    assert output(capsys, "eval", path, *files, "--json", *flags) == out
+    # Documents, as without learning, from the zero state.
+    mark = ["--document-mark", r"\n"]
+    still = output(capsys, "eval", path, *files, "--json", *mark, "--dynamic", "0")
+    plain = output(capsys, "eval", path, *files, "--json", *mark)
+    for one, other in zip(still.splitlines(), plain.splitlines(), strict=True):
+        assert json.loads(one)["nats"] == pytest.approx(json.loads(other)["nats"], rel=1e-5)
+
+
+def test_sample_learns_from_the_prime(model: CharLM, path: str, capsys: Capture) -> None:
+    prime = TEXT * 3
+    arguments = ["sample", path, "--prime", prime, "--length", "30", "--seed", "3"]
+    adapted = model.adapted(prime, Dynamic(0.1, 0.01))
+    text = adapted.sample(30, prime, seed=3)
+    assert output(capsys, *arguments, "--dynamic", "0.1,0.01") == f"{text}\n"
+    assert text != model.sample(30, prime, seed=3)
+    likeliest, _ = adapted.beam_search(30, prime, 3)
+    arguments = [*arguments[:-2], "--beam", "3", "--dynamic", "0.1,0.01"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == f"{likeliest}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval", "a", "--dynamic", "0.1,2"], "the decay must be finite, at least 0, at most 1"),
+        (["eval", "a", "--dynamic", "-1"], "the learning rate must be finite, at least 0, got -1"),
+        (["eval", "a", "--dynamic", "0.1,0.1,1"], "argument --dynamic: invalid learning rate"),
+        (["eval", "a", "--dynamic-segment", "3"], "--dynamic-segment must stand with --dynamic"),
+        (
+            ["eval", "a", "--dynamic", "1", "--weight-dtype", "int8"],
+            "--dynamic and --weight-dtype exclude each other",
+        ),
+        (["sample", "--dynamic", "0.1", "--prime", "a"], "--prime of 2 characters or more"),
+    ],
+)
+def test_dynamic_refuses(
+    path: str, model: CharLM, tmp_path: Path, capsys: Capture, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "a").write_text(TEXT)
+    command, *others = (str(tmp_path / "a") if part == "a" else part for part in arguments)
+    if command == "sample":
+        others = arguments[1:]
+    assert message in refused(capsys, command, path, *others)
+
+
+def test_eval_that_diverges_fails(
+    path: str, model: CharLM, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "a").write_text(TEXT * 9)
+    assert main(["eval", path, str(tmp_path / "a"), "--json", "--dynamic", "3e38"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.search(r"diverged at position \d+: .* try a smaller learning rate\n$", err)
 
 
 def test_eval_of_bytes(byte_model: CharLM, byte_path: str, tmp_path: Path, capsys: Capture) -> None:

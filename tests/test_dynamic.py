@@ -133,7 +133,7 @@ def test_an_adapted_model_samples() -> None:
 
 def test_what_diverges_says_so() -> None:
     model = make(dtype="float32")
-    with pytest.raises(FloatingPointError, match=r"diverged at position \d+: .* learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"diverged at position \d+: .* learning rate"):
         model.evaluate(TEXT, dynamic=Dynamic(3e38))
 
 

@@ -99,7 +99,7 @@ class Adapting:
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise FloatingPointError(
                     f"the adapted model diverged at position {start}: its loss is {loss}, its "
-                    f"gradient's norm {norm}; try a smaller {called('learning_rate')}"
+                    f"gradient's norm {norm}; try a smaller learning rate"
                 )
             yield len(block) - 1, loss * (len(block) - 1)
 
