@@ -68,7 +68,9 @@ def test_together_as_alone(network: dict[str, Any]) -> None:
         assert texts[stream] == model.sample(int(n), **options)
 
 
-@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@pytest.mark.parametrize(
+    "weights", ["bfloat16", pytest.param("int8", marks=pytest.mark.host("int8 is for the CPU"))]
+)
 def test_small_weights_too(weights: str) -> None:
     model = lively(TEXT)
     streams = [
