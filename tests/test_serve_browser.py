@@ -298,7 +298,7 @@ def test_errors_are_shown(model: CharLM, running: Chromium) -> None:
         running.resize(1200, 844)
         running.open(f"http://localhost:{server.port}/")
         wait(running, "$('status').classList.contains('error')")
-        assert "Authorization" in running.evaluate("$('status').textContent")
+        assert "the server takes a token" in running.evaluate("$('status').textContent")
         assert running.evaluate("$('token-label').checkVisibility()")
         put(running, token=TOKEN, length=20, seed=1)
         running.click("#draw")

@@ -129,7 +129,10 @@ const headers = () => {
 
 /** What an answer that is no success says. */
 async function complaint(answer) {
-  if (answer.status === 401) $("token-label").hidden = false;
+  if (answer.status === 401) {
+    $("token-label").hidden = false;
+    return $("token").value ? "this is not the server’s token" : "the server takes a token: put it in above";
+  }
   try {
     return (await answer.json()).error.message;
   } catch {
