@@ -85,7 +85,8 @@ def test_every_setting_survives_a_checkpoint() -> None:
 
 
 def test_every_setting_survives_a_file(tmp_path: Path) -> None:
-    odd = {"document_mark": '\U0001f600\x7f"\n', "text": ["a\u00e9\U0001f600.txt"]}
+    odd: dict[str, Any] = {"document_mark": '\U0001f600\x7f"\n', "text": ["a\u00e9\U0001f600.txt"]}
+    odd |= {"split": [0.8, 0.1, 0.1], "validation": ["v"], "average": "ema:0.999"}
     values = options.pick(options.ALL, {"clip_norm": math.inf, "zoneout": [0.1, 0.2], **odd})
     path = tmp_path / "run.toml"
     path.write_text(options.to_toml(values))

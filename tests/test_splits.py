@@ -386,6 +386,7 @@ def test_a_text_that_has_moved_is_found_again(
     Path("elsewhere").write_text(TEXT[1:] + "t")
     error = refused(["eval", "two/runs/m.safetensors", "--test", "elsewhere"], capsys)
     assert "the corpus must be the one that two/runs/m.safetensors was trained on" in error
+    assert "; if the right one is elsewhere: charrnn-fast eval two/runs/m.safetensors" in error
 
 
 def test_a_python_training_is_tested_on_a_named_text(folder: Path, capsys: Capture) -> None:

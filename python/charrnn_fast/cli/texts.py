@@ -170,6 +170,7 @@ def test_of(
         check_own_text(path, "test", ours, stored["test"], model.vocabulary.unit)
         starts = None if documents is None else documents.starts_within
         return TestText(text.ids, starts, text.left_out)
+    elsewhere = f"if the right one is elsewhere: {command}"
     corpus = Corpus.from_files(
         *files,
         vocabulary=model.vocabulary,
@@ -178,7 +179,7 @@ def test_of(
         split=stored["split"],
         allow_unknown=allow_unknown,
     )
-    check_corpus(path, corpus, stored)
+    check_corpus(path, corpus, stored, elsewhere)
     return _test_part(corpus)
 
 

@@ -91,11 +91,18 @@ def _with_changes(model: CharLM, changes: Mapping[str, Any]) -> CharLM:
     return changed
 
 
-def check_corpus(name: str, corpus: Corpus, stored: Mapping[str, Any]) -> None:
+def check_corpus(
+    name: str, corpus: Corpus, stored: Mapping[str, Any], advice: str | None = None
+) -> None:
     """ValueError unless corpus is the one, divided in the same way, of the checkpoint name.
 
-    stored: the identity of that one.
+    stored: the identity of that one. advice: what to do with another text; None: for training.
     """
+    if advice is None:
+        advice = (
+            f"to train its weights on another text, use Trainer(CharLM.load({name!r}), corpus), or "
+            f"train --init-from"
+        )
     ours = corpus.identity()
     if ours["document_mark"] != stored["document_mark"]:
         raise ValueError(
@@ -107,8 +114,7 @@ def check_corpus(name: str, corpus: Corpus, stored: Mapping[str, Any]) -> None:
         ours,
         stored,
         corpus.vocabulary.unit,
-        f"; to train its weights on another text, use Trainer(CharLM.load({name!r}), corpus), or "
-        f"train --init-from",
+        f"; {advice}",
     )
     divided, before = _divided(ours), _divided(stored)
     if divided != before:
