@@ -11,6 +11,7 @@ import pytest
 import charrnn_fast as cf
 from charrnn_fast import CharLM, Vocabulary, _core
 from charrnn_fast.language.walk import Walk
+from marks import slow_but
 from tolerances import eps, losses
 
 CELLS = ("rnn", "gru", "lstm")
@@ -42,7 +43,7 @@ def written(length: int, stops: list[str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("stops", [[], ["b"], ["ab", "b"], ["ca", "abc"], ["a", "b", "c"]])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", slow_but(["lstm"], CELLS))
 def test_as_many_beginnings_as_texts_find_the_likeliest_of_all(cell: str, stops: list[str]) -> None:
     for seed in range(3):
         model = make(cell, seed)
@@ -92,7 +93,10 @@ def test_equals_are_decided_by_the_lower_id_and_the_earlier_end() -> None:
     assert nats == pytest.approx(-np.log(4), rel=4 * eps("float32"))
 
 
-@pytest.mark.parametrize("weight_dtype", [None, "bfloat16", "int8"])
+@pytest.mark.parametrize(
+    "weight_dtype",
+    [None, "bfloat16", pytest.param("int8", marks=pytest.mark.host("int8 runs on the CPU"))],
+)
 def test_c_plus_plus_finds_the_same(weight_dtype: str | None, tmp_path: Any) -> None:
     model = make()
     model.save(tmp_path / "model")
