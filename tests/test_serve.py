@@ -230,7 +230,9 @@ def test_scores(model: CharLM, server: Server) -> None:
     assert answer["scores"][1] == {"nats": None, "characters": 1}
 
 
-def test_scoring_and_drawing_take_turns(model: CharLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scoring_and_drawing_take_turns(
+    model: CharLM, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A text of many blocks is scored while others are drawn, and given up if its client leaves."""
     turns: list[str] = []
     score, draw = Engine._score, Batch.draw
@@ -249,8 +251,11 @@ def test_scoring_and_drawing_take_turns(model: CharLM, monkeypatch: pytest.Monke
     with serving(model, Limits(score=200_000)) as server, ThreadPoolExecutor(2) as clients:
         text = clients.submit(server.sample, length=10_000, seed=1)
         server.wait_for((1, 0))
-        status, answer = server.ask("POST", "/v1/score", {"texts": texts})
+        scores = clients.submit(server.ask, "POST", "/v1/score", {"texts": texts})
+        server.wait_for((1, 1))
+        gate.opened.set()
         assert text.result()[0]["text"] == model.sample(10_000, seed=1)
+        status, answer = scores.result()
         assert status == 200 and answer["scores"][19]["nats"] == model.score(texts[:1])[0]
         together = "".join(turn[0] for turn in turns)
         assert "dsd" in together and not re.search("ss", together[: together.rfind("d")])
