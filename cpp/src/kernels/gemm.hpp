@@ -56,6 +56,12 @@ struct Start {
   Index row_stride, group_stride, unit_stride;
 };
 
+// Memory to prefetch while a tile of several rows is computed: `step` bytes with each chain.
+struct Ahead {
+  const char* data;
+  Index step;
+};
+
 // One tile: c [MR][W * lanes] = start + a [MR][depth] @ weights, W vectors per k from consecutive
 // panels, G groups. Accumulators stay in registers for one chain of the depth; between chains, c
 // holds the sum. For bfloat16 products, rows of a are words of two k, and a_stride counts words.
@@ -67,6 +73,7 @@ struct TileArgs {
   Start<T> start;
   T* c;
   Index c_stride;
+  Ahead ahead = {};
 };
 
 // One tile of a weight gradient: c [MR][cols] += a [MR][depth] @ weights, for one block of the rows
@@ -184,9 +191,13 @@ CHARRNN_INLINE typename Native<T>::IntVec all_words(const T* p) {
 template <int G, int MR, int W, class V, class T, class F>
 CHARRNN_INLINE void for_chains(const TileArgs<T>& p, V (&acc)[MR][W], F&& f) {
   Start<T> from = p.start;
+  const char* ahead = p.ahead.data;
   Index k = 0;
   do {
     clear(acc);
+    if constexpr (MR > 1)
+      for (const char* const end = ahead + p.ahead.step; ahead < end; ahead += 64)
+        __builtin_prefetch(ahead, 0, 2);
     f(k, min_of(p.depth - k, chain_depth));
     add_chain<G>(p, from, acc);
     from = {p.c, p.c_stride, V::lanes, G * V::lanes};
@@ -463,6 +474,29 @@ CHARRNN_INLINE void for_tiles(Range rows, Range panels, Index units, F&& f) {
               [&](Index row, Index nr) { f(Place{row, nr, panel, first, vectors}); });
   });
 }
+
+// What each tile prefetches, so that no tile waits for weights from beyond the second-level cache:
+// while the rows of some panels are computed, the weights of the panels after them, a share with
+// each row; with the last panel, those of the first, for the next step. Nothing if the cache keeps
+// the weights from step to step, or if no second tile reads a panel's weights.
+template <class Set, class T>
+struct NextWeights {
+  const Weights<T>& weights;
+  Index depth;
+  Range rows, panels;
+
+  CHARRNN_INLINE Ahead operator()(const Place& at) const {
+    constexpr Index second_level = 512 << 10;  // bytes
+    const Index panel = weights.panel_stride * Index(sizeof(T)), all = rows.end - rows.begin;
+    if (all <= Set::max_rows || panel * (panels.end - panels.begin) <= second_level) return {};
+    const Index count = ceil_div(at.vectors, Set::Panels::unit_vectors);
+    const Index next = at.panel + count < panels.end ? at.panel + count : panels.begin;
+    const Index share = panel * count / all;
+    return {
+        reinterpret_cast<const char*>(weights.data) + panel * next + share * (at.row - rows.begin),
+        share * at.rows / ceil_div(depth, chain_depth)};
+  }
+};
 
 // to [lanes, lanes] = the transpose of from.
 template <class T>

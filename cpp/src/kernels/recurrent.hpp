@@ -298,11 +298,12 @@ __attribute__((noinline)) void step_forward(const RecurrentForwardArgs<T>& p, In
   }
   T* const staged = p.staged ? p.staged + (p.staged_in_place ? 0 : step.first * G * H) : nullptr;
   alignas(64) T buffer[tile_accumulators * V::lanes];
+  const NextWeights<Set, T> next_weights{p.hh, R, rows, panels};
   const auto run_tile = [&](const Place& at, const Start<T>& start) __attribute__((always_inline)) {
     tiles<RowMajor, T, G>.run(
         at.rows, at.vectors * G,
         TileArgs<T>{a + at.row * a_stride, a_stride, R, from_panel(p.hh, at.panel), start, buffer,
-                    at.vectors * G * V::lanes});
+                    at.vectors * G * V::lanes, next_weights(at)});
   };
   const auto in_buffer = [&](const Place& at) __attribute__((always_inline)) {
     return Start<T>{buffer, at.vectors * G * V::lanes, V::lanes, G * V::lanes};
@@ -473,7 +474,7 @@ void run_cells_backward(const RecurrentBackwardArgs<T>& p, const BackwardRows<Ce
 // whose recurrent product took this h; m is its mask.
 template <class Cell, class T, class F>
 CHARRNN_INLINE void add_recurrent(const RecurrentBackwardArgs<T>& p, Index t, const Place& at,
-                                  const F& start, T* out) {
+                                  const F& start, T* out, const Ahead& ahead = {}) {
   using V = Native<T>;
   const Index slots = num_slots<Cell>(p) * p.hidden_size, first = first_row(p.steps, t);
   const Index stride = at.vectors * V::lanes;
@@ -495,7 +496,7 @@ CHARRNN_INLINE void add_recurrent(const RecurrentBackwardArgs<T>& p, Index t, co
   }
   tiles<RowMajor, T, 1>.run(at.rows, at.vectors,
                             TileArgs<T>{dgates, dgates_stride, G * p.hidden_size,
-                                        from_panel(p.hh, at.panel), begin, out, stride});
+                                        from_panel(p.hh, at.panel), begin, out, stride, ahead});
   if (masked)
     each([&](T* dh, Index row, Index unit) __attribute__((always_inline)) {
       const V m = V::load(mask_row(p.recurrent_mask, first + row, row) + unit, p.width - unit);
@@ -555,24 +556,27 @@ __attribute__((noinline)) void step_backward(const RecurrentBackwardArgs<T>& p, 
       rounded_row(p.rounded, p.steps, t, r, G * H)[G * H] = 0;
   const DhStart<Cell, T> start{p, step};
   alignas(64) T dh[tile_accumulators * V::lanes];
+  const Range projected_panels{0, ceil_div(R, Set::Panels::unit_vectors * V::lanes)};
+  const NextWeights<Set, T> next_weights{p.hh, G * H, rows,
+                                         p.projection.hidden ? projected_panels : panels};
   const auto run_tile = [&](const Place& at) __attribute__((always_inline)) {
-    if (goes_on) return add_recurrent<Cell>(p, step_after(p.steps, t), at, start, dh);
+    if (goes_on)
+      return add_recurrent<Cell>(p, step_after(p.steps, t), at, start, dh, next_weights(at));
     for (Index r = 0; r < at.rows; ++r)
       for (Index u = 0; u < at.vectors; ++u)
         start(at.row + r, (at.vector + u) * V::lanes).store(dh + (r * at.vectors + u) * V::lanes);
   };
   if (p.projection.hidden) {
     T* const projected = p.dprojected + step.first * R;
-    for_tiles<Set, T>(rows, {0, ceil_div(R, Set::Panels::unit_vectors * V::lanes)}, R,
-                      [&](const Place& at) {
-                        run_tile(at);
-                        for (Index r = 0; r < at.rows; ++r)
-                          for (Index u = 0; u < at.vectors; ++u) {
-                            const Index unit = (at.vector + u) * V::lanes;
-                            V::load(dh + (r * at.vectors + u) * V::lanes)
-                                .store(projected + (at.row + r) * R + unit, R - unit);
-                          }
-                      });
+    for_tiles<Set, T>(rows, projected_panels, R, [&](const Place& at) {
+      run_tile(at);
+      for (Index r = 0; r < at.rows; ++r)
+        for (Index u = 0; u < at.vectors; ++u) {
+          const Index unit = (at.vector + u) * V::lanes;
+          V::load(dh + (r * at.vectors + u) * V::lanes)
+              .store(projected + (at.row + r) * R + unit, R - unit);
+        }
+    });
     const T* a = projected;
     Index a_stride = R;
     if (p.rounded) {
