@@ -39,6 +39,31 @@ def _assert_same(found: dict[str, Array], expected: dict[str, Array], what: str)
         assert_same_bits(f"{name} {what}", found[name], value)
 
 
+@pytest.mark.parametrize("regularized", [False, True])
+@pytest.mark.parametrize("unit", ["lstm", "gru"])
+def test_a_product_in_parts_equals_a_whole_one(unit: str, regularized: bool) -> None:
+    """Backward divides the products of many rows, whose gates exceed a cache, and of no few rows.
+
+    129 rows are several blocks, 530 units too, and the depth has a part that is no whole one. Masks
+    belong to the number of a row, so with them the first rows alone can be compared.
+    """
+    T, B, H = 2, 129, 530
+    options: dict[str, Any] = {"recurrent_dropout": 0.2} if regularized else {}
+    masks = {"mask_seed": 7} if regularized else {}
+    net = cf.RNN(3, H, cell=unit, seed=1, **options)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((T, B, 3)).astype(np.float32)
+    dy = rng.standard_normal((T, B, H)).astype(np.float32)
+    net.forward(x, **masks)
+    dx, dstate, _ = net.backward(dy)
+    for few in [slice(0, 4)] if regularized else [slice(0, 4), slice(63, 66), slice(128, 129)]:
+        net.forward(np.ascontiguousarray(x[:, few]), **masks)
+        few_dx, few_dstate, _ = net.backward(np.ascontiguousarray(dy[:, few]))
+        assert_same_bits("dx", dx[:, few], few_dx)
+        for whole, part in zip(parts(dstate), parts(few_dstate), strict=True):
+            assert_same_bits("dstate", whole[:, few], part)
+
+
 # streams to share out, hidden units to share out, both uneven, and work too small to share
 SHAPES = [
     {"seq_len": 11, "batch": 50, "hidden_size": 48},

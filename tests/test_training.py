@@ -643,6 +643,33 @@ def test_memory_is_known_before_it_is_taken(case: FeatureCase, batch: int, ragge
         assert net._core.held_memory == training
 
 
+def _train_and_draw(vocab_size: int, hidden_size: int) -> tuple[int, int, int]:
+    """Bytes held after an update, after a text drawn from it, and after one update more."""
+    vocabulary = cf.Vocabulary.from_text("".join(map(chr, range(0x10000, 0x10000 + vocab_size))))
+    model = cf.CharLM(vocabulary, hidden_size, num_layers=1)
+    trainer = cf.Trainer(model, None, batch_size=1, seq_len=1)
+    tokens, held = np.zeros((1, 1), np.int32), []
+    for work in (trainer.step, lambda *_: model.sample(2), trainer.step):
+        work(tokens, tokens)
+        held.append(model.rnn._core.held_memory)
+    return held[0], held[1], held[2]
+
+
+def test_training_frees_what_a_text_was_drawn_by() -> None:
+    decoder = 4 * 50 * 40
+    trained, drawn, trained_again = _train_and_draw(50, 40)
+    assert drawn - trained >= decoder  # a copy is kept for the next text
+    assert drawn - trained_again >= decoder
+
+
+@pytest.mark.slow
+def test_a_large_decoder_has_no_copy_after_a_text_is_drawn() -> None:
+    V, H = 70_000, 128
+    trained, drawn, trained_again = _train_and_draw(V, H)
+    assert drawn - trained < 4 * V * 3  # logits and the scratch of a draw
+    assert trained_again == drawn
+
+
 def test_memory_of_optimizers_is_known_before_it_is_taken() -> None:
     net = cf.RNN(5, 30, 5)
     for rule, hyper, slots in (

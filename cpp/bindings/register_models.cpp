@@ -452,7 +452,8 @@ void register_model(py::module_& m, const char* name) {
            py::arg("top_k"), py::arg("top_p"), py::arg("weights") = "",
            py::arg("penalties") = py::none(), py::arg("windows") = py::none(),
            py::arg("recent") = py::none())
-      .def("next", &next<T>, py::arg("tokens"), py::arg("state"), py::arg("weights") = "");
+      .def("next", &next<T>, py::arg("tokens"), py::arg("state"), py::arg("weights") = "")
+      .def("end_drawing", &M::end_drawing, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace

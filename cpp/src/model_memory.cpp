@@ -86,11 +86,33 @@ Index Model<T>::numbers(Index batch, bool training) const {
   return 1 + arrays + chunks;
 }
 
+// Frees the packed copies that drawing a text has made, those of more than `bytes`. Training packs
+// the decoder in blocks: a whole copy may take as much memory as the rest of the model.
+template <class T>
+void Model<T>::release_drawn_copies(Index bytes) {
+  for (int packing = 0; packing < num_packings; ++packing)
+    for (int storage = 0; storage < num_storages; ++storage) {
+      PackedCopy& copy = packed_[packing][storage];
+      const bool drawn_from = static_cast<Packing>(packing) == Packing::decoder ||
+                              static_cast<Storage>(storage) != Storage::full;
+      if (drawn_from && copy.weights.size() * Index(sizeof(T)) > bytes)
+        copy = {AlignedBuffer<T>(*device_), 0};
+    }
+}
+
+template <class T>
+void Model<T>::end_drawing() {
+  std::lock_guard<ForkSafeMutex> lock(mutex_);
+  // Packing less takes no longer than a few draws.
+  if (gradients_.size() > 0) release_drawn_copies(32 << 20);
+}
+
 // The batch in the network's order; reserves memory for its losses and, if `training`, gradients.
 template <class T>
 SequenceInput<T> Model<T>::prepare(const Batch& batch, bool training, int threads,
                                    Index first_stream) {
-  kept_id_ = 0;  // its tape is overwritten
+  kept_id_ = 0;                           // its tape is overwritten
+  if (training) release_drawn_copies(0);  // the update makes them stale
   SequenceInput<T> in = sort(batch, first_stream);
   gather(batch, false, in);
   const Needs n = needs(in, training, threads);

@@ -146,6 +146,9 @@ class _Model(Generic[_F]):
         weights as in `sample`.
         """
 
+    def end_drawing(self) -> None:
+        """A network that also trains gives back large packed weights that drawing made."""
+
     def step(self, x: Floats | Tokens, state: Floats) -> NDArray[_F]:
         """x [B, I] or tokens [B]; state [S, L, B, H] is updated in place -> y [B, O]."""
 

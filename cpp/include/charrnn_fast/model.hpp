@@ -185,6 +185,10 @@ class Model {
   void next(Index batch, const Token* tokens, T* state, T* log_probabilities,
             Storage storage = Storage::full);
 
+  // The calls above keep their packed weights for the next one. After the last one, a model that
+  // also trains gives large ones back; training frees the others.
+  void end_drawing();
+
   void update(Optimizer<T>& optimizer, const T* gradients, double learning_rate);
 
  private:
@@ -235,6 +239,7 @@ class Model {
   void sort_states(const T* from, Index batch, bool back, T* to) const;
 
   Needs needs(const SequenceInput<T>& in, bool training, int threads) const;
+  void release_drawn_copies(Index bytes);
   SequenceInput<T> prepare(const Batch& batch, bool training, int threads, Index first_stream = 0);
   void add_gradients(const SequenceInput<T>& in, const Token* targets, const T* state_0,
                      double scale, int threads);

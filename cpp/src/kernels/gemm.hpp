@@ -475,26 +475,80 @@ CHARRNN_INLINE void for_tiles(Range rows, Range panels, Index units, F&& f) {
   });
 }
 
-// What each tile prefetches, so that no tile waits for weights from beyond the second-level cache:
-// while the rows of some panels are computed, the weights of the panels after them, a share with
-// each row; with the last panel, those of the first, for the next step. Nothing if the cache keeps
-// the weights from step to step, or if no second tile reads a panel's weights.
+// Bytes of a small second-level cache.
+constexpr Index second_level_cache = 512 << 10;
+
+// What the tiles of some rows prefetch, each an equal share a row, so that no tile waits for
+// weights from beyond the second-level cache: those that the same rows are multiplied with next.
+// Nothing if the cache keeps all weights, or if no second tile reads a panel's weights.
 template <class Set, class T>
 struct NextWeights {
   const Weights<T>& weights;
-  Index depth;
-  Range rows, panels;
+  Range rows;
+  bool useful;
 
-  CHARRNN_INLINE Ahead operator()(const Place& at) const {
-    constexpr Index second_level = 512 << 10;  // bytes
-    const Index panel = weights.panel_stride * Index(sizeof(T)), all = rows.end - rows.begin;
-    if (all <= Set::max_rows || panel * (panels.end - panels.begin) <= second_level) return {};
-    const Index count = ceil_div(at.vectors, Set::Panels::unit_vectors);
-    const Index next = at.panel + count < panels.end ? at.panel + count : panels.begin;
-    const Index share = panel * count / all;
-    return {
-        reinterpret_cast<const char*>(weights.data) + panel * next + share * (at.row - rows.begin),
-        share * at.rows / ceil_div(depth, chain_depth)};
+  CHARRNN_INLINE NextWeights(const Weights<T>& w, Range r, Range all_panels) : weights(w), rows(r) {
+    useful = r.end - r.begin > Set::max_rows &&
+             (all_panels.end - all_panels.begin) * w.panel_stride * Index(sizeof(T)) >
+                 second_level_cache;
+  }
+  // For the tile at `at`, of `depth` k: as many from the first k of panel `panel` are next.
+  CHARRNN_INLINE Ahead operator()(const Place& at, Index depth, Index panel, Index k) const {
+    if (!useful) return {};
+    const Index halved = weights.compute == Compute::bfloat16 ? 2 : 1;
+    const Index stride = weights.depth_stride * Index(sizeof(T)) / halved;  // of one k
+    const Index share = depth * stride / (rows.end - rows.begin);
+    const auto* const data =
+        reinterpret_cast<const char*>(weights.data + panel * weights.panel_stride);
+    return {data + k * stride + share * (at.row - rows.begin),
+            share * at.rows / ceil_div(depth, chain_depth)};
+  }
+};
+
+// A product whose rows of A take more than half of a second-level cache is divided: some rows, some
+// units, and for these one part of the depth after the other, with the sums in a buffer. So the
+// parts of A are read from that cache.
+template <class T>
+struct ProductBlocks {
+  static constexpr Index rows = 64, units = 512 / Index(sizeof(T)), depth = 4 * chain_depth;
+  static constexpr Index elements = rows * units;  // of the buffer
+
+  // f(at, part, sums, ahead) for the tiles of rows x panels, and for each the parts of the depth,
+  // ascending; sums: the tile's place in the buffer.
+  template <class Set, class F>
+  CHARRNN_INLINE static void for_tiles(const Weights<T>& weights, Range rows, Range panels,
+                                       Index all_units, Index depth, T* buffer, F&& f) {
+    constexpr Index panel_units = Set::Panels::unit_vectors * Native<T>::lanes;
+    const Index all = rows.end - rows.begin;
+    const bool divided =
+        all > Set::max_rows && all * depth * Index(sizeof(T)) > second_level_cache / 2;
+    const Index most_rows = divided ? ProductBlocks::rows : max_of(all, 1);
+    const Index most_panels = divided ? units / panel_units : max_of(panels.end - panels.begin, 1);
+    const Index most_depth = divided ? ProductBlocks::depth : depth;
+    for_parts(rows, most_rows, [&](Index row, Index num_rows) {
+      const NextWeights<Set, T> next_weights(weights, {row, row + num_rows}, panels);
+      for_parts(panels, most_panels, [&](Index panel, Index num_panels) {
+        const Index end = panel + num_panels;
+        Index k = 0;
+        do {
+          const Range part{k, min_of(k + most_depth, depth)};
+          CHARRNN_ISA::for_tiles<Set, T>(
+              {row, row + num_rows}, {panel, end}, all_units,
+              [&](const Place& at) __attribute__((always_inline)) {
+                Index next = at.panel + ceil_div(at.vectors, Set::Panels::unit_vectors);
+                Index next_k = k;
+                if (next == end) {
+                  next_k = part.end < depth ? part.end : 0;
+                  next = next_k > 0 ? panel : end < panels.end ? end : panels.begin;
+                }
+                const Index before = (at.panel - panel) * num_rows + at.row - row;
+                f(at, part, buffer + (divided ? before * panel_units : 0),
+                  next_weights(at, part.end - part.begin, next, next_k));
+              });
+          k = part.end;
+        } while (k < depth);
+      });
+    });
   }
 };
 

@@ -298,12 +298,16 @@ __attribute__((noinline)) void step_forward(const RecurrentForwardArgs<T>& p, In
   }
   T* const staged = p.staged ? p.staged + (p.staged_in_place ? 0 : step.first * G * H) : nullptr;
   alignas(64) T buffer[tile_accumulators * V::lanes];
-  const NextWeights<Set, T> next_weights{p.hh, R, rows, panels};
+  const NextWeights<Set, T> next_weights(p.hh, rows, panels);
+  const auto next_panel = [&](const Place& at) __attribute__((always_inline)) {
+    const Index next = at.panel + ceil_div(at.vectors, Set::Panels::unit_vectors);
+    return next < panels.end ? next : panels.begin;
+  };
   const auto run_tile = [&](const Place& at, const Start<T>& start) __attribute__((always_inline)) {
     tiles<RowMajor, T, G>.run(
         at.rows, at.vectors * G,
         TileArgs<T>{a + at.row * a_stride, a_stride, R, from_panel(p.hh, at.panel), start, buffer,
-                    at.vectors * G * V::lanes, next_weights(at)});
+                    at.vectors * G * V::lanes, next_weights(at, R, next_panel(at), 0)});
   };
   const auto in_buffer = [&](const Place& at) __attribute__((always_inline)) {
     return Start<T>{buffer, at.vectors * G * V::lanes, V::lanes, G * V::lanes};
@@ -471,12 +475,13 @@ void run_cells_backward(const RecurrentBackwardArgs<T>& p, const BackwardRows<Ce
 }
 
 // out [rows][vectors][lanes] = start + m * (dgates(t) @ W_hh) for the tile's units. t is the step
-// whose recurrent product took this h; m is its mask.
+// whose recurrent product took this h; m is its mask. The depth may come in parts, one call each.
 template <class Cell, class T, class F>
 CHARRNN_INLINE void add_recurrent(const RecurrentBackwardArgs<T>& p, Index t, const Place& at,
-                                  const F& start, T* out, const Ahead& ahead = {}) {
+                                  const F& start, T* out, Range part, const Ahead& ahead = {}) {
   using V = Native<T>;
-  const Index slots = num_slots<Cell>(p) * p.hidden_size, first = first_row(p.steps, t);
+  constexpr Index G = Cell::num_gates;
+  const Index first = first_row(p.steps, t), depth = G * p.hidden_size;
   const Index stride = at.vectors * V::lanes;
   const bool masked = p.recurrent_mask.data;
   const auto each = [&](auto&& f) __attribute__((always_inline)) {
@@ -484,20 +489,21 @@ CHARRNN_INLINE void add_recurrent(const RecurrentBackwardArgs<T>& p, Index t, co
       for (Index u = 0; u < at.vectors; ++u)
         f(out + r * stride + u * V::lanes, at.row + r, (at.vector + u) * V::lanes);
   };
-  Start<T> begin = zero_start<T>();
-  if (!masked) begin = start(at, out);
-  constexpr Index G = Cell::num_gates;
-  const T* dgates = p.dgates + (first + at.row) * slots;
-  Index dgates_stride = slots;
+  Start<T> begin{out, stride, 0, V::lanes};
+  if (part.begin == 0) begin = masked ? zero_start<T>() : start(at, out);
+  Index dgates_stride = num_slots<Cell>(p) * p.hidden_size, offset = part.begin;
+  const T* dgates = p.dgates + (first + at.row) * dgates_stride;
   if (p.rounded) {
-    dgates =
-        reinterpret_cast<const T*>(rounded_row(p.rounded, p.steps, t, at.row, G * p.hidden_size));
-    dgates_stride = even(G * p.hidden_size) / 2;
+    dgates = reinterpret_cast<const T*>(rounded_row(p.rounded, p.steps, t, at.row, depth));
+    dgates_stride = even(depth) / 2;
+    offset /= 2;
   }
+  Weights<T> weights = from_panel(p.hh, at.panel);
+  weights.data += offset * weights.depth_stride;
   tiles<RowMajor, T, 1>.run(at.rows, at.vectors,
-                            TileArgs<T>{dgates, dgates_stride, G * p.hidden_size,
-                                        from_panel(p.hh, at.panel), begin, out, stride, ahead});
-  if (masked)
+                            TileArgs<T>{dgates + offset, dgates_stride, part.end - part.begin,
+                                        weights, begin, out, stride, ahead});
+  if (masked && part.end == depth)
     each([&](T* dh, Index row, Index unit) __attribute__((always_inline)) {
       const V m = V::load(mask_row(p.recurrent_mask, first + row, row) + unit, p.width - unit);
       fma(m, V::load(dh), start(row, unit)).store(dh);
@@ -519,10 +525,14 @@ struct DhStart {
     if (p.dy && !bypasses<Cell>(p) && step.goes_on && p.width % V::lanes == 0)
       return {p.dy + (step.first + at.row) * p.dy_stride + at.vector * V::lanes, p.dy_stride, 0,
               V::lanes};
+    write(at, dh);
+    return {dh, stride, 0, V::lanes};
+  }
+  CHARRNN_INLINE void write(const Place& at, T* dh) const {
+    using V = Native<T>;
     for (Index r = 0; r < at.rows; ++r)
       for (Index u = 0; u < at.vectors; ++u)
-        (*this)(at.row + r, (at.vector + u) * V::lanes).store(dh + r * stride + u * V::lanes);
-    return {dh, stride, 0, V::lanes};
+        (*this)(at.row + r, (at.vector + u) * V::lanes).store(dh + (r * at.vectors + u) * V::lanes);
   }
 };
 
@@ -555,28 +565,23 @@ __attribute__((noinline)) void step_backward(const RecurrentBackwardArgs<T>& p, 
     for (Index r = rows.begin; r < rows.end; ++r)
       rounded_row(p.rounded, p.steps, t, r, G * H)[G * H] = 0;
   const DhStart<Cell, T> start{p, step};
-  alignas(64) T dh[tile_accumulators * V::lanes];
-  const Range projected_panels{0, ceil_div(R, Set::Panels::unit_vectors * V::lanes)};
-  const NextWeights<Set, T> next_weights{p.hh, G * H, rows,
-                                         p.projection.hidden ? projected_panels : panels};
-  const auto run_tile = [&](const Place& at) __attribute__((always_inline)) {
-    if (goes_on)
-      return add_recurrent<Cell>(p, step_after(p.steps, t), at, start, dh, next_weights(at));
-    for (Index r = 0; r < at.rows; ++r)
-      for (Index u = 0; u < at.vectors; ++u)
-        start(at.row + r, (at.vector + u) * V::lanes).store(dh + (r * at.vectors + u) * V::lanes);
-  };
+  const Range depth{0, G * H};
+  alignas(64) T dh[ProductBlocks<T>::elements];
   if (p.projection.hidden) {
     T* const projected = p.dprojected + step.first * R;
-    for_tiles<Set, T>(rows, projected_panels, R, [&](const Place& at) {
-      run_tile(at);
-      for (Index r = 0; r < at.rows; ++r)
-        for (Index u = 0; u < at.vectors; ++u) {
-          const Index unit = (at.vector + u) * V::lanes;
-          V::load(dh + (r * at.vectors + u) * V::lanes)
-              .store(projected + (at.row + r) * R + unit, R - unit);
-        }
-    });
+    for_tiles<Set, T>(rows, {0, ceil_div(R, Set::Panels::unit_vectors * V::lanes)}, R,
+                      [&](const Place& at) {
+                        if (goes_on)
+                          add_recurrent<Cell>(p, step_after(p.steps, t), at, start, dh, depth);
+                        else
+                          start.write(at, dh);
+                        for (Index r = 0; r < at.rows; ++r)
+                          for (Index u = 0; u < at.vectors; ++u) {
+                            const Index unit = (at.vector + u) * V::lanes;
+                            V::load(dh + (r * at.vectors + u) * V::lanes)
+                                .store(projected + (at.row + r) * R + unit, R - unit);
+                          }
+                      });
     const T* a = projected;
     Index a_stride = R;
     if (p.rounded) {
@@ -593,11 +598,19 @@ __attribute__((noinline)) void step_backward(const RecurrentBackwardArgs<T>& p, 
       run_cells_backward<Cell>(p, step, at, dh);
     });
   } else {
-    for_tiles<Set, T>(rows, panels, H, [&](const Place& at) {
-      prefetch_backward<Cell>(p, step, at, rows.end);
-      run_tile(at);
-      run_cells_backward<Cell>(p, step, at, dh);
-    });
+    const Index after = step_after(p.steps, t);
+    ProductBlocks<T>::template for_tiles<Set>(
+        p.hh, rows, panels, H, depth.end, dh,
+        [&](const Place& at, Range part, T* sums, const Ahead& ahead)
+            __attribute__((always_inline)) {
+              const bool last = part.end == depth.end;
+              if (last) prefetch_backward<Cell>(p, step, at, rows.end);
+              if (goes_on)
+                add_recurrent<Cell>(p, after, at, start, sums, part, ahead);
+              else if (last)
+                start.write(at, sums);
+              if (last) run_cells_backward<Cell>(p, step, at, sums);
+            });
   }
   if (p.norm.gain)
     for (Index r = rows.begin; r < rows.end; ++r) {
@@ -650,7 +663,7 @@ void recurrent_backward_initial(const RecurrentBackwardArgs<T>& p, Range rows, R
     const Range begin = intersect(rows, {rows_from_before(p.steps, t), rows_at(p.steps, t)});
     if (empty(begin)) continue;
     for_tiles<Set, T>(begin, panels, p.width, [&](const Place& at) {
-      add_recurrent<Cell>(p, t, at, Bypass{p}, dh);
+      add_recurrent<Cell>(p, t, at, Bypass{p}, dh, {0, Cell::num_gates * p.hidden_size});
       for (Index r = 0; r < at.rows; ++r)
         for (Index u = 0; u < at.vectors; ++u) {
           const Index unit = (at.vector + u) * V::lanes;

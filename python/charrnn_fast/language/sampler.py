@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,13 +120,14 @@ def draw_pieces(
     text = DrawnText(vocabulary, request.stops)
     if piece := text.begin(request.prime):
         yield piece
-    drawing = _Drawing(rnn, read_prime(rnn, request), [seed], request)
-    for position in range(0, request.length, block):
-        tokens = drawing.draw(min(block, request.length - position))
-        if piece := text.extend(tokens[:, 0]):
-            yield piece
-        if text.ended:
-            return
+    with _drawing_from(rnn):
+        drawing = _Drawing(rnn, read_prime(rnn, request), [seed], request)
+        for position in range(0, request.length, block):
+            tokens = drawing.draw(min(block, request.length - position))
+            if piece := text.extend(tokens[:, 0]):
+                yield piece
+            if text.ended:
+                return
     if piece := text.finish():
         yield piece
 
@@ -141,11 +143,21 @@ def draw_texts(
 
     done: is called with the number of tokens of every block; those of an ended text count too.
     """
-    first = read_prime(rnn, request)
-    count = max(1, min(_STREAMS, _TOGETHER // max(1, request.length)))
-    for begin in range(0, len(seeds), count):
-        drawing = _Drawing(rnn, first, seeds[begin : begin + count], request)
-        yield from _texts(drawing, vocabulary, request, done)
+    with _drawing_from(rnn):
+        first = read_prime(rnn, request)
+        count = max(1, min(_STREAMS, _TOGETHER // max(1, request.length)))
+        for begin in range(0, len(seeds), count):
+            drawing = _Drawing(rnn, first, seeds[begin : begin + count], request)
+            yield from _texts(drawing, vocabulary, request, done)
+
+
+@contextmanager
+def _drawing_from(rnn: RNN) -> Iterator[None]:
+    network: Any = rnn.core
+    try:
+        yield
+    finally:
+        network.end_drawing()
 
 
 def _texts(
