@@ -1,6 +1,9 @@
 // What calls gave, to be compared from one run to the next.
 #pragma once
 
+#include <cmath>
+#include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "charrnn_fast/config.hpp"
@@ -11,11 +14,20 @@ inline std::size_t count(Index n) { return static_cast<std::size_t>(n); }
 
 class Results {
  public:
+  Results() = default;
+  // subnormal: whether subnormal numbers count as they are, or as zeros, as does -0 then.
+  explicit Results(bool subnormal) : subnormal_(subnormal) {}
+
   template <class T>
   void add(const T* data, Index n) {
-    const char* const p = reinterpret_cast<const char*>(data);
-    bytes_.insert(bytes_.end(), p, p + count(n) * sizeof(T));
-    for (Index i = 0; i < n; ++i) finite_ &= data[i] - data[i] == T(0);
+    for (Index i = 0; i < n; ++i) {
+      T x = data[i];
+      finite_ &= x - x == T(0);
+      if constexpr (std::is_floating_point_v<T>)
+        if (!subnormal_ && std::fabs(x) < std::numeric_limits<T>::min()) x = T(0);
+      const char* const p = reinterpret_cast<const char*>(&x);
+      bytes_.insert(bytes_.end(), p, p + sizeof x);
+    }
   }
   // A number, or an array with data() and size().
   template <class T>
@@ -31,6 +43,7 @@ class Results {
 
  private:
   std::vector<char> bytes_;
+  bool subnormal_ = true;
   bool finite_ = true;  // what was never written is not
 };
 
