@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 import charrnn_fast as cf
 from charrnn_fast.cli import main
 from charrnn_fast.view import _json, page
+from charrnn_fast.view.errors import KINDS, by_kind
 from charrnn_fast.view.features import FEATURES, rank
 from charrnn_fast.view.glyphs import of_byte, of_character, show
-from charrnn_fast.view.reading import is_bounded, quantity, read
+from charrnn_fast.view.reading import is_bounded, quantity, read, saturation
 from pages import HOSTILE, NETWORKS, TEXT, lively
 
 # ---- what the model computes ----
@@ -54,6 +55,62 @@ def test_tanh_c_is_shown_of_lstms_and_h_of_the_others() -> None:
     for cell in ("lstm", "peephole_lstm", "coupled_lstm"):
         assert quantity(cf.RNN(2, 2, cell=cell)) == "tanh(c)"
     assert is_bounded(cf.RNN(2, 2)) and not is_bounded(cf.RNN(2, 2, nonlinearity="relu"))
+
+
+@pytest.mark.parametrize(("cell", "letters"), [("lstm", "ifo"), ("gru", "rz"), ("rnn", "")])
+def test_saturation_counts_how_often_gates_are_open_and_closed(cell: str, letters: str) -> None:
+    """Of both layers, from the weights and the states of single steps."""
+    model = lively(TEXT, cell=cell)
+    ids, weights = model.vocabulary.encode(TEXT), model.rnn.parameters()
+    gates = model.rnn.kind.gates
+    values = np.empty((2, len(ids), len(gates), 8))
+    state: Any = None
+    hidden = np.zeros((2, 8))
+    for n, token in enumerate(ids):
+        before = hidden
+        _, state = model.rnn.forward(np.array([[token]], np.int32), state, keep=False)
+        hidden = (state[0] if isinstance(state, tuple) else state)[:, 0].astype(np.float64)
+        read_by = np.eye(len(model.vocabulary))[token], hidden[0]
+        for layer in range(2):
+            W_ih, W_hh, b_ih, b_hh = (
+                weights.get(f"{name}_l{layer}", np.zeros(1)).astype(np.float64)
+                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
+            sums = W_ih @ read_by[layer] + b_ih + W_hh @ before[layer] + b_hh
+            values[layer, n] = 1 / (1 + np.exp(-sums.reshape(len(gates), 8)))
+    found = saturation(model, ids, [1, 0])
+    for layer, its in zip([1, 0], found, strict=True):
+        assert "".join(gate.gate for gate in its) == letters
+        for gate, left, right in its:
+            expected = values[layer, :, gates.index(gate)]
+            np.testing.assert_allclose(left, (expected < 0.1).mean(0))
+            np.testing.assert_allclose(right, (expected > 0.9).mean(0))
+    if letters:
+        assert any(
+            (gate.left > 0).any() and (gate.right > 0).any() for its in found for gate in its
+        )
+
+
+def test_losses_are_told_by_the_kind_of_character() -> None:
+    text = 'Ab  7.\n\t"c_1"'
+    losses = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048.0])
+    found = {errors.kind.name: (errors.number, errors.loss) for errors in by_kind(losses, text)}
+    assert found == {
+        "in a word": (2, 1 + 512),  # b, _
+        "blank": (2, 2 + 4),
+        "digit": (2, 8 + 1024),
+        "other sign": (1, 16),
+        "line end": (1, 32),
+        "start of a line": (1, 64),
+        "quote or bracket": (2, 128 + 2048),
+        "start of a word": (1, 256),
+    }
+    assert [errors.kind.name for errors in by_kind(losses, text)][:2] == [
+        "quote or bracket",
+        "digit",
+    ]
+    for kind in KINDS[:-1]:
+        assert kind.name in found
 
 
 def test_blocks_of_logits_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

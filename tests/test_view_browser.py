@@ -10,6 +10,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from matplotlib.image import imread
 import chromium
 from charrnn_fast import CharLM
 from charrnn_fast.view import page
-from charrnn_fast.view.reading import read
+from charrnn_fast.view.errors import by_kind
+from charrnn_fast.view.reading import read, saturation
 from chromium import Chromium
 from pages import HOSTILE, NETWORKS, TEXT, lively
 
@@ -52,10 +54,14 @@ def show(running: Chromium, tmp_path: Path) -> Iterator[Show]:
     file = tmp_path / "a page.html"
 
     def opened(
-        model: CharLM, text: str | bytes = TEXT, address: str = "", **options: Any
+        model: CharLM,
+        text: str | bytes = TEXT,
+        address: str = "",
+        size: tuple[int, int] = (1400, 900),
+        **options: Any,
     ) -> Chromium:
         file.write_text(page(model, text, **options), encoding="utf-8")
-        running.resize(1400, 900)
+        running.resize(*size)
         running.prefer("light")
         running.open(file.as_uri() + address)
         return running
@@ -223,7 +229,7 @@ def test_some_layers_keep_their_numbers(show: Show) -> None:
 def test_the_address_leads_to_a_cell(show: Show) -> None:
     browser = show(lively(TEXT), address="#layer=1&cell=5&guesses=off&contrast=full")
     assert chosen(browser) == (1, 5)
-    assert not browser.evaluate("guessing.checked")
+    assert browser.evaluate("guessing.value") == "0"
     assert browser.evaluate("contrast.checked")
     browser.press("ArrowRight")
     browser.evaluate("new Promise(done => setTimeout(done, 400))")
@@ -231,6 +237,63 @@ def test_the_address_leads_to_a_cell(show: Show) -> None:
     browser.evaluate("location.hash = '#layer=0&cell=99'")
     browser.settle()
     assert chosen(browser) == (0, 7)
+
+
+def test_the_page_says_why_it_opens_on_its_cell(show: Show) -> None:
+    browser, why = show(lively(TEXT)), "document.getElementById('why').textContent"
+    layer, cell = chosen(browser)
+    assert browser.evaluate(why).startswith(f"Cell {layer}·{cell} ")
+    assert "so the page opened on" in browser.evaluate(why)
+    browser.press("ArrowRight" if cell < 7 else "ArrowLeft")
+    layer, cell = chosen(browser)
+    said = browser.evaluate(why)
+    assert said.startswith(f"Cell {layer}·{cell} follows ") and "opened" not in said
+
+
+def test_gates_are_plotted_and_lead_to_their_cells(show: Show) -> None:
+    model = lively(TEXT, cell="lstm")
+    browser = show(model, address="#layer=0&cell=3")
+    found = saturation(model, model.vocabulary.encode(TEXT), [0, 1])
+    points = (
+        "[...document.querySelectorAll('#gates figure')].map(f => [f.textContent, "
+        "[...f.querySelectorAll('circle')].map(c => ['data-cell', 'cx', 'cy'].map(a => "
+        "Number(c.getAttribute(a))))])"
+    )
+    for layer, gates in enumerate(found):
+        browser.press(str(layer))
+        plotted = browser.evaluate(points)
+        assert [name for name, _ in plotted] == ["i gate", "f gate", "o gate"]
+        for gate, (_, drawn) in zip(gates, plotted, strict=True):
+            for cell, x, y in drawn:
+                assert x == pytest.approx(100 * gate.right[cell], abs=0.051)
+                assert y == pytest.approx(100 - 100 * gate.left[cell], abs=0.051)
+            assert sorted(int(cell) for cell, _, _ in drawn) == list(range(8))
+            assert drawn[-1][0] == chosen(browser)[1]  # above the others
+    other = "document.querySelector('#gates circle:not(.chosen)')"
+    cell = browser.evaluate(f"Number({other}.dataset.cell)")
+    browser.evaluate(f"{other}.dispatchEvent(new MouseEvent('click', {{bubbles: true}}))")
+    assert chosen(browser) == (1, cell)
+
+
+def test_a_cell_without_gates_has_no_plots(show: Show) -> None:
+    browser = show(lively(TEXT, cell="rnn"))
+    assert browser.evaluate("document.getElementById('saturation').hidden")
+
+
+def test_errors_are_told_by_kind(show: Show) -> None:
+    model = lively(TEXT)
+    browser = show(model)
+    seen = read(model, model.vocabulary.encode(TEXT), [0])
+    table = browser.evaluate(
+        "[...document.querySelectorAll('#errors tr')].map(r => "
+        "[...r.children].map(c => c.textContent))"
+    )
+    kinds = by_kind(seen.losses, TEXT)
+    assert [line[0] for line in table] == [errors.kind.name for errors in kinds]
+    assert [int(line[4]) for line in table] == [errors.number for errors in kinds]
+    for line, errors in zip(table, kinds, strict=True):
+        share = 100 * errors.loss / seen.losses.sum()
+        assert float(line[2].removesuffix(" %")) == pytest.approx(share, abs=0.06)
 
 
 @pytest.mark.parametrize("address", ["#layer=7&cell=1", "#layer=0&cell=x", "#<img src=x>", "#%"])
@@ -301,8 +364,59 @@ def test_guesses_stand_under_the_characters(show: Show) -> None:
     browser.press("g")
     assert guesses_at(browser, 5) == []
     assert len(colours(browser)) == len(TEXT)
-    browser.click("#guessing")
+    browser.press("g")
     assert len(guesses_at(browser, 5)) == 5
+    choose = "guessing.value = '3'; guessing.dispatchEvent(new Event('change'))"
+    browser.evaluate(choose)
+    assert guesses_at(browser, 5) == [
+        (guess, f"{share:.3f}", model.vocabulary.decode([i]) == TEXT[6])
+        for i, guess, share in zip(
+            seen.guesses[5][:3],
+            visible(model.vocabulary.decode(seen.guesses[5][:3])),
+            shares[5],
+            strict=False,
+        )
+    ]
+
+
+@pytest.mark.parametrize(("height", "guesses"), [(1200, 5), (740, 3), (520, 1), (300, 0)])
+def test_a_page_opens_with_more_than_six_rows_in_sight(
+    height: int, guesses: int, show: Show
+) -> None:
+    text = TEXT * 20
+    browser = show(lively(text), text, size=(1000, height))
+    assert browser.evaluate("guessing.value") == str(guesses)
+    below = "innerHeight - document.getElementById('bar').offsetHeight"
+    assert browser.evaluate(f"{below} > 6 * rowHeight") or guesses == 0
+
+
+def test_short_lines_stand_side_by_side(show: Show) -> None:
+    """Down the first stripe, then down the next one, then the block below."""
+    text = "abcdefghij klm\n" * 200
+    browser = show(lively(text), text, address="#guesses=off", size=(1600, 700))
+    places = browser.evaluate(
+        "[...document.querySelectorAll('.row')].map(r => "
+        "[Number(r.firstChild.dataset.n), parseFloat(r.style.left), parseFloat(r.style.top)])"
+    )
+    assert [n for n, _, _ in places] == sorted(n for n, _, _ in places)
+    lefts = sorted({left for _, left, _ in places})
+    assert len(lefts) >= 3
+    (first, *_), height = places, places[1][2]
+    assert first == [0, 0, 0] and height > 0
+    for (n, left, top), (after, its_left, its_top) in pairwise(places):
+        assert after == n + 15  # a line is a row
+        down = its_left == left and its_top == pytest.approx(top + height)
+        assert down or its_left == lefts[(lefts.index(left) + 1) % len(lefts)]
+    # a long line in ten stays whole
+    browser.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    browser.settle()
+    assert len(text) - 1 in colours(browser)
+
+
+def test_long_lines_have_the_whole_width(show: Show) -> None:
+    text = (TEXT.replace("\n", " ") * 3)[:180] + "\n"
+    browser = show(lively(text), text * 8, size=(1600, 700))
+    assert browser.evaluate("stripes") == 1
 
 
 def test_rows_break_at_lines_and_at_the_edge(show: Show) -> None:

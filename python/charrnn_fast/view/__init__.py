@@ -5,6 +5,7 @@ Johnson and Fei-Fei, Visualizing and Understanding Recurrent Networks (2015).
 
 reading    what the model computes while it reads
 features   what cells may follow, and which do
+errors     which characters the loss comes from
 glyphs     how characters and bytes are shown
 page.*     the page: HTML, CSS and JavaScript, put together here
 """
@@ -27,9 +28,10 @@ from numpy.typing import NDArray
 from .._checks import brief, called, instance, integer
 from ..language.model import CharLM
 from ..runtime import build_info
+from .errors import Errors, by_kind
 from .features import Ranking, rank
 from .glyphs import Shown, show
-from .reading import Reading, is_bounded, quantity, read
+from .reading import MOST_GATED, Reading, Saturation, is_bounded, quantity, read, saturation
 
 __all__ = ["page"]
 
@@ -52,8 +54,9 @@ def page(
 
     Each character is coloured by one cell after the model has read it: tanh(c) of the LSTMs, else
     h. Below it are the five likeliest next characters with their probabilities. A table ranks the
-    cells that follow quotes, brackets, indentation and the like, by correlation (`features`). The
-    model starts from the zero state.
+    cells that follow quotes, brackets, indentation and the like, by correlation (`features`). Plots
+    show how often each gate is nearly open or closed (`reading.saturation`), and a table which
+    characters the loss comes from (`errors`). The model starts from the zero state.
 
     text: at least two characters, or bytes for a byte vocabulary. layers: the layers to show, from
     0, as in weight_ih_l0; None: all. title and about (lines of label and value) head the page.
@@ -93,7 +96,8 @@ def page_of_ids(
     ids = np.ascontiguousarray(ids, np.int32)
     seen = read(model, ids, chosen)
     cells = seen.activations.reshape(-1, len(ids))
-    rankings, constant = rank(cells, _plain(model, ids))
+    plain = _plain(model, ids)
+    rankings, constant = rank(cells, plain)
     levels, scales = _quantised(cells)
     shown = show(vocabulary, ids, seen.guesses)
     nats = float(seen.losses.mean())
@@ -109,6 +113,11 @@ def page_of_ids(
         "newline": shown.newline,
         "features": [_described(ranking) for ranking in rankings],
         "constant": [feature.name for feature in constant],
+        "gates": [[_plotted(gate) for gate in gates] for gates in saturation(model, ids, chosen)],
+        "gated": min(len(ids), MOST_GATED),
+        "errors": [
+            _told(errors, float(seen.losses.sum())) for errors in by_kind(seen.losses, plain)
+        ],
     }
     bits = nats / math.log(2)
     header = {
@@ -149,6 +158,21 @@ def _described(ranking: Ranking) -> dict[str, Any]:
         "chance": round(ranking.chance, 3),
         "best": ranking.best(),
         "r": [round(float(r), 3) for r in ranking.correlations],
+    }
+
+
+def _plotted(gate: Saturation) -> dict[str, Any]:
+    left, right = ([round(float(share), 3) for share in side] for side in gate[1:])
+    return {"gate": gate.gate, "left": left, "right": right}
+
+
+def _told(errors: Errors, loss: float) -> dict[str, Any]:
+    return {
+        "name": errors.kind.name,
+        "about": errors.kind.about,
+        "count": errors.number,
+        "nats": round(errors.loss / errors.number, 3),
+        "share": round(errors.loss / loss, 4) if loss > 0 else 0,
     }
 
 

@@ -19,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import in_word
+
 NUM_SHIFTS = 20
 NUM_BEST = 6
 _CONSTANT = 1e-6  # a smaller standard deviation is rounding
@@ -97,7 +99,7 @@ def _single_quotes(text: str) -> Iterator[float]:
     for character in text:
         if character == "'" and before != "\\":
             # after a letter it is an apostrophe, or closes
-            inside = not inside and not _in_word(before)
+            inside = not inside and not in_word(before)
         elif character == "\n":
             inside = False
         before = character
@@ -153,17 +155,13 @@ def _indentation(text: str) -> Iterator[float]:
 def _word_position(text: str) -> Iterator[float]:
     position = 0
     for character in text:
-        position = position + 1 if _in_word(character) else 0
+        position = position + 1 if in_word(character) else 0
         yield position
 
 
 def _each(test: Callable[[str], bool]) -> Callable[[str], Iterator[float]]:
     """A feature of the character alone."""
     return lambda text: (test(character) for character in text)
-
-
-def _in_word(character: str) -> bool:
-    return character.isalnum() or character == "_"
 
 
 FEATURES = (
@@ -185,7 +183,7 @@ FEATURES = (
     Feature(
         "newline", "the character ends a line", _each(lambda character: character == "\n"), False
     ),
-    Feature("in a word", "the character is a letter, a digit or _", _each(_in_word), False),
+    Feature("in a word", "the character is a letter, a digit or _", _each(in_word), False),
     Feature("position in the word", "its characters so far, 0 outside words", _word_position),
     Feature("capital", "the character is a capital letter", _each(str.isupper), False),
     Feature("digit", "the character is a digit", _each(str.isdigit), False),

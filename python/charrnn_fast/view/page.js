@@ -36,8 +36,8 @@ for (let n = 0; n < N; ++n) {
 
 // ---- what is chosen ----
 
-// layer: an index of facts.layers
-const chosen = { layer: 0, cell: 0, guesses: true, contrast: false };
+// layer: an index of facts.layers. guesses: how many stand under a character
+const chosen = { layer: 0, cell: 0, guesses: K, contrast: false };
 const index = () => chosen.layer * facts.cells + chosen.cell; // of the cell among all C
 const activation = (n) => (levels[index() * N + n] / 127) * facts.scales[index()];
 const cellOf = (c) => ({ layer: Math.floor(c / facts.cells), cell: c % facts.cells });
@@ -85,28 +85,83 @@ function palette() {
 const area = $("text");
 const rows = new Map(); // the element of each row in sight
 let starts = [0, N]; // where the rows begin, and N
-let columns = 0;
+let columns = 0; // of a row
 let rowHeight = 0;
+// Rows stand in stripes side by side if they are short, like the columns of a newspaper: a block of
+// as many as fit on a screen, then the next block under it.
+let stripes = 1;
+let blockRows = 1; // of a stripe in a block
+let stripeWidth = 0;
+const GAP = 3; // columns between stripes
 
 const rem = () => parseFloat(getComputedStyle(document.documentElement).fontSize);
+const size = (name) => rem() * parseFloat(styled(name));
 
-function layOut() {
-  const size = (name) => rem() * parseFloat(styled(name));
-  columns = Math.max(8, Math.floor(area.clientWidth / size("--advance")));
-  const under = chosen.guesses ? K * size("--guess-height") + 0.6 * rem() : 0.1 * rem();
-  rowHeight = size("--line-height") + under;
-  starts = [];
+function heightWith(count) {
+  const under = count ? count * size("--guess-height") + 0.6 * rem() : 0.1 * rem();
+  return size("--line-height") + under;
+}
+
+/** The height for the text below the bar. */
+const room = () => innerHeight - $("bar").offsetHeight - 2 * rem();
+
+/** The most guesses with which more than six rows fit on the screen. */
+function roomy() {
+  const fits = [...$("guessing").options].map(({ value }) => Number(value));
+  return fits.find((count) => room() / heightWith(count) > 7) ?? 0;
+}
+
+/** The most stripes in which no more than one line in ten has to be broken. */
+function stripesFor(most) {
+  const ends = [...lineStarts.slice(1), N];
+  const width = (count) => Math.floor((most + GAP) / count) - GAP;
+  let count = 1;
+  const broken = (wide) => ends.filter((end, i) => end - lineStarts[i] > wide).length;
+  while (width(count + 1) >= 8 && broken(width(count + 1)) * 10 <= ends.length) ++count;
+  return count;
+}
+
+/** Where the rows begin, and N. */
+function rowsOf(columns) {
+  const begins = [];
   for (let n = 0; n < N; ) {
-    starts.push(n);
+    begins.push(n);
     const end = lineStarts[lines[n] + 1] ?? N;
     n = Math.min(n + columns, end);
   }
-  starts.push(N);
+  return [...begins, N];
+}
+
+function layOut() {
+  const most = Math.max(8, Math.floor(area.clientWidth / size("--advance")));
+  rowHeight = heightWith(chosen.guesses);
+  blockRows = Math.max(4, Math.floor(room() / rowHeight));
+  stripes = stripesFor(most) + 1;
+  do {
+    --stripes; // until none is empty
+    columns = Math.floor((most + GAP) / stripes) - GAP;
+    starts = rowsOf(columns);
+  } while (stripes > 1 && starts.length - 1 <= (stripes - 1) * blockRows);
+  const count = starts.length - 1;
+  if (stripes === 1) blockRows = count;
+  stripeWidth = (columns + GAP) * size("--advance");
   document.documentElement.style.setProperty("--bar-height", `${$("bar").offsetHeight}px`);
-  area.style.height = `${(starts.length - 1) * rowHeight}px`;
+  area.style.height = `${place(count - 1).block + blockRows * rowHeight}px`;
   area.style.setProperty("--row-height", `${rowHeight}px`);
   for (const row of rows.values()) row.remove();
   rows.clear();
+}
+
+/** Where row r stands, in pixels; and where its block begins. */
+function place(r) {
+  const inBlock = r % (stripes * blockRows);
+  const blockHeight = blockRows * rowHeight + (stripes > 1 ? 1.5 * rem() : 0);
+  const block = Math.floor(r / (stripes * blockRows)) * blockHeight;
+  return {
+    block,
+    top: block + (inBlock % blockRows) * rowHeight,
+    left: Math.floor(inBlock / blockRows) * stripeWidth,
+  };
 }
 
 function glyph(i, className) {
@@ -117,8 +172,7 @@ function glyph(i, className) {
 function column(n) {
   const made = element("span", "char", glyph(text[n], "glyph"));
   made.dataset.n = n;
-  if (!chosen.guesses) return made;
-  for (let k = 0; k < K; ++k) {
+  for (let k = 0; k < chosen.guesses; ++k) {
     const guess = glyph(guesses[n * K + k], "guess");
     guess.style.setProperty("--share", (shares[n * K + k] / 65535).toFixed(3));
     if (came[n] === k) guess.classList.add("came");
@@ -129,15 +183,25 @@ function column(n) {
 
 function makeRow(r) {
   const made = element("div", "row");
-  made.style.top = `${r * rowHeight}px`;
+  const { top, left } = place(r);
+  made.style.top = `${top}px`;
+  made.style.left = `${left}px`;
   for (let n = starts[r]; n < starts[r + 1]; ++n) made.append(column(n));
   return made;
 }
 
-/** The first row in sight, and the one after the last. */
+/** The first row in sight, and the one after the last; of stripes, those of whole blocks. */
 function inSight() {
   const top = -area.getBoundingClientRect().top;
   const count = starts.length - 1;
+  if (stripes > 1) {
+    const blockHeight = place(stripes * blockRows).block;
+    const all = stripes * blockRows;
+    return [
+      clamp(Math.floor(top / blockHeight) * all, 0, count - 1),
+      clamp(Math.ceil((top + innerHeight) / blockHeight) * all, 1, count),
+    ];
+  }
   return [
     clamp(Math.floor(top / rowHeight), 0, count - 1),
     clamp(Math.ceil((top + innerHeight) / rowHeight), 1, count),
@@ -218,7 +282,7 @@ function jump(event) {
   const box = map.getBoundingClientRect();
   const row = ((event.clientY - box.top) / box.height) * (starts.length - 1);
   const top = area.getBoundingClientRect().top + scrollY;
-  scrollTo({ top: top + row * rowHeight - innerHeight / 2 });
+  scrollTo({ top: top + place(Math.floor(row)).top - innerHeight / 2 });
 }
 
 // ---- what cells follow ----
@@ -266,6 +330,96 @@ function showMeters() {
       button.setAttribute("aria-pressed", String(Number(button.dataset.index) === index()));
     }
   }
+}
+
+/** How far a cell's r is beyond chance. */
+const beyond = (feature, c) => Math.abs(feature.r[c]) - feature.chance;
+
+/** The feature that cell c follows most clearly, if any. */
+function clearest(c) {
+  const followed = facts.features.filter((feature) => beyond(feature, c) > 0);
+  return followed.sort((a, b) => beyond(b, c) - beyond(a, c))[0];
+}
+
+/** The cell that a page opens on, and why. */
+function opening() {
+  const followed = facts.features.filter((feature) => feature.memory && feature.best.length);
+  const most = followed.sort((a, b) => beyond(b, b.best[0]) - beyond(a, a.best[0]))[0];
+  if (!most) return { c: 0, why: "No cell follows a feature that takes memory beyond chance, so the page opened on the first." };
+  return { c: most.best[0], why: "Of all cells it stands out most beyond chance, so the page opened on it." };
+}
+const opened = opening();
+
+function showWhy() {
+  const c = index();
+  const feature = clearest(c);
+  const follows = feature
+    ? `follows “${feature.name}”: r ${signed(feature.r[c])}, chance ${feature.chance.toFixed(2)}.`
+    : "follows none of the features beyond chance.";
+  $("why").textContent = `Cell ${label(c)} ${follows}${c === opened.c ? ` ${opened.why}` : ""}`;
+}
+
+// ---- gates, and where the loss comes from ----
+
+function drawn(tag, attributes) {
+  const made = document.createElementNS($("gates").firstElementChild.namespaceURI, tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+
+let plotted = null; // the layer whose gates are drawn
+const plots = $("gates").querySelector("div");
+
+function showGates() {
+  const gates = facts.gates[chosen.layer];
+  if (plotted !== chosen.layer) {
+    plotted = chosen.layer;
+    plots.replaceChildren(
+      ...gates.map(({ gate, left, right }) => {
+        const plot = drawn("svg", { viewBox: "-2 -2 104 104", role: "img" });
+        plot.append(drawn("path", { class: "frame", d: "M0 0V100H100Z" }));
+        left.forEach((share, cell) => {
+          const at = { cx: 100 * right[cell], cy: 100 - 100 * share, r: 2, "data-cell": cell };
+          plot.append(drawn("circle", at));
+        });
+        const caption = element("figcaption", "", `${gate} gate`);
+        const figure = element("figure", "gate", plot, caption);
+        figure.title = `${gate} gate, layer ${facts.layers[chosen.layer]}`;
+        return figure;
+      }),
+    );
+  }
+  for (const plot of plots.querySelectorAll("svg")) {
+    plot.querySelector(".chosen")?.classList.remove("chosen");
+    const own = plot.querySelector(`[data-cell="${chosen.cell}"]`);
+    own.classList.add("chosen");
+    plot.append(own); // above the others
+    const [right, left] = [own.getAttribute("cx"), 100 - own.getAttribute("cy")];
+    const said = `cell ${chosen.cell}: open ${Math.round(right)} %, closed ${Math.round(left)} %`;
+    plot.setAttribute("aria-label", said);
+    plot.parentNode.lastChild.title = said;
+  }
+}
+$("saturation").hidden = !facts.gates[0].length;
+$("gated").textContent = `${facts.gated < N ? "the first " : "all "}${facts.gated} ${facts.unit}s`;
+plots.addEventListener("click", (event) => {
+  const point = event.target.closest("circle");
+  if (point) choose({ cell: Number(point.dataset.cell) });
+});
+
+for (const { name, about, count, nats, share } of facts.errors) {
+  const bar = element("span", "fill");
+  bar.style.width = `${100 * share}%`;
+  const cells = [
+    name,
+    element("span", "track", bar),
+    `${(100 * share).toFixed(1)} %`,
+    nats.toFixed(2),
+    `${count}`,
+  ];
+  const line = element("tr", "", ...cells.map((cell) => element("td", "", cell)));
+  line.title = about;
+  $("errors").querySelector("tbody").append(line);
 }
 
 // ---- what stands at a character ----
@@ -325,10 +479,12 @@ function choose(changes) {
   if ("guesses" in changes) rowsAgain();
   $("layer").value = String(chosen.layer);
   $("slider").value = $("cell").value = String(chosen.cell);
-  $("guessing").checked = chosen.guesses;
+  $("guessing").value = String(chosen.guesses);
   $("contrast").checked = chosen.contrast;
   recolour();
   showMeters();
+  showWhy();
+  showGates();
   showTip();
   remember();
 }
@@ -350,7 +506,7 @@ function rowsAgain() {
   layOut();
   if (top < 0) {
     const row = starts.findIndex((start) => start > before) - 1;
-    scrollBy({ top: area.getBoundingClientRect().top + row * rowHeight });
+    scrollBy({ top: area.getBoundingClientRect().top + place(row).top });
   }
   scrolled();
 }
@@ -362,7 +518,7 @@ function remember() {
   clearTimeout(remembering);
   remembering = setTimeout(() => {
     const parts = { layer: facts.layers[chosen.layer], cell: chosen.cell };
-    if (!chosen.guesses) parts.guesses = "off";
+    if (chosen.guesses !== roomy()) parts.guesses = chosen.guesses || "off";
     if (chosen.contrast) parts.contrast = "full";
     history.replaceState(null, "", `#${new URLSearchParams(parts)}`);
   }, 250);
@@ -371,15 +527,22 @@ function remember() {
 /** The choice that the address holds, or the cell that stands out most against chance. */
 function recalled() {
   const asked = new URLSearchParams(location.hash.slice(1));
-  const guesses = asked.get("guesses") !== "off";
+  const offered = [...$("guessing").options].map(({ value }) => value);
+  const said = asked.get("guesses") === "off" ? "0" : asked.get("guesses");
+  const guesses = offered.includes(said) ? Number(said) : roomy();
   const contrast = asked.get("contrast") === "full";
   const layer = facts.layers.indexOf(Number(asked.get("layer") ?? NaN));
   const cell = Number(asked.get("cell") ?? NaN);
   if (layer >= 0 && Number.isInteger(cell)) return { guesses, contrast, layer, cell };
-  const lead = (feature) => Math.abs(feature.r[feature.best[0]]) - feature.chance;
-  const followed = facts.features.filter((feature) => feature.memory && feature.best.length);
-  const best = followed.sort((a, b) => lead(b) - lead(a))[0]?.best[0] ?? 0;
-  return { guesses, contrast, ...cellOf(best) };
+  return { guesses, contrast, ...cellOf(opened.c) };
+}
+
+let unfolded = null; // how many guesses there were before they were folded
+
+function fold() {
+  const guesses = chosen.guesses ? 0 : unfolded || roomy() || K;
+  unfolded = chosen.guesses;
+  choose({ guesses });
 }
 
 function pressed(event) {
@@ -388,7 +551,7 @@ function pressed(event) {
   const by = event.shiftKey ? 10 : 1;
   if (event.key === "ArrowLeft") choose({ cell: chosen.cell - by });
   else if (event.key === "ArrowRight") choose({ cell: chosen.cell + by });
-  else if (event.key === "g") choose({ guesses: !chosen.guesses });
+  else if (event.key === "g") fold();
   else if (event.key === "c") choose({ contrast: !chosen.contrast });
   else if (/^[0-9]$/.test(event.key) && facts.layers.includes(Number(event.key))) {
     choose({ layer: facts.layers.indexOf(Number(event.key)) });
@@ -397,6 +560,9 @@ function pressed(event) {
 }
 
 facts.layers.forEach((layer, i) => $("layer").append(new Option(String(layer), String(i))));
+for (const count of new Set([K, Math.min(3, K), Math.min(1, K), 0])) {
+  $("guessing").append(new Option(count ? String(count) : "none", String(count)));
+}
 $("slider").max = $("cell").max = String(facts.cells - 1);
 $("quantity").textContent = facts.quantity;
 $("legend").classList.toggle("positive", !facts.bounded);
@@ -407,7 +573,7 @@ $("slider").addEventListener("input", (event) => choose({ cell: Number(event.tar
 $("cell").addEventListener("change", (event) => choose({ cell: Number(event.target.value) | 0 }));
 $("previous").addEventListener("click", () => choose({ cell: chosen.cell - 1 }));
 $("next").addEventListener("click", () => choose({ cell: chosen.cell + 1 }));
-$("guessing").addEventListener("change", (event) => choose({ guesses: event.target.checked }));
+$("guessing").addEventListener("change", (event) => choose({ guesses: Number(event.target.value) }));
 $("contrast").addEventListener("change", (event) => choose({ contrast: event.target.checked }));
 $("map").addEventListener("pointerdown", jump);
 $("map").addEventListener("pointermove", jump);
@@ -430,5 +596,7 @@ addEventListener("beforeprint", () => fill(0, starts.length - 1));
 addEventListener("afterprint", scrolled);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
 
-if (innerWidth < 62 * rem()) $("features").open = false;
+if (innerWidth < 62 * rem()) {
+  for (const part of $("side").children) part.open = false;
+}
 choose(recalled());

@@ -7,11 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import reference
 from ..language.model import CharLM
 from ..rnn import RNN
 
 NUM_GUESSES = 5
+MOST_GATED = 10_000
+"""Symbols from the beginning by which `saturation` judges."""
 _LOGITS_AT_ONCE = 2**22
+_LEFT, _RIGHT = 0.1, 0.9  # Karpathy, Johnson and Fei-Fei (2015), section 4.2
 
 
 class Reading(NamedTuple):
@@ -35,6 +39,47 @@ def quantity(rnn: RNN) -> str:
 def is_bounded(rnn: RNN) -> bool:
     """Whether the activations lie in -1 to 1."""
     return rnn.kind.num_states > 1 or rnn.kind.bounded
+
+
+class Saturation(NamedTuple):
+    """How often the units of a gate are nearly closed and nearly open, as shares of the symbols."""
+
+    gate: str
+    """Its letter, as in `charrnn_fast.registry`."""
+    left: NDArray[np.float64]
+    """[H]: below 0.1."""
+    right: NDArray[np.float64]
+    """[H]: above 0.9."""
+
+
+def saturation(model: CharLM, ids: NDArray[np.int32], layers: list[int]) -> list[list[Saturation]]:
+    """For each layer its sigmoid gates, while the model reads ids [N] from the zero state.
+
+    Of the first 10,000 symbols. A cell without gates has an empty list. The gates are those of the
+    reference in NumPy: the kernels keep them for the backward pass alone.
+    """
+    rnn = model.rnn
+    places = [i for i, gate in enumerate(rnn.kind.gates) if gate not in "gnh"]  # those are tanh
+    if not places:
+        return [[] for _ in layers]
+    tokens = ids[:MOST_GATED, None]
+    cache = reference.forward(
+        dict(rnn.parameters()),
+        tokens,
+        cell=rnn.cell,
+        nonlinearity=rnn.nonlinearity,
+        regularization=reference.Regularization(zoneout=rnn.zoneout),
+    )[2]
+    found = []
+    for layer in layers:
+        saved = cache.layers[layer].saved
+        gates = []
+        for place in places:
+            values = np.stack([step[place][0] for step in saved])  # [N, H]
+            left, right = (values < _LEFT).mean(0), (values > _RIGHT).mean(0)
+            gates.append(Saturation(rnn.kind.gates[place], left, right))
+        found.append(gates)
+    return found
 
 
 def read(model: CharLM, ids: NDArray[np.int32], layers: list[int]) -> Reading:
