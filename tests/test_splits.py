@@ -252,11 +252,11 @@ def test_resuming_with_another_split_is_refused(tmp_path: Path) -> None:
         ({"split": (0.7, 0.1, 0.2)}, "split 0.7,0.1,0.2"),
         ({"validation": TEXT[:90]}, "validation"),
     ):
-        with pytest.raises(ValueError, match=rf"was trained, by split 0.8,0.1,0.1, got {got}$"):
+        with pytest.raises(ValueError, match=rf"was trained, by split 0.8,0.1,0.1, got {got};"):
             Trainer.resume(path, Corpus.from_text(TEXT, **options))
     own = Corpus.from_text(TEXT, validation=TEXT[:90], test=TEXT[9:60])
     trainer_of(own, checkpoint_path=path).fit(steps=1, progress=False)
-    with pytest.raises(ValueError, match=r"by validation and test, got split 0.9,0.1 and test$"):
+    with pytest.raises(ValueError, match=r"by validation and test, got split 0.9,0.1 and test;"):
         Trainer.resume(path, Corpus.from_text(TEXT, test=TEXT[9:60]))
     with pytest.raises(ValueError, match=r"the text for test must be the one .*, 51 .*, got 52 "):
         Trainer.resume(path, Corpus.from_text(TEXT, validation=TEXT[:90], test=TEXT[9:61]))
@@ -340,9 +340,37 @@ def test_texts_of_their_own_are_remembered(folder: Path, capsys: Capture) -> Non
     capsys.readouterr()
     resume = ["train", "-o", "m.safetensors", "--resume", "--epochs", "3"]
     error = refused([*resume, "--split", "0.8,0.2"], capsys)
-    assert "was trained, by --validation and --test, got --split 0.8,0.2\n" in error
+    assert "was trained, by --validation and --test, got --split 0.8,0.2 and --test; with" in error
+    assert error.endswith("leave out --split, --validation and --test to go on\n")
     error = refused([*resume, "--test", "other", "--validation", "last"], capsys)
     assert "the text for --validation must be the one with which m.safetensors was tr" in error
+
+
+def test_a_test_text_that_has_moved_is_named_anew(folder: Path, capsys: Capture) -> None:
+    train = ["train", "text", "--split", "0.8,0.2", "--test", "last", "-o", "m.safetensors"]
+    assert main([*train, "--epochs", "1", *SMALL]) == 0
+    (folder / "moved").mkdir()
+    shutil.move("last", "moved/renamed")
+    capsys.readouterr()
+    resume = ["train", "-o", "m.safetensors", "--resume", "--epochs", "2"]
+    command = "charrnn-fast train --test FILE -o m.safetensors --resume\n"
+    for more in ([], ["text"]):
+        error = refused([*resume[:1], *more, *resume[1:]], capsys)
+        assert error.endswith(f"name it where it is now: {command}")
+        assert "last is not there, the text for --test with which m.safetensors was tr" in error
+    assert main([*resume, "--test", "moved/renamed"]) == 0
+    assert "704 to train on, the last 176 for validation, another 120 for the test" in (
+        capsys.readouterr().out
+    )
+    # Three shares have no room for a text of the test, and the other way round.
+    error = refused([*resume, "--split", "0.8,0.1,0.1"], capsys)
+    assert "by --split 0.8,0.2 and --test, got --split 0.8,0.1,0.1; " in error
+    train = ["train", "text", "--split", "0.8,0.1,0.1", "-o", "n.safetensors"]
+    assert main([*train, "--epochs", "1", *SMALL]) == 0
+    capsys.readouterr()
+    resume[2] = "n.safetensors"
+    error = refused([*resume, "--test", "moved/renamed"], capsys)
+    assert "by --split 0.8,0.1,0.1, got --split 0.9,0.1 and --test; " in error
 
 
 def test_the_best_weights_are_tested(folder: Path, capsys: Capture) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -131,9 +131,12 @@ def files_of(
                 check_again(named[part], output, _command(part, output))
     ours = [path for path in (output, output and best_path(output), log_path) if path]
     try:
-        files = Files(*find_parts(named.pop("text"), named, ours))
+        own = {part: paths for part, paths in named.items() if part != "text"}
+        files = Files(*find_parts(named["text"], own, ours))
     except FileNotFoundError as error:
-        _tell_of_lost(error, arguments, given)
+        if arguments.resume and output is not None:
+            stored = {part: paths for part, paths in named.items() if not given.get(part)}
+            _tell_of_lost(error, stored, output)
         raise
     there = [file for file in files.all if os.path.exists(file)]
     for path in filter(os.path.exists, ours):
@@ -149,15 +152,18 @@ def _command(part: str, output: str) -> str:
 
 
 def _tell_of_lost(
-    error: FileNotFoundError, arguments: argparse.Namespace, given: options.Values
+    error: FileNotFoundError, stored: Mapping[str, Sequence[str]], output: str
 ) -> None:
-    """ValueError that says how to resume, if a text of the checkpoint's is not there."""
-    if not arguments.resume or any(given.get(part) for part in ("text", *OWN_PARTS)):
-        return
-    raise ValueError(
-        f"{error.filename} is not there, the text that {arguments.output} was trained on; name it "
-        f"where it is now: {_command('text', arguments.output)}"
-    ) from None
+    """ValueError that says how to resume, if the text of a part that the checkpoint names is the
+    one that is not there. stored: the paths of these parts.
+    """
+    for part, paths in stored.items():
+        if error.filename in paths:
+            what = "the text that" if part == "text" else f"the text for --{part} with which"
+            raise ValueError(
+                f"{error.filename} is not there, {what} {output} was trained"
+                f"{' on' * (part == 'text')}; name it where it is now: {_command(part, output)}"
+            ) from None
 
 
 def check_readers(files: Sequence[str], group: Group) -> None:

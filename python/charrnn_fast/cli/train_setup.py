@@ -33,14 +33,14 @@ _OF_SCHEDULES = {
 
 
 # What a setting of the text stands for, so that one of a checkpoint gives way. The training then
-# checks that it is divided as before.
+# checks that it is divided as before. Three shares of a split have no room for a test text.
 _INSTEAD = {
     "text": ["demo"],
     "demo": ["text", "validation", "test"],
-    "split": ["validation", "test"],
+    "split": ["validation"],
     "validation": ["split"],
-    "test": ["split"],
 }
+_TEST_SHARES = 3
 
 
 class Origin(NamedTuple):
@@ -58,6 +58,10 @@ def resumed(origin: Origin, given: options.Values) -> options.Values:
     for one, others in _INSTEAD.items():
         for other in others if given.get(one) else ():
             if other not in given:
+                values.pop(other, None)
+    if len(values.get("split") or ()) == _TEST_SHARES:
+        for one, other in (("split", "test"), ("test", "split")):
+            if given.get(one) and other not in given:
                 values.pop(other, None)
     return values
 

@@ -120,7 +120,7 @@ def check_corpus(
     if divided != before:
         raise ValueError(
             f"the corpus must be divided as that with which {name} was trained, by {before}, got "
-            f"{divided}"
+            f"{divided}; with train --resume, leave out --split, --validation and --test to go on"
         )
     for part in OWN_PARTS:
         if part in stored:
