@@ -373,6 +373,21 @@ def test_a_test_text_that_has_moved_is_named_anew(folder: Path, capsys: Capture)
     assert "by --split 0.8,0.1,0.1, got --split 0.9,0.1 and --test; " in error
 
 
+def test_no_pattern_means_what_the_training_wrote(folder: Path, capsys: Capture) -> None:
+    test = decoded(Corpus.from_files("*", split=(0.8, 0.1, 0.1)))[2]
+    train = ["train", "*", "--split", "0.8,0.1,0.1", "-o", "m.safetensors", "--keep-every", "10"]
+    assert main([*train, *SMALL, "--epochs", "3"]) == 0
+    capsys.readouterr()
+    for file in ("m.safetensors", "m.best.safetensors", "m.step-00000010.safetensors"):
+        assert nats(capsys, file, "--test") == CharLM.load(file).evaluate(test)
+    assert main(["train", "-o", "m.safetensors", "--resume", "--epochs", "4"]) == 0
+    capsys.readouterr()
+    error = refused(
+        ["train", "text", "m.step-00000010.safetensors", *train[2:], "--resume"], capsys
+    )
+    assert "m.step-00000010.safetensors is a text to train on; the training would" in error
+
+
 def test_the_best_weights_are_tested(folder: Path, capsys: Capture) -> None:
     train = ["train", "text", "-o", "m.safetensors", "--split", "0.8,0.1,0.1", *SMALL]
     train += ["--learning-rate", "5", "--evaluate-every", "1", "--steps", "6", "--final-test"]

@@ -19,7 +19,7 @@ from ..text import demo
 from ..text.corpus import Corpus, find_parts, identity_of, read_part
 from ..text.files import UTF8
 from ..text.vocabulary import Vocabulary
-from ..training.resume import best_path, check_corpus, check_own_text
+from ..training.resume import best_path, check_corpus, check_own_text, kept_paths, trained_path
 from . import options
 from .parsing import unescaped
 
@@ -146,7 +146,8 @@ def test_of(
         raise ValueError(f"{path} does not name its text; name it: {command}")
     if not texts:
         check_again(named, path, command)
-    written = [path, best_path(path), default_log(path), *filter(None, [values.get("log")])]
+    output, log = trained_path(path), values.get("log")
+    written = outputs_of(output, log_again(log, path) if log else default_log(output))
     encoding = encoding or values.get("encoding", UTF8)
     allow_unknown = allow_unknown or values.get("allow_unknown", False)
     try:
@@ -186,6 +187,12 @@ def test_of(
 def _test_part(corpus: Corpus) -> TestText:
     assert corpus.test is not None
     return TestText(corpus.test, corpus.test_starts, 0)
+
+
+def outputs_of(output: str | None, log: str | None) -> list[str]:
+    """The files that a training writes to output and log; no folder or pattern means them."""
+    checkpoints = [output, best_path(output), *kept_paths(output).values()] if output else []
+    return [*checkpoints, *([log] if log else [])]
 
 
 def default_log(output: str) -> str:

@@ -17,7 +17,7 @@ from ..training.distributed import Group
 from ..training.resume import best_path, check_checkpoints, kept_paths, locked
 from . import options
 from .parsing import AUTO
-from .texts import Files, check_again, found_again
+from .texts import Files, check_again, found_again, outputs_of
 
 
 @contextmanager
@@ -129,7 +129,7 @@ def files_of(
             if not given.get(part):
                 named[part] = found_again(paths, output)
                 check_again(named[part], output, _command(part, output))
-    ours = [path for path in (output, output and best_path(output), log_path) if path]
+    ours = outputs_of(output, log_path)
     try:
         own = {part: paths for part, paths in named.items() if part != "text"}
         files = Files(*find_parts(named["text"], own, ours))

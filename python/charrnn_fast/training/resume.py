@@ -261,6 +261,12 @@ def kept_path(path: StrPath, step: int) -> str:
     return f"{root}.step-{step:0{_STEP_DIGITS}d}{extension}"
 
 
+def trained_path(path: StrPath) -> str:
+    """The path of a training whose `best_path` or `kept_path` is this one, else path itself."""
+    root, extension = os.path.splitext(os.fspath(path))
+    return re.sub(rf"\.(best|step-\d{{{_STEP_DIGITS},}})$", "", root) + extension
+
+
 def kept_paths(path: StrPath) -> dict[int, str]:
     """The checkpoints that are kept beside path, by their steps, in this order."""
     root, extension = os.path.splitext(os.path.basename(path))
