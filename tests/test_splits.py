@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -344,6 +345,12 @@ def test_texts_of_their_own_are_remembered(folder: Path, capsys: Capture) -> Non
     assert error.endswith("leave out --split, --validation and --test to go on\n")
     error = refused([*resume, "--test", "other", "--validation", "last"], capsys)
     assert "the text for --validation must be the one with which m.safetensors was tr" in error
+    (folder / "last").write_text(TEXT[301:421])
+    command = "--test FILE -o m.safetensors --resume\n"
+    error = refused(resume, capsys)
+    assert f"; read from last; if the right one is elsewhere: charrnn-fast train {command}" in error
+    error = refused(["eval", "m.safetensors", "--test"], capsys)
+    assert error.endswith("elsewhere: charrnn-fast eval m.safetensors --test TEXT\n")
 
 
 def test_a_test_text_that_has_moved_is_named_anew(folder: Path, capsys: Capture) -> None:
@@ -419,7 +426,8 @@ def test_a_text_that_has_moved_is_found_again(
     shutil.move("two/data/text", "two/runs/text")  # beside the model
     capsys.readouterr()
     nats(capsys, "two/runs/m.safetensors", "--test")
-    assert main(["train", "-o", "two/runs/m.safetensors", "--resume", "--epochs", "3"]) == 0
+    resume = ["train", "-o", "two/runs/m.safetensors", "--resume"]
+    assert main([*resume, "--epochs", "3"]) == 0
     shutil.move("two/runs/text", "elsewhere")
     capsys.readouterr()
     error = refused(["eval", "two/runs/m.safetensors", "--test"], capsys)
@@ -430,6 +438,29 @@ def test_a_text_that_has_moved_is_found_again(
     error = refused(["eval", "two/runs/m.safetensors", "--test", "elsewhere"], capsys)
     assert "the corpus must be the one that two/runs/m.safetensors was trained on" in error
     assert "; if the right one is elsewhere: charrnn-fast eval two/runs/m.safetensors" in error
+    Path("two/runs/text").write_text(TEXT[1:] + "t")
+    for command in (["eval", "two/runs/m.safetensors", "--test"], [*resume, "--epochs", "4"]):
+        error = refused(command, capsys)
+        assert re.search(r"; read from \S+/two/runs/text; if the right one is elsewhere: ", error)
+    assert error.endswith(": charrnn-fast train TEXT -o two/runs/m.safetensors --resume\n")
+
+
+def test_patterns_are_not_searched_for_above_the_model(
+    folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "**" would search the whole disk."""
+    (folder / "runs").mkdir()
+    train = ["train", "text*", "-o", "runs/m.safetensors", "--split", "0.8,0.1,0.1", *SMALL]
+    assert main([*train, "--epochs", "1"]) == 0
+    (folder / "away").mkdir()
+    monkeypatch.chdir(folder / "away")
+    capsys.readouterr()
+    error = refused(["eval", "../runs/m.safetensors", "--test"], capsys)
+    assert "text* matches no file" in error
+    error = refused(["train", "-o", "../runs/m.safetensors", "--resume"], capsys)
+    assert "text* matches no file" in error
+    shutil.move("../text", "../runs/text")
+    nats(capsys, "../runs/m.safetensors", "--test")
 
 
 def test_a_python_training_is_tested_on_a_named_text(folder: Path, capsys: Capture) -> None:

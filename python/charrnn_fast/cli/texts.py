@@ -17,7 +17,7 @@ from ..storage.file_array import Ids
 from ..storage.input_files import STANDARD_INPUT, shown
 from ..text import demo
 from ..text.corpus import Corpus, find_parts, identity_of, read_part
-from ..text.files import UTF8
+from ..text.files import UTF8, names
 from ..text.vocabulary import Vocabulary
 from ..training.resume import best_path, check_corpus, check_own_text, kept_paths, trained_path
 from . import options
@@ -29,6 +29,8 @@ class Files(NamedTuple):
 
     text: list[str]
     own: dict[str, list[str]]
+    advice: Mapping[str, str] = {}
+    """By the parts whose files the checkpoint names: what to do if they are another text."""
 
     @property
     def all(self) -> list[str]:
@@ -72,7 +74,8 @@ def found_again(paths: Sequence[str], model: str) -> list[str]:
     """Paths that the checkpoint model names, where they are now.
 
     A path that is gone is looked for in the folder of model and those above it, then by its last
-    part beside model. What is found may be another text: the training checks which one it is.
+    part beside model; a pattern in the folder of model alone. What is found may be another text:
+    the training checks which one it is.
     """
     return [_found_again(path, model) for path in paths]
 
@@ -90,7 +93,8 @@ def _found_again(path: str, model: str) -> str:
         while True:
             if _is_there(os.path.join(folder, path)):
                 return os.path.join(folder, path)
-            if folder == os.path.dirname(folder):
+            # "**" would search all of a disk.
+            if folder == os.path.dirname(folder) or glob.escape(path) != path:
                 break
             folder = os.path.dirname(folder)
     last = os.path.join(beside, os.path.basename(os.path.normpath(path)))
@@ -136,12 +140,12 @@ def test_of(
         )
     values = options.restored(config["training"]["configuration"], path)
     own = "test" in stored
+    command = f"charrnn-fast eval {shlex.quote(path)} --test TEXT"
     if not own and values.get("demo") and not texts:
         corpus = read_corpus(Files([], {}), values, model.vocabulary)
         check_corpus(path, corpus, stored)
         return _test_part(corpus)
     named = [*texts] or found_again(values.get("test" if own else "text", []), path)
-    command = f"charrnn-fast eval {shlex.quote(path)} --test TEXT"
     if not named:
         raise ValueError(f"{path} does not name its text; name it: {command}")
     if not texts:
@@ -168,10 +172,11 @@ def test_of(
             allow_unknown=allow_unknown,
         )
         ours = identity_of(text, documents)
-        check_own_text(path, "test", ours, stored["test"], model.vocabulary.unit)
+        check_own_text(
+            path, "test", ours, stored["test"], model.vocabulary.unit, if_another(files, command)
+        )
         starts = None if documents is None else documents.starts_within
         return TestText(text.ids, starts, text.left_out)
-    elsewhere = f"if the right one is elsewhere: {command}"
     corpus = Corpus.from_files(
         *files,
         vocabulary=model.vocabulary,
@@ -180,8 +185,13 @@ def test_of(
         split=stored["split"],
         allow_unknown=allow_unknown,
     )
-    check_corpus(path, corpus, stored, elsewhere)
+    check_corpus(path, corpus, stored, {"text": if_another(files, command)})
     return _test_part(corpus)
+
+
+def if_another(files: Sequence[str], command: str) -> str:
+    """The end of an error about files that are another text. command: takes the right one."""
+    return f"read from {names(files)}; if the right one is elsewhere: {command}"
 
 
 def _test_part(corpus: Corpus) -> TestText:

@@ -17,7 +17,7 @@ from ..training.distributed import Group
 from ..training.resume import best_path, check_checkpoints, kept_paths, locked
 from . import options
 from .parsing import AUTO
-from .texts import Files, check_again, found_again, outputs_of
+from .texts import Files, check_again, found_again, if_another, outputs_of
 
 
 @contextmanager
@@ -132,12 +132,20 @@ def files_of(
     ours = outputs_of(output, log_path)
     try:
         own = {part: paths for part, paths in named.items() if part != "text"}
-        files = Files(*find_parts(named["text"], own, ours))
+        text, others = find_parts(named["text"], own, ours)
     except FileNotFoundError as error:
         if arguments.resume and output is not None:
             stored = {part: paths for part, paths in named.items() if not given.get(part)}
             _tell_of_lost(error, stored, output)
         raise
+    advice = {}
+    if arguments.resume and output is not None:
+        advice = {
+            part: if_another(found, _command(part, output))
+            for part, found in (("text", text), *others.items())
+            if not given.get(part)
+        }
+    files = Files(text, others, advice)
     there = [file for file in files.all if os.path.exists(file)]
     for path in filter(os.path.exists, ours):
         if any(os.path.samefile(path, file) for file in there):

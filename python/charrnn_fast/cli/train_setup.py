@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .._checks import calling
 from ..language.model import CharLM
@@ -14,6 +14,7 @@ from ..text.vocabulary import Vocabulary
 from ..training.callbacks import Callback
 from ..training.distributed import Group
 from ..training.log import JsonLog, TensorBoardLog
+from ..training.resume import check_corpus
 from ..training.schedules import Constant, Cosine, Decay, Linear, Plateau, Schedule
 from ..training.trainer import Trainer
 from . import options
@@ -50,6 +51,7 @@ class Origin(NamedTuple):
     model: CharLM  # for its weights: it computes in float32, which every machine can
     compute_dtype: str
     values: options.Values  # the settings that it was trained with
+    corpus: dict[str, Any] | None  # identifies its text
 
 
 def resumed(origin: Origin, given: options.Values) -> options.Values:
@@ -96,7 +98,7 @@ def origin_of(arguments: argparse.Namespace, given: options.Values, group: Group
         )
     if given.get("bytes") and model.vocabulary.kind != "bytes":
         raise ValueError(f"--bytes is given, but {path} was trained on characters")
-    return Origin(path, model, compute_dtype, values)
+    return Origin(path, model, compute_dtype, values, training.get("corpus"))
 
 
 def corpus_of(
@@ -111,7 +113,10 @@ def corpus_of(
     # The vocabulary of a resumed training was made with the min_count that it began with.
     min_count = 1 if arguments.resume else values.get("min_count", 1)
     extend = arguments.extend_vocabulary and not arguments.resume
-    return read_corpus(files, values, vocabulary, min_count, extend_vocabulary=extend)
+    corpus = read_corpus(files, values, vocabulary, min_count, extend_vocabulary=extend)
+    if arguments.resume and origin is not None and origin.corpus is not None:
+        check_corpus(origin.path, corpus, origin.corpus, files.advice)
+    return corpus
 
 
 def trainer_of(

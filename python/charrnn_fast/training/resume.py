@@ -92,17 +92,18 @@ def _with_changes(model: CharLM, changes: Mapping[str, Any]) -> CharLM:
 
 
 def check_corpus(
-    name: str, corpus: Corpus, stored: Mapping[str, Any], advice: str | None = None
+    name: str, corpus: Corpus, stored: Mapping[str, Any], advice: Mapping[str, str] | None = None
 ) -> None:
     """ValueError unless corpus is the one, divided in the same way, of the checkpoint name.
 
-    stored: the identity of that one. advice: what to do with another text; None: for training.
+    stored: the identity of that one. advice: what to do with another text, by "text" or the part
+    that has one of its own.
     """
-    if advice is None:
-        advice = (
-            f"to train its weights on another text, use Trainer(CharLM.load({name!r}), corpus), or "
-            f"train --init-from"
-        )
+    advice = {
+        "text": f"to train its weights on another text, use Trainer(CharLM.load({name!r}), "
+        f"corpus), or train --init-from",
+        **(advice or {}),
+    }
     ours = corpus.identity()
     if ours["document_mark"] != stored["document_mark"]:
         raise ValueError(
@@ -114,7 +115,7 @@ def check_corpus(
         ours,
         stored,
         corpus.vocabulary.unit,
-        f"; {advice}",
+        advice["text"],
     )
     divided, before = _divided(ours), _divided(stored)
     if divided != before:
@@ -124,17 +125,23 @@ def check_corpus(
         )
     for part in OWN_PARTS:
         if part in stored:
-            check_own_text(name, part, ours[part], stored[part], corpus.vocabulary.unit)
+            unit = corpus.vocabulary.unit
+            check_own_text(name, part, ours[part], stored[part], unit, advice.get(part, ""))
     if ours != stored:
         _refuse_starts("the corpus", name)
 
 
 def check_own_text(
-    name: str, part: str, ours: Mapping[str, Any], stored: Mapping[str, Any], unit: str
+    name: str,
+    part: str,
+    ours: Mapping[str, Any],
+    stored: Mapping[str, Any],
+    unit: str,
+    advice: str = "",
 ) -> None:
     """As `check_corpus`, of the text for validation or test alone."""
     what = f"the text for {called(part)}"
-    _check_text(f"{what} must be the one with which {name} was trained", ours, stored, unit)
+    _check_text(f"{what} must be the one with which {name} was trained", ours, stored, unit, advice)
     if ours != stored:
         _refuse_starts(what, name)
 
@@ -153,7 +160,7 @@ def _check_text(
     if (length, fingerprint) != (ours["length"], ours["fingerprint"]):
         raise ValueError(
             f"{what}, {length} {unit}s (fingerprint {fingerprint[:12]}), got {ours['length']} "
-            f"(fingerprint {ours['fingerprint'][:12]}){advice}"
+            f"(fingerprint {ours['fingerprint'][:12]}){advice and f'; {advice}'}"
         )
 
 
