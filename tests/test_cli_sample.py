@@ -598,6 +598,31 @@ def test_eval_learns_from_each_file_afresh(
         assert json.loads(one)["nats"] == pytest.approx(json.loads(other)["nats"], rel=1e-5)
 
 
+def test_statistics_are_read_as_the_texts(
+    model: CharLM, path: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text, known = "the fox\n" * 9, "over the brown dog\n" * 5
+    Path("text").write_text(text, encoding="utf-16")
+    Path("folder").mkdir()
+    for name, part in (("a", known[:40]), ("b", known[40:])):
+        Path("folder", name).write_text(f"{part}É", encoding="utf-16")
+    dynamic = Dynamic(1e-3, 0.02, statistics=known)
+    flags = ["--dynamic", "1e-3,0.02", "--dynamic-statistics", "folder"]
+    evaluate = ["eval", path, "text", "--encoding", "utf-16", "--json", *flags]
+    assert "the character 'É' (U+00C9) at position 40" in refused(capsys, *evaluate)
+    out = output(capsys, *evaluate, "--allow-unknown")
+    loss = json.loads(out.splitlines()[0])["nats_per_character"]
+    assert loss == model.evaluate(text, dynamic=dynamic)
+    Path("known").write_text(f"{known}É")
+    prime = TEXT * 3
+    sample = ["sample", path, "--prime", prime, "--seed", "3", "--length", "30", *flags[:-1]]
+    assert "the character 'É'" in refused(capsys, *sample, "known")
+    adapted = model.adapted(prime, dynamic)
+    drawn = output(capsys, *sample, "known", "--allow-unknown")
+    assert drawn == f"{adapted.sample(30, prime, seed=3)}\n"
+
+
 def test_sample_learns_from_the_prime(model: CharLM, path: str, capsys: Capture) -> None:
     prime = TEXT * 3
     arguments = ["sample", path, "--prime", prime, "--length", "30", "--seed", "3"]
@@ -617,12 +642,24 @@ def test_sample_learns_from_the_prime(model: CharLM, path: str, capsys: Capture)
         (["eval", "a", "--dynamic", "0.1,2"], "the decay must be finite, at least 0, at most 1"),
         (["eval", "a", "--dynamic", "-1"], "the learning rate must be finite, at least 0, got -1"),
         (["eval", "a", "--dynamic", "0.1,0.1,1"], "argument --dynamic: invalid learning rate"),
-        (["eval", "a", "--dynamic-segment", "3"], "--dynamic-segment must stand with --dynamic"),
+        (["eval", "a", "--dynamic-segment", "3"], "--dynamic-segment needs --dynamic LR,DE"),
         (
             ["eval", "a", "--dynamic", "1", "--weight-dtype", "int8"],
             "--dynamic and --weight-dtype exclude each other",
         ),
         (["sample", "--dynamic", "0.1", "--prime", "a"], "--prime of 2 characters or more"),
+        (
+            ["sample", "--dynamic", "0.1", "--dynamic-statistics", "gone"],
+            "--prime of 2 characters or more",
+        ),
+        # Before any text is read: there is none.
+        (["eval", "gone", "--dynamic-statistics", "b"], "--dynamic-statistics needs --dynamic LR"),
+        (["eval", "--test", "--dynamic-segment", "3"], "--dynamic-segment needs --dynamic LR"),
+        (["sample", "--prime-file", "gone", "--dynamic-segment", "3"], "segment needs --dynamic"),
+        (
+            ["eval", "gone", "--dynamic", "1", "--weight-dtype", "int8"],
+            "--dynamic and --weight-dtype exclude each other",
+        ),
     ],
 )
 def test_dynamic_refuses(

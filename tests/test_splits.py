@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import charrnn_fast as cf
-from charrnn_fast import CharLM, Corpus, Trainer, Vocabulary
+from charrnn_fast import CharLM, Corpus, Dynamic, Trainer, Vocabulary
 from charrnn_fast.cli import main
 from charrnn_fast.storage import checkpoint, configuration
 from test_cli import refused
@@ -461,6 +461,17 @@ def test_patterns_are_not_searched_for_above_the_model(
     assert "text* matches no file" in error
     shutil.move("../text", "../runs/text")
     nats(capsys, "../runs/m.safetensors", "--test")
+
+
+def test_statistics_for_the_test_are_read_as_the_training(folder: Path, capsys: Capture) -> None:
+    Path("text").write_text(TEXT, encoding="utf-16")
+    train = ["train", "text", "--split", "0.8,0.1,0.1", "-o", "m", "--encoding", "utf-16"]
+    assert main([*train, *SMALL, "--epochs", "1"]) == 0
+    capsys.readouterr()
+    dynamic = Dynamic(0.01, 0.1, statistics=TEXT)
+    flags = ["--dynamic", "0.01,0.1", "--dynamic-statistics", "text"]
+    loss = nats(capsys, "m", "--test", *flags)
+    assert loss == CharLM.load("m").evaluate(TEXT[792:], dynamic=dynamic)
 
 
 def test_a_python_training_is_tested_on_a_named_text(folder: Path, capsys: Capture) -> None:

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from .._checks import real
 from ..language.dynamic import SEGMENT, Adapting, Dynamic, Squares
 from ..language.model import CharLM
-from ..text import files as text_files
 from ..text.corpus import Corpus
-from ..text.files import UTF8, find_files
-from .parsing import Parser, file_option, integer_option
+from ..text.files import UTF8
+from .parsing import Parser, integer_option, path_option
 
 
 def add_dynamic(parser: Parser, what: str) -> None:
@@ -31,8 +30,8 @@ def add_dynamic(parser: Parser, what: str) -> None:
     )
     parser.add_argument(
         "--dynamic-statistics",
-        type=file_option,
-        metavar="FILE",
+        type=path_option,
+        metavar="TEXT",
         help="text, best of the training, whose gradients scale the updates (default: not scaled)",
     )
 
@@ -55,24 +54,34 @@ Learning = Callable[[], tuple[CharLM, Adapting]]
 """Makes a copy of the model, and what adapts it as it reads: for each text a fresh one."""
 
 
-def learning_of(arguments: argparse.Namespace, model: CharLM) -> Learning | None:
-    """None: it shall not learn."""
+def check_dynamic(arguments: argparse.Namespace) -> None:
+    """ValueError, before any file is read, for flags that do not go together."""
     if arguments.dynamic is None:
         for flag in ("segment", "statistics"):
             if getattr(arguments, f"dynamic_{flag}") is not None:
-                raise ValueError(f"--dynamic-{flag} must stand with --dynamic LR,DECAY")
-        return None
-    if arguments.weight_dtype is not None:
+                raise ValueError(f"--dynamic-{flag} needs --dynamic LR,DECAY")
+    elif arguments.weight_dtype is not None:
         raise ValueError(
             "--dynamic and --weight-dtype exclude each other: rounded weights do not learn"
         )
+
+
+def learning_of(
+    arguments: argparse.Namespace, model: CharLM, encoding: str = UTF8, *, allow_unknown: bool
+) -> Learning | None:
+    """None: it shall not learn. encoding, allow_unknown: how the text of the statistics is read."""
+    if arguments.dynamic is None:
+        return None
     rate, decay = arguments.dynamic
     dynamic = Dynamic(rate, decay, segment=arguments.dynamic_segment or SEGMENT)
     squares = None
     model.check_learns()
     if arguments.dynamic_statistics is not None:
-        paths = find_files([arguments.dynamic_statistics])
-        text_files.check(paths)
-        (corpus,) = Corpus.of_each_file(paths, model.vocabulary, UTF8)
+        corpus = Corpus.from_files(
+            arguments.dynamic_statistics,
+            vocabulary=model.vocabulary,
+            encoding=encoding,
+            allow_unknown=allow_unknown,
+        )
         squares = Squares(model.rnn, corpus.ids, dynamic.segment)
     return lambda: model.adapting(dynamic, squares)

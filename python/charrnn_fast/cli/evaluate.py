@@ -17,7 +17,7 @@ from ..text.corpus import Corpus, count_of
 from ..text.files import UTF8, find_files
 from ..text.vocabulary import Vocabulary
 from . import show
-from .dynamic import Learning, add_dynamic, learning_of
+from .dynamic import Learning, add_dynamic, check_dynamic, learning_of
 from .parsing import (
     Commands,
     InsteadAction,
@@ -101,6 +101,7 @@ class _Loss:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_dynamic(arguments)
     if arguments.test:
         return _run_test(arguments)
     stored = CharLM.load(
@@ -117,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
         _checked(path, corpus, arguments.document_mark)
         for path, corpus in zip(paths, corpora, strict=True)
     ]
-    learning = learning_of(arguments, stored)
+    learning = learning_of(arguments, stored, encoding, allow_unknown=arguments.allow_unknown)
     model = stored.read_as(arguments.weight_dtype)
     write = _writer(arguments, paths, model.vocabulary)
     total = _Loss(0, 0, 0, 0.0)
@@ -146,7 +147,7 @@ def _run_test(arguments: argparse.Namespace) -> int:
         arguments.encoding,
         allow_unknown=arguments.allow_unknown,
     )
-    learning = learning_of(arguments, stored)
+    learning = learning_of(arguments, stored, text.encoding, allow_unknown=text.allow_unknown)
     model = stored.read_as(arguments.weight_dtype)
     write = _writer(arguments, [_TEST], model.vocabulary)
     predicted = len(text.ids) - 1

@@ -26,7 +26,7 @@ from ..text.vocabulary import Vocabulary
 from ..training.progress import bar
 from . import choices
 from .columns import side_by_side
-from .dynamic import add_dynamic, learning_of
+from .dynamic import add_dynamic, check_dynamic, learning_of
 from .parsing import (
     Commands,
     Parser,
@@ -186,6 +186,7 @@ def add_weight_dtype(
 def run(arguments: argparse.Namespace) -> int:
     seeds = _seeds(arguments)
     _check_alone(arguments)
+    check_dynamic(arguments)
     if arguments.stream and (arguments.json or arguments.temperatures):
         other = "--json" if arguments.json else "--temperatures"
         raise ValueError(f"--stream writes characters, {other} whole texts: leave out one of them")
@@ -193,13 +194,13 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.model, device=arguments.device, compute_dtype=arguments.compute_dtype
     )
     requests = _requests(arguments, model)
-    learning = learning_of(arguments, model)
+    if arguments.dynamic is not None and len(requests[0].prime) < 2:
+        raise ValueError(
+            f"--dynamic must have a --prime of 2 {model.vocabulary.unit}s or more to learn from, "
+            f"got {len(requests[0].prime)}"
+        )
+    learning = learning_of(arguments, model, allow_unknown=arguments.allow_unknown)
     if learning is not None:
-        if len(requests[0].prime) < 2:
-            raise ValueError(
-                f"--dynamic must have a --prime of 2 {model.vocabulary.unit}s or more to learn "
-                f"from, got {len(requests[0].prime)}"
-            )
         model, adapting = learning()
         model.evaluate_ids(requests[0].prime, None, adapting)
     if arguments.beam is not None:

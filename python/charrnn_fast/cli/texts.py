@@ -113,6 +113,9 @@ class TestText(NamedTuple):
     starts_within: Callable[[int, int], NDArray[np.int64]] | None
     left_out: int
     """How many unknown characters; 0 where it is not known in which part they were."""
+    encoding: str = UTF8
+    allow_unknown: bool = False
+    """With which it was read."""
 
 
 def test_of(
@@ -176,7 +179,7 @@ def test_of(
             path, "test", ours, stored["test"], model.vocabulary.unit, if_another(files, command)
         )
         starts = None if documents is None else documents.starts_within
-        return TestText(text.ids, starts, text.left_out)
+        return TestText(text.ids, starts, text.left_out, encoding, allow_unknown)
     corpus = Corpus.from_files(
         *files,
         vocabulary=model.vocabulary,
@@ -186,7 +189,7 @@ def test_of(
         allow_unknown=allow_unknown,
     )
     check_corpus(path, corpus, stored, {"text": if_another(files, command)})
-    return _test_part(corpus)
+    return _test_part(corpus)._replace(encoding=encoding, allow_unknown=allow_unknown)
 
 
 def if_another(files: Sequence[str], command: str) -> str:
