@@ -263,6 +263,53 @@ def test_resuming_with_another_split_is_refused(tmp_path: Path) -> None:
         Trainer.resume(path, Corpus.from_text(TEXT, validation=TEXT[:90], test=TEXT[9:61]))
 
 
+@pytest.mark.parametrize("files", [False, True])
+def test_all_of_a_large_test_part_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: bool
+) -> None:
+    """Of other large texts some blocks are read. One character is another one, between those."""
+    for name, number in (("_DIGEST_BLOCK", 4), ("_DIGEST_BLOCKS", 8)):
+        monkeypatch.setattr(f"charrnn_fast.text.corpus.{name}", number)
+
+    def corpus(name: str, changed: int | None, text: str = TEXT) -> Corpus:
+        """Of the text, whose parts are those of a split, or which is the part of this name."""
+        if changed is not None:
+            text = text[:changed] + "q" + text[changed + 1 :]
+        if name == "split":
+            given: dict[str, Any] = {"split": (0.5, 0.25, 0.25)}
+        else:
+            given, text = {name: text}, TEXT
+        if not files:
+            return Corpus.from_text(text, **given)
+        (tmp_path / "text").write_text(text)
+        if name != "split":
+            (tmp_path / "own").write_text(given[name])
+            given = {name: tmp_path / "own"}
+        return Corpus.from_files(tmp_path / "text", **given)
+
+    path = tmp_path / "m"
+    for name, message in (
+        ("split", "must have the test part of the one that .*m was trained on, got another"),
+        ("validation", "the text for validation must be the one .*, 880 .*, got 880 "),
+        ("test", "the text for test must be the one .*, 880 .*, got 880 "),
+    ):
+        trainer_of(corpus(name, None), checkpoint_path=path).fit(steps=1, progress=False)
+        assert Trainer.resume(path, corpus(name, None)).num_steps == 1
+        # 880 / 8: 4 of 110 characters are read
+        assert TEXT[726] != "q"
+        with pytest.raises(ValueError, match=message):
+            Trainer.resume(path, corpus(name, 726))
+        # A checkpoint of an older version has neither digest, and resumes.
+        tensors, config = checkpoint.read(path)
+        text = config["training"]["corpus"]
+        if name == "split":
+            del text["test_part"]
+        else:
+            del text[name]["whole"]
+        checkpoint.write(path, tensors, config)
+        assert Trainer.resume(path, corpus(name, 726)).num_steps == 1
+
+
 def test_checkpoints_without_a_split_are_those_of_older_versions(tmp_path: Path) -> None:
     trainer_of(Corpus.from_text(TEXT)).save(tmp_path / "model")
     _, config = checkpoint.read(tmp_path / "model")

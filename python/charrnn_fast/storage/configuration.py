@@ -111,8 +111,9 @@ _CORPUS = table(
     {**_TEXT, "document_mark": optional(text())},
     {
         "split": list_of(number(above=0, below=1)),
-        "validation": table(_TEXT),
-        "test": table(_TEXT),
+        "validation": table(_TEXT, {"whole": _SHA256}),
+        "test": table(_TEXT, {"whole": _SHA256}),
+        "test_part": _SHA256,
     },
 )
 

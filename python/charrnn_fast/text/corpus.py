@@ -33,6 +33,8 @@ USUAL_SPLIT = (0.9, 0.1)
 OWN_PARTS = ("validation", "test")
 """The parts that may be texts of their own."""
 
+_DIGEST_BLOCK = 1 << 16  # ids
+_DIGEST_BLOCKS = 1024
 _NEAR = 1e-6  # by which the sum of shares may miss 1, as three thirds do
 
 
@@ -75,7 +77,15 @@ class Corpus(Settled):
 
     _advice = {"": "a corpus is one text; make another one"}  # noqa: RUF012
     _covered = frozenset(
-        ("_documents", "_left_out", "_own", "_own_documents", "_fingerprint", "_identities")
+        (
+            "_documents",
+            "_left_out",
+            "_own",
+            "_own_documents",
+            "_fingerprint",
+            "_identities",
+            "_test_part",
+        )
     )
 
     def __init__(
@@ -353,6 +363,7 @@ class Corpus(Settled):
             "document_mark": self.document_mark,
             "file_starts": _digest_of_starts(self._documents),
             **({} if self._has_usual_split else {"split": list(self.split)}),
+            **({"test_part": self._test_part} if self._test_part else {}),
             **self._identities,
         }
 
@@ -401,6 +412,15 @@ class Corpus(Settled):
         return _digest(self.ids)
 
     @cached_property
+    def _test_part(self) -> str | None:
+        """A digest of all of the test part, if it is one of a text that `fingerprint` does not read
+        whole.
+        """
+        if self.test is None or "test" in self._own or _is_read_whole(self.ids):
+            return None
+        return _digest(self.test, whole=True)
+
+    @cached_property
     def _identities(self) -> dict[str, dict[str, Any]]:
         """Of the texts that are parts of their own."""
         return {
@@ -436,9 +456,11 @@ def read_part(
 
 def identity_of(text: OwnText, documents: Documents | None) -> dict[str, Any]:
     """What `Corpus.identity` has of a text of its own."""
+    whole = {} if _is_read_whole(text.ids) else {"whole": _digest(text.ids, whole=True)}
     return {
         "length": len(text.ids),
         "fingerprint": _digest(text.ids),
+        **whole,
         "file_starts": _digest_of_starts(documents),
     }
 
@@ -633,13 +655,18 @@ def _ends(length: int, split: Sequence[float]) -> list[int]:
     return [int(length * part / sums[-1]) for part in sums]
 
 
-def _digest(ids: NDArray[Any] | FileArray) -> str:
-    """Identifies ids without reading all of many: up to 1024 spread blocks."""
+def _digest(ids: Ids, *, whole: bool = False) -> str:
+    """Identifies ids without reading all of many, unless whole: up to 1024 spread blocks."""
     digest = hashlib.sha256(f"{len(ids)} {ids.dtype}".encode())
-    block = 1 << 16
-    for start in range(0, len(ids), max(block, len(ids) // 1024)):
-        digest.update(ids[start : start + block].data)
+    step = _DIGEST_BLOCK if whole else max(_DIGEST_BLOCK, len(ids) // _DIGEST_BLOCKS)
+    for start in range(0, len(ids), step):
+        digest.update(ids[start : start + _DIGEST_BLOCK].data)
     return digest.hexdigest()
+
+
+def _is_read_whole(ids: Ids) -> bool:
+    """Whether `_digest` reads all of ids in any case."""
+    return len(ids) // _DIGEST_BLOCKS <= _DIGEST_BLOCK
 
 
 def _digest_of_starts(documents: Documents | None) -> str | None:

@@ -118,16 +118,21 @@ def check_corpus(
         advice["text"],
     )
     divided, before = _divided(ours), _divided(stored)
-    if divided != before:
+    if divided != before or ours.get("split") != stored.get("split"):
         raise ValueError(
             f"the corpus must be divided as that with which {name} was trained, by {before}, got "
             f"{divided}; with train --resume, leave out --split, --validation and --test to go on"
+        )
+    if "test_part" in stored and ours.get("test_part") != stored["test_part"]:
+        raise ValueError(
+            f"the corpus must have the test part of the one that {name} was trained on, got "
+            f"another; {advice['text']}"
         )
     for part in OWN_PARTS:
         if part in stored:
             unit = corpus.vocabulary.unit
             check_own_text(name, part, ours[part], stored[part], unit, advice.get(part, ""))
-    if ours != stored:
+    if ours["file_starts"] != stored["file_starts"]:
         _refuse_starts("the corpus", name)
 
 
@@ -142,7 +147,7 @@ def check_own_text(
     """As `check_corpus`, of the text for validation or test alone."""
     what = f"the text for {called(part)}"
     _check_text(f"{what} must be the one with which {name} was trained", ours, stored, unit, advice)
-    if ours != stored:
+    if ours["file_starts"] != stored["file_starts"]:
         _refuse_starts(what, name)
 
 
@@ -156,11 +161,13 @@ def _refuse_starts(what: str, name: str) -> NoReturn:
 def _check_text(
     what: str, ours: Mapping[str, Any], stored: Mapping[str, Any], unit: str, advice: str = ""
 ) -> None:
-    length, fingerprint = stored["length"], stored["fingerprint"]
-    if (length, fingerprint) != (ours["length"], ours["fingerprint"]):
+    # "whole": of large texts of their own; checkpoints of older versions lack it.
+    digest = "whole" if "whole" in stored else "fingerprint"
+    before, now = (text.get(digest, text["fingerprint"]) for text in (stored, ours))
+    if (stored["length"], before) != (ours["length"], now):
         raise ValueError(
-            f"{what}, {length} {unit}s (fingerprint {fingerprint[:12]}), got {ours['length']} "
-            f"(fingerprint {ours['fingerprint'][:12]}){advice and f'; {advice}'}"
+            f"{what}, {stored['length']} {unit}s (fingerprint {before[:12]}), got "
+            f"{ours['length']} (fingerprint {now[:12]}){advice and f'; {advice}'}"
         )
 
 
