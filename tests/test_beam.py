@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import product
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import charrnn_fast as cf
-from charrnn_fast import CharLM, Vocabulary, _core
+from charrnn_fast import CharLM, Vocabulary, _checks, _core
 from charrnn_fast.language.walk import Walk
 from marks import slow_but
 from tolerances import eps, losses
@@ -123,6 +124,38 @@ def test_c_plus_plus_finds_the_same(weight_dtype: str | None, tmp_path: Any) -> 
         there.beam_search(_core.TextOptions(5, temperature=0.5), 2)
     with pytest.raises(ValueError, match="beam must be in 1 to 10000, got 0"):
         there.beam_search(_core.TextOptions(5), 0)
+
+
+@pytest.mark.parametrize("stops", [[], ["b"]])
+def test_memory_is_asked_for_before_it_is_taken(
+    stops: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it suffices, without much to spare."""
+    letters = "".join(map(chr, range(ord("a"), ord("a") + 5000)))
+    model = CharLM(Vocabulary.from_text(letters), 3, 1, seed=1)
+    asked: list[int] = []
+    enough = _checks.enough_memory
+
+    def noting(needed: int, *others: Any) -> Any:
+        asked.append(needed)
+        return enough(needed, *others)
+
+    monkeypatch.setattr("charrnn_fast._checks.enough_memory", noting)
+    tracemalloc.start()
+    try:
+        model.beam_search(3, beam=50, stop=stops)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < asked[-1] < 2 * peak
+    # No more beginnings than there are texts, 4 of one character.
+    make().beam_search(2, beam=10_000, stop=stops)
+    assert asked[-1] < 10_000
+    monkeypatch.setattr("charrnn_fast._checks.available_memory", lambda: 10**9)
+    with pytest.raises(
+        MemoryError, match=r"search takes .* GB, and 1 GB are free; try a smaller b"
+    ):
+        model.beam_search(5, beam=10_000, stop=stops)
 
 
 def test_bytes_and_empty_texts() -> None:

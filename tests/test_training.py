@@ -643,13 +643,17 @@ def test_memory_is_known_before_it_is_taken(case: FeatureCase, batch: int, ragge
         assert net._core.held_memory == training
 
 
-def _train_and_draw(vocab_size: int, hidden_size: int) -> tuple[int, int, int]:
+def _train_and_draw(
+    vocab_size: int,
+    hidden_size: int,
+    draw: Callable[[cf.CharLM], object] = lambda model: model.sample(2),
+) -> tuple[int, int, int]:
     """Bytes held after an update, after a text drawn from it, and after one update more."""
     vocabulary = cf.Vocabulary.from_text("".join(map(chr, range(0x10000, 0x10000 + vocab_size))))
     model = cf.CharLM(vocabulary, hidden_size, num_layers=1)
     trainer = cf.Trainer(model, None, batch_size=1, seq_len=1)
     tokens, held = np.zeros((1, 1), np.int32), []
-    for work in (trainer.step, lambda *_: model.sample(2), trainer.step):
+    for work in (trainer.step, lambda *_: draw(model), trainer.step):
         work(tokens, tokens)
         held.append(model.rnn._core.held_memory)
     return held[0], held[1], held[2]
@@ -663,9 +667,20 @@ def test_training_frees_what_a_text_was_drawn_by() -> None:
 
 
 @pytest.mark.slow
-def test_a_large_decoder_has_no_copy_after_a_text_is_drawn() -> None:
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda model: model.sample(2),
+        lambda model: model.beam_search(2, beam=1),
+        lambda model: model.next_probabilities(),
+    ],
+    ids=["sample", "beam_search", "next_probabilities"],
+)
+def test_a_large_decoder_has_no_copy_after_a_text_is_drawn(
+    draw: Callable[[cf.CharLM], object],
+) -> None:
     V, H = 70_000, 128
-    trained, drawn, trained_again = _train_and_draw(V, H)
+    trained, drawn, trained_again = _train_and_draw(V, H, draw)
     assert drawn - trained < 4 * V * 3  # logits and the scratch of a draw
     assert trained_again == drawn
 

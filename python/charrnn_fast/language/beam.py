@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .._checks import called
+from .._devices import CPU
 from ..rnn import RNN
 from ..text.vocabulary import StreamDecoder, Vocabulary
-from .sampler import Request, kernel_weights, read_prime
+from .sampler import Request, drawing_from, kernel_weights, read_prime
 
 
 class Likeliest(NamedTuple):
@@ -30,6 +32,24 @@ class _Ended(NamedTuple):
 
 def find_likeliest(rnn: RNN, vocabulary: Vocabulary, request: Request, width: int) -> Likeliest:
     """See `CharLM.beam_search`. The beginnings are the streams of one batch."""
+    start = rnn.states.zeros(1)
+    needed = _memory(request, width, len(vocabulary), start.nbytes)
+    advice = f"a smaller {called('beam')}"
+    with CPU.enough_memory(needed, "the search", advice), drawing_from(rnn):
+        return _found(rnn, vocabulary, request, width)
+
+
+def _memory(request: Request, width: int, vocab_size: int, of_state: int) -> int:
+    """Bytes that a step of the search takes at most. of_state: those of a beginning's state."""
+    # There are no more beginnings than texts; 2 to the power of bits exceeds the width.
+    rows: int = min(width, vocab_size ** min(max(request.length - 1, 0), width.bit_length()))
+    # Of a candidate: log-probabilities of the kernel and in double, the sum, and what _largest
+    # sorts by; where stop strings end a text.
+    arrays = 8 if request.stops else 7
+    return rows * (8 * arrays * vocab_size + 3 * of_state)
+
+
+def _found(rnn: RNN, vocabulary: Vocabulary, request: Request, width: int) -> Likeliest:
     network: Any = rnn.core
     start, weights = read_prime(rnn, request), kernel_weights(request.sampling)
     state, fed = start.state, np.array([start.token], np.int32)
@@ -42,8 +62,7 @@ def find_likeliest(rnn: RNN, vocabulary: Vocabulary, request: Request, width: in
     for step in range(request.length):
         nats = network.next(fed, state, weights).astype(np.float64)
         candidates = (sums[:, None] + nats).ravel()
-        ends = _ends(tail, stops, len(vocabulary))
-        if ends.any():
+        if stops and (ends := _ends(tail, stops, len(vocabulary))).any():
             at = int(np.argmax(np.where(ends > 0, candidates, -np.inf)))
             if candidates[at] > (-np.inf if best is None else best.log_probability):
                 row = at // len(vocabulary)

@@ -43,6 +43,7 @@ from .sampler import (
     checked_stops,
     draw_pieces,
     draw_texts,
+    drawing_from,
 )
 from .scorer import log_probabilities, log_probabilities_by_blocks
 from .small_weights import SMALL_DTYPES
@@ -542,7 +543,8 @@ class CharLM(Settled):
         early stop string wins easily. Of equals the text that ended first wins, then the one whose
         beginning was likelier at the step before, then the lower id. Deterministic.
 
-        Raises ValueError as `sample` does, and for a beam outside 1 to 10,000.
+        Raises ValueError as `sample` does, and for a beam outside 1 to 10,000; MemoryError if there
+        is less memory than the candidates of a step take, beam times the size of the vocabulary.
         """
         request = self.request(length, prime, 1.0, None, None, stop, weight_dtype)
         return find_likeliest(self.rnn, self.vocabulary, request, integer("beam", beam, 1, 10_000))
@@ -557,7 +559,8 @@ class CharLM(Settled):
         """
         real("temperature", temperature, above=0)
         request = self.request(1, prime, temperature, None, None, None, weight_dtype)
-        return Walk(self.rnn, request, 0).shares()
+        with drawing_from(self.rnn):
+            return Walk(self.rnn, request, 0).shares()
 
     def save(self, path: StrPath, *, weight_dtype: str | None = None) -> None:
         """Writes a checkpoint (a safetensors file), replacing a file at path atomically.

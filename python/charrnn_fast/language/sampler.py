@@ -120,7 +120,7 @@ def draw_pieces(
     text = DrawnText(vocabulary, request.stops)
     if piece := text.begin(request.prime):
         yield piece
-    with _drawing_from(rnn):
+    with drawing_from(rnn):
         drawing = _Drawing(rnn, read_prime(rnn, request), [seed], request)
         for position in range(0, request.length, block):
             tokens = drawing.draw(min(block, request.length - position))
@@ -143,7 +143,7 @@ def draw_texts(
 
     done: is called with the number of tokens of every block; those of an ended text count too.
     """
-    with _drawing_from(rnn):
+    with drawing_from(rnn):
         first = read_prime(rnn, request)
         count = max(1, min(_STREAMS, _TOGETHER // max(1, request.length)))
         for begin in range(0, len(seeds), count):
@@ -152,7 +152,8 @@ def draw_texts(
 
 
 @contextmanager
-def _drawing_from(rnn: RNN) -> Iterator[None]:
+def drawing_from(rnn: RNN) -> Iterator[None]:
+    """At the end the network gives back the copies of its weights that drawing made."""
     network: Any = rnn.core
     try:
         yield
