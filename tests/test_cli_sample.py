@@ -314,6 +314,7 @@ def test_the_likeliest_text(model: CharLM, path: str, capsys: Capture) -> None:
         ("--beam=3", ["--top-k", "2"]),
         ("--beam=3", ["--top-p", "0.5"]),
         ("--beam=3", ["--repetition-penalty", "2"]),
+        ("--beam=3", ["--repetition-window", "5"]),
         ("--beam=3", ["--seed", "1"]),
         ("--beam=3", ["--num-samples", "2"]),
         ("--beam=3", ["--stream"]),
@@ -335,10 +336,10 @@ def test_modes_refuse_what_has_no_part_in_them(
 
 
 def chosen(
-    capsys: Capture, monkeypatch: pytest.MonkeyPatch, lines: str, *arguments: str
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, lines: str, *arguments: str, seed: int = 3
 ) -> tuple[str, str]:
     give(monkeypatch, lines.encode())
-    assert main(["sample", *arguments, "--choices", "--seed", "3"]) == 0
+    assert main(["sample", *arguments, "--choices", "--seed", str(seed)]) == 0
     out, err = capsys.readouterr()
     return out, err
 
@@ -383,6 +384,31 @@ def test_choices(
     assert out.startswith("the qui")
     assert len(out) == len("the qui?\n")
     assert "the text must have 4 characters or fewer" in err
+
+
+def test_an_interrupt_keeps_the_chosen_text(
+    model: CharLM, path: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Keyboard:
+        lines = iter(["=quick\n", "d3\n"])
+
+        def readline(self) -> str:
+            for line in self.lines:
+                return line
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin", Keyboard())
+    assert main(["sample", path, "--prime", "the ", "--choices"]) == 130
+    out, err = capsys.readouterr()
+    first, _, rest = err.partition("\n")
+    assert first.startswith("seed ")  # with which the text can be drawn again
+    assert rest.startswith("number: take that character")
+    monkeypatch.undo()
+    seed = int(first.removeprefix("seed "))
+    again, err = chosen(capsys, monkeypatch, "=quick\nd3\n", path, "--prime", "the ", seed=seed)
+    assert out == again
+    assert len(out) == len("the quick???\n")
+    assert "seed" not in err
 
 
 def test_choices_of_bytes(byte_path: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,6 +486,7 @@ def test_a_prime_of_a_byte_model_may_hold_anything(
         (["--stop", r"\uD800"], r"--stop: \uD800 stands for half a character; type the character"),
         (["--stream", "--json"], "--stream writes characters, --json whole texts"),
         (["--stream", "--temperatures", "1"], "--stream writes characters, --temperatures whole"),
+        (["--repetition-window", "5"], "--repetition-window needs a --repetition-penalty above 1"),
         (["--stop", ""], "--stop: must be one character or more, got ''"),
         (["--stop", "a", "--stop", "Q"], "--stop has the character 'Q' (U+0051) at position 0"),
         (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from ..language.model import CharLM
-from ..language.sampler import Request
+from ..language.sampler import Request, drawing_from
 from ..language.walk import Walk
 from ..storage import streams
 from ..text.vocabulary import StreamDecoder
@@ -22,9 +23,28 @@ _HELP = (
 )
 
 
-def choose(model: CharLM, request: Request, seed: int) -> str:
+class Chosen(NamedTuple):
+    """A text, and whether an interrupt (Ctrl-C) ended it."""
+
+    text: str
+    interrupted: bool
+
+
+def choose(model: CharLM, request: Request, seed: int) -> Chosen:
     """The text that the standard input chooses, a command a line. Bars and questions: stderr."""
-    walk = Walk(model.rnn, request, seed)
+    with drawing_from(model.rnn):
+        walk = Walk(model.rnn, request, seed)
+        interrupted = False
+        try:
+            _ask(model, request, walk)
+        except KeyboardInterrupt:
+            interrupted = True
+            _say("")
+        return Chosen(_text(model, request, walk), interrupted)
+
+
+def _ask(model: CharLM, request: Request, walk: Walk) -> None:
+    """Does what is read, line by line, until the text ends."""
     listed: list[int] = []
     _say(_HELP)
     while len(walk.ids) < request.length:
@@ -44,7 +64,6 @@ def choose(model: CharLM, request: Request, seed: int) -> str:
             listed = []
         except ValueError as error:
             _say(f"{error}")
-    return _text(model, request, walk)
 
 
 def _obey(line: str, model: CharLM, walk: Walk, listed: Sequence[int], length: int) -> bool:

@@ -28,6 +28,7 @@ from . import choices
 from .columns import side_by_side
 from .dynamic import add_dynamic, check_dynamic, learning_of
 from .parsing import (
+    INTERRUPTED,
     Commands,
     Parser,
     add_device,
@@ -160,7 +161,6 @@ def _add_drawing(parser: Parser) -> None:
     parser.add_argument(
         "--repetition-window",
         type=integer_option(1, LARGEST_WINDOW),
-        default=REPETITION_WINDOW,
         metavar="N",
         help=f"how many characters have the penalty (default: {REPETITION_WINDOW})",
     )
@@ -206,11 +206,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.beam is not None:
         _write_likeliest(model, requests[0], arguments.beam, arguments.json)
         return 0
-    if arguments.choices:
-        print(choices.choose(model, requests[0], seeds[0]), flush=True)
-        return 0
     if arguments.seed is None and len(seeds) == 1 and not arguments.json:
         print(f"seed {seeds[0]}", file=sys.stderr)
+    if arguments.choices:
+        text, cut = choices.choose(model, requests[0], seeds[0])
+        print(text, flush=True)
+        return INTERRUPTED if cut else 0
     if arguments.json:
         _write_json(model, requests, seeds, arguments.temperatures)
     elif arguments.temperatures:
@@ -225,12 +226,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_alone(arguments: argparse.Namespace) -> None:
-    """ValueError if an option has no part in what --beam or --choices does."""
+    """ValueError if an option has no part in what the others ask for."""
     drawing = {
         "--temperature": arguments.temperature != 1,
         "--top-k": arguments.top_k is not None,
         "--top-p": arguments.top_p is not None,
         "--repetition-penalty": arguments.repetition_penalty != 1,
+        "--repetition-window": arguments.repetition_window is not None,
         "--seed": arguments.seed is not None,
         "--choices": arguments.choices,
     }
@@ -249,9 +251,11 @@ def _check_alone(arguments: argparse.Namespace) -> None:
     elif arguments.choices:
         mode, others = "--choices asks for each character of one text", {**several, **written}
     else:
-        return
+        mode, others = "", {}
     if wrong := [flag for flag, given in others.items() if given]:
         raise ValueError(f"{mode} and does not take {', '.join(wrong)}: leave out one of them")
+    if arguments.repetition_window is not None and arguments.repetition_penalty == 1:
+        raise ValueError("--repetition-window needs a --repetition-penalty above 1")
 
 
 def _write_likeliest(model: CharLM, request: Request, beam: int, as_json: bool) -> None:
@@ -296,7 +300,7 @@ def _requests(arguments: argparse.Namespace, model: CharLM) -> list[Request]:
             arguments.stop,
             arguments.weight_dtype,
             arguments.repetition_penalty,
-            arguments.repetition_window,
+            arguments.repetition_window or REPETITION_WINDOW,
         )
         for temperature in arguments.temperatures or [arguments.temperature]
     ]
