@@ -154,6 +154,19 @@ def test_a_file_is_of_one_part(folder: Path) -> None:
     ):
         with pytest.raises(ValueError, match=r"is named for \w+ and for test; the parts"):
             Corpus.from_files(one, **named)  # type: ignore[arg-type]
+    for paths, named, message in (
+        (("text", "texts"), {"validation": "texts"}, "all files of texts are for validation; na"),
+        (
+            ("texts/*",),
+            {"validation": ["texts/text", "texts/last"], "test": "texts/other"},
+            r"all files of texts/\* are for validation and test; name others for training",
+        ),
+        (("none*",), {"validation": "texts"}, r"none\* matches no file"),
+        (("text",), {"validation": []}, "validation must name one file or more, got none"),
+        (("text",), {"test": ()}, "test must name one file or more, got none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Corpus.from_files(*paths, **named)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="standard input is named twice"):
         Corpus.from_files("-", test="-")
 
@@ -559,6 +572,7 @@ def test_the_demonstration_may_be_split(
             "--split must be left out with --validation, got 0.8,0.2",
         ),
         (["train", "text", "-o", "n", "--test", "text"], "text is named for text and for --test;"),
+        (["train", "c", "-o", "n", "--validation", "c"], "all files of c are for --validation; na"),
         (["train", "text", "-o", "n", "--test", "gone"], "gone: No such file"),
         (
             ["train", "text", "-o", "n", "--final-test", *SMALL],
@@ -575,6 +589,8 @@ def test_the_demonstration_may_be_split(
 )
 def test_what_is_refused(folder: Path, capsys: Capture, arguments: list[str], message: str) -> None:
     Path("m").touch()
+    Path("c").mkdir()
+    shutil.copy("text", "c/text")
     trainer_of(Corpus.from_text(TEXT)).save("plain")
     CharLM(Vocabulary.from_text("ab"), 2, 1).save("alone")
     assert message in refused(arguments, capsys)

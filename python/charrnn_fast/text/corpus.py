@@ -507,15 +507,22 @@ def find_parts(
     """The files of a text, and those of the parts that are texts of their own, by their names.
 
     Folders and patterns of paths leave the latter out. without: as in `find_files`. Raises
-    ValueError as `text_files.check` does, and if a file is named for two parts.
+    ValueError as `text_files.check` does, and if a part has no file or a file is named for two.
     """
-    others = {
-        name: find_files([part] if isinstance(part, (str, os.PathLike)) else part, without)
-        for name, part in own.items()
-        if part is not None
-    }
+    others = {}
+    for name, part in own.items():
+        if part is None:
+            continue
+        named = [part] if isinstance(part, (str, os.PathLike)) else part
+        if not named:
+            raise ValueError(f"{called(name)} must name one file or more, got none")
+        others[name] = find_files(named, without)
     kept = [file for part in others.values() for file in part]
-    files = find_files(paths, [*without, *kept])
+    try:
+        files = find_files(paths, [*without, *kept])
+    except ValueError:
+        _refuse_taken(paths, others, without)
+        raise
     parts = {"text": files, **others}
     text_files.check([file for part in parts.values() for file in part])
     found: dict[str, str] = {}
@@ -529,6 +536,20 @@ def find_parts(
                     f"a corpus must have texts of their own"
                 )
     return files, others
+
+
+def _refuse_taken(
+    paths: Sequence[StrPath], others: Mapping[str, Sequence[str]], without: Sequence[StrPath]
+) -> None:
+    """ValueError if a path has no files only because those of other parts are left out."""
+    for path in paths:
+        found = {os.path.realpath(file) for file in find_files([path], without)}
+        takers = [name for name, part in others.items() if found & set(map(os.path.realpath, part))]
+        if found <= {os.path.realpath(file) for name in takers for file in others[name]}:
+            raise ValueError(
+                f"all files of {os.fspath(path)} are for {' and '.join(map(called, takers))}; name "
+                f"others for training"
+            )
 
 
 def _blocks(
