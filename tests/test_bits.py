@@ -49,16 +49,18 @@ def test_a_product_in_parts_equals_a_whole_one(unit: str, regularized: bool) -> 
     """
     T, B, H = 2, 129, 530
     options: dict[str, Any] = {"recurrent_dropout": 0.2} if regularized else {}
-    masks = {"mask_seed": 7} if regularized else {}
+    masks: dict[str, Any] = {"mask_seed": 7} if regularized else {}
     net = cf.RNN(3, H, cell=unit, seed=1, **options)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((T, B, 3)).astype(np.float32)
     dy = rng.standard_normal((T, B, H)).astype(np.float32)
     net.forward(x, **masks)
     dx, dstate, _ = net.backward(dy)
+    assert dx is not None
     for few in [slice(0, 4)] if regularized else [slice(0, 4), slice(63, 66), slice(128, 129)]:
         net.forward(np.ascontiguousarray(x[:, few]), **masks)
         few_dx, few_dstate, _ = net.backward(np.ascontiguousarray(dy[:, few]))
+        assert few_dx is not None
         assert_same_bits("dx", dx[:, few], few_dx)
         for whole, part in zip(parts(dstate), parts(few_dstate), strict=True):
             assert_same_bits("dstate", whole[:, few], part)

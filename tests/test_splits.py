@@ -154,19 +154,20 @@ def test_a_file_is_of_one_part(folder: Path) -> None:
     ):
         with pytest.raises(ValueError, match=r"is named for \w+ and for test; the parts"):
             Corpus.from_files(one, **named)  # type: ignore[arg-type]
-    for paths, named, message in (
-        (("text", "texts"), {"validation": "texts"}, "all files of texts are for validation; na"),
+    impossible: list[tuple[list[str], dict[str, Any], str]] = [
+        (["text", "texts"], {"validation": "texts"}, "all files of texts are for validation; na"),
         (
-            ("texts/*",),
+            ["texts/*"],
             {"validation": ["texts/text", "texts/last"], "test": "texts/other"},
             r"all files of texts/\* are for validation and test; name others for training",
         ),
-        (("none*",), {"validation": "texts"}, r"none\* matches no file"),
-        (("text",), {"validation": []}, "validation must name one file or more, got none"),
-        (("text",), {"test": ()}, "test must name one file or more, got none"),
-    ):
+        (["none*"], {"validation": "texts"}, r"none\* matches no file"),
+        (["text"], {"validation": []}, "validation must name one file or more, got none"),
+        (["text"], {"test": ()}, "test must name one file or more, got none"),
+    ]
+    for paths, parts, message in impossible:
         with pytest.raises(ValueError, match=message):
-            Corpus.from_files(*paths, **named)  # type: ignore[arg-type]
+            Corpus.from_files(*paths, **parts)
     with pytest.raises(ValueError, match="standard input is named twice"):
         Corpus.from_files("-", test="-")
 
