@@ -482,7 +482,9 @@ def test_a_text_that_has_moved_is_found_again(
     loss = nats(capsys, "two/runs/m.safetensors", "--test")
     assert loss == CharLM.load("two/runs/m.safetensors").evaluate(TEXT[792:])
     assert main(["train", "-o", "two/runs/m.safetensors", "--resume", "--epochs", "2"]) == 0
-    assert '"step": 10' in Path("two/data/log.jsonl").read_text()
+    # logs are looked for beside the checkpoint alone; there this one is begun
+    assert '"step": 10' not in Path("two/data/log.jsonl").read_text()
+    assert '"step": 10' in Path("two/runs/log.jsonl").read_text()
     assert not Path("data").exists()
     shutil.move("two/data/text", "two/runs/text")  # beside the model
     capsys.readouterr()
@@ -533,6 +535,44 @@ def test_statistics_for_the_test_are_read_as_the_training(folder: Path, capsys: 
     flags = ["--dynamic", "0.01,0.1", "--dynamic-statistics", "text"]
     loss = nats(capsys, "m", "--test", *flags)
     assert loss == CharLM.load("m").evaluate(TEXT[792:], dynamic=dynamic)
+
+
+def test_the_log_of_another_training_stays(
+    folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log of a moved training is not looked for above its folder, nor is any other taken."""
+    (folder / "p").mkdir()
+    train = ["train", "text", *SMALL, "--log", "train.jsonl"]
+    assert main([*train, "-o", "other.safetensors", "--steps", "30"]) == 0
+    monkeypatch.chdir(folder / "p")
+    shutil.copy("../text", "text")
+    assert main([*train, "-o", "m.safetensors", "--steps", "4"]) == 0
+    (folder / "q").mkdir()
+    for name in ("m.safetensors", "text"):
+        shutil.copy(name, folder / "q" / name)
+    monkeypatch.chdir(folder / "q")
+    logs = [folder / "train.jsonl", folder / "p/train.jsonl"]
+    before = [file.read_bytes() for file in logs]
+    resume = ["train", "--resume", "--steps", "6", "-o"]
+    assert main([*resume, "m.safetensors"]) == 0
+    assert [file.read_bytes() for file in logs] == before
+    entries = [json.loads(line) for line in Path("train.jsonl").read_text().splitlines()]
+    assert [entry["type"] for entry in entries[:2]] == ["start", "resume"]
+    # it goes on with that one, from elsewhere as well, where its name is another's log
+    monkeypatch.chdir(folder)
+    assert main(["train", "--resume", "--steps", "8", "-o", "q/m.safetensors"]) == 0
+    assert [file.read_bytes() for file in logs] == before
+    assert '"step": 8' in Path("q/train.jsonl").read_text()
+    # another one's has the name beside it: then its usual name, then none
+    shutil.copy("train.jsonl", "q/train.jsonl")
+    assert main(["train", "--resume", "--steps", "9", "-o", "q/m.safetensors"]) == 0
+    assert Path("q/train.jsonl").read_bytes() == before[0]
+    assert '"step": 9' in Path("q/m.jsonl").read_text()
+    shutil.copy("train.jsonl", "q/m.jsonl")
+    assert main(["train", "--resume", "--steps", "10", "-o", "q/m.safetensors"]) == 2
+    error = capsys.readouterr().err
+    assert "q/m.jsonl is not the log of the training in q/m.safetensors; --log names" in error
+    assert Path("q/m.jsonl").read_bytes() == before[0]
 
 
 def test_a_python_training_is_tested_on_a_named_text(folder: Path, capsys: Capture) -> None:

@@ -19,9 +19,20 @@ from ..text import demo
 from ..text.corpus import Corpus, find_parts, identity_of, read_part
 from ..text.files import UTF8, names
 from ..text.vocabulary import Vocabulary
+from ..training import log
 from ..training.resume import best_path, check_corpus, check_own_text, kept_paths, trained_path
 from . import options
 from .parsing import unescaped
+
+
+class Origin(NamedTuple):
+    """A checkpoint that a training resumes or starts from."""
+
+    path: str
+    model: CharLM  # for its weights: it computes in float32, which every machine can
+    compute_dtype: str
+    values: options.Values  # the settings that it was trained with
+    training: Mapping[str, Any]  # as the checkpoint has it; empty without one
 
 
 class Files(NamedTuple):
@@ -80,9 +91,26 @@ def found_again(paths: Sequence[str], model: str) -> list[str]:
     return [_found_again(path, model) for path in paths]
 
 
-def log_again(path: str, model: str) -> str:
-    """As `found_again`, of a log that the checkpoint names; as named, if it is nowhere."""
-    return path if atomic_file.is_standard_error(path) else _found_again(path, model)
+def log_again(path: str, origin: Origin) -> str:
+    """The log that a checkpoint names, where it is now: as named, or beside the checkpoint.
+
+    Only a log that fits the training is gone on with, since its lines after the checkpoint's step
+    are removed. Else one is begun beside the checkpoint. Raises ValueError if another training's
+    has all names there.
+    """
+    if atomic_file.is_standard_error(path):
+        return path
+    beside = os.path.join(os.path.dirname(origin.path), os.path.basename(path))
+    ours = (beside, default_log(origin.path))
+    for name in (path, *ours):
+        if log.is_of(name, origin.model, origin.training):
+            return name
+    for name in ours:
+        if not os.path.lexists(name):
+            return name
+    raise ValueError(
+        f"{beside} is not the log of the training in {origin.path}; --log names another file"
+    )
 
 
 def _found_again(path: str, model: str) -> str:

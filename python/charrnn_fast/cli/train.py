@@ -91,10 +91,8 @@ def _run(arguments: argparse.Namespace, given: options.Values, group: Group) -> 
     with checked_output(arguments, group, demo=bool(given.get("demo"))):
         origin = origin_of(arguments, given, group)
         values = resumed(origin, given) if arguments.resume and origin else given
-        if arguments.resume:
-            for name in ("log", "tensorboard"):
-                if values.get(name) and not given.get(name):
-                    values[name] = log_again(values[name], arguments.output)
+        if arguments.resume and origin and values.get("log") and not given.get("log"):
+            values["log"] = log_again(values["log"], origin)
         log_path = values.get("log") or (arguments.output and default_log(arguments.output))
         files = files_of(arguments, values, given, log_path)
         check_readers(files.all, group)

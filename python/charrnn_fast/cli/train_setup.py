@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, NamedTuple
 
 from .._checks import calling
 from ..language.model import CharLM
@@ -18,7 +17,7 @@ from ..training.resume import check_corpus
 from ..training.schedules import Constant, Cosine, Decay, Linear, Plateau, Schedule
 from ..training.trainer import Trainer
 from . import options
-from .texts import Files, read_corpus
+from .texts import Files, Origin, read_corpus
 
 _EPOCHS = 20
 
@@ -42,16 +41,6 @@ _INSTEAD = {
     "validation": ["split"],
 }
 _TEST_SHARES = 3
-
-
-class Origin(NamedTuple):
-    """A checkpoint that a training resumes or starts from."""
-
-    path: str
-    model: CharLM  # for its weights: it computes in float32, which every machine can
-    compute_dtype: str
-    values: options.Values  # the settings that it was trained with
-    corpus: dict[str, Any] | None  # identifies its text
 
 
 def resumed(origin: Origin, given: options.Values) -> options.Values:
@@ -98,7 +87,7 @@ def origin_of(arguments: argparse.Namespace, given: options.Values, group: Group
         )
     if given.get("bytes") and model.vocabulary.kind != "bytes":
         raise ValueError(f"--bytes is given, but {path} was trained on characters")
-    return Origin(path, model, compute_dtype, values, training.get("corpus"))
+    return Origin(path, model, compute_dtype, values, training)
 
 
 def corpus_of(
@@ -114,8 +103,9 @@ def corpus_of(
     min_count = 1 if arguments.resume else values.get("min_count", 1)
     extend = arguments.extend_vocabulary and not arguments.resume
     corpus = read_corpus(files, values, vocabulary, min_count, extend_vocabulary=extend)
-    if arguments.resume and origin is not None and origin.corpus is not None:
-        check_corpus(origin.path, corpus, origin.corpus, files.advice)
+    known = origin.training.get("corpus") if arguments.resume and origin else None
+    if origin is not None and known is not None:
+        check_corpus(origin.path, corpus, known, files.advice)
     return corpus
 
 

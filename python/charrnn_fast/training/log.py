@@ -28,7 +28,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any
 
@@ -37,8 +37,10 @@ from ..runtime import build_info
 from ..storage import atomic_file, input_files, schema
 from .callbacks import Callback, Evaluation, Update
 from .clock import speed
+from .resume import REGULARIZATION
 
 if TYPE_CHECKING:
+    from ..language.model import CharLM
     from .trainer import Trainer
 
 _LINE_LIMIT = 1 << 28  # bytes: a text of many characters is drawn at an evaluation
@@ -359,6 +361,46 @@ def is_worth_keeping(path: StrPath) -> bool:
     if atomic_file.is_standard_error(path) or not os.path.exists(path):
         return False
     return not all(map(_came_to_nothing, _trainings(path)))
+
+
+def is_of(path: StrPath, model: CharLM, training: Mapping[str, Any]) -> bool:
+    """Whether path is the log of the training in a checkpoint, as far as its entries tell.
+
+    model: with the shape of the one in the checkpoint; a resumed training may have another
+    regularization. training: as the checkpoint has it. Up to its step the log must have the
+    evaluations of its history, but for the last, after which a disk may have been full.
+    """
+    if not os.path.isfile(path):
+        return False
+    try:
+        entries = _trainings(path)[0]
+    except ValueError:
+        return False
+    if not entries or entries[0]["type"] != "start":
+        return False
+    start, corpus = entries[0], training["corpus"]
+    facts = {
+        "vocabulary": len(model.vocabulary),
+        "unit": model.vocabulary.unit,
+        "text": None if corpus is None else corpus["length"],
+    }
+    may_change = (*REGULARIZATION, "compute_dtype")
+    shape = {n: v for n, v in model.settings().items() if n not in may_change}
+    shape["num_parameters"] = model.num_parameters
+    known = start.get("model")
+    if not isinstance(known, dict) or any(start.get(n) != v for n, v in facts.items()):
+        return False
+    if any(known[n] != v for n, v in shape.items() if n in known):  # older logs have fewer
+        return False
+    begun = entries[1]["step"] if len(entries) > 1 and entries[1]["type"] == "resume" else 0
+    history = [(e.step, e.validation_loss) for e in map(Evaluation._make, training["history"])]
+    last = training["num_steps"] - training["evaluation_due"]  # a due one comes again
+    logged = {
+        (entry["step"], entry["validation_loss"])
+        for entry in entries
+        if entry["type"] == "evaluation" and entry["step"] <= last
+    }
+    return logged <= set(history) and logged >= {e for e in history[:-1] if e[0] > begun}
 
 
 def _came_to_nothing(entries: list[dict[str, Any]]) -> bool:
