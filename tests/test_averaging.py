@@ -231,6 +231,19 @@ def test_another_average_begins_on_resuming(corpus: Corpus, tmp_path: Path) -> N
         Trainer.resume(path, corpus, average="tail:0.5")
 
 
+def test_the_best_checkpoint_holds_what_was_evaluated(corpus: Corpus, tmp_path: Path) -> None:
+    """Also where it is written later, and another tail begins."""
+    make(corpus, average="tail:0.5", checkpoint_path=tmp_path / "m").fit(steps=6, progress=False)
+    trainer = Trainer.resume(tmp_path / "m", corpus, checkpoint_path=tmp_path / "n")
+    loss, model = trainer.history[-1].validation_loss, trainer.averaged()
+    trainer.optimizer.lr = 50  # what follows is worse
+    trainer.fit(steps=6, progress=False)
+    assert trainer.best == trainer.history[0]
+    best = CharLM.load(best_path(tmp_path / "n"))
+    assert weights(best) == weights(model)
+    assert best.evaluate_ids(corpus.validation) == loss
+
+
 # ---- refusals ----
 
 

@@ -467,6 +467,44 @@ def test_the_best_weights_are_tested(folder: Path, capsys: Capture) -> None:
     assert f"test loss: {loss:.4f} nats" in out and f"after {trainer.best.step} steps" in out
 
 
+def test_no_other_weights_are_tested(folder: Path, capsys: Capture) -> None:
+    """After going back to a kept checkpoint the best one is of a part that was given up."""
+    train = ["train", "text", "-o", "m", "--split", "0.8,0.1,0.1", *SMALL, "--evaluate-every", "1"]
+    assert main([*train, "--learning-rate", "5e-3", "--keep-every", "2", "--steps", "6"]) == 0
+    assert Trainer.resume("m.best").num_steps == 6
+    given_up = Path("m.best").read_bytes()
+    for step in (2, 4):
+        shutil.copy(f"m.step-0000000{step}", "m")
+    resume = ["train", "-o", "m", "--resume"]
+    # at this rate it gets worse, and the best one is that it goes back to
+    assert main([*resume, "--learning-rate", "9", "--steps", "5", "--final-test"]) == 0
+    out, err = capsys.readouterr()
+    loss = CharLM.load("m.step-00000004").evaluate(TEXT[792:])
+    assert f"test loss: {loss:.4f} nats" in out and "after 4 steps" in out
+    assert Path("m.best").read_bytes() == Path("m.step-00000004").read_bytes()
+    # that of an earlier step: from the kept one
+    Path("m.best").write_bytes(given_up)
+    assert main(resume) == 0
+    assert f"test loss: {loss:.4f} nats" in capsys.readouterr().out
+    assert main([*resume, "--steps", "6"]) == 0
+    assert f"test loss: {loss:.4f} nats" in capsys.readouterr().out
+    assert Path("m.best").read_bytes() == Path("m.step-00000004").read_bytes()
+    # nowhere
+    Path("m.step-00000004").unlink()
+    Path("m.best").write_bytes(given_up)
+    for more, told in (([], []), (["--steps", "7"], ["; --final-test needs it, or a new best"])):
+        assert main([*resume, *more]) == 0
+        out, err = capsys.readouterr()
+        assert "test loss" not in out
+        gone = "m.best, the checkpoint of the best evaluation (step 4), is gone"
+        for message in [*told, "; charrnn-fast eval m --test measures the last weights"]:
+            assert gone + message in err
+        assert ("m.best is removed: it is not" in err) == bool(more)
+    assert not Path("m.best").exists()
+    assert main([*resume, "--steps", "8"]) == 0  # missing
+    assert "test loss" not in capsys.readouterr().out
+
+
 def test_a_text_that_has_moved_is_found_again(
     folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -619,6 +657,15 @@ def test_the_demonstration_may_be_split(
             ["train", "text", "-o", "n", "--final-test", *SMALL],
             "--final-test must have a test part: --sp",
         ),
+        (
+            ["train", "absent", "-o", "n", "--final-test"],
+            "--final-test must have a test part: --sp",
+        ),
+        (
+            ["train", "--demo", "--split", "0.8,0.1,0.1", "--final-test"],
+            "--final-test measures the best checkpoint, which is beside the one that -o names; -o",
+        ),
+        (["train", "--demo", "--keep-every", "9"], "--keep-every keeps checkpoints beside the one"),
         (["train", "--demo", "--test", "other"], "--demo brings its own text; leave out either "),
         (["train", "text", "-o", "n", "--test", "m"], "text is empty: m"),
         (["eval", "plain", "--test"], "plain was trained without a test part: train --split 0.8"),

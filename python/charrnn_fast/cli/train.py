@@ -19,8 +19,8 @@ from .parsing import (
     path_option,
 )
 from .texts import default_log, log_again
-from .train_files import check_logs, check_readers, checked_output, files_of
-from .train_report import conclude, describe, ending, final_test, interrupted
+from .train_files import check_logs, check_needed, check_readers, checked_output, files_of
+from .train_report import check_best, conclude, describe, ending, final_test, interrupted
 from .train_setup import corpus_of, origin_of, resumed, trainer_of
 
 
@@ -93,6 +93,7 @@ def _run(arguments: argparse.Namespace, given: options.Values, group: Group) -> 
         values = resumed(origin, given) if arguments.resume and origin else given
         if arguments.resume and origin and values.get("log") and not given.get("log"):
             values["log"] = log_again(values["log"], origin)
+        check_needed(arguments, values)
         log_path = values.get("log") or (arguments.output and default_log(arguments.output))
         files = files_of(arguments, values, given, log_path)
         check_readers(files.all, group)
@@ -100,11 +101,6 @@ def _run(arguments: argparse.Namespace, given: options.Values, group: Group) -> 
             check_logs(arguments, values, log_path)
         corpus = corpus_of(arguments, files, values, origin)
         trainer, steps = trainer_of(arguments, corpus, values, given, origin, log_path, group)
-        if values.get("final_test") and corpus.test is None:
-            raise ValueError(
-                "--final-test must have a test part: --split 0.8,0.1,0.1 keeps one, --test FILE "
-                "names one"
-            )
         begun = trainer.num_steps
         streams.output(sys.stdout).goes_on = True  # the model matters more than the printed lines
         extends = arguments.extend_vocabulary and not arguments.resume
@@ -115,6 +111,8 @@ def _run(arguments: argparse.Namespace, given: options.Values, group: Group) -> 
         if values.get("final_test") and group.rank == 0:
             final_test(arguments, trainer)
         return 0
+    if values.get("final_test") and group.rank == 0:
+        check_best(arguments, trainer)
     try:
         trainer.fit(steps=max(steps - begun, 0))
     except KeyboardInterrupt:

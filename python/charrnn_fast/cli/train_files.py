@@ -67,6 +67,26 @@ def _is_there(path: str) -> bool:
     return os.path.exists(path) and os.path.getsize(path) > 0
 
 
+def check_needed(arguments: argparse.Namespace, values: options.Values) -> None:
+    """Refuses settings of a training that need another one, which is missing."""
+    if values.get("keep_every") and arguments.output is None:
+        raise ValueError(
+            "--keep-every keeps checkpoints beside the one that -o names; -o is missing"
+        )
+    if not values.get("final_test"):
+        return
+    if not values.get("test") and len(values.get("split") or ()) < 3:
+        raise ValueError(
+            "--final-test must have a test part: --split 0.8,0.1,0.1 keeps one, --test FILE names "
+            "one"
+        )
+    if arguments.output is None:
+        raise ValueError(
+            "--final-test measures the best checkpoint, which is beside the one that -o names; -o "
+            "is missing"
+        )
+
+
 def check_logs(arguments: argparse.Namespace, values: options.Values, log_path: str | None) -> None:
     """Refuses, before any work, logs and a best checkpoint that would overwrite something."""
     output: str | None = arguments.output

@@ -14,7 +14,8 @@ from ..runtime import get_num_threads
 from ..text import demo
 from ..text.corpus import Corpus
 from ..text.vocabulary import Vocabulary
-from ..training.resume import best_path
+from ..training.callbacks import Evaluation
+from ..training.resume import best_path, found_best
 from ..training.trainer import Trainer
 from . import show
 from .parsing import FAILED
@@ -101,15 +102,38 @@ def _others(corpus: Corpus) -> str:
     return f"{validation} for validation, {which} {len(corpus.test):,} for the test"
 
 
+def check_best(arguments: argparse.Namespace, trainer: Trainer) -> None:
+    """Warns, before a training, that --final-test will have no weights unless it finds better."""
+    best = trainer.best
+    if best is None or best.step == trainer.num_steps or found_best(arguments.output, best):
+        return
+    show.warn(f"{_gone(arguments.output, best)}; --final-test needs it, or a new best evaluation")
+
+
+def _gone(output: str, best: Evaluation) -> str:
+    return (
+        f"{best_path(output)}, the checkpoint of the best evaluation (step {best.step:,}), is gone"
+    )
+
+
 def final_test(arguments: argparse.Namespace, trainer: Trainer) -> None:
-    """Prints the test loss of the weights with the lowest validation loss."""
+    """Prints the test loss of the weights with the lowest validation loss; warns if those are
+    gone.
+    """
     model, best, corpus = trainer.averaged(), trainer.best, trainer.corpus
     assert corpus is not None and corpus.test is not None
     step = trainer.num_steps
-    if best is not None and best.step != step and arguments.output:
-        path = best_path(arguments.output)
-        model = CharLM.load(path, device=trainer.device, compute_dtype=model.rnn.compute_dtype)
-        step = best.step
+    if best is not None:
+        path = found_best(arguments.output, best)
+        if path is not None:
+            model = CharLM.load(path, device=trainer.device, compute_dtype=model.rnn.compute_dtype)
+            step = best.step
+        elif best.step != step:
+            show.warn(
+                f"{_gone(arguments.output, best)}; charrnn-fast eval "
+                f"{shlex.quote(arguments.output)} --test measures the last weights"
+            )
+            return
     loss = model.evaluate_ids(corpus.test, corpus.test_starts)
     print(f"test loss: {show.losses(loss, model.vocabulary)}, after {step:,} steps", flush=True)
 

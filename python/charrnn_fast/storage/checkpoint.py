@@ -82,6 +82,21 @@ def read(path: StrPath) -> tuple[dict[str, NDArray[Any]], Config]:
     return tensors, config
 
 
+def read_config(path: StrPath) -> Config:
+    """The configuration alone, without the tensors and thus without the checksum verified.
+
+    Raises as `read` does for what is no checkpoint.
+    """
+    with input_files.open_input(path) as file:
+        _, header = _header(path, *_beginning(file))
+    name = os.fspath(path)
+    _check_format(name, header)
+    config = header.get("config")
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{name} is damaged: it has no configuration")
+    return config
+
+
 def check_writable(path: StrPath) -> None:
     """Raises OSError if a checkpoint cannot, or should not, be written to path.
 

@@ -166,11 +166,22 @@ def check(config: checkpoint.Config) -> None:
 def read(path: StrPath) -> tuple[dict[str, Any], checkpoint.Config]:
     """As `checkpoint.read`, and checks the configuration."""
     tensors, config = checkpoint.read(path)
+    _check(path, config)
+    return tensors, config
+
+
+def _check(path: StrPath, config: checkpoint.Config) -> None:
     try:
         check(config)
     except (ValueError, TypeError) as error:
         raise checkpoint.CheckpointError(f"{os.fspath(path)}: {error}") from None
-    return tensors, config
+
+
+def read_alone(path: StrPath) -> checkpoint.Config:
+    """As `checkpoint.read_config`, and checks the configuration."""
+    config = checkpoint.read_config(path)
+    _check(path, config)
+    return config
 
 
 def write(path: StrPath, tensors: checkpoint.Tensors, config: checkpoint.Config) -> None:

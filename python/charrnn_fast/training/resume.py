@@ -17,6 +17,7 @@ from ..registry import DROPOUT_RATES
 from ..storage import atomic_file, checkpoint, configuration
 from ..text.corpus import OWN_PARTS, USUAL_SPLIT, Corpus, shown_split
 from .averaging import Average
+from .callbacks import Evaluation
 from .distributed import Group
 from .schedules import from_config
 
@@ -291,6 +292,28 @@ def kept_paths(path: StrPath) -> dict[int, str]:
         if match := name.fullmatch(file):
             found[int(match[1])] = os.path.join(folder, file)
     return dict(sorted(found.items()))
+
+
+def found_best(path: StrPath, best: Evaluation) -> str | None:
+    """The checkpoint of the best evaluation of the training that saves to path, of those that it
+    may have written after this step; None: there is none.
+
+    Another training's, or one of a part that was given up for a kept checkpoint, is not taken.
+    """
+    names = (best_path(path), kept_path(path, best.step), os.fspath(path))
+    return next((name for name in names if _ends_with(name, best)), None)
+
+
+def _ends_with(path: str, evaluation: Evaluation) -> bool:
+    """Whether path is a checkpoint of this evaluation, as far as its configuration tells."""
+    try:
+        training = configuration.read_alone(path).get("training")
+    except (FileNotFoundError, checkpoint.CheckpointError):
+        return False
+    if training is None or training["num_steps"] != evaluation.step or not training["history"]:
+        return False
+    last = Evaluation(*training["history"][-1])  # its train_loss may be NaN
+    return (last.step, last.validation_loss) == (evaluation.step, evaluation.validation_loss)
 
 
 def check_checkpoints(path: StrPath, *, keeps: bool = False) -> None:

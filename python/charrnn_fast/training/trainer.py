@@ -49,6 +49,7 @@ from .resume import (
     check_checkpoints,
     check_vocabulary,
     errors_name,
+    found_best,
     kept_path,
     kept_paths,
     locked,
@@ -511,10 +512,10 @@ class Trainer(Settled):
         self._stopping, self.seconds = self.is_stale(), 0.0
         begun, everyone = self._num_steps, (*callbacks, *shown)
         self._check_room(last)
-        if self._average is not None:
-            self._average.plan(last, self._num_steps)
         try:
-            self._keep_best()
+            self._keep_best()  # before an average that was evaluated begins anew
+            if self._average is not None:
+                self._average.plan(last, self._num_steps)
             with (
                 self._watched(everyone, last - self._num_steps),
                 interrupts.deferred() as received,
@@ -995,12 +996,19 @@ class Trainer(Settled):
             self._tell(callbacks, "saved", path)
 
     def _keep_best(self) -> None:
-        """Writes the best checkpoint if it is missing, as beside a copied one."""
+        """Writes the best checkpoint if it is missing, as beside a copied one, or is another's, as
+        of a part of the training that was given up.
+        """
         path, best = self._checkpoint_path, self.best
-        if path is None or best is None or best.step != self._num_steps:
+        if path is None or best is None:
             return
-        if self._group.on_first(lambda: not os.path.exists(best_path(path))):
+        found = self._group.on_first(lambda: found_best(path, best))
+        if found is not None:
+            self._group.on_first(lambda: _copy(found, best_path(path)))
+        elif best.step == self._num_steps:
             self.save(best_path(path))
+        else:
+            self._group.on_first(lambda: _remove_best(path, best))
 
     def _note_saved(self, path: StrPath) -> None:
         """Notes that the checkpoint at path has the current step."""
@@ -1112,6 +1120,23 @@ def _facts(corpus: Corpus) -> dict[str, object]:
         "split": shown_split(corpus.split),
         **{name: corpus.own_identity(name) for name in OWN_PARTS},
     }
+
+
+def _copy(path: str, to: str) -> None:
+    """Copies a checkpoint."""
+    if path != to:
+        checkpoint.write(to, *checkpoint.read(path))
+
+
+def _remove_best(path: str, best: Evaluation) -> None:
+    """Removes another best checkpoint where that of the best evaluation is gone."""
+    file = best_path(path)
+    if os.path.exists(file):
+        checkpoint.remove(file)
+        warn(
+            f"{file} is removed: it is not the checkpoint of the best evaluation, after step "
+            f"{best.step:,}, which is gone"
+        )
 
 
 def _bound(name: str, value: float | None) -> float:
