@@ -100,7 +100,7 @@ def log_again(path: str, origin: Origin) -> str:
     """
     if atomic_file.is_standard_error(path):
         return path
-    beside = os.path.join(os.path.dirname(origin.path), os.path.basename(path))
+    beside = _beside(path, origin.path)
     ours = (beside, default_log(origin.path))
     for name in (path, *ours):
         if log.is_of(name, origin.model, origin.training):
@@ -111,6 +111,10 @@ def log_again(path: str, origin: Origin) -> str:
     raise ValueError(
         f"{beside} is not the log of the training in {origin.path}; --log names another file"
     )
+
+
+def _beside(path: str, model: str) -> str:
+    return os.path.join(os.path.dirname(model), os.path.basename(path))
 
 
 def _found_again(path: str, model: str) -> str:
@@ -181,8 +185,10 @@ def test_of(
         raise ValueError(f"{path} does not name its text; name it: {command}")
     if not texts:
         check_again(named, path, command)
-    output, log = trained_path(path), values.get("log")
-    written = outputs_of(output, log_again(log, path) if log else default_log(output))
+    output, written_log = trained_path(path), values.get("log")
+    written = outputs_of(output, default_log(output))
+    if written_log and not atomic_file.is_standard_error(written_log):
+        written += [written_log, _beside(written_log, path)]
     encoding = encoding or values.get("encoding", UTF8)
     allow_unknown = allow_unknown or values.get("allow_unknown", False)
     try:
