@@ -158,6 +158,16 @@ def test_memory_is_asked_for_before_it_is_taken(
         model.beam_search(5, beam=10_000, stop=stops)
 
 
+def test_c_plus_plus_refuses_too_many_candidates(tmp_path: Any) -> None:
+    letters = "".join(map(chr, range(0x10000, 0x10000 + 30_000)))
+    CharLM(Vocabulary.from_text(letters), 2, 1).save(tmp_path / "model")
+    model = _core.LanguageModel.load(str(tmp_path / "model"))
+    message = "268435456 candidates or fewer, got 10000 beginnings of 30000 symbols; take a smaller"
+    with pytest.raises(ValueError, match=message):
+        model.beam_search(_core.TextOptions(9), 10_000)
+    model.beam_search(_core.TextOptions(1), 10_000)  # of a single beginning
+
+
 def test_bytes_and_empty_texts() -> None:
     model = make(vocabulary=Vocabulary.from_bytes())
     text, nats = model.beam_search(6, "é", 4)

@@ -444,7 +444,8 @@ CHARRNN_API charrnn_status charrnn_text_stream_next(charrnn_text_stream* stream,
 /* The likeliest text that beam search finds, keeping `beam` beginnings (1 to 10,000); text
  * [capacity] ends with a 0, *bytes is its length without that, *log_probability that of the
  * characters behind the prime in nats, the stop string included that ended it; both may be NULL.
- * Options but length, prime, stop and weights must have their defaults. */
+ * Options but length, prime, stop and weights must have their defaults. The beam times the size of
+ * the vocabulary is 2^28 at most. */
 CHARRNN_API charrnn_status charrnn_language_model_beam_search(const charrnn_language_model* model,
                                                               const charrnn_text_options* options,
                                                               int64_t beam, char* text,

@@ -114,7 +114,8 @@ class LanguageModel {
   // the symbols behind prime, and of the stop string that ends the text; texts of different lengths
   // compete by it. Of equals the text that ended first wins, then the one whose beginning was
   // likelier at the step before, then the lower id. Options other than length, prime, stop and
-  // weights must have their defaults. Throws std::invalid_argument as `sample`.
+  // weights must have their defaults. Throws std::invalid_argument as `sample`, and if a step has
+  // more than 2^28 candidates: the beam times the size of the vocabulary.
   Likeliest beam_search(const TextOptions& options, Index beam) const;
   // The probability of each symbol to come next behind prime: [V], by id, of the sum 1.
   std::vector<double> next_probabilities(const std::string& prime,

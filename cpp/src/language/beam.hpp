@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "errors.hpp"
 #include "language/drawing.hpp"
 
 namespace charrnn_fast {
@@ -15,6 +16,20 @@ struct LikeliestTokens {
   std::vector<Token> tokens;
   double log_probability;
 };
+
+// Of one step: some 40 bytes each, 11 GB.
+inline constexpr Index most_candidates = Index{1} << 28;
+
+// Throws std::invalid_argument if a step of the search has too many candidates. There are no more
+// beginnings than texts.
+inline void check_candidates(Index beam, Index length, Index vocabulary) {
+  Index beginnings = 1;
+  for (Index step = 1; step < length && beginnings < beam && vocabulary > 1; ++step)
+    beginnings = std::min(beam, beginnings * vocabulary);
+  require(beginnings <= most_candidates / vocabulary, "a step of a beam search must have ",
+          most_candidates, " candidates or fewer, got ", beginnings, " beginnings of ", vocabulary,
+          " symbols; take a smaller beam");
+}
 
 // The length of the longest stop string that `token` completes behind the row's tail, else 0.
 inline std::size_t completed(const std::vector<std::vector<Token>>& stops,

@@ -378,6 +378,7 @@ Likeliest LanguageModel::beam_search(const TextOptions& options, Index beam) con
           "temperature, top_k, top_p and repetition_penalty of a beam search must have their "
           "defaults, got others");
   const Request request = checked(options, vocabulary(), state_->checked(options.weights));
+  check_candidates(beam, request.length, vocabulary().size());
   std::vector<std::vector<Token>> stops;
   for (const std::string& stop : request.stops) stops.push_back(vocabulary().encode(stop));
   const LikeliestTokens found = std::visit(
