@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import string
+import time
 from collections import Counter
 from typing import Any
 
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 
 import charrnn_fast as cf
 from charrnn_fast import CharLM, Vocabulary, _core, reference
-from charrnn_fast.language.sampler import DrawnText
+from charrnn_fast.language.sampler import DrawnText, _beginning_of_stop
 from charrnn_fast.language.small_weights import rounded_to_bfloat16, rounded_to_int8
 from marks import slow_but
 from tolerances import assert_same_bits
@@ -551,3 +554,23 @@ def test_a_recent_token_outside_the_vocabulary_is_refused() -> None:
             2.0,
             recent,
         )
+
+
+def test_the_beginning_of_a_stop_string() -> None:
+    """All texts of up to 6 characters of two, against the definition."""
+    words = ["".join(w) for n in range(7) for w in itertools.product("ab", repeat=n)]
+    several = [("a",), ("ab",), ("aab", "ba"), ("abab", "bbbbb"), ("aabaab", "abb"), ()]
+    for stops in several:
+        begun = {stop[:n] for stop in stops for n in range(1, len(stop))}
+        for text in words:
+            longest = max((len(b) for b in begun if text.endswith(b)), default=0)
+            assert _beginning_of_stop(text, stops) == longest, (text, stops)
+
+
+def test_long_stop_strings_take_no_time() -> None:
+    """Those of which nothing was drawn; a server asks this at every block of every text."""
+    stops = tuple(letter * 1000 for letter in string.ascii_lowercase[:16])
+    begin = time.perf_counter()
+    for _ in range(1000):
+        assert _beginning_of_stop("0" * 1000, stops) == 0
+    assert time.perf_counter() - begin < 0.5  # some 3 ms; a thousand times 16 slices took seconds

@@ -222,13 +222,16 @@ class DrawnText:
 
 def _beginning_of_stop(text: str, stops: tuple[str, ...]) -> int:
     """How many characters at the end of text may be the beginning of a stop string."""
-    possible = (
-        n
-        for stop in stops
-        for n in range(1, min(len(stop), len(text) + 1))
-        if text.endswith(stop[:n])
-    )
-    return max(possible, default=0)
+    if not text:
+        return 0
+    longest = 0
+    for stop in stops:
+        # Only where the last character fits, which str.rfind finds, from the longest beginning on.
+        n = min(len(stop) - 1, len(text))
+        while (n := stop.rfind(text[-1], longest, n) + 1) and not text.endswith(stop[:n]):
+            n -= 1
+        longest = max(longest, n)
+    return longest
 
 
 @dataclass(frozen=True)
