@@ -95,6 +95,8 @@ class Guard:
                 )
 
     def _check(self, scope: Scope) -> None:
+        if any(ord(c) < 0x20 or c == "\x7f" for c in scope["path"]):
+            raise RequestError(400, "the path must have no control characters")
         host = _only(scope, b"host")
         if host is None or not self._is_ours(host):
             raise RequestError(
@@ -106,7 +108,7 @@ class Guard:
                 takes=f"an IP address, or {', '.join(sorted(self._hosts))}",
             )
         origin = _only(scope, b"origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _netloc(origin).lower() != host.lower():
             raise RequestError(
                 403,
                 f"the Origin header must be of this server, {host!r}, got {origin!r}",
@@ -141,6 +143,13 @@ class Guard:
         except ValueError:
             return False
         return True
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # such as http://[
+        return ""
 
 
 def _only(scope: Scope, name: bytes) -> str | None:
