@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
@@ -34,8 +35,8 @@ def add(commands: Commands) -> None:
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="address to listen on; other machines reach it with 0.0.0.0 or ::, which takes "
-        "--token-file (default: 127.0.0.1)",
+        help="address to listen on; other machines reach it with 0.0.0.0 or ::, which "
+        "requires --token-file (default: 127.0.0.1)",
     )
     serve.add_argument(
         "--port",
@@ -80,6 +81,11 @@ def _add_limits(parser: Parser) -> None:
         "--max-prime": (0, 10_000, "characters of a prime"),
         "--max-score": (1, 100_000, "characters to score of a request"),
         "--max-body": (1000, 1_000_000, "bytes of a request"),
+        "--max-told": (
+            1,
+            1_000_000,
+            "of texts x length x (1 + alternatives) of a request, which bounds its answer's size",
+        ),
     }
     for flag, (least, default, about) in limits.items():
         parser.add_argument(
@@ -114,6 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
         score=arguments.max_score,
         body=arguments.max_body,
         waiting=arguments.max_waiting,
+        told=arguments.max_told,
     )
     listening = _listen(arguments.host, arguments.port)
     with listening:
@@ -131,13 +138,16 @@ def run(arguments: argparse.Namespace) -> int:
         )
         print(f"model       {name}, {show.model_line(model)}")
         address = _address(listening)
-        # Each text that is drawn or waits has a connection; more are for pages and health checks.
-        connections = arguments.max_texts + arguments.max_waiting + 128
+        # Each text that is drawn has a connection, and as many samples and scores wait as may; more
+        # are for pages and health checks.
+        connections = arguments.max_texts + 2 * arguments.max_waiting + 128
 
         def started() -> None:
             print(f"serving at  {address}", flush=True)
 
-        server.run(served, listening, connections, arguments.grace, started)
+        if not server.run(served, listening, connections, arguments.grace, started):
+            _log("charrnn-fast: the drawing has failed; nothing can be drawn any more")
+            return 1
     print("ended")
     return 0
 
@@ -179,4 +189,5 @@ def _address(listening: socket.socket) -> str:
 
 
 def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):  # nobody reads stderr any more
+        print(line, file=sys.stderr, flush=True)

@@ -39,6 +39,9 @@ from .guard import Guard, encoded
 
 _BODY_SECONDS = 30  # for a client to send its body
 _RETRY_SECONDS = 1
+_COMMENT_SECONDS = 15  # without an event, after which a proxy may take the stream for dead
+_PART = 65536  # bytes of an answer that are written at once
+_SYMBOLS_AT_ONCE = 200  # whose encoding, some milliseconds, the event loop can wait for
 _SCORED_AT_ONCE = 8  # texts: drawing waits for a block of them
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
@@ -66,6 +69,10 @@ class App:
         self._rounded: dict[str | None, CharLM] = {}
         self._inboxes: dict[Job | Scoring, _Inbox] = {}
         self._engine: Engine | None = None
+        self.failed = False
+        """Whether the drawing has ended by a mistake of ours; nothing can be drawn any more."""
+        self.on_failure: Callable[[], None] = lambda: None
+        """Called in the event loop once it has."""
         self._starlette = Starlette(
             routes=[
                 Route("/v1/sample", self._sample, methods=["POST"]),
@@ -85,6 +92,7 @@ class App:
             },
             lifespan=self._lifespan,
         )
+        self._starlette.router.redirect_slashes = False
         self.asgi = Guard(self._starlette, hosts, token, log)
 
     def end(self) -> None:
@@ -113,12 +121,17 @@ class App:
             self._limits.texts,
             self._limits.waiting,
             lambda events: _call_soon(loop, self._dispatch, events),
+            lambda: _call_soon(loop, self._fail),
         )
         try:
             yield
         finally:
             self._engine.abort()
             await asyncio.to_thread(self._engine.join)
+
+    def _fail(self) -> None:
+        self.failed = True
+        self.on_failure()
 
     def _dispatch(self, events: list[tuple[Job | Scoring, list[Event]]]) -> None:
         for job, happened in events:
@@ -143,7 +156,7 @@ class App:
                 raise _failure(event)
 
         def answer() -> Response:
-            return _json({"texts": _texts_of(job, events), "left_out": job.left_out})
+            return _Parts(encoded({"texts": _texts_of(job, events), "left_out": job.left_out}))
 
         # Megabytes of probabilities take a while, in which the event loop goes on.
         return await asyncio.to_thread(answer) if job.alternatives else answer()
@@ -167,7 +180,15 @@ class App:
             takes = f"at most {self._limits.prime} {self._model.vocabulary.unit}s"
             raise wrong("prime", takes, f"{len(drawing.prime)} of them")
         seeds, streamed = values["seeds"] or [seed], values["stream"]
+        self._check_told(len(seeds), values["length"], values["alternatives"])
         return Job(drawing, seeds, streamed, values["alternatives"], left_out)
+
+    def _check_told(self, texts: int, length: int, alternatives: int) -> None:
+        told = texts * length * (1 + alternatives)
+        if told > self._limits.told:
+            field = "alternatives" if alternatives else "length"
+            limit = f"at most {self._limits.told}"
+            raise wrong(field, f"such that texts x length x (1 + alternatives) is {limit}", told)
 
     async def _score(self, request: Request) -> Response:
         values = fields.checked(self._score_fields, await self._body(request))
@@ -239,6 +260,7 @@ class App:
                     "body": limits.body,
                     "waiting": limits.waiting,
                     "alternatives": fields.MOST_ALTERNATIVES,
+                    "told": limits.told,
                 },
                 "version": build_info()["version"],
             }
@@ -303,9 +325,10 @@ class App:
             begin()
         except FullError:
             del self._inboxes[job]
+            waiting = f"{self._limits.waiting} request{'s' * (self._limits.waiting != 1)}"
             raise RequestError(
                 429,
-                f"{self._limits.waiting} requests wait already; try again later",
+                f"the queue is full ({waiting}); try again later",
                 {"retry-after": str(_RETRY_SECONDS)},
             ) from None
         except EndedError:
@@ -320,11 +343,29 @@ class App:
             self._drawer.cancel(job)
 
 
+class _Parts(Response):
+    """An answer of JSON in parts, so that a slow reader of all of it does not seem to be gone.
+
+    `server.Protocol` closes connections whose readers take no part for a while.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__(body, media_type="application/json")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        body = memoryview(self.body)
+        for begin in range(0, len(body), _PART):
+            part = bytes(body[begin : begin + _PART])
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
 class _Stream(Response):
     """The events of a job as they come; cancels it when the client leaves."""
 
     def __init__(self, app: App, job: Job, inbox: _Inbox) -> None:
-        super().__init__(media_type="text/event-stream")
+        super().__init__(media_type="text/event-stream", headers={"x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._app, self._job, self._inbox = app, job, inbox
 
@@ -336,10 +377,23 @@ class _Stream(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await self._send(send, _event("start", start))
             while left:
-                events = await self._inbox.get()
-                if events is None:
+                try:
+                    async with asyncio.timeout(_COMMENT_SECONDS):
+                        events = await self._inbox.get()
+                except TimeoutError:
+                    await self._send(send, b": waiting\n\n")
+                    continue
+                # To one who has left nothing is sent, so that nothing below would pause.
+                await asyncio.sleep(0)
+                if events is None or watch.done():
                     break  # there is nobody to tell
-                parts = [_shown(self._job, event) for event in events]
+                symbols = sum(len(event.symbols) for event in events if isinstance(event, Piece))
+                is_large = symbols * (1 + self._job.alternatives) > _SYMBOLS_AT_ONCE
+                parts = (
+                    await asyncio.to_thread(_all_shown, self._job, events)
+                    if is_large
+                    else _all_shown(self._job, events)
+                )
                 left -= sum(isinstance(event, Ended) for event in events)
                 if isinstance(events[-1], Failed):
                     left = 0
@@ -355,7 +409,13 @@ class _Stream(Response):
 
     @staticmethod
     async def _send(send: Send, body: bytes) -> None:
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+        for begin in range(0, len(body), _PART):
+            part = body[begin : begin + _PART]
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+
+
+def _all_shown(job: Job, events: list[Event]) -> list[bytes]:
+    return [_shown(job, event) for event in events]
 
 
 def _shown(job: Job, event: Event) -> bytes:
@@ -383,9 +443,13 @@ def _event(name: str, value: Any) -> bytes:
 def _symbol(symbol: Any) -> dict[str, Any]:
     return {
         "symbol": symbol.symbol,
-        "probability": round(symbol.probability, 6),
-        "alternatives": [[s, round(p, 6)] for s, p in symbol.alternatives],
+        "probability": _rounded(symbol.probability),
+        "alternatives": [[s, _rounded(p)] for s, p in symbol.alternatives],
     }
+
+
+def _rounded(probability: float) -> float:
+    return float(f"{probability:.6g}")  # six digits of the least, too
 
 
 def _texts_of(job: Job, events: list[Event]) -> list[dict[str, Any]]:
@@ -426,9 +490,9 @@ async def _watch(inbox: _Inbox, receive: Receive) -> None:
     inbox.put_nowait(None)
 
 
-def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[Any], None], events: Any) -> None:
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: Any) -> None:
     try:
-        loop.call_soon_threadsafe(call, events)
+        loop.call_soon_threadsafe(call, *arguments)
     except RuntimeError:  # the loop has ended, and with it whoever waited
         if not loop.is_closed():
             raise
@@ -447,7 +511,9 @@ def _unknown(error: ValueError, values: dict[str, Any], names: Iterable[str]) ->
 
 def _failure(failed: Failed) -> RequestError:
     if isinstance(failed.error, EndedError):
-        return RequestError(503, "the server ends", {"retry-after": str(_RETRY_SECONDS)})
+        return RequestError(
+            503, "the server is shutting down", {"retry-after": str(_RETRY_SECONDS)}
+        )
     return RequestError(500, f"the texts could not be drawn: {failed.error}")
 
 

@@ -7,6 +7,7 @@ from the engine's own.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -37,7 +38,7 @@ class FullError(Exception):
 
 
 class EndedError(Exception):
-    """The server ends."""
+    """The server is shutting down."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class _Text:
         self.job, self.index, self.stream, self.text = job, index, stream, text
         self.ids: list[Ids] = []  # that are not decoded yet: all at once takes less time
         self.symbols: list[Symbol] = []  # whose text is not told yet
+        self.weights = kernel_weights(stream.request.sampling)  # the batch that draws it
 
 
 @dataclass(eq=False)
@@ -108,7 +110,7 @@ class Job:
 
 @dataclass(eq=False)
 class Scoring:
-    """Texts whose log-probabilities are wanted. blocks: computes them, with pauses."""
+    """A request for log-probabilities. blocks: yields after each block of work, returns them."""
 
     blocks: Generator[None, None, NDArray[np.float64]]
 
@@ -116,15 +118,22 @@ class Scoring:
 class Engine:
     """Draws at most `most_streams` texts at once; at most `most_waiting` requests wait.
 
-    deliver is called with the events of a block; it must return at once.
+    deliver is called with the events of a block; it must return at once. failed is called if the
+    thread ends by a mistake of ours, once all jobs are told.
     """
 
     def __init__(
-        self, model: CharLM, most_streams: int, most_waiting: int, deliver: Deliver
+        self,
+        model: CharLM,
+        most_streams: int,
+        most_waiting: int,
+        deliver: Deliver,
+        failed: Callable[[], None],
     ) -> None:
         self._model = model
         self._most_waiting = most_waiting
         self._deliver = deliver
+        self._failed = failed
         self._changed = threading.Condition()
         # Guarded by _changed:
         self._free = most_streams
@@ -236,12 +245,16 @@ class Engine:
         try:
             self._serve()
         except BaseException:  # a mistake of ours: nobody may wait for ever
-            traceback.print_exc(file=sys.stderr)
-            with self._changed:
-                self._ending = True
-                self._batches.clear()
-                self._fail_all(RuntimeError("the server's drawing has failed; its log has more"))
-            self._flush()
+            try:
+                with self._changed:
+                    self._ending = True
+                    self._batches.clear()
+                    error = RuntimeError("the server's drawing has failed; its log has more")
+                    self._fail_all(error)
+                self._flush()
+            finally:
+                _report()
+                self._failed()
 
     def _serve(self) -> None:
         while True:
@@ -263,7 +276,7 @@ class Engine:
                 self._drop(job)
             for text in starting:
                 if text.stream in self._texts:  # not cancelled meanwhile
-                    self._begin(text)
+                    self._try_to_begin(text)
             self._check_due()
             for weights in list(self._batches):
                 self._advance(weights)
@@ -278,13 +291,20 @@ class Engine:
     def _has_work(self) -> bool:
         return bool(self._starting or self._texts or self._gone or self._scorings or self._ending)
 
+    def _try_to_begin(self, text: _Text) -> None:
+        try:
+            self._begin(text)
+        except Exception as error:  # no memory: told to its client, and here
+            _report()
+            self._fail([text], error)
+
     def _begin(self, text: _Text) -> None:
         request = text.stream.request
         self._tell(text, text.text.begin(request.prime))
         if not request.length:
             self._end(text)
             return
-        weights = kernel_weights(request.sampling)
+        weights = text.weights
         if weights not in self._batches:
             self._batches[weights] = Batch(self._model, weights or None)
             self._seconds[weights] = _BLOCK_SECONDS / 8  # a guess; measured from now on
@@ -304,9 +324,10 @@ class Engine:
             drawn = batch.draw(max(1, min(steps, _MOST_STEPS)))
             seconds = time.perf_counter() - begin
         except Exception as error:  # damaged weights, no memory: told to each client, and here
-            traceback.print_exc(file=sys.stderr)
+            _report()
             del self._batches[weights]
-            self._fail([self._texts[stream] for stream in batch.streams], error)
+            # Not batch.streams: what has failed on its way into the batch is not among them.
+            self._fail([text for text in self._texts.values() if text.weights == weights], error)
             return
         if drawn:
             self._seconds[weights] = max(seconds / len(drawn[0].ids), 1e-6)
@@ -329,7 +350,7 @@ class Engine:
             self._end(text)
 
     def _tell(self, text: _Text, piece: str) -> None:
-        """What stands behind a stop string, or may begin one, is told neither way."""
+        """Emits a piece and its symbols; a character's symbol waits for its text."""
         is_plain = self._model.vocabulary.kind == "characters"
         count = len(piece) if is_plain else len(text.symbols)
         symbols, text.symbols = text.symbols[:count], text.symbols[count:]
@@ -362,7 +383,7 @@ class Engine:
     def _drop(self, job: Job) -> None:
         texts = [text for text in self._texts.values() if text.job is job]
         for text in texts:
-            batch = self._batches.get(kernel_weights(text.stream.request.sampling))
+            batch = self._batches.get(text.weights)
             if batch is not None:
                 batch.leave(text.stream)
         self._release(texts)
@@ -405,7 +426,7 @@ class Engine:
         except StopIteration as last:
             self._out[scoring] = [Scores(last.value.tolist())]
         except Exception as error:  # told to the client, and here
-            traceback.print_exc(file=sys.stderr)
+            _report()
             self._out[scoring] = [Failed(error)]
         self._has_ended = True
         self.cancel_scoring(scoring)
@@ -416,3 +437,9 @@ class Engine:
         if self._out:
             out, self._out = self._out, {}
             self._deliver(list(out.items()))
+
+
+def _report() -> None:
+    """Prints the exception that is handled; where nobody reads stderr any more, nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        traceback.print_exc(file=sys.stderr)

@@ -47,7 +47,10 @@ def wrong(field: str, takes: str, got: Any) -> RequestError:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:  # a little deeper than what could be read
+        return "a value nested too deeply"
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"
 
 
@@ -61,6 +64,7 @@ class Limits:
     score: int = 100_000  # symbols of all texts to score
     body: int = 1_000_000  # bytes
     waiting: int = 128  # requests
+    told: int = 1_000_000  # symbols and their alternatives, of all texts of a request
 
 
 @dataclass(frozen=True)
@@ -303,7 +307,8 @@ def sample_fields(model: CharLM, limits: Limits) -> list[Field]:
         ),
         Field(
             "alternatives",
-            f"tell each {unit}'s probability, and so many of the likeliest in its place",
+            f"report each {unit}'s probability, and this many of the most probable in its place; "
+            f"texts x length x (1 + alternatives) is at most {limits.told}",
             *_integer(0, MOST_ALTERNATIVES),
             0,
         ),
@@ -348,7 +353,7 @@ def checked(fields: Sequence[Field], body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise RequestError(
             400,
-            f"the body must be JSON in UTF-8, got what is not: {error}",
+            f"the body must be JSON in UTF-8, got invalid JSON: {error}",
             field="body",
             got=_shown(body[:40].decode("utf-8", "replace")),
             takes="JSON in UTF-8",
@@ -361,7 +366,7 @@ def checked(fields: Sequence[Field], body: bytes) -> dict[str, Any]:
             raise RequestError(
                 400,
                 f"there is no field {_shown(name)}; there are {', '.join(names)}",
-                field=name,
+                field=name if len(name) <= 80 else f"{name[:60]}...",
                 got=_shown(given[name]),
                 takes=f"one of the fields {', '.join(names)}",
             )
@@ -416,7 +421,7 @@ _ERRORS = {
     "421": "the Host header names another host",
     "429": "too many requests wait; Retry-After says for how many seconds to stay away",
     "500": "the texts could not be drawn",
-    "503": "the server ends",
+    "503": "the server is shutting down",
 }
 
 
@@ -490,7 +495,7 @@ def openapi(model: CharLM, limits: Limits, with_token: bool) -> dict[str, Any]:
         "security": [],
         "responses": {
             "200": answer("it does", "Health"),
-            "503": answer("it ends", "Health"),
+            "503": answer("it is shutting down", "Health"),
         },
     }
     result: dict[str, Any] = {
