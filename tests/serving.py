@@ -82,6 +82,8 @@ def events_of(data: bytes) -> list[tuple[str, Any]]:
     *blocks, rest = data.decode("ascii").split("\n\n")
     assert not rest
     for block in blocks:
+        if block == ": waiting":
+            continue
         name, value = block.split("\n")
         assert name.startswith("event: ") and value.startswith("data: ")
         found.append((name.removeprefix("event: "), json.loads(value.removeprefix("data: "))))
@@ -89,10 +91,15 @@ def events_of(data: bytes) -> list[tuple[str, Any]]:
 
 
 @contextmanager
-def serving(model: CharLM, limits: Limits | None = None, **options: Any) -> Iterator[Server]:
+def serving(
+    model: CharLM, limits: Limits | None = None, *, buffer: int = 0, **options: Any
+) -> Iterator[Server]:
+    """buffer: bytes that the system holds for a client that does not read; 0: its default."""
     app = App(model, "a model", limits or Limits(), **options)
     server = uvicorn.Server(configured(app, 1000, 0))
     with socket.create_server(("127.0.0.1", 0)) as listening:
+        if buffer:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         until(lambda: server.started or not thread.is_alive(), lambda: "it has not started")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import http.client
 import inspect
+import io
 import json
 import re
 import signal
@@ -12,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -30,15 +34,20 @@ pytest.importorskip("starlette", reason="Starlette is not installed")
 
 from starlette.routing import Route
 
-from charrnn_fast.language.batch import Batch
-from charrnn_fast.serve import fields
-from charrnn_fast.serve.engine import Engine
+from charrnn_fast.language.batch import Batch, Stream
+from charrnn_fast.serve import app, fields
+from charrnn_fast.serve.engine import Engine, Job, Piece
 from charrnn_fast.serve.fields import Limits
 from serving import PATIENCE, Server, events_of, serving
 
 Capture = pytest.CaptureFixture[str]
 
 TOKEN = "0123456789abcdef"
+POST = (
+    b"POST /v1/sample HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n"
+)
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +58,7 @@ def model() -> CharLM:
 @pytest.fixture(scope="module")
 def server(model: CharLM) -> Iterator[Server]:
     """With small limits, which the tests of refusals name."""
-    with serving(model, Limits(300, 100, 8, 200, 5000, 16)) as running:
+    with serving(model, Limits(300, 100, 8, 200, 5000, 16, 20_000)) as running:
         yield running
 
 
@@ -72,6 +81,16 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     made = Gate(monkeypatch)
     yield made
     made.opened.set()
+
+
+@contextlib.contextmanager
+def stalling(server: Server) -> Iterator[socket.socket]:
+    """A client with little room for what it has not read."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(PATIENCE)
+        client.connect(("127.0.0.1", server.port))
+        yield client
 
 
 def some_request(rng: np.random.Generator) -> dict[str, Any]:
@@ -241,6 +260,10 @@ def test_scoring_and_drawing_take_turns(
         turns.append("score")
         score(engine, scoring)
 
+    def slowly(engine: Engine, scoring: Any) -> None:
+        time.sleep(0.02)
+        scored(engine, scoring)
+
     def drawn(batch: Batch, steps: int) -> Any:
         turns.append("draw")
         return draw(batch, min(steps, 20))
@@ -258,13 +281,16 @@ def test_scoring_and_drawing_take_turns(
         status, answer = scores.result()
         assert status == 200 and answer["scores"][19]["nats"] == model.score(texts[:1])[0]
         together = "".join(turn[0] for turn in turns)
+        blocks = turns.count("score")
         assert "dsd" in together and not re.search("ss", together[: together.rfind("d")])
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
         kind = {"Content-Type": "application/json"}
         connection.request("POST", "/v1/score", json.dumps({"texts": texts}), kind)
         server.wait_for((0, 1))
+        monkeypatch.setattr(Engine, "_score", slowly)
         connection.close()
         server.wait_for((0, 0))
+        assert turns.count("score") - blocks < blocks
 
 
 # ---- refusals ----
@@ -300,6 +326,11 @@ def test_scoring_and_drawing_take_turns(
         ({"stop": [1]}, "stop[0]", "a string"),
         ({"weight_dtype": "float64"}, "weight_dtype", '"float32" or "bfloat16" or "int8"'),
         ({"alternatives": 21}, "alternatives", "an integer in 0 to 20"),
+        (
+            {"alternatives": 9, "length": 251, "seeds": [1] * 8},
+            "alternatives",
+            "such that texts x length x (1 + alternatives) is at most 20000",
+        ),
         ({"stream": 1}, "stream", "true or false"),
         ({"lenght": 1}, "lenght", "one of the fields length, prime"),
         ([], "body", "an object"),
@@ -318,6 +349,23 @@ def test_a_wrong_field_is_named(server: Server, body: Any, field: str, takes: st
     assert error["takes"].startswith(takes)
     assert error["got"]
     assert field in error["message"]
+
+
+def test_a_nested_value_is_refused(server: Server) -> None:
+    """However deep: some can be read but not shown."""
+    for depth in range(800, 1000, 8):
+        body = b'{"prime": %s%s}' % (b"[" * depth, b"]" * depth)
+        assert server.ask("POST", "/v1/sample", body)[0] == 400, depth
+
+
+def test_a_long_name_is_cut(server: Server) -> None:
+    status, answer = server.ask("POST", "/v1/sample", {"a" * 4000: 1})
+    assert status == 400 and len(json.dumps(answer)) < 1000
+
+
+def test_as_many_symbols_as_may_be_told(server: Server) -> None:
+    assert server.sample(length=250, seeds=[1] * 8, alternatives=9)
+    assert server.ask("GET", "/v1/model")[1]["limits"]["told"] == 20_000
 
 
 @pytest.mark.parametrize(
@@ -349,19 +397,14 @@ def test_a_large_body_is_refused(server: Server) -> None:
         )
         assert client.recv(1000).startswith(b"HTTP/1.1 413")
 
-    def parts() -> Iterator[bytes]:
-        yield b'{"prime": "'
-        for _ in range(9):
-            yield b"a" * 1000
-
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
-    kind = {"Content-Type": "application/json"}
-    connection.request("POST", "/v1/sample", parts(), kind, encode_chunked=True)
-    answer = connection.getresponse()
-    error = json.loads(answer.read())["error"]
-    assert (answer.status, error["field"]) == (413, "body")
-    assert error["takes"] == "at most 5000 bytes"
-    connection.close()
+    with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as client:
+        headers = POST.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked")
+        client.sendall(headers + b"%x\r\n%s\r\n" % (5001, b" " * 5001))  # and no last chunk
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        error = json.loads(answer.read())["error"]
+        assert (answer.status, error["field"]) == (413, "body")
+        assert error["takes"] == "at most 5000 bytes"
 
 
 @pytest.mark.parametrize(
@@ -380,6 +423,10 @@ def test_a_large_body_is_refused(server: Server) -> None:
         ({"Host": "192.168.0.7"}, 200),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Origin": "http://[::1"}, 403),
+        ({"Origin": "http://]/"}, 403),
+        ({"Origin": ""}, 403),
         ({"Host": "localhost:9", "Origin": "http://localhost:10"}, 403),
         ({"Host": "localhost:9", "Origin": "http://localhost:9"}, 200),
         ({"Sec_Fetch_Site": "cross-site"}, 403),
@@ -419,6 +466,8 @@ def test_no_other_routes_or_methods(server: Server) -> None:
     assert server.ask("GET", "/v1/sample")[0] == 405
     assert server.ask("DELETE", "/v1/model")[0] == 405
     assert server.ask("GET", "/../page.html")[0] == 404
+    assert server.ask("GET", "/health/")[0] == 404  # no redirection
+    assert server.ask("GET", "/health%0d%0a")[0] == 400
     assert server.ask("OPTIONS", "/v1/sample", Origin="http://localhost")[0] in (403, 405)
 
 
@@ -445,7 +494,7 @@ def test_too_many_requests_are_refused(model: CharLM, gate: Gate) -> None:
         server.wait_for((2, 1))
         connection, answer = server.open("POST", "/v1/sample", {"length": 9})
         assert (answer.status, answer.getheader("retry-after")) == (429, "1")
-        assert "1 requests wait already" in json.loads(answer.read())["error"]["message"]
+        assert "the queue is full (1 request)" in json.loads(answer.read())["error"]["message"]
         connection.close()
         assert server.ask("GET", "/health")[1] == {"status": "ok", "running": 2, "waiting": 1}
         gate.opened.set()
@@ -455,16 +504,23 @@ def test_too_many_requests_are_refused(model: CharLM, gate: Gate) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_frees_its_place(model: CharLM, gate: Gate, stream: bool) -> None:
+def test_a_client_that_leaves_frees_its_place(
+    model: CharLM, gate: Gate, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: set[Stream] = set()
+    draw = Batch.draw
+
+    def noted(batch: Batch, steps: int) -> Any:
+        left.update(stream for stream in batch.streams if stream.request.length == 10_000)
+        return draw(batch, min(steps, 20))
+
+    monkeypatch.setattr(Batch, "draw", noted)
     with serving(model, Limits(texts=1, waiting=1)) as server, ThreadPoolExecutor(1) as clients:
 
         def leave(load: tuple[int, int]) -> socket.socket:
             body = json.dumps({"length": 10_000, "stream": stream}).encode()
             client = socket.create_connection(("127.0.0.1", server.port), PATIENCE)
-            client.sendall(
-                b"POST /v1/sample HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
-                b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-            )
+            client.sendall(POST % len(body) + body)
             server.wait_for(load)
             return client
 
@@ -480,6 +536,125 @@ def test_a_client_that_leaves_frees_its_place(model: CharLM, gate: Gate, stream:
         assert last.result()[0]["text"] == model.sample(9, seed=1)
         assert time.monotonic() - begin < PATIENCE / 2
         server.wait_for((0, 0))
+        (stream_of_it,) = left  # the one that waited has never begun
+        assert stream_of_it.drawn < 10_000
+
+
+def test_a_reader_that_stalls_is_cut_off(model: CharLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its text is not drawn to the end for it."""
+    monkeypatch.setattr("charrnn_fast.serve.server._STALLED_SECONDS", 0.1)
+    left: set[Stream] = set()
+    draw = Batch.draw
+
+    def noted(batch: Batch, steps: int) -> Any:
+        left.update(batch.streams)
+        time.sleep(0.005)
+        return draw(batch, min(steps, 20))
+
+    monkeypatch.setattr(Batch, "draw", noted)
+    body = json.dumps({"length": 20_000, "stream": True, "alternatives": 20}).encode()
+    with serving(model, Limits(length=20_000), buffer=4096) as server, stalling(server) as client:
+        client.sendall(POST % len(body) + body)
+        server.wait_for((1, 0))
+        server.wait_for((0, 0))
+        (stream,) = left
+        assert 0 < stream.drawn < 20_000
+
+
+def test_a_steady_reader_gets_a_large_answer(
+    model: CharLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though all of it takes longer than a reader may stall."""
+    monkeypatch.setattr("charrnn_fast.serve.server._STALLED_SECONDS", 0.5)
+    request = {"length": 1000, "seed": 1, "alternatives": 20}
+    body = json.dumps(request).encode()
+    with serving(model, buffer=4096) as server, stalling(server) as client:
+        client.sendall(POST % len(body) + body)
+        answer, begin = b"", time.monotonic()
+        while not answer.endswith(b'"left_out":0}'):
+            part = client.recv(4000)
+            assert part, f"cut off after {len(answer)} bytes"
+            answer += part
+            time.sleep(0.006)
+        assert time.monotonic() - begin > 0.5
+        found = json.loads(answer.partition(b"\r\n\r\n")[2])
+        assert found["texts"][0]["text"] == model.sample(1000, seed=1)
+
+
+def test_a_reader_that_leaves_does_not_hold_the_loop(
+    model: CharLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events that wait for it are not encoded, and the event loop goes on."""
+    shown = []
+    show = app._shown
+
+    def counted(job: Any, event: Any) -> bytes:
+        shown.append(event)
+        time.sleep(0.001)
+        return show(job, event)
+
+    async def receive() -> Any:
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if len(shown) > 10:
+            left.set()  # uvicorn then returns at once
+
+    async def serve() -> None:
+        await app._Stream(forgetful, job, inbox)({"type": "http"}, receive, send)
+
+    monkeypatch.setattr(app, "_shown", counted)
+    request: Any = None
+    job = Job(request, [1])
+    forgetful: Any = types.SimpleNamespace(forget=lambda job, ended: None)
+    left, inbox = asyncio.Event(), asyncio.Queue[Any]()
+    for _ in range(1000):
+        inbox.put_nowait([Piece(0, "a", [])])
+    asyncio.run(serve())
+    assert len(shown) < 20
+
+
+def test_a_comment_shows_that_a_request_waits(
+    model: CharLM, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_COMMENT_SECONDS", 0.05)
+    with serving(model) as server:
+        connection, answer = server.open("POST", "/v1/sample", {"length": 9, "stream": True})
+        assert answer.getheader("x-accel-buffering") == "no"
+        while answer.readline() != b": waiting\n":
+            pass
+        gate.opened.set()
+        assert b"event: done\n" in answer.read()
+        connection.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: local"])
+@pytest.mark.parametrize("asks", [False, True], ids=["new", "kept"])
+def test_idle_connections_are_closed(
+    model: CharLM, monkeypatch: pytest.MonkeyPatch, sent: bytes, asks: bool
+) -> None:
+    monkeypatch.setattr("charrnn_fast.serve.server._KEEP_ALIVE", 0.1)
+    monkeypatch.setattr("charrnn_fast.serve.server._HEADER_SECONDS", 0.1)
+    with serving(model) as server, socket.create_connection(("127.0.0.1", server.port), 5) as idle:
+        if asks:
+            idle.sendall(HEALTH)
+            assert idle.recv(10_000).startswith(b"HTTP/1.1 200")
+        idle.sendall(sent)
+        with contextlib.suppress(ConnectionResetError):
+            while idle.recv(10_000):
+                pass
+
+
+def test_a_request_may_take_longer_than_its_headers(
+    model: CharLM, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charrnn_fast.serve.server._HEADER_SECONDS", 0.1)
+    with serving(model) as server, ThreadPoolExecutor(1) as clients:
+        text = clients.submit(server.sample, length=9, seed=1)
+        time.sleep(0.3)
+        gate.opened.set()
+        assert text.result()[0]["text"] == model.sample(9, seed=1)
 
 
 def test_a_failure_is_told_and_passes(
@@ -497,6 +672,71 @@ def test_a_failure_is_told_and_passes(
     assert "ValueError: logits must be finite" in capsys.readouterr().err
     assert server.sample(length=9, seed=4)[0]["text"] == model.sample(9, seed=4)
     server.wait_for((0, 0))
+
+
+@pytest.mark.parametrize("method", ["_begin", "read"])
+def test_no_memory_fails_its_own_texts_alone(
+    model: CharLM, server: Server, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        if method == "read":
+            patch.setattr(Batch, "_begin", fail)  # in which streams are in no list
+        else:
+            patch.setattr(Engine, "_begin", fail)
+        status, answer = server.ask("POST", "/v1/sample", {"seeds": [1, 2]})
+        assert status == 500 and "no room" in answer["error"]["message"]
+    assert server.sample(length=9, seed=4)[0]["text"] == model.sample(9, seed=4)
+    server.wait_for((0, 0))
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, ValueError])
+def test_nobody_waits_if_stderr_is_closed(
+    model: CharLM, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise error("closed")
+
+    def fail(*arguments: Any) -> None:
+        raise KeyError("a mistake")
+
+    with serving(model) as server, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", Closed())
+        with monkeypatch.context() as failing:
+            failing.setattr(Batch, "draw", fail)
+            assert server.ask("POST", "/v1/sample", {"length": 9})[0] == 500
+        assert server.sample(length=9, seed=4)[0]["text"] == model.sample(9, seed=4)
+        patch.setattr(Engine, "_extend", fail)
+        assert server.ask("POST", "/v1/sample", {"length": 9})[0] == 500
+
+
+def test_the_command_ends_if_the_thread_fails(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def fail(engine: Engine, *arguments: Any) -> None:
+        raise KeyError("a mistake")
+
+    def ask() -> int:
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with closing(post(port, {"length": 9})) as connection:
+                    return connection.getresponse().status
+            except ConnectionRefusedError:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+
+    monkeypatch.setattr(Engine, "_extend", fail)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with ThreadPoolExecutor(1) as clients:
+        status = clients.submit(ask)
+        assert main(["serve", str(saved), "--port", str(port)]) == 1
+        assert status.result() == 500
+    assert "the drawing has failed" in capsys.readouterr().err
 
 
 def test_nobody_waits_if_the_thread_fails(
@@ -524,7 +764,7 @@ def test_the_end_lets_texts_end(model: CharLM, gate: Gate) -> None:
         server.wait_for((1, 1))
         server.app.end()
         status, answer = server.ask("POST", "/v1/sample", {})
-        assert (status, answer["error"]["message"]) == (503, "the server ends")
+        assert (status, answer["error"]["message"]) == (503, "the server is shutting down")
         assert server.ask("GET", "/health")[0] == 503
         gate.opened.set()
         texts = [first.result()[0]["text"], second.result()[0]["text"]]
@@ -539,7 +779,8 @@ def test_an_abort_tells_every_client(model: CharLM, gate: Gate) -> None:
         server.wait_for((1, 1))
         server.app.abort()
         gate.opened.set()
-        assert first.result()[-1] == ("error", {"error": {"message": "the server ends"}})
+        message = "the server is shutting down"
+        assert first.result()[-1] == ("error", {"error": {"message": message}})
         assert second.result()[0] == 503
 
 
@@ -552,7 +793,7 @@ def test_lines_of_the_log(model: CharLM) -> None:
     shapes = [re.sub(r"\d+ bytes \d\.\d{3} s", "B S", line) for line in lines]
     assert shapes == [
         "127.0.0.1 POST /v1/sample 200 B S",
-        "127.0.0.1 GET /no%0Aline 404 B S",
+        "127.0.0.1 GET /no%0Aline 400 B S",
         "127.0.0.1 GET /health 421 B S",
     ]
 
