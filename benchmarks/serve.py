@@ -40,6 +40,20 @@ _SCRIPT = """wrk.method = "POST"
 wrk.path = "/v1/sample"
 wrk.headers["Content-Type"] = "application/json"
 wrk.body = '{"length": %d, "stream": %s}'
+
+local threads = {}
+function setup(thread) table.insert(threads, thread) end
+
+unfinished = 0
+function response(status, headers, body)  -- a stream that fails has status 200, too
+  if not string.find(body, '"reason":"length"', 1, true) then unfinished = unfinished + 1 end
+end
+
+function done(summary, latency, requests)
+  local total = 0
+  for _, thread in ipairs(threads) do total = total + thread:get("unfinished") end
+  io.write("Unfinished: " .. total .. "\\n")
+end
 """
 
 
@@ -96,6 +110,9 @@ def loaded(folder: Path, port: int, seconds: float, streamed: bool) -> Load:
     requests, took = int(found[1]), float(found[2]) * _SECONDS[found[3]]
     errors = sum(map(int, re.findall(r"(?:connect|read|write|timeout) (\d+)", output)))
     errors += sum(map(int, re.findall(r"Non-2xx or 3xx responses: (\d+)", output)))
+    unfinished = re.search(r"^Unfinished: (\d+)$", output, re.MULTILINE)
+    assert unfinished, output
+    errors += int(unfinished[1])
     return Load(
         requests * LENGTH / took, requests, latency(output, 50), latency(output, 99), errors
     )
