@@ -22,7 +22,7 @@ from pages import HOSTILE, TEXT, lively
 pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 pytest.importorskip("starlette", reason="Starlette is not installed")
 
-from charrnn_fast.language.batch import Batch
+from charrnn_fast.language.batch import Batch, Stream
 from charrnn_fast.serve.fields import Limits
 from serving import PATIENCE, Server, serving
 
@@ -147,7 +147,10 @@ def test_a_text_appears_as_it_is_drawn(
 ) -> None:
     draw = Batch.draw
 
+    streams: set[Stream] = set()
+
     def slowly(batch: Batch, steps: int) -> Any:
+        streams.update(batch.streams)
         time.sleep(0.05)
         return draw(batch, min(steps, 10))
 
@@ -162,7 +165,10 @@ def test_a_text_appears_as_it_is_drawn(
     wait(browser, "drawing === null")
     count = browser.evaluate("drawn.length")
     assert browser.evaluate("$('status').textContent") == f"stopped after {count}; seed 1"
+    assert browser.evaluate("$('said').textContent") == f"stopped after {count}; seed 1"
     server.wait_for((0, 0))
+    (stream,) = streams
+    assert stream.drawn < 10_000
 
 
 def test_another_character_can_be_chosen(model: CharLM, server: Server, show: Show) -> None:
@@ -182,12 +188,46 @@ def test_another_character_can_be_chosen(model: CharLM, server: Server, show: Sh
     chosen = chr(told["alternatives"][other][0])
     browser.evaluate(f"document.querySelectorAll('.choice')[{other}].click()")
     start = text[:25] + chosen
-    assert drawn(browser, 60) == start + model.sample(39, start, seed=9)[len(start) :]
+    assert drawn(browser, 121) == model.sample(100, start, seed=9)
     # and again, in what was drawn then
     text = browser.evaluate("$('text').textContent")
     browser.click(".char[data-n='40']")
     browser.evaluate("document.querySelector('.choice').click()")
-    assert drawn(browser, 60)[:45] == text[:45]
+    assert drawn(browser, 141)[:45] == text[:45]
+    # What the fields do not allow leaves the text as it is.
+    put(browser, seed="x")
+    browser.click(".char[data-n='40']")
+    browser.evaluate("document.querySelector('.choice').click()")
+    assert browser.evaluate("drawing === null && drawn.length") == 141
+    assert "seed must be an integer" in browser.evaluate("$('status').textContent")
+
+
+def test_any_number_is_a_temperature(model: CharLM, server: Server, show: Show) -> None:
+    text = draw(show(server), 30, temperature=0.733, top_p=0.9517, seed=1)
+    assert text == model.sample(30, temperature=0.733, top_p=0.9517, seed=1)
+
+
+def test_escape_closes_the_choices_alone(
+    server: Server, show: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = Batch.draw
+
+    def slowly(batch: Batch, steps: int) -> Any:
+        time.sleep(0.05)
+        return draw(batch, min(steps, 10))
+
+    monkeypatch.setattr(Batch, "draw", slowly)
+    browser = show(server)
+    put(browser, length=10_000, seed=1)
+    browser.click("#draw")
+    for focus in ("$('choices').querySelector('button').focus()", "$('seed').focus()"):
+        wait(browser, "drawn.length > 5")
+        browser.evaluate("openChoices(3)")
+        browser.evaluate(focus)
+        browser.press("Escape")
+        assert browser.evaluate("$('choices').hidden && drawing !== null")
+    browser.press("Escape")
+    wait(browser, "drawing === null")
 
 
 def test_it_works_by_keyboard(model: CharLM, server: Server, show: Show) -> None:
@@ -226,7 +266,7 @@ def test_it_works_by_keyboard(model: CharLM, server: Server, show: Show) -> None
     chosen = {"→": "\t", "↵": "\n", "·": " "}.get(look, look)
     browser.press("Enter")
     start = text[:7] + chosen
-    assert drawn(browser, 70) == start + model.sample(68, start, seed=2)[len(start) :]
+    assert drawn(browser, 102) == model.sample(100, start, seed=2)
     assert browser.evaluate(focused) == 1
 
 
@@ -284,13 +324,29 @@ def test_a_model_of_bytes(show: Show) -> None:
         assert text == f"é{whole}"
         browser.click(".char[data-n='10']")
         browser.evaluate("document.querySelector('.choice').click()")
-        drawn(browser, 40)
+        drawn(browser, 111)
         assert browser.evaluate("drawn[10].symbol") == told["symbols"][10]["alternatives"][0][0]
         # A character's bytes are one, where its last one stands.
         browser.evaluate(
             "append([0xe6, 0xbc, 0xa2].map(symbol => ({symbol, probability: 1, alternatives: []})))"
         )
-        assert browser.evaluate("spans.slice(-3).map(s => s.textContent)") == ["", "", "漢"]
+        last = "spans.slice(-3).map(s => s.textContent)"
+        assert browser.evaluate(last) == ["", "", "漢"]
+        browser.evaluate("move(spans.length - 3)")
+        assert browser.evaluate("document.activeElement.textContent") == "漢"
+        # Without its last one they are bytes again, and with it a character.
+        browser.evaluate("cut(spans.length - 1)")
+        assert browser.evaluate(last)[1:] == ["e6", "bc"]
+        browser.evaluate("append([{symbol: 0xa2, probability: 1, alternatives: []}])")
+        assert browser.evaluate(last) == ["", "", "漢"]
+        browser.evaluate("cut(spans.length)")
+        assert browser.evaluate(last) == ["", "", "漢"]
+        browser.evaluate(
+            "append([0xef, 0xbb, 0xbf].map(symbol => ({symbol, probability: 1, alternatives: []})))"
+        )
+        assert browser.evaluate(last) == ["", "", "\ufeff"]
+        browser.evaluate("append([{symbol: 0, probability: 1, alternatives: []}])")
+        assert browser.evaluate("spans.at(-1).getBoundingClientRect().width") > 3
 
 
 def test_errors_are_shown(model: CharLM, running: Chromium) -> None:

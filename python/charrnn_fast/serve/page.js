@@ -29,10 +29,14 @@ const symbolsOf = (text) =>
 const isLone = (symbol) => symbol >= 0xd800 && symbol < 0xe000;
 const textOf = (symbols) =>
   inBytes()
-    ? new TextDecoder().decode(new Uint8Array(symbols))
+    ? new TextDecoder("utf-8", { ignoreBOM: true }).decode(new Uint8Array(symbols))
     : symbols.map((s) => String.fromCodePoint(s)).join("");
 const hex = (symbol) => symbol.toString(16).padStart(2, "0");
 const isPlain = (symbol) => symbol > 32 && symbol !== 127 && !(symbol > 127 && symbol < 161);
+
+/** Whether its element would have no width, so that nobody could see or click it. */
+const isUnseen = (symbol) =>
+  ![9, 10, 32, 160].includes(symbol) && !isPlain(symbol) && !(inBytes() && symbol > 127);
 
 /** How a single symbol is shown where it stands alone. */
 function look(symbol) {
@@ -78,7 +82,7 @@ function partOf(symbol, made) {
     const rest = decoder.slice(from);
     let whole;
     try {
-      whole = new TextDecoder("utf-8", { fatal: true }).decode(
+      whole = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(
         new Uint8Array(rest.map(([s]) => s)),
       );
     } catch {
@@ -97,7 +101,12 @@ function append(symbols) {
   for (const symbol of symbols) {
     const span = element("span", "char");
     const part = partOf(symbol.symbol, span);
+    span.setAttribute("role", "button");
     if (symbol.symbol === 10) span.classList.add("newline");
+    else if (isUnseen(symbol.symbol)) {
+      span.classList.add("named");
+      span.dataset.look = look(symbol.symbol);
+    }
     span.append(part);
     span.style.setProperty("--share", symbol.probability.toFixed(3));
     span.dataset.n = drawn.length;
@@ -109,14 +118,22 @@ function append(symbols) {
   if (symbols.length && !$("text").querySelector("[tabindex='0']")) spans[0].tabIndex = 0;
 }
 
+/** Drops the symbols from n on. Bytes of a character that lacks its end then are shown anew. */
 function cut(n) {
-  for (const span of spans.splice(n)) span.remove();
-  drawn.splice(n);
+  const isPart = (span) => !span.textContent || span.classList.contains("hex");
+  let from = n;
+  while (inBytes() && from > Math.max(0, n - 3) && isPart(spans[from - 1])) --from;
+  const kept = drawn.slice(from, n);
+  for (const span of spans.splice(from)) span.remove();
+  drawn.splice(from);
   decoder = inBytes() ? [] : null;
+  append(kept);
 }
 
-function tell(text, isError = false) {
+/** Shows how it goes; a screen reader says only how it ended, not each block. */
+function tell(text, isError = false, isOver = true) {
   $("status").textContent = text;
+  if (isOver) $("said").textContent = text;
   $("status").classList.toggle("error", isError);
 }
 
@@ -171,6 +188,7 @@ async function* eventsOf(answer) {
     const blocks = buffer.split("\n\n");
     buffer = blocks.pop();
     for (const block of blocks) {
+      if (!block.startsWith("event:")) continue; // a comment, sent while the request waits
       const [event, data] = block.split("\n").map((line) => line.slice(line.indexOf(":") + 2));
       yield [event, JSON.parse(data)];
     }
@@ -190,7 +208,8 @@ async function draw(length, seed) {
   tell("");
   const begin = performance.now();
   const before = drawn.length;
-  const all = [...prime, ...drawn.map((d) => d.symbol)].slice(-model.limits.prime);
+  const symbols = [...prime, ...drawn.map((d) => d.symbol)];
+  const all = symbols.slice(Math.max(0, symbols.length - model.limits.prime));
   try {
     const body = {
       length,
@@ -221,7 +240,7 @@ async function draw(length, seed) {
       const count = drawn.length - before;
       const rate = over && seconds > 0 ? `, ${Math.round(count / seconds).toLocaleString("en")} a second` : "";
       const unit = inBytes() ? "bytes" : "characters";
-      tell(`${count.toLocaleString("en")} ${unit} drawn${rate}; seed ${seed}`);
+      tell(`${count.toLocaleString("en")} ${unit} drawn${rate}; seed ${seed}`, false, over);
     }
     if (!over) throw new Error("the connection broke");
   } catch (error) {
@@ -240,14 +259,21 @@ async function draw(length, seed) {
   }
 }
 
+/** Whether the fields are; the first that is not says why. */
+function valid() {
+  if (!$("bar").reportValidity()) return false;
+  const seed = $("seed").value.trim();
+  if (/^\d*$/.test(seed)) return true;
+  tell(`seed must be an integer from 0, or empty for a random one; got ${seed}`, true);
+  $("seed").focus();
+  return false;
+}
+
+const seedGiven = () => $("seed").value.trim().replace(/^0+(?=\d)/, "");
+
 async function begin(event) {
   event.preventDefault();
-  const seed = $("seed").value.trim();
-  if (!/^\d*$/.test(seed)) {
-    tell(`seed must be an integer from 0, or empty for a random one; got ${seed}`, true);
-    $("seed").focus();
-    return;
-  }
+  if (!valid()) return;
   try {
     if (model === null) await loadModel();
   } catch (error) {
@@ -260,7 +286,7 @@ async function begin(event) {
     return;
   }
   showPrime();
-  await draw(Number($("length").value), seed.replace(/^0+(?=\d)/, ""));
+  await draw(Number($("length").value), seedGiven());
 }
 
 // ---- what else was likely ----
@@ -319,21 +345,27 @@ function place(span) {
 
 /** Draws on behind character n, which becomes another. */
 async function goOn(n, symbol, probability, alternatives) {
-  const length = Math.max(0, Number($("length").value) - n - 1);
+  if (!valid()) return;
+  const least = Math.min(100, model.limits.length); // also behind the text's last character
+  const length = Math.max(Number($("length").value) - n - 1, least);
   cut(n);
   append([{ symbol, probability, alternatives }]);
   $("choices").hidden = true;
   chosen = -1;
   move(n);
-  await draw(length, $("seed").value.trim().replace(/^0+(?=\d)/, ""));
+  await draw(length, seedGiven());
 }
 
 // ---- keys and clicks ----
 
-/** Gives the focus to a character; it alone can then be reached by Tab. */
-function move(n) {
+/** Gives the focus to a character, past bytes without text; it alone is then reached by Tab. */
+function move(n, step = 1) {
   if (!spans.length) return;
-  const to = Math.min(Math.max(n, 0), spans.length - 1);
+  const last = spans.length - 1;
+  let to = Math.min(Math.max(n, 0), last);
+  const isEmpty = (k) => !spans[k].textContent;
+  while (isEmpty(to) && to + step >= 0 && to + step <= last) to += step;
+  if (isEmpty(to)) return;
   for (const span of $("text").querySelectorAll("[tabindex='0']")) span.removeAttribute("tabindex");
   spans[to].tabIndex = 0;
   spans[to].focus();
@@ -364,12 +396,12 @@ $("text").addEventListener("keydown", (event) => {
   if (!span) return;
   const n = Number(span.dataset.n);
   const keys = {
-    ArrowLeft: () => move(n - 1),
+    ArrowLeft: () => move(n - 1, -1),
     ArrowRight: () => move(n + 1),
     ArrowUp: () => move(inLine(n, -1)),
     ArrowDown: () => move(inLine(n, 1)),
     Home: () => move(0),
-    End: () => move(spans.length - 1),
+    End: () => move(spans.length - 1, -1),
     Enter: () => openChoices(n),
     " ": () => openChoices(n),
   };
@@ -390,7 +422,9 @@ document.addEventListener("pointerdown", (event) => {
   if (chosen >= 0 && !event.target.closest("#choices, .char")) closeChoices(false);
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && drawing) drawing.abort();
+  if (event.key !== "Escape" || event.defaultPrevented) return;
+  if (chosen >= 0) closeChoices(false); // which have lost the focus
+  else drawing?.abort();
 });
 addEventListener("resize", () => closeChoices(false));
 $("stop").addEventListener("click", () => drawing?.abort());
