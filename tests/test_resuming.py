@@ -16,7 +16,7 @@ from charrnn_fast.cli import main
 from charrnn_fast.schedules import Cosine
 from charrnn_fast.storage import checkpoint, configuration
 from charrnn_fast.text.chunks import Chunks
-from charrnn_fast.training.resume import best_path, kept_path, kept_paths
+from charrnn_fast.training.resume import best_path, kept_path, kept_paths, locked
 from test_cli import refused
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 20  # 880 characters, 792 to train
@@ -103,6 +103,39 @@ def test_a_new_training_keeps_its_own_alone(corpus: Corpus, tmp_path: Path) -> N
         make(corpus, checkpoint_path=path, keep_every=3)
 
 
+def test_kept_checkpoints_stay_until_the_new_training_is_saved(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m"
+    make(corpus, checkpoint_path=path, keep_every=2).fit(steps=6, progress=False)
+    trainer = make(corpus, checkpoint_path=path, keep_every=3)
+    write, full = checkpoint.write, True
+
+    def fails(file: Any, *content: Any) -> None:
+        if full and str(file) == str(path):
+            raise OSError("the disk is full")
+        write(file, *content)
+
+    monkeypatch.setattr(checkpoint, "write", fails)
+    with pytest.raises(OSError, match="the disk is full"):
+        trainer.fit(steps=4, progress=False)
+    assert list(kept_paths(path)) == [2, 3, 4, 6]  # 3 is its own
+    full = False
+    trainer.fit(steps=4, progress=False)
+    assert list(kept_paths(path)) == [6]
+    assert Trainer.resume(kept_path(path, 6)).settings()["keep_every"] == 3
+
+
+def test_a_kept_checkpoint_is_locked_while_it_is_written(corpus: Corpus, tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    with (
+        locked(kept_path(path, 2)),  # as by a training that saves to it
+        pytest.raises(BlockingIOError, match=r"a running training saves to this file"),
+    ):
+        make(corpus, checkpoint_path=path, keep_every=2).fit(steps=3, progress=False)
+    assert kept_paths(path) == {}
+
+
 class Usage(NamedTuple):
     total: int
     used: int
@@ -137,12 +170,25 @@ def test_the_command_keeps_and_lists(
     Path("m.jsonl").unlink()
     error = refused([*train, "5"], capsys)
     assert "m.step-00000001.safetensors exists, of another training; --overwrite replac" in error
+    error = refused(
+        [*train, "5", "--overwrite", "--init-from", "./m.step-00000001.safetensors"], capsys
+    )
+    assert "--init-from ./m.step-00000001.safetensors is a kept checkpoint of the training" in error
     assert main([*train, "5", "--overwrite"]) == 0
     assert main(["info", "m.safetensors", "--config"]) == 0
     assert "keep_every = 5\n" in capsys.readouterr().out
     assert list(kept_paths("m.safetensors")) == [5, 10]
     assert main(["train", "-o", "m.safetensors", "--resume", "--steps", "15"]) == 0
     assert list(kept_paths("m.safetensors")) == [5, 10, 15]
+    # those of a part that was given up, and of another training
+    shutil.copy("m.step-00000010.safetensors", "m.safetensors")
+    capsys.readouterr()
+    assert main(["info", "m.safetensors"]) == 0
+    assert "kept        2 checkpoints, after steps 5, 10; the" in capsys.readouterr().out
+    assert main([*train[:-1], "--overwrite"]) == 0
+    capsys.readouterr()
+    assert main(["info", "m.safetensors"]) == 0
+    assert "kept " not in capsys.readouterr().out
 
 
 # ---- other settings ----

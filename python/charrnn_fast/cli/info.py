@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 from .._checks import brief
 from ..language.model import CharLM
@@ -25,6 +28,15 @@ def add(commands: Commands) -> None:
         help="print the training settings as TOML, for train --config",
     )
     add_threads(info)
+
+
+def _kept(model: str, training: Mapping[str, Any]) -> dict[int, str]:
+    """The kept checkpoints of this training: others of the name may be of one before it."""
+    if "keep_every" not in training["settings"]:
+        return {}
+    with suppress(OSError):  # a folder that cannot be listed
+        return {n: p for n, p in kept_paths(model).items() if n <= training["num_steps"]}
+    return {}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -54,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{brief(last.train_loss, 4)}, validation "
             f"{show.losses(last.validation_loss, model.vocabulary)}"
         )
-    if kept := kept_paths(arguments.model):
+    if kept := _kept(arguments.model, training):
         steps = [f"{step:,}" for step in kept]
         if len(steps) > _MOST_KEPT:
             steps[_MOST_KEPT - 2 : -1] = ["..."]

@@ -60,7 +60,8 @@ def add(commands: Commands) -> None:
     existing.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace the model in -o FILE, at the first checkpoint",
+        help="replace the model in -o FILE, at the first checkpoint; with --keep-every also the "
+        "MODEL.step-*.safetensors beside it",
     )
     train.set_defaults(text_of_resume=[])
     add_threads(train)

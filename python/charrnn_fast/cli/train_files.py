@@ -101,17 +101,27 @@ def check_logs(arguments: argparse.Namespace, values: options.Values, log_path: 
         log.check_folder(folder)
     if log_path:
         log.check_writable(log_path)
+    kept = list(kept_paths(output).values()) if output and values.get("keep_every") else []
+    if arguments.init_from and not arguments.resume:
+        _check_stays(arguments.init_from, kept)
     if arguments.resume or arguments.overwrite:
         return
     lost = [path for path in (best,) if path and _is_there(path)]
     if log_path and log.is_worth_keeping(log_path):
         lost.append(log_path)
-    if output and values.get("keep_every"):
-        lost += kept_paths(output).values()
-    for path in lost:
+    for path in [*lost, *kept]:
         raise ValueError(
             f"{path} exists, of another training; --overwrite replaces it, another -o keeps it"
         )
+
+
+def _check_stays(init_from: str, replaced: Sequence[str]) -> None:
+    for path in filter(os.path.exists, replaced):
+        if os.path.realpath(path) == os.path.realpath(init_from):
+            raise ValueError(
+                f"--init-from {init_from} is a kept checkpoint of the training that -o replaces, "
+                f"and would be removed; copy it, or name another -o"
+            )
 
 
 def files_of(

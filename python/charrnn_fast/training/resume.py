@@ -341,8 +341,13 @@ def locked(path: StrPath | None) -> Iterator[None]:
     """
     with ExitStack() as held:
         for file in () if path is None else (path, best_path(path)):
-            held.enter_context(closing(atomic_file.Lock(file, _IN_USE)))
+            held.enter_context(locked_file(file))
         yield
+
+
+def locked_file(path: StrPath) -> closing[atomic_file.Lock]:
+    """Locks path for one training; raises BlockingIOError if a running one saves to it."""
+    return closing(atomic_file.Lock(path, _IN_USE))
 
 
 def check_vocabulary(model: CharLM, corpus: Corpus) -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -53,6 +53,7 @@ from .resume import (
     kept_path,
     kept_paths,
     locked,
+    locked_file,
     read_stored,
     restore_average,
     restore_optimizer,
@@ -631,8 +632,17 @@ class Trainer(Settled):
         or holds a file that is not a checkpoint. That file then stays unchanged. Of several
         processes, process 0 writes the state of all.
         """
+        self._save_to(path, lock=False)
+
+    def _save_to(self, path: StrPath, *, lock: bool) -> None:
+        """As `save`; lock: raises BlockingIOError if a running training saves to path."""
         state = self._whole_state()
-        self._group.on_first(lambda: self._write(path, state))
+
+        def write() -> None:
+            with locked_file(path) if lock else nullcontext():
+                self._write(path, state)
+
+        self._group.on_first(write)
 
     def _write(self, path: StrPath, state: NDArray[Any] | None) -> None:
         tensors, config = self.averaged().to_checkpoint()
@@ -983,12 +993,15 @@ class Trainer(Settled):
             paths.insert(0, kept_path(last, self._num_steps))
         if evaluation is not None and evaluation.step == self._num_steps:
             paths.insert(0, best)
+        replaced = []
         if self._replaces and self._keep_every and self._group.rank == 0:
-            for path in kept_paths(last).values():
+            replaced = [path for path in kept_paths(last).values() if path not in paths]
+        for path in paths:
+            self._save_to(path, lock=path not in (best, last))  # `fit` locks these
+        for path in replaced:  # only now that the new training is saved
+            with locked_file(path):
                 checkpoint.remove(path)
         self._replaces = False
-        for path in paths:
-            self.save(path)
         if evaluation is None and self._group.rank == 0:
             checkpoint.remove(best)  # any file there is of the training replaced
         self._saved_step = self._num_steps
