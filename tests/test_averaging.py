@@ -334,6 +334,17 @@ def test_the_command_averages(
     assert "warning: --average changes: after step 15 an average" in capsys.readouterr().err
     assert main(["info", "n", "--config"]) == 0
     assert 'average = "ema:0.5"\n' in capsys.readouterr().out
+    assert main([*resume, "5", "--average", "none"]) == 0
+    assert "an average of the weights ends; that by ema:0.5 is lost" in capsys.readouterr().err
+    assert main(["info", "n", "--config"]) == 0
+    assert "average" not in capsys.readouterr().out
+    assert main([*resume, "6"]) == 0
+    Path("settings.toml").write_text('average = "ema:0.5"\n')
+    assert main([*train, "-o", "p", "--steps", "1", "--config", "settings.toml"]) == 0
+    assert "weights averaged" in capsys.readouterr().out
+    more = ["--steps", "1", "--config", "settings.toml", "--average", "none"]
+    assert main([*train, "-o", "q", *more]) == 0
+    assert "weights averaged" not in capsys.readouterr().out
     for wrong, message in (
         ("ema:1.5", "--average: average ema must be finite, above 0, below 1, got 1.5"),
         ("0.999", "--average: must be ema:DECAY or tail:SHARE, as ema:0.999 or tail:0.2, got '0."),

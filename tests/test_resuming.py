@@ -126,6 +126,20 @@ def test_kept_checkpoints_stay_until_the_new_training_is_saved(
     assert Trainer.resume(kept_path(path, 6)).settings()["keep_every"] == 3
 
 
+def test_kept_checkpoints_need_a_path(corpus: Corpus, tmp_path: Path) -> None:
+    message = r"keep_every keeps checkpoints beside checkpoint_path, which is missing"
+    with pytest.raises(ValueError, match=message):
+        make(corpus, keep_every=3)
+    make(corpus, keep_every=3, checkpoint_path=tmp_path / "m").save(tmp_path / "m")
+    with pytest.raises(ValueError, match=message):
+        Trainer.resume(tmp_path / "m", corpus, keep_every=3)
+    trainer = Trainer.resume(tmp_path / "m", corpus)  # it does not save, and is the same
+    assert trainer.settings()["keep_every"] == 3
+    trainer = Trainer.resume(tmp_path / "m", corpus, checkpoint_path=tmp_path / "n")
+    trainer.fit(steps=3, progress=False)
+    assert list(kept_paths(tmp_path / "n")) == [3]
+
+
 def test_a_kept_checkpoint_is_locked_while_it_is_written(corpus: Corpus, tmp_path: Path) -> None:
     path = tmp_path / "m"
     with (

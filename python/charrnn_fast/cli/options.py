@@ -21,6 +21,7 @@ from .._checks import LARGEST_SEED, calling
 from ..storage import input_files, schema
 from ..storage.checkpoint import CheckpointError
 from .parsing import (
+    NONE,
     Parser,
     average_option,
     bound_option,
@@ -198,7 +199,7 @@ TRAINING = (
         None,
         average_option,
         "average of the weights, which is evaluated and sampled from: ema:0.999, or tail:0.2, of "
-        "the last fifth of the updates",
+        "the last fifth of the updates; none ends it",
         "KIND:X",
         later=True,
     ),
@@ -358,7 +359,10 @@ def given(arguments: argparse.Namespace) -> Values:
     values = override(values, _converted(pairs, "--set"), "--set")
     flags = {name: getattr(arguments, name) for name in NAMES}
     asked = {name: value for name, value in flags.items() if value not in (None, [])}
-    return override(values, asked, "the command line")
+    values = override(values, asked, "the command line")
+    if values.get("average") == NONE:  # which is not the same as no word on it
+        values["average"] = None
+    return values
 
 
 def _read_toml(path: str, name: str) -> dict[str, Any]:

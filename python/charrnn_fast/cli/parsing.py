@@ -25,6 +25,8 @@ _ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "\\": "\\"}
 
 AUTO = "auto"  # the value of --resume that begins a training or goes on with it
 
+NONE = "none"  # the value of --average that ends one
+
 # Exit statuses besides 0.
 FAILED = 1  # the training diverged, or the demonstration missed its bound
 USER_ERROR = 2  # the arguments or the files were wrong
@@ -253,6 +255,8 @@ def numbers_option(**bounds: float) -> Callable[[str], list[float]]:
 
 
 def average_option(text: str) -> str:
+    if text == NONE:
+        return NONE
     with calling({"average": ""}):
         return _checked(lambda: checked_setting(text))
 

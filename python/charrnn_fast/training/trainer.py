@@ -221,6 +221,11 @@ class Trainer(Settled):
         self._checkpoint_path = None if checkpoint_path is None else os.fspath(checkpoint_path)
         self._checkpoint_every = _optional("checkpoint_every", checkpoint_every, 1)
         self._keep_every = _optional("keep_every", keep_every, 1)
+        if keep_every is not None and checkpoint_path is None:
+            raise ValueError(
+                f"{called('keep_every')} keeps checkpoints beside {called('checkpoint_path')}, "
+                f"which is missing"
+            )
         self._average = None if average is None else Average(average)
         self._mask_seed = integer("mask_seed", mask_seed, 0, LARGEST_SEED)
         for i, callback in enumerate(callbacks):
@@ -272,7 +277,11 @@ class Trainer(Settled):
         with errors_name(path, changes):
             lr = settings.pop("learning_rate")  # may be 0, unlike the argument
             others = {name: v for name, v in changes.items() if name not in REGULARIZATION}
+            unused = None  # kept as a setting of the training, which does not save for now
+            if others.get("checkpoint_path") is None and "keep_every" not in others:
+                unused = settings.pop("keep_every", None)
             trainer = cls(stored.model, corpus, **{**settings, **others})
+            trainer._keep_every = trainer._keep_every or unused
             if "learning_rate" not in changes:
                 trainer.optimizer.lr = lr
             trainer._restore(stored)
