@@ -239,6 +239,10 @@ def test_the_best_checkpoint_holds_what_was_evaluated(corpus: Corpus, tmp_path: 
     trainer.optimizer.lr = 50  # what follows is worse
     trainer.fit(steps=6, progress=False)
     assert trainer.best == trainer.history[0]
+    with pytest.warns(UserWarning, match="average changes"):
+        other = Trainer.resume(tmp_path / "m", corpus, checkpoint_path=tmp_path / "k", average=None)
+    other.fit(steps=0, progress=False)
+    assert weights(CharLM.load(best_path(tmp_path / "k"))) == weights(model)
     best = CharLM.load(best_path(tmp_path / "n"))
     assert weights(best) == weights(model)
     assert best.evaluate_ids(corpus.validation) == loss

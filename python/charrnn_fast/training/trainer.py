@@ -252,6 +252,7 @@ class Trainer(Settled):
         self._state: NDArray[Any] | None = None  # of this process's streams
         self._carried = 0  # the streams of all processes that it belongs to
         self._saved_step: int | None = None
+        self._resumed_from: str | None = None
 
     @classmethod
     def resume(cls, path: StrPath, corpus: Corpus | None = None, **changes: Any) -> Trainer:
@@ -286,6 +287,7 @@ class Trainer(Settled):
                 trainer.optimizer.lr = lr
             trainer._restore(stored)
             trainer._note_saved(path)
+            trainer._resumed_from = os.path.abspath(path)
         return trainer
 
     def __repr__(self) -> str:
@@ -1024,7 +1026,10 @@ class Trainer(Settled):
         path, best = self._checkpoint_path, self.best
         if path is None or best is None:
             return
-        found = self._group.on_first(lambda: found_best(path, best))
+        places = [path, *filter(None, [self._resumed_from])]
+        found = self._group.on_first(
+            lambda: next(filter(None, (found_best(place, best) for place in places)), None)
+        )
         if found is not None:
             self._group.on_first(lambda: _copy(found, best_path(path)))
         elif best.step == self._num_steps:
