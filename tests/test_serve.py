@@ -967,6 +967,20 @@ def test_signals_end_it(model: CharLM, saved: Path) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.slow
+def test_a_second_signal_ends_it_at_once(saved: Path) -> None:
+    long = {"length": 900_000, "stream": True}
+    process, port = started(saved, "--port", "0", "--max-length", "900000", "--grace", "60")
+    with closing(post(port, long)) as connection:
+        answer = connection.getresponse()
+        assert answer.read(12) == b"event: start"
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (0, "ended\n", "")
+
+
 def post(port: int, body: Any) -> http.client.HTTPConnection:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     kind = {"Content-Type": "application/json"}

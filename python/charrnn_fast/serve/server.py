@@ -66,6 +66,11 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield  # `run` does
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves the application running then, to be cancelled
+            await self.lifespan.shutdown()
+
 
 def configured(app: App, most_connections: int, grace: float) -> uvicorn.Config:
     """uvicorn's settings for `run`."""
