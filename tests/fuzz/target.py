@@ -202,7 +202,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
         "lstm": {"optimizer": "adagrad", "micro_batches": 2, "evaluate_every": 2},
         "peephole": {"optimizer": "adamw", "clip_value": 1.0, "evaluate_length": 5},
         "coupled": {"optimizer": "adam", "checkpoint_every": 3, "sample_length": 5},
-        "averaged": {"average": "ema:0.9", "keep_every": 2},
+        "averaged": {"average": "ema:0.9"},
     }
     for name, keywords in options.items():
         model = CharLM(_corpora[0].vocabulary, **{"hidden_size": 1, "num_layers": 1, **keywords})
