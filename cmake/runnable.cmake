@@ -3,7 +3,7 @@
 include(CheckCXXSourceRuns)
 set(features_x86_64_v3 avx2 fma bmi bmi2 f16c lzcnt movbe)
 set(features_x86_64_v4 avx512f avx512bw avx512cd avx512dq avx512vl fma)
-set(features_x86_64_v4_bf16 ${features_x86_64_v4} avx512bf16)
+set(features_x86_64_v4_bf16 ${features_x86_64_v4} avx512bf16 avx512vnni)
 if(NOT CMAKE_CROSSCOMPILING)
   foreach(isa IN ITEMS x86_64_v3 x86_64_v4 x86_64_v4_bf16)
     if(isa IN_LIST isas)

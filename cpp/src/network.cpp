@@ -217,7 +217,11 @@ void Network<T>::pack(Packing packing, const Parameters& parameters, T* packed,
   require(storage == Storage::full || sizeof(T) == 4,
           "weights stored as bfloat16 or int8 must be float32, got float64");
   if (given == Storage::int8) {
-    require(k.int8, "weights on ", device_->name, " must be full or bfloat16, got int8");
+    require(k.int8_depth > 0, "weights on ", device_->name, " must be full or bfloat16, got int8");
+    const Index most = packing == Packing::forward_dense ? std::max(shape_.input_size, H)
+                                                         : std::max(hidden_width(), H);
+    require(most <= k.int8_depth, "rows of int8 weights must have at most ", k.int8_depth,
+            " elements, got ", most, ": take bfloat16");
     require(shape_.compute == Compute::float32, "weights of a network whose compute_dtype is ",
             quoted(name_of(shape_.compute)), " must be full or bfloat16, got int8");
   }

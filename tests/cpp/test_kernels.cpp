@@ -512,11 +512,36 @@ struct Int8Row {
   }
 };
 
-// Weights stored as int8: the decoder bit for bit. Rows of zeros, and of zeros but one, too.
+// start + x [n] times a row of int8 weights. In each part of 512, x becomes 22 bits and a sign, in
+// units of a power of two; the sum of products is exact; its float is added.
+float int8_product(const float* x, const float* integers, float scale, Index n, float start) {
+  for (Index first = 0; first < n; first += 512) {
+    const Index end = std::min<Index>(first + 512, n);
+    float most = 0;
+    bool finite = true;
+    for (Index k = first; k < end; ++k) {
+      most = std::max(most, std::abs(x[k]));
+      finite = finite && std::isfinite(x[k]);
+    }
+    int exponent = 0;  // most < 2^exponent
+    std::frexp(most, &exponent);
+    if (most == 0 || exponent < -100) exponent = -100;
+    std::int64_t sum = 0;
+    for (Index k = first; k < end && finite; ++k)
+      sum += std::llrint(std::ldexp(double(x[k]), 22 - exponent)) * std::llrint(integers[k]);
+    const float unit = finite ? std::ldexp(1.0f, exponent - 22) : std::nanf("");
+    start =
+        fma(Lane<float>(scale), Lane<float>(static_cast<float>(sum) * unit), Lane<float>(start)).v;
+  }
+  return start;
+}
+
+// Weights stored as int8: the decoder bit for bit. Rows of zeros, and of zeros but one, too; rows
+// of h of all sizes, and with infinity and NaN.
 void check_int8_decoder() {
-  for (const Index depth : {1, 2, 3, 4, 5, 127, 128, 131, 260})
-    for (const Index outputs : {1, 7, 19, 50})
-      for (const Index rows : {1, 2, 6, 7, 30}) {
+  for (const Index depth : {1, 2, 3, 4, 5, 127, 128, 131, 260, 511, 512, 513, 1030})
+    for (const Index outputs : {1, 7, 19, 50, 140})
+      for (const Index rows : {1, 2, 6, 7, 30, 61}) {
         const Network<float> n({"rnn", 3, depth, outputs});
         std::vector<float> parameters = random_values<float>(n.parameter_elements(), 3);
         const auto offset_of = [&](const char* name) {
@@ -528,19 +553,24 @@ void check_int8_decoder() {
         const float* const bias = parameters.data() + offset_of("decoder.bias");
         std::fill_n(w, depth, 0.0f);
         if (outputs > 1) std::fill_n(w + depth, depth - 1, 0.0f);
-        const std::vector<float> h = random_values<float>(rows * depth, 4);
+        std::vector<float> h = random_values<float>(rows * depth, 4);
+        const auto set = [&](Index row, Index k, float value) {
+          if (row < rows && k < depth) h[static_cast<std::size_t>(row * depth + k)] = value;
+        };
+        for (Index k = 0; k < depth; ++k) {
+          set(2, k, 0.0f);
+          set(3, k, std::ldexp(h[static_cast<std::size_t>(k)], -130));  // subnormal ones among them
+          set(4, k, k % 2 == 0 ? 0x1.fffffep0f : -0x1.fffffep0f);  // rounds up to the next power
+        }
+        set(1, 0, 1e30f);
+        set(5, depth / 2, std::numeric_limits<float>::infinity());
+        set(6, depth - 1, std::nanf(""));
         std::vector<float> expected(static_cast<std::size_t>(rows * outputs));
         for (Index j = 0; j < outputs; ++j) {
           const Int8Row row(w + j * depth, depth);
           for (Index r = 0; r < rows; ++r) {
-            float total = bias[j];
-            for (Index first = 0; first < depth; first += chain_depth) {
-              Lane<float> chain(0.0f);
-              for (Index k = first; k < std::min(first + chain_depth, depth); ++k)
-                chain = fma(Lane<float>(h[static_cast<std::size_t>(r * depth + k)]),
-                            Lane<float>(row.integers[static_cast<std::size_t>(k)]), chain);
-              total = fma(Lane<float>(row.scale), chain, Lane<float>(total)).v;
-            }
+            const float total =
+                int8_product(h.data() + r * depth, row.integers.data(), row.scale, depth, bias[j]);
             expected[static_cast<std::size_t>(r * outputs + j)] = total;
           }
         }

@@ -17,8 +17,9 @@ namespace charrnn_fast {
 #if defined(CHARRNN_WITHOUT_x86_64_v4_bf16)
 #define CHARRNN_X86_64_V4_BF16(X)
 #else
-#define CHARRNN_X86_64_V4_BF16(X) \
-  X(x86_64_v4_bf16, "x86-64-v4-bf16", CHARRNN_RUNS_X86_64_V4&& CHARRNN_CPU("avx512bf16"))
+#define CHARRNN_X86_64_V4_BF16(X)     \
+  X(x86_64_v4_bf16, "x86-64-v4-bf16", \
+    CHARRNN_RUNS_X86_64_V4&& CHARRNN_CPU("avx512bf16") && CHARRNN_CPU("avx512vnni"))
 #endif
 #if defined(CHARRNN_WITHOUT_x86_64_v4)
 #define CHARRNN_X86_64_V4(X)

@@ -278,59 +278,94 @@ __attribute__((noinline)) void tile_rounded(const TileArgs<T>& p) {
   });
 }
 
-// Float products with int8 weights, four k to a word. A load j bytes earlier has the byte of
-// the word before the last j as its highest one, so that a mask leaves that weight, times 2^24. The
-// bytes before the first word are scales.
-template <class T, int G, int MR, int W>
-__attribute__((noinline)) void tile_int8(const TileArgs<T>& p) {
+// Rows [row, row + MR) and vectors [first, first + W) of a tile with int8 weights, four k to a word
+// behind their scales. p.a is as Int8Rows has it.
+template <int G, int MR, int W, int first, class T>
+CHARRNN_INLINE void int8_block(const TileArgs<T>& p, Index row) {
   using V = Native<T>;
+  using IntVec = typename V::IntVec;
+  using Sums = Int8Sums<T>;
   constexpr int P = Panel<G>::vectors;
-  constexpr Index in_word = 4;
-  static_assert(chain_depth % in_word == 0);
-  const T *a = p.a, *const scales = p.weights.data;
-  const Index a_stride = p.a_stride, panel_stride = p.weights.panel_stride;
-  const auto* words = reinterpret_cast<const char*>(scales + P * V::lanes);
-  const Index depth_stride = p.weights.depth_stride * Index(sizeof(T));
+  const Index depth_stride = p.weights.depth_stride, panel_stride = p.weights.panel_stride;
+  const T* const scales = p.weights.data;
   const auto place = [&](auto w) __attribute__((always_inline)) {
-    return (w / P) * panel_stride + (w % P) * V::lanes;
+    return ((first + w) / P) * panel_stride + ((first + w) % P) * V::lanes;
   };
-  V acc[MR][W];
-  const auto add = [&](Index k, Index byte) __attribute__((always_inline)) {
-    const auto weight = [&](auto w) __attribute__((always_inline)) {
-      const char* const at = words + place(w) * Index(sizeof(T)) + byte - (in_word - 1);
-      return V::from_integers(V::load_bits(at) & ~0xffffff);
-    };
-    const auto row = [&](auto r) __attribute__((always_inline)) { return V(a[r * a_stride + k]); };
-    add_products(row, weight, acc);
-  };
-  // One row reads more than it computes: the next tile's weights come while this one's are used.
-  const auto prefetch_next = [&]() __attribute__((always_inline)) {
-    unroll<W>([&](auto w) __attribute__((always_inline)) {
-      if constexpr (w.value * sizeof(V) % 64 == 0)
-        __builtin_prefetch(words + (place(w) + (W + P - 1) / P * panel_stride) * Index(sizeof(T)),
-                           0, 2);
-    });
-  };
+  const T* words = scales + P * V::lanes;
+  const T* part = p.a + row * p.a_stride;
   Start<T> from = p.start;
+  from.data += row * from.row_stride;
+  T* const c = p.c + row * p.c_stride + first * V::lanes;
   Index k = 0;
   do {
-    clear(acc);
-    const Index end = min_of(p.depth, k + chain_depth);
-    for (; k + in_word <= end; k += in_word, words += depth_stride) {
-      if constexpr (MR == 1) prefetch_next();
-      unroll<in_word>([&](auto byte) __attribute__((always_inline)) { add(k + byte, byte); });
-    }
-    for (Index byte = 0; k < end; ++k, ++byte) add(k, byte);
+    IntVec sums[MR][W][int8_digits];
     unroll<MR>([&](auto r) __attribute__((always_inline)) {
-      const T* const row = from.data + r * from.row_stride;
-      unroll<W>([&](auto w) __attribute__((always_inline)) {
-        fma(V::load(scales + place(w)), acc[r][w],
-            V::load(row + (w % G) * from.group_stride + (w / G) * from.unit_stride))
-            .store(p.c + r * p.c_stride + w * V::lanes);
+      unroll<int8_digits>([&](auto i) __attribute__((always_inline)) {
+        const IntVec begin = all_words(part + r * p.a_stride + 1 + i);
+        unroll<W>([&](auto w) __attribute__((always_inline)) { sums[r][w][i] = begin; });
       });
     });
-    from = {p.c, p.c_stride, V::lanes, G * V::lanes};
+    const T* digits = part + int8_header;
+    const Index end = k + int8_part < p.depth ? k + int8_part : p.depth;
+    for (; k < end; k += 4, words += depth_stride, digits += int8_by_bytes ? 1 : 2) {
+      // One row reads more than it computes: the next tile's weights come while this one's are
+      // used.
+      if constexpr (MR == 1)
+        unroll<W>([&](auto w) __attribute__((always_inline)) {
+          if constexpr ((first + w) * sizeof(V) % 64 == 0)
+            __builtin_prefetch(words + place(w) + ceil_div(first + W, P) * panel_stride, 0, 2);
+        });
+      unroll<W>([&](auto w) __attribute__((always_inline)) {
+        const IntVec weights = V::load(words + place(w)).bits();
+        unroll<MR>([&](auto r) __attribute__((always_inline)) {
+          const T* const at = digits + r * p.a_stride;
+          unroll<int8_digits>([&](auto i) __attribute__((always_inline)) {
+            IntVec& sum = sums[r][w][i];
+            const T* const digit = at + i * int8_digit_words;
+            if constexpr (int8_by_bytes) {
+#if defined(__AVX512VNNI__)
+              sum = Sums::add_bytes(sum, weights, all_words(digit));
+#endif
+            } else {
+              sum = Sums::add_halves(sum, weights & 0xff00ff, all_words(digit));
+              sum = Sums::add_halves(sum, (IntVec)((typename V::UintVec)weights >> 8) & 0xff00ff,
+                                     all_words(digit + 1));
+            }
+          });
+        });
+      });
+    }
+    unroll<MR>([&](auto r) __attribute__((always_inline)) {
+      const V unit = V(part[r * p.a_stride]);
+      const T* const start = from.data + r * from.row_stride;
+      unroll<W>([&](auto w) __attribute__((always_inline)) {
+        constexpr int at = first + w.value;
+        fma(V::load(scales + place(w)), Sums::total(sums[r][w]) * unit,
+            V::load(start + (at % G) * from.group_stride + (at / G) * from.unit_stride))
+            .store(c + r * p.c_stride + w * V::lanes);
+      });
+    });
+    from = {p.c + row * p.c_stride, p.c_stride, V::lanes, G * V::lanes};
+    part += int8_part_words;
   } while (k < p.depth);
+}
+
+// A tile of any number of rows: blocks of as many sums as the registers hold, with a word of
+// weights and what becomes of it; of several rows, where there are, which share the latter.
+template <class T, int G, int W>
+__attribute__((noinline)) void tile_int8(const TileArgs<T>& p, Index rows) {
+  constexpr int most = (tile_accumulators > 12 ? 24 : 8) / int8_digits;
+  const auto columns = [&](auto height, auto width, Index row) __attribute__((always_inline)) {
+    constexpr int blocks = W / width.value, left = W % width.value;
+    unroll<blocks>([&](auto i) __attribute__((always_inline)) {
+      int8_block<G, height.value, width.value, i.value * width.value>(p, row);
+    });
+    if constexpr (left > 0) int8_block<G, height.value, left, W - left>(p, row);
+  };
+  constexpr int narrow = W < most / 2 ? W : most / 2, height = most / narrow;
+  Index row = 0;
+  for (; row + height <= rows; row += height) columns(Constant<height>(), Constant<narrow>(), row);
+  for (; row < rows; ++row) columns(Constant<1>(), Constant<(W < most ? W : most)>(), row);
 }
 
 // c += block [rows][width], of the first p.cols columns.
@@ -402,7 +437,7 @@ struct Tiles {
   static constexpr bool has_rounded = sizeof(T) == 4, has_small = has_rounded && !A::sums_rows;
   void (*by_size[max_rows + 1][max_vectors + 1])(const Args&) = {};
   void (*by_size_bfloat16[max_rows + 1][max_vectors + 1])(const Args&) = {};
-  void (*by_size_int8[max_rows + 1][max_vectors + 1])(const Args&) = {};
+  void (*by_width_int8[max_vectors + 1])(const Args&, Index rows) = {};
   void (*by_size_rounded[max_rows + 1][max_vectors + 1])(const Args&) = {};
 
   constexpr Tiles() { fill<1, G>(); }
@@ -410,9 +445,8 @@ struct Tiles {
     if (has_rounded && p.weights.compute == Compute::bfloat16)
       return by_size_rounded[rows][vectors](p);
     const Storage storage = has_small ? p.weights.storage : Storage::full;
-    (storage == Storage::full       ? by_size
-     : storage == Storage::bfloat16 ? by_size_bfloat16
-                                    : by_size_int8)[rows][vectors](p);
+    if (storage == Storage::int8) return by_width_int8[vectors](p, rows);
+    (storage == Storage::full ? by_size : by_size_bfloat16)[rows][vectors](p);
   }
   template <int MR, int W>
   constexpr void fill() {
@@ -424,7 +458,7 @@ struct Tiles {
           by_size[MR][W] = &tile<T, G, MR, W>;
         if constexpr (has_small) {
           by_size_bfloat16[MR][W] = &tile_bfloat16<T, G, MR, W>;
-          by_size_int8[MR][W] = &tile_int8<T, G, MR, W>;
+          by_width_int8[W] = &tile_int8<T, G, W>;
         }
         if constexpr (has_rounded && A::sums_rows)
           by_size_rounded[MR][W] = &tn_tile<T, MR, W, true>;
@@ -649,50 +683,6 @@ void pack_units_rounded(const T* w, Index row_stride, Index depth_stride, Index 
   }
 }
 
-// The scale of a row of n weights as int8; NaN if one of them is.
-template <class T>
-CHARRNN_INLINE float int8_scale(const T* w, Index depth_stride, Index n) {
-  float most = 0;
-  for (Index k = 0; k < n && most == most; ++k) {
-    const float x = static_cast<float>(w[k * depth_stride]), size = x < 0 ? -x : x;
-    if (!(size <= most)) most = size;
-  }
-  float scale = most / 127;
-  if (scale != scale) return scale;
-  std::uint32_t bits;
-  __builtin_memcpy(&bits, &scale, sizeof bits);
-  bits &= ~0xffu;
-  __builtin_memcpy(&scale, &bits, sizeof bits);
-  return scale;
-}
-
-// x / scale, rounded to nearest, ties to even; 0 if the scale is 0 or not finite.
-CHARRNN_INLINE std::int32_t to_int8(float x, float scale) {
-  constexpr float whole = 12582912;  // 1.5 * 2^23: floats around it are integers
-  if (!(scale > 0 && scale - scale == 0)) return 0;
-  const float q = (x / scale + whole) - whole;
-  return static_cast<std::int32_t>(q > 127 ? 127 : q < -127 ? -127 : q);
-}
-
-// out: where the vector's scales go; the words of the first four k are out_stride behind.
-template <class T>
-void pack_units_int8(const T* w, Index row_stride, Index depth_stride, Index n, Index depth, T* out,
-                     Index out_stride) {
-  for (Index i = 0; i < Native<T>::lanes; ++i) {
-    const T* const row = w + i * row_stride;
-    const float scale = i < n ? int8_scale(row, depth_stride, depth) : 0.0f;
-    out[i] = static_cast<T>(scale * 0x1p-24f);
-    for (Index k = 0, at = out_stride; k < depth; k += 4, at += out_stride) {
-      std::uint32_t word = 0;
-      for (Index j = 0; j < 4 && k + j < depth && i < n; ++j) {
-        const auto x = static_cast<float>(row[(k + j) * depth_stride]);
-        word |= static_cast<std::uint32_t>(to_int8(x, scale) & 0xff) << 8 * j;
-      }
-      __builtin_memcpy(out + at + i, &word, sizeof word);
-    }
-  }
-}
-
 template <int G, class T>
 void pack_panels(const PackArgs<T>& p, Range panels) {
   constexpr int lanes = Native<T>::lanes, P = Panel<G>::vectors,
@@ -796,20 +786,38 @@ __attribute__((noinline)) void gemm_rounded(const GemmArgs<T>& g, Range rows, Ra
   });
 }
 
+// Columns `panels` of some rows whose A is at a.
 template <class T>
-void gemm(const GemmArgs<T>& g, Range rows, Range panels) {
-  if constexpr (sizeof(T) == 4) {
-    if (g.weights.compute == Compute::bfloat16) return gemm_rounded(g, rows, panels);
-  }
+CHARRNN_INLINE void gemm_tiles(const GemmArgs<T>& g, Range rows, Range panels, const T* a,
+                               Index a_stride) {
   using Set = Tiles<RowMajor, T, 1>;
   constexpr Index lanes = Native<T>::lanes;
   for_tiles<Set, T>(rows, panels, g.cols, [&](const Place& at) {
     const Index col = at.vector * lanes;
-    gemm_tile(g.a + at.row * g.a_stride, g.a_stride, g.depth, from_panel(g.weights, at.panel),
-              g.c + at.row * g.c_stride + col, g.c_stride, at.rows,
+    gemm_tile(a + (at.row - rows.begin) * a_stride, a_stride, g.depth,
+              from_panel(g.weights, at.panel), g.c + at.row * g.c_stride + col, g.c_stride, at.rows,
               min_of(at.vectors * lanes, g.cols - col), g.bias ? g.bias + col : nullptr,
               g.accumulate);
   });
+}
+
+// With int8 weights, A becomes integers first.
+template <class T>
+__attribute__((noinline)) void gemm_int8(const GemmArgs<T>& g, Range rows, Range panels) {
+  Int8Rows<T> a;
+  for_parts(rows, Int8Rows<T>::most_rows(g.depth), [&](Index first, Index n) {
+    a.encode(g.a + first * g.a_stride, g.a_stride, n, g.depth);
+    gemm_tiles(g, {first, first + n}, panels, a.words, int8_row_words(g.depth));
+  });
+}
+
+template <class T>
+void gemm(const GemmArgs<T>& g, Range rows, Range panels) {
+  if constexpr (sizeof(T) == 4) {
+    if (g.weights.compute == Compute::bfloat16) return gemm_rounded(g, rows, panels);
+    if (g.weights.storage == Storage::int8) return gemm_int8(g, rows, panels);
+  }
+  gemm_tiles(g, rows, panels, g.a + rows.begin * g.a_stride, g.a_stride);
 }
 
 // Block sizes of the weight-gradient product. A block of B (depth x cols) fills half of a small

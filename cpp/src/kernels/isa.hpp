@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 #include <utility>
 
 #include "charrnn_fast/cells.hpp"
@@ -37,7 +38,7 @@ constexpr int vector_bytes = 16, tile_accumulators = 12;
 
 CHARRNN_INLINE Index min_of(Index a, Index b) { return a < b ? a : b; }
 CHARRNN_INLINE Index max_of(Index a, Index b) { return a > b ? a : b; }
-CHARRNN_INLINE Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+CHARRNN_INLINE constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
 // Most gates of a cell.
 constexpr int max_gates = 4;
@@ -47,6 +48,7 @@ constexpr int max_gates = 4;
 #include "kernels/unroll.hpp"
 #include "kernels/pack.hpp"
 #include "kernels/rounding.hpp"
+#include "kernels/int8.hpp"
 #include "kernels/gemm.hpp"
 #include "kernels/norm.hpp"
 #include "kernels/philox.hpp"

@@ -33,7 +33,7 @@ constexpr Kernels<T> table = {
     .gemm_units = Panel<1>::unit_vectors * Native<T>::lanes,
     .flag_words = 0,
     .rounds_rows = true,
-    .int8 = sizeof(T) == 4,
+    .int8_depth = sizeof(T) == 4 ? Int8Rows<T>::widest : 0,
     .pack = &pack<T>,
     .transpose = &transpose<T>,
     .gemm = &gemm<T>,

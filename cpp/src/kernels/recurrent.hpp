@@ -280,22 +280,23 @@ CHARRNN_INLINE void scale_gates(const T* rows, const T* gain, const Start<T>& st
     }
 }
 
+// The recurrent product's operand: row r of the batch at a + r * stride.
+template <class T>
+struct RecurrentOperand {
+  const T* a;
+  Index stride;
+};
+
 // Not inlined: a copy for each group of rows takes long to compile and is no faster.
 template <class Cell, class T>
-__attribute__((noinline)) void step_forward(const RecurrentForwardArgs<T>& p, Index t, bool begins,
-                                            Range rows, Range panels) {
+__attribute__((noinline)) void step_forward_rows(const RecurrentForwardArgs<T>& p,
+                                                 const StepRows<Cell, T>& step,
+                                                 const RecurrentOperand<T>& operand, Range rows,
+                                                 Range panels) {
   using V = Native<T>;
   constexpr int G = Cell::num_gates, summed = G - Cell::num_split;
   using Set = Tiles<RowMajor, T, G>;
-  if (empty(rows)) return;
   const Index H = p.hidden_size, R = p.width;
-  const StepRows<Cell, T> step = step_rows<Cell>(p.steps, p.states, t, begins);
-  const T* a = p.recurrent ? p.recurrent + step.first * R : step.prev[0];
-  Index a_stride = p.recurrent ? R : p.states[0].stride;
-  if (p.rounded) {
-    a = reinterpret_cast<const T*>(rounded_row(p.rounded, p.steps, t, 0, R));
-    a_stride = even(R) / 2;
-  }
   T* const staged = p.staged ? p.staged + (p.staged_in_place ? 0 : step.first * G * H) : nullptr;
   alignas(64) T buffer[tile_accumulators * V::lanes];
   const NextWeights<Set, T> next_weights(p.hh, rows, panels);
@@ -306,8 +307,9 @@ __attribute__((noinline)) void step_forward(const RecurrentForwardArgs<T>& p, In
   const auto run_tile = [&](const Place& at, const Start<T>& start) __attribute__((always_inline)) {
     tiles<RowMajor, T, G>.run(
         at.rows, at.vectors * G,
-        TileArgs<T>{a + at.row * a_stride, a_stride, R, from_panel(p.hh, at.panel), start, buffer,
-                    at.vectors * G * V::lanes, next_weights(at, R, next_panel(at), 0)});
+        TileArgs<T>{operand.a + at.row * operand.stride, operand.stride, R,
+                    from_panel(p.hh, at.panel), start, buffer, at.vectors * G * V::lanes,
+                    next_weights(at, R, next_panel(at), 0)});
   };
   const auto in_buffer = [&](const Place& at) __attribute__((always_inline)) {
     return Start<T>{buffer, at.vectors * G * V::lanes, V::lanes, G * V::lanes};
@@ -343,6 +345,37 @@ __attribute__((noinline)) void step_forward(const RecurrentForwardArgs<T>& p, In
       }
     });
   if (p.projection.hidden) project<Cell>(p, step, rows);
+}
+
+// With int8 weights, h becomes integers first.
+template <class Cell, class T>
+__attribute__((noinline)) void step_forward_int8(const RecurrentForwardArgs<T>& p,
+                                                 const StepRows<Cell, T>& step,
+                                                 const RecurrentOperand<T>& h, Range rows,
+                                                 Range panels) {
+  const Index R = p.width, stride = int8_row_words(R);
+  Int8Rows<T> integers;
+  for_parts(rows, Int8Rows<T>::most_rows(R), [&](Index first, Index n) {
+    integers.encode(h.a + first * h.stride, h.stride, n, R);
+    step_forward_rows<Cell>(p, step, {integers.words - first * stride, stride}, {first, first + n},
+                            panels);
+  });
+}
+
+template <class Cell, class T>
+void step_forward(const RecurrentForwardArgs<T>& p, Index t, bool begins, Range rows,
+                  Range panels) {
+  if (empty(rows)) return;
+  const Index R = p.width;
+  const StepRows<Cell, T> step = step_rows<Cell>(p.steps, p.states, t, begins);
+  RecurrentOperand<T> h{step.prev[0], p.states[0].stride};
+  if (p.recurrent) h = {p.recurrent + step.first * R, R};
+  if (p.rounded)
+    h = {reinterpret_cast<const T*>(rounded_row(p.rounded, p.steps, t, 0, R)), even(R) / 2};
+  if constexpr (sizeof(T) == 4) {
+    if (p.hh.storage == Storage::int8) return step_forward_int8<Cell>(p, step, h, rows, panels);
+  }
+  step_forward_rows<Cell>(p, step, h, rows, panels);
 }
 
 template <class Cell, class T>

@@ -13,9 +13,9 @@
 // The order of a sum depends only on the terms' places in it. So results do not depend on tiles,
 // threads or the other rows of a batch:
 // - A product's output is a sum over the depth. To the bias, or the value accumulated to, it adds
-//   chains of chain_depth fused multiply-adds each, k ascending. With int8 weights, a chain has the
-//   integers as factors (times 2^24, which is exact), and adding it multiplies it by its row's
-//   scale (times 2^-24), fused.
+//   chains of chain_depth fused multiply-adds each, k ascending. With int8 weights, the other
+//   operand becomes integers, too (int8.hpp): the sum of a part of the depth is exact, rounded once
+//   to float, and added to those before times its row's scale, fused.
 // - A parameter's gradient is a sum over the rows of a sequence. Blocks of sum_block rows, one
 //   chain each, are added to it in order. Beyond most_plain_rows rows, the rounding errors of these
 //   additions are summed separately and added at the end: so a sum's error does not grow with its
@@ -52,8 +52,8 @@ struct Range {
 // one group it is [k][some vectors of units][lane]. A panel has `gemm_units` units in a plain
 // product (one group), the cell's `forward_units` in a recurrent one. As bfloat16, a 32-bit word
 // holds the weights of an even k (low half) and of the next k (high half, 0 past the end). As int8,
-// a panel begins with its rows' scales * 2^-24, as k = 0 would have its weights; then a 32-bit word
-// holds the weights of four k, the first in the lowest byte, 0 past the end. A weight w of a row is
+// a panel begins with its rows' scales, as k = 0 would have its weights; then a 32-bit word holds
+// the weights of four k, each plus 128, in an order of the instruction set. A weight w of a row is
 // w / scale, rounded to nearest, ties to even; the scale is the row's absolute maximum / 127, cut
 // to 16 significant bits. So weight * scale is a float, and rounding it again changes nothing.
 template <class T>
@@ -577,7 +577,7 @@ struct Kernels {
   int gemm_units;    // columns of a panel of a plain product
   int flag_words;    // 32-bit words by which blocks of a recurrent kernel wait for each other; or 0
   bool rounds_rows;  // recurrent kernels take RecurrentForwardArgs::rounded for bfloat16 products
-  bool int8;         // whether products take Storage::int8
+  Index int8_depth;  // the most depth of products with Storage::int8; 0: none
   void (*pack)(const PackArgs<T>&, Range panels);
   // to [cols, rows] = the transpose of from [rows, cols], of the given rows of `from`.
   void (*transpose)(const T* from, Index rows, Index cols, Range given, T* to);
