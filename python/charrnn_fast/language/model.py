@@ -448,8 +448,9 @@ class CharLM(Settled):
 
         weight_dtype="bfloat16" rounds the weights to bfloat16, which halves the memory that a step
         reads; "int8" rounds them to integers with one scale for each row, which takes a quarter:
-        faster if the model exceeds the processor's caches. Arithmetic stays in float32. Both are
-        for float32 models, "int8" on the CPU alone. `evaluate` with the same argument measures the
+        faster if the model exceeds the processor's caches. Arithmetic stays in float32, but that
+        products with "int8" are sums of integers (docs/sampling.md). Both are for float32 models,
+        "int8" on the CPU alone. `evaluate` with the same argument measures the
         loss from rounding.
 
         allow_unknown: characters of prime that the vocabulary lacks are left out, and a warning
