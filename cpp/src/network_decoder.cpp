@@ -152,15 +152,15 @@ bool Network<T>::has_head_kernel() const {
          shape_.output_size <= kernels_->head_columns;
 }
 
-// A block's logits take at most 16 MB (float) and, for a small vocabulary, stay in a CPU's cache. A
-// block has one or two blocks of the gradient's sums, or for a large vocabulary less than one. One
-// kernel takes as many rows as it can: the gradients' sums do not depend on it.
+// A block's logits take some 32 MB (float), at most 45, and, for a small vocabulary, stay in a
+// CPU's cache. A block has one or two blocks of the gradient's sums, or for a large vocabulary less
+// than one. One kernel takes as many rows as it can: the gradients' sums do not depend on it.
 template <class T>
 Index Network<T>::head_block_rows() const {
-  constexpr Index elements = Index(1) << 22;
+  constexpr Index elements = Index(1) << 23;
   const Index most = has_head_kernel() ? elements : 2 * sum_block;
   const Index rows = std::clamp<Index>(elements / shape_.output_size, 1, most);
-  return rows > sum_block ? rows / sum_block * sum_block : rows;
+  return rows > sum_block ? (rows + sum_block / 2) / sum_block * sum_block : rows;
 }
 
 template <class T>

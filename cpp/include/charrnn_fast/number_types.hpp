@@ -7,9 +7,9 @@ namespace charrnn_fast {
 
 // Number type of packed weights: T (full); or, for T float and without backward, bfloat16 (half the
 // memory) or int8 with one scale per row (a quarter). Arithmetic stays in T, but that products with
-// int8 are sums of integers; and weights of Packing::forward_tokens are always T. Parameters rounded to bfloat16 give the same bits with full
-// and bfloat16; parameters rounded to int8 give the same bits with int8 as those they were rounded
-// from.
+// int8 are sums of integers; and weights of Packing::forward_tokens are always T. Parameters
+// rounded to bfloat16 give the same bits with full and bfloat16; parameters rounded to int8 give
+// the same bits with int8 as those they were rounded from.
 enum class Storage { full, bfloat16, int8 };
 constexpr int num_storages = 3;
 

@@ -159,7 +159,7 @@ CHARRNN_INLINE void encode_int8_row(const T* x, Index depth, T* out) {
 // block of the depth of a plain product.
 template <class T>
 struct Int8Rows {
-  static constexpr Index parts = 48;                  // some 80 KB
+  static constexpr Index parts = 24;                  // some 50 KB of a stack
   static constexpr Index widest = parts * int8_part;  // of a row
   alignas(64) T words[parts * int8_part_words];
 
