@@ -230,6 +230,7 @@ def _facts(makes: _Trials, budget: float) -> dict[str, Any]:
         "version": build_info()["version"],
         "held": makes.identity(),
         "corpus": makes.corpus.identity(),
+        "vocabulary": makes.symbols,
         "budget": budget,
         "speed": list(makes.speed()),
     }
@@ -239,6 +240,11 @@ def _check_facts(path: str, facts: Mapping[str, Any], makes: _Trials) -> None:
     """ValueError unless the study at path is of this text and these settings."""
     advice = {"text": "--overwrite begins a new search"}
     check_corpus(path, makes.corpus, facts["corpus"], advice)
+    if makes.symbols != facts["vocabulary"]:
+        raise ValueError(
+            f"the corpus must have the vocabulary of the search of {path}, got another one; "
+            f"{advice['text']}"
+        )
     ours, before = makes.identity(), facts["held"]
     for name in sorted({*ours, *before}):
         if ours.get(name) != before.get(name):
@@ -266,6 +272,11 @@ class _Trials(search.Maker):
         """What trials share, as JSON values, without the device."""
         kept = {name: value for name, value in self.held.items() if name != options.DEVICE.name}
         return {n: "inf" if value == math.inf else value for n, value in kept.items()}
+
+    @property
+    def symbols(self) -> list[int]:
+        """The vocabulary, as JSON values."""
+        return [int(symbol) for symbol in self.corpus.vocabulary.symbols]
 
     @property
     def evaluated(self) -> int:

@@ -30,6 +30,7 @@ _NEAR = 0.8  # of E: from here on neither is expected
 _MIDDLE = (1 + _NEAR) / 2
 _ANNEALED = 2 / 3  # an epoch of a learning rate that falls to about zero counts so much
 _LEAST, _MOST = 0.1, 0.7  # dropout rates worth naming
+_USUAL = 0.5  # where more would be needed, and fewer epochs as well
 _STEPS = 20  # of the rates that are named, from 0 to 1
 
 
@@ -77,6 +78,9 @@ def advice(case: Case) -> str:
         ways = [f"--epochs {epochs}", "a smaller --hidden-size"]
         if max(_LEAST, case.dropout) <= dropout < _MOST:
             ways.insert(0, f"{flag} {dropout:g}")
+        elif case.dropout < _USUAL < dropout:
+            fewer = round(_MIDDLE * epochs_to_overfit(case._replace(dropout=_USUAL)))
+            ways.insert(0, f"{flag} {_USUAL:g} with --epochs {max(1, fewer)}")
         if epochs >= case.epochs:  # which no whole number of epochs changes
             ways.remove(f"--epochs {epochs}")
     else:

@@ -182,16 +182,16 @@ class Space:
         the widest model that is worth its time, with the dropout that `advice` has for it.
         """
         plain = self._drawn(_PLAIN["num_layers"], _PLAIN["hidden_size"], _PLAIN["epochs"])
-        layers = min(2, self._most_layers())
+        layers = self.held.get("num_layers") or min(2, self._most_layers())
         units = self._most_units(layers)
         while units > 1 and self._most_epochs(layers, units * _UNIT) < _PLAIN["epochs"] // 2:
             units -= 1
         wide = self._drawn(layers, units * _UNIT, _PLAIN["epochs"])
         case = advice.Case(
             self.text.trained,
-            self.parameters(wide["num_layers"], wide["width"] * _UNIT),
+            self.parameters(layers, self.held.get("hidden_size") or wide["width"] * _UNIT),
             self.held_epochs or wide["epochs"],
-            layers=wide["num_layers"],
+            layers=layers,
             annealed=True,
         )
         dropout = advice.dropout_for(case)
