@@ -151,7 +151,7 @@ def test_an_interrupted_search_goes_on_as_if_never_stopped(
 @pytest.mark.slow
 def test_a_killed_search_goes_on_as_if_never_stopped(capsys: Capture) -> None:
     Path("a.txt").write_text(TEXT * 20)
-    asked = ["--budget", "10m", "--trials", "8", "--epochs", "3", "--hidden-size", "32"]
+    asked = ["--budget", "20h", "--trials", "8", "--epochs", "3", "--hidden-size", "32"]
     assert tuned(*asked, output="whole.toml") == 0
     code = (
         "import sys\nfrom charrnn_fast.cli import main, tune\n"
