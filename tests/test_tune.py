@@ -320,6 +320,19 @@ def test_dropout_of_one_layer_is_that_of_its_output() -> None:
     assert (found["dropout"], found["output_dropout"]) == (0.0, 0.7)
 
 
+def test_the_speed_is_a_line_through_two_models() -> None:
+    speed, rest = tune._line((20_000, 3e-6), (220_000, 13e-6))
+    assert speed == pytest.approx(2e10, rel=0.1)  # 50 ps per parameter
+    assert rest == pytest.approx(2e-6, rel=0.1)
+    speed, rest = tune._line((20_000, 5e-6), (20_000, 5e-6))  # both sizes are held
+    assert speed == pytest.approx(4e9, rel=0.1)
+    assert rest < 1e-20
+    speed, rest = tune._line((20_000, 5e-6), (220_000, 4e-6))  # another program ran meanwhile
+    assert speed > 0
+    assert rest >= 0
+    assert all(number >= 0 for number in tune._line((20_000, 0.0), (220_000, 0.0)))
+
+
 # ---- the early end ----
 
 

@@ -47,6 +47,8 @@ _NOT_TAKEN = tuple(
     if option.name not in ("epochs", "steps", "evaluate_length")
 )
 _TIMED_STEPS, _TIMED_SYMBOLS = 5, 2000
+_LEAST_TIME = 1e-12  # seconds, for clocks that stand still
+_SMALL_SIZE = {"hidden_size": 32, "num_layers": 1}
 _PLAIN_SIZE = {"hidden_size": 128, "num_layers": 2}
 _PER_OCTAVE = 4  # the speed is rounded, so that most searches on a machine have equal bounds
 
@@ -312,8 +314,15 @@ class _Trials(search.Maker):
         return {name: values[name] for name in options.NAMES if name in values}
 
     def speed(self) -> Speed:
-        """Measured with a model of the default size, unless another one is held."""
-        trainer = self._trainer(_PLAIN_SIZE | self.held)
+        """Measured with a small model and one of the default size, but for what is held."""
+        small, plain = (self._times(size | self.held) for size in (_SMALL_SIZE, _PLAIN_SIZE))
+        training = _line((small[0], small[1]), (plain[0], plain[1]))
+        evaluation = _line((small[0], small[2]), (plain[0], plain[2]))
+        return Speed(training[0], evaluation[0], training[1], evaluation[1])
+
+    def _times(self, values: options.Values) -> tuple[int, float, float]:
+        """The parameters of a model, and its seconds per symbol in training and evaluation."""
+        trainer = self._trainer(values)
         length, batch = trainer.seq_len, trainer.batch_size
         needed = length * batch
         ids = self.corpus.train[: needed + 1]
@@ -327,10 +336,10 @@ class _Trials(search.Maker):
         part = self.corpus.validation[: min(_TIMED_SYMBOLS, self.evaluated)]
         watch = Stopwatch()
         trainer.model.evaluate_ids(part)
-        parameters = trainer.model.num_parameters
-        return Speed(
-            _rounded(parameters * needed / max(statistics.median(times), 1e-6)),
-            _rounded(parameters * len(part) / max(watch.seconds, 1e-6)),
+        return (
+            trainer.model.num_parameters,
+            statistics.median(times) / needed,
+            watch.seconds / len(part),
         )
 
     def _steps(self, values: options.Values) -> int:
@@ -350,8 +359,18 @@ def evaluate_every(steps: int) -> int:
     return -(-steps // EVALUATIONS)
 
 
-def _rounded(speed: float) -> float:
-    return float(2.0 ** (round(math.log2(speed) * _PER_OCTAVE) / _PER_OCTAVE))
+def _line(small: tuple[int, float], plain: tuple[int, float]) -> tuple[float, float]:
+    """The speed and the rest of `Speed`, from two models' parameters and seconds per symbol."""
+    (few, short), (many, long) = small, plain
+    least = max(long, _LEAST_TIME) / many / 2  # at most half of the time is the rest
+    slope = max((long - short) / (many - few), least) if many > few else 2 * least
+    return _rounded(1 / slope), _rounded(max(long - slope * many, 0.0))
+
+
+def _rounded(number: float) -> float:
+    if number == 0:
+        return 0.0
+    return float(2.0 ** (round(math.log2(number) * _PER_OCTAVE) / _PER_OCTAVE))
 
 
 class _Outcome:

@@ -55,14 +55,14 @@ class Text(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """Parameters times characters per second, in training and in evaluation.
-
-    The time of a character is nearly proportional to the parameters: from 2x64 to 2x512 the product
-    differs by 1.4.
-    """
+    """The time of a symbol: the parameters over a speed, and what every model takes."""
 
     training: float
+    """Parameters times symbols per second."""
     evaluation: float
+    training_rest: float = 0.0
+    """Seconds per symbol."""
+    evaluation_rest: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,10 @@ class Space:
 
     def seconds(self, layers: int, width: int, epochs: float) -> float:
         """About the time of a trial."""
-        trained = epochs * self.text.trained / self.speed.training
-        evaluated = EVALUATIONS * self.text.evaluated / self.speed.evaluation
-        return self.parameters(layers, width) * (trained + evaluated)
+        parameters, speed = self.parameters(layers, width), self.speed
+        trained = parameters / speed.training + speed.training_rest
+        evaluated = parameters / speed.evaluation + speed.evaluation_rest
+        return epochs * self.text.trained * trained + EVALUATIONS * self.text.evaluated * evaluated
 
     def describe(self) -> str:
         """What is searched, for a line."""
