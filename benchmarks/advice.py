@@ -56,7 +56,9 @@ class Run:
 
 
 FITTED = (
-    *(Run("python", n, 2, width) for n in (30_000, 100_000, 300_000) for width in (64, 128, 256)),
+    *(Run("python", n, 2, width) for n in (30_000, 100_000) for width in (64, 128, 256)),
+    *(Run("python", 300_000, 2, width) for width in (64, 128)),
+    Run("python", 300_000, 2, 256, epochs=10),
     *(Run("python", 1_000_000, layers, width) for layers, width in ((1, 32), (2, 64), (2, 128))),
 )
 HELD_OUT = (

@@ -148,6 +148,27 @@ def test_an_interrupted_search_goes_on_as_if_never_stopped(
     assert not list(Path().glob("*.safetensors"))
 
 
+@pytest.mark.usefixtures("no_picture")
+def test_a_search_interrupted_while_it_chooses_goes_on(monkeypatch: Patch, capsys: Capture) -> None:
+    asked = ["--budget", "10m", "--trials", "4", "--epochs", "2"]
+    assert tuned(*asked, output="whole.toml") == 0
+    count, settings = 0, Space.settings
+
+    def interrupting(space: Space, draw: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        return settings(space, draw)
+
+    monkeypatch.setattr(Space, "settings", interrupting)
+    assert tuned(*asked) == 130
+    Path("won.study.lock").symlink_to("won.study")  # as a kill leaves it
+    assert tuned(*asked, "--resume") == 0
+    assert results() == results("whole.study")
+    capsys.readouterr()
+
+
 @pytest.mark.slow
 def test_a_killed_search_goes_on_as_if_never_stopped(capsys: Capture) -> None:
     Path("a.txt").write_text(TEXT * 20)

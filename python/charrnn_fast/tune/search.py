@@ -15,7 +15,7 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -107,10 +107,12 @@ class Study:
     """Optuna's study in a file: what was tried, and what to try next."""
 
     def __init__(self, path: StrPath) -> None:
-        """Opens the study at path, or begins it. Raises ImportError, which names the extra, if
-        Optuna is not installed, and ValueError if the file is no study.
+        """Opens the study at path, or begins it; nothing else may have it open. Raises ImportError,
+        which names the extra, if Optuna is not installed, and ValueError if the file is no study.
         """
         self._optuna = imported()
+        with suppress(FileNotFoundError):
+            os.unlink(f"{os.fspath(path)}.lock")  # of a killed search: Optuna would wait for it
         backend = self._optuna.storages.journal.JournalFileBackend(os.fspath(path))
         try:
             self._storage = self._optuna.storages.JournalStorage(backend)
@@ -162,7 +164,10 @@ class Study:
             )
             # Killed between the choice of the trial and its settings: the rest is chosen now.
             self._seed(seed, running.number)
-            settings = running.user_attrs.get("settings") or space.settings(trial)
+            settings = running.user_attrs.get("settings")
+            if settings is None:
+                settings = space.settings(trial)
+                trial.set_user_attr("settings", settings)
             return trial, settings, "parameters" in running.user_attrs
         trials = self._study.get_trials(deepcopy=False)
         begun = sum(trial.state != states.WAITING for trial in trials)
