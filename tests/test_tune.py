@@ -336,6 +336,17 @@ def test_held_settings_are_not_drawn() -> None:
     assert set(found) == {"num_layers", "learning_rate"}
 
 
+def test_a_held_warm_up_ends_before_each_trial() -> None:
+    class Narrowest(Widest):
+        def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+            return low
+
+    held = {"schedule": "cosine", "warmup": 3.0}
+    for draw in (Widest(), Narrowest()):
+        assert Space.within(36000, BOOK, held, FAST, 360).settings(draw)["epochs"] > 3
+    assert all(one["epochs"] > 3 for one in Space.within(600, BOOK, held, FAST, 360).first())
+
+
 def test_dropout_of_one_layer_is_that_of_its_output() -> None:
     found = Space.within(36000, BOOK, {"num_layers": 1}, FAST, 360).settings(Widest())
     assert (found["dropout"], found["output_dropout"]) == (0.0, 0.7)

@@ -88,7 +88,7 @@ class Space:
         """
         space = cls(text, held, speed, budget / _TRIALS, steps_per_epoch)
         layers, width = held.get("num_layers", 1), held.get("hidden_size", _UNIT)
-        least = space.seconds(layers, width, space.held_epochs or 1)
+        least = space.seconds(layers, width, space.held_epochs or space._shortest)
         if least * _LEAST_TRIALS > budget:
             minutes = math.ceil(least * _LEAST_TRIALS / 6) / 10
             raise ValueError(
@@ -152,7 +152,7 @@ class Space:
         epochs = None
         if self.held_epochs is None:
             most = self._most_epochs(layers, width)
-            epochs = draw.suggest_int("epochs", max(1, most // _RANGE), most, log=True)
+            epochs = draw.suggest_int("epochs", self._least_epochs(most), most, log=True)
         rate = self.held.get("learning_rate")
         if rate is None:
             rate = float(f"{draw.suggest_float('learning_rate', *self._rates(), log=True):.2g}")
@@ -205,7 +205,7 @@ class Space:
         layers = self.held.get("num_layers") or min(int(layers), self._most_layers())
         width = self.held.get("hidden_size") or min(int(width), self._most_units(layers) * _UNIT)
         most = self._most_epochs(layers, width)
-        epochs = max(most // _RANGE, min(int(epochs), most))
+        epochs = max(self._least_epochs(most), min(int(epochs), most))
         return {"num_layers": layers, "width": width // _UNIT, "epochs": epochs}
 
     def _rates(self) -> tuple[float, float]:
@@ -224,11 +224,19 @@ class Space:
         return max(fitting, default=1)
 
     def _fits(self, layers: int, width: int) -> bool:
-        epochs = self.held_epochs or _LEAST_EPOCHS
+        epochs = self.held_epochs or max(_LEAST_EPOCHS, self._shortest)
         return self.seconds(layers, width, epochs) <= self.limit
 
     def _most_epochs(self, layers: int, width: int) -> int:
         none, one = (self.seconds(layers, width, epochs) for epochs in (0, 1))
         affordable = (self.limit - none) / (one - none)
         longest = max(_EPOCHS, -(-_UPDATES // self.steps_per_epoch))
-        return int(max(1, min(affordable, longest)))
+        return int(max(self._shortest, min(affordable, longest)))
+
+    def _least_epochs(self, most: int) -> int:
+        return max(self._shortest, most // _RANGE)
+
+    @property
+    def _shortest(self) -> int:
+        """Epochs, more than the warm-up."""
+        return int(self.held.get("warmup", 0)) + 1
