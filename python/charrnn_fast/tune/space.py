@@ -23,7 +23,7 @@ _UNIT = 32  # hidden sizes are multiples of it
 _MOST_UNITS, _MOST_LAYERS = 32, 3
 _LEAST_EPOCHS = 2  # of the widest model
 _EPOCHS, _UPDATES = 60, 3000  # the longest trial: so many epochs, or as many as have the updates
-_RANGE = 8  # the longest trial of a model has so many times the epochs of the shortest
+_RANGE = 4  # the longest trial of a model has so many times the epochs of the shortest
 _WARMUP = 0.05  # of all epochs: Adam's averages are young (Goyal et al., 2017)
 _MOST_DROPOUT, _DROPOUT_STEP = 0.7, 0.05
 # Learning rates by optimizer. Those of plain SGD and Adagrad are larger than Adam's.
