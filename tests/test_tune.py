@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from charrnn_fast import Corpus
 from charrnn_fast.cli import main, tune
 from charrnn_fast.training import log
 from charrnn_fast.tune import report, search, space
@@ -25,6 +26,9 @@ SMALL = ["--batch-size", "6", "--seq-len", "20", "--hidden-size", "6", "--num-la
 
 Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
+
+
+MEASURED = tune._Trials.speed
 
 
 @pytest.fixture(autouse=True)
@@ -350,6 +354,14 @@ def test_a_held_warm_up_ends_before_each_trial() -> None:
 def test_dropout_of_one_layer_is_that_of_its_output() -> None:
     found = Space.within(36000, BOOK, {"num_layers": 1}, FAST, 360).settings(Widest())
     assert (found["dropout"], found["output_dropout"]) == (0.0, 0.7)
+
+
+def test_the_speed_is_measured() -> None:
+    makes = tune._Trials(Corpus.from_text(TEXT), {"batch_size": 6, "seq_len": 20})
+    speed = MEASURED(makes)
+    assert speed.training > 0
+    assert speed.evaluation > 0
+    assert min(speed) >= 0
 
 
 def test_the_speed_is_a_line_through_two_models() -> None:

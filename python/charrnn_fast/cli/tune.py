@@ -9,7 +9,7 @@ import os
 import shlex
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -46,7 +46,7 @@ _NOT_TAKEN = tuple(
     for option in (*options.RUN, *options.LOGS)
     if option.name not in ("epochs", "steps", "evaluate_length")
 )
-_TIMED_STEPS, _TIMED_SYMBOLS = 5, 2000
+_TIMED, _TIMED_SYMBOLS = 5, 1000
 _LEAST_TIME = 1e-12  # seconds, for clocks that stand still
 _SMALL_SIZE = {"hidden_size": 32, "num_layers": 1}
 _PLAIN_SIZE = {"hidden_size": 128, "num_layers": 2}
@@ -327,20 +327,10 @@ class _Trials(search.Maker):
         needed = length * batch
         ids = self.corpus.train[: needed + 1]
         x, y = (ids[at : at + needed].reshape(batch, length).T for at in (0, 1))
-        trainer.step(x, y)
-        times = []
-        for _ in range(_TIMED_STEPS):
-            watch = Stopwatch()
-            trainer.step(x, y)
-            times.append(watch.seconds)
         part = self.corpus.validation[: min(_TIMED_SYMBOLS, self.evaluated)]
-        watch = Stopwatch()
-        trainer.model.evaluate_ids(part)
-        return (
-            trainer.model.num_parameters,
-            statistics.median(times) / needed,
-            watch.seconds / len(part),
-        )
+        trained = _median_time(lambda: trainer.step(x, y))
+        evaluated = _median_time(lambda: trainer.model.evaluate_ids(part))
+        return trainer.model.num_parameters, trained / needed, evaluated / len(part)
 
     def _steps(self, values: options.Values) -> int:
         return int(values.get("steps") or values["epochs"] * self.steps)
@@ -357,6 +347,17 @@ class _Trials(search.Maker):
 def evaluate_every(steps: int) -> int:
     """The updates between the evaluations of a trial."""
     return -(-steps // EVALUATIONS)
+
+
+def _median_time(work: Callable[[], object]) -> float:
+    """Seconds; the median, since other programs may stop one of the times."""
+    work()  # what comes once, such as memory
+    times = []
+    for _ in range(_TIMED):
+        watch = Stopwatch()
+        work()
+        times.append(watch.seconds)
+    return statistics.median(times)
 
 
 def _line(small: tuple[int, float], plain: tuple[int, float]) -> tuple[float, float]:
