@@ -27,7 +27,7 @@ LAYERS = (
     ("onnx",),
     ("training",),
     ("callbacks", "distributed", "log", "schedules"),  # public paths of what is in training
-    ("view", "serve", "bench"),
+    ("view", "serve", "tune", "bench"),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -14,7 +14,7 @@ from .._checks import calling, telling
 from ..runtime import build_info, get_cmake_dir, get_num_threads, set_num_threads
 from ..storage import streams
 from ..training.distributed import EndedError, LostError
-from . import bench, evaluate, export, info, plot, sample, score, serve, train, view
+from . import bench, evaluate, export, info, plot, sample, score, serve, train, tune, view
 from .parsing import FAILED, INTERRUPTED, USER_ERROR, Commands, Parser
 from .show import complain, warn
 
@@ -123,6 +123,6 @@ def _parser() -> Parser:
     about = "show the folder of the CMake package for C++ and exit"
     parser.add_argument("--cmakedir", action=_ShowCMakeDir, nargs=0, help=about)
     commands = Commands(parser)
-    for command in (train, sample, evaluate, score, serve, info, view, export, plot, bench):
+    for command in (train, tune, sample, evaluate, score, serve, info, view, export, plot, bench):
         command.add(commands)
     return parser

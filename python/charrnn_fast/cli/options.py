@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -300,8 +300,11 @@ ALL = (PATHS, *TEXT, *MODEL, *TRAINING, *SCHEDULE, *RUN, *LOGS, DEVICE, COMPUTE)
 NAMES = tuple(option.name for option in ALL)
 
 
-def add(parser: Parser) -> None:
-    """Adds the flags, without defaults in the parser: `given` must know what the user set."""
+def add(parser: Parser, leave_out: Collection[str] = ()) -> None:
+    """Adds the flags, without defaults in the parser: `given` must know what the user set.
+
+    leave_out: names of settings that the command does not take.
+    """
     for title, options in (
         ("text", TEXT),
         ("model", NETWORK),
@@ -312,8 +315,10 @@ def add(parser: Parser) -> None:
         ("logs", LOGS),
         ("device", (DEVICE, COMPUTE)),
     ):
-        group = parser.add_argument_group(title)
-        for option in options:
+        taken = [option for option in options if option.name not in leave_out]
+        group = parser.add_argument_group(title) if taken else None
+        for option in taken:
+            assert group is not None
             about = option.help
             if option.default is not None and option.parse is not None:
                 about = f"{about} (default: {option.default})"
@@ -357,7 +362,7 @@ def given(arguments: argparse.Namespace) -> Values:
             raise ValueError(f"--set must be key=value, got {text!r}")
         pairs[name.strip()] = value.strip()
     values = override(values, _converted(pairs, "--set"), "--set")
-    flags = {name: getattr(arguments, name) for name in NAMES}
+    flags = {name: getattr(arguments, name, None) for name in NAMES}
     asked = {name: value for name, value in flags.items() if value not in (None, [])}
     values = override(values, asked, "the command line")
     if values.get("average") == NONE:  # which is not the same as no word on it

@@ -23,6 +23,10 @@ _NEGATIVE = re.compile(r"-\d+|-\d*\.\d+")  # as in argparse
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.?)", re.DOTALL)
 _ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "\\": "\\"}
 
+_NUMBER = r"(\d{1,9}(?:\.\d{1,9})?)"
+_DURATION = re.compile(f"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
+_LONGEST = 1e9  # seconds
+
 AUTO = "auto"  # the value of --resume that begins a training or goes on with it
 
 NONE = "none"  # the value of --average that ends one
@@ -252,6 +256,19 @@ def numbers_option(**bounds: float) -> Callable[[str], list[float]]:
 
     convert.__name__ = "list of numbers"
     return convert
+
+
+def duration_option(text: str) -> float:
+    """Seconds of a time such as "90s", "60m" and "1h30m"."""
+    match = _DURATION.fullmatch(text)
+    seconds = sum(
+        float(number) * unit
+        for number, unit in zip(match.groups() if match else (), (3600, 60, 1), strict=False)
+        if number
+    )
+    if not 0 < seconds < _LONGEST:
+        raise argparse.ArgumentTypeError(f"must be a time such as 90s, 60m or 1h30m, got {text!r}")
+    return seconds
 
 
 def average_option(text: str) -> str:

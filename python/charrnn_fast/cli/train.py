@@ -106,7 +106,9 @@ def _run(arguments: argparse.Namespace, given: options.Values, group: Group) -> 
         streams.output(sys.stdout).goes_on = True  # the model matters more than the printed lines
         extends = arguments.extend_vocabulary and not arguments.resume
         known = origin.model.vocabulary if extends and origin else None
-        describe(trainer, corpus, len(files.text), steps, group.size, known)
+        # The demonstration is short on purpose; a trained model needs less than a new one.
+        advised = origin is None and not values.get("demo")
+        describe(trainer, corpus, len(files.text), steps, group.size, known, advised=advised)
     if not trainer.evaluation_due and (begun >= steps or trainer.is_stale()):
         print(f"nothing left to train: {ending(trainer, steps)}")
         if values.get("final_test") and group.rank == 0:

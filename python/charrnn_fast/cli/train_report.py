@@ -14,8 +14,10 @@ from ..runtime import get_num_threads
 from ..text import demo
 from ..text.corpus import Corpus
 from ..text.vocabulary import Vocabulary
+from ..training import advice
 from ..training.callbacks import Evaluation
 from ..training.resume import best_path, found_best
+from ..training.schedules import Cosine
 from ..training.trainer import Trainer
 from . import show
 from .parsing import FAILED
@@ -54,15 +56,13 @@ def describe(
     steps: int,
     num_processes: int,
     extended: Vocabulary | None = None,
+    *,
+    advised: bool = False,
 ) -> None:
     """Prints, before the training, the model, the text and the duration. extended: the vocabulary
-    that the training has extended.
+    that the training has extended. advised: whether what to expect is told.
     """
-    in_files = f" in {num_files:,} files" if num_files > 1 else ""
-    print(
-        f"text        {len(corpus):,} {corpus.vocabulary.kind}{in_files}: {len(corpus.train):,} to "
-        f"train on, {_others(corpus)}"
-    )
+    print(f"text        {text_line(corpus, num_files)}")
     if corpus.num_left_out:
         unknown = show.count(corpus.num_left_out, "character")
         print(f"left out    {unknown}, which the vocabulary lacks")
@@ -86,6 +86,49 @@ def describe(
         f"length      {show.count(steps, 'step')}, {show.count(epochs, 'epoch')}, on {place}"
         + (f"; {trainer.num_steps:,} steps are done" if trainer.num_steps else ""),
         flush=True,
+    )
+    remark = expectation(trainer, corpus, epochs) if advised else ""
+    if remark:
+        print(f"advice      {remark}", flush=True)
+
+
+# Where the rule of `advice` was measured: Adam and its like, and learning rates near the default.
+_OPTIMIZERS, _LEARNING_RATES = ("adam", "adamw", "rmsprop"), (5e-4, 1e-2)
+_ANNEALED_TO = 0.1  # or less, of the learning rate
+
+
+def expectation(trainer: Trainer, corpus: Corpus, epochs: float) -> str:
+    """Whether a new training will overfit or underfit, and what to change; empty where the rule
+    has nothing to say, or does not hold.
+    """
+    settings, model = trainer.settings(), trainer.model.settings()
+    least, most = _LEARNING_RATES
+    others = (model["recurrent_dropout"], model["weight_drop"], *model["zoneout"])
+    if (
+        settings["optimizer"] not in _OPTIMIZERS
+        or not least <= settings["learning_rate"] <= most
+        or any(others)
+        or not epochs
+    ):
+        return ""
+    schedule, layers = trainer.schedule, model["num_layers"]
+    case = advice.Case(
+        len(corpus.train),
+        trainer.model.num_parameters,
+        epochs,
+        model["dropout"] if layers > 1 else model["output_dropout"],
+        layers,
+        annealed=isinstance(schedule, Cosine) and schedule.final <= _ANNEALED_TO,
+    )
+    return advice.advice(case)
+
+
+def text_line(corpus: Corpus, num_files: int) -> str:
+    """The size of a text and of its parts."""
+    in_files = f" in {num_files:,} files" if num_files > 1 else ""
+    return (
+        f"{len(corpus):,} {corpus.vocabulary.kind}{in_files}: {len(corpus.train):,} to train on, "
+        f"{_others(corpus)}"
     )
 
 

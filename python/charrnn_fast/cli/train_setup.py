@@ -19,7 +19,8 @@ from ..training.trainer import Trainer
 from . import options
 from .texts import Files, Origin, read_corpus
 
-_EPOCHS = 20
+EPOCHS = 20
+"""Of a training that names neither epochs nor steps."""
 
 # Schedules' settings have other names than their flags.
 _OF_SCHEDULES = {
@@ -143,18 +144,15 @@ def trainer_of(
         settings |= {name: given[name] for name in rates if name in given}
         trainer = Trainer.resume(arguments.output, corpus, **settings)
     else:
-        model = _model(corpus.vocabulary, values, origin, group.device)
+        model = model_of(corpus.vocabulary, values, origin, group.device)
         trainer = Trainer(model, corpus, **settings)
     if steps is None and epochs is None and values.get("demo"):
         steps = demo.STEPS
     if steps is None:
-        steps = trainer.step_at(epochs or _EPOCHS)
+        steps = trainer.step_at(epochs or EPOCHS)
     scheduled = any(option.name in given for option in options.SCHEDULE)
     if trainer.num_steps < steps and (scheduled or not foreign):
-        with calling(_OF_SCHEDULES):
-            trainer.schedule = _schedule(
-                options.pick(options.SCHEDULE, values), trainer.epoch_at(steps)
-            )
+        trainer.schedule = schedule_of(values, trainer.epoch_at(steps))
     if not foreign:
         settings = options.pick(options.ALL, values)
         of_model = {
@@ -165,9 +163,10 @@ def trainer_of(
     return trainer, steps
 
 
-def _model(
+def model_of(
     vocabulary: Vocabulary, values: options.Values, origin: Origin | None, device: str
 ) -> CharLM:
+    """The new model of a training, by its settings; with the weights of origin, if there is one."""
     of_model = (*options.MODEL, options.COMPUTE)
     if origin is None:
         return CharLM(vocabulary, **options.pick(of_model, values), device=device)
@@ -185,6 +184,13 @@ def _callbacks(log_path: str | None, tensorboard: str | None, log_every: int) ->
     if tensorboard is not None:
         callbacks.append(TensorBoardLog(tensorboard))
     return callbacks
+
+
+def schedule_of(given: options.Values, epochs: float) -> Schedule:
+    """The schedule of a training of so many epochs, by its settings."""
+    values = options.pick(options.SCHEDULE, given)
+    with calling(_OF_SCHEDULES):
+        return _schedule(values, epochs)
 
 
 def _schedule(values: options.Values, epochs: float) -> Schedule:
