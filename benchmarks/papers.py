@@ -10,17 +10,17 @@ was stopped, on another day or machine, too. ``--rows`` trains these alone. ``--
 N rows. A row that --json holds is trained again once it has been removed from there.
 
 The text's line ends become those of the paper's copy, in --runs. Losses are in nats per byte of it.
-The minutes are those of training alone, the bytes trained over the median speed of the log's lines:
-pauses and other work on the machine do not count, evaluations neither.
+The minutes are the processor's, evaluations included, so that pauses and other work on the machine
+do not count; after a kill they are not known.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shlex
 import shutil
-import statistics
 import subprocess
 import sys
 import tomllib
@@ -185,8 +185,33 @@ def train(row: Row, settings: dict[str, Any], text: Path, threads: int) -> Path:
     command = [sys.executable, "-m", "charrnn_fast", "train", text.name, "-o", model.name]
     command += ["--config", config.name, "--resume", "auto", "--threads", str(threads)]
     print(f"$ {shlex.join(command)}", flush=True)
-    subprocess.run(command, check=True, cwd=text.parent)
+    before = _minutes(model) if model.exists() else 0.0
+    _times(model).unlink(missing_ok=True)  # missing if this process is killed
+    start = _processor_seconds()
+    try:
+        subprocess.run(command, check=True, cwd=text.parent)
+    finally:
+        if before is not None:
+            spent = {"minutes": before + (_processor_seconds() - start) / 60}
+            atomic_file.replace(_times(model), [json.dumps(spent).encode()])
     return model
+
+
+def _times(model: Path) -> Path:
+    """The file with the minutes that the training of this checkpoint has taken."""
+    return model.with_suffix(".times.json")
+
+
+def _minutes(model: Path) -> float | None:
+    """The processor's minutes of this training; None: not known."""
+    path = _times(model)
+    return float(json.loads(path.read_bytes())["minutes"]) if path.exists() else None
+
+
+def _processor_seconds() -> float:
+    """Of all ended processes that this one has started."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def test_loss(model: Path, text: Path, threads: int) -> float:
@@ -198,21 +223,11 @@ def test_loss(model: Path, text: Path, threads: int) -> float:
     return float(json.loads(done.stdout)["nats_per_character"])
 
 
-def minutes(entries: list[dict[str, Any]]) -> float | None:
-    """Minutes of training at the log's median speed; None if no line has one."""
-    updates = [entry for entry in entries if entry["type"] == "updates"]
-    speeds = [entry["symbols_per_second"] for entry in updates if entry["symbols_per_second"]]
-    if not speeds:
-        return None
-    settings = entries[0]["settings"]
-    symbols = updates[-1]["step"] * settings["batch_size"] * settings["seq_len"]
-    return float(symbols / statistics.median(speeds) / 60)
-
-
 def summary(
     entries: list[dict[str, Any]],
     settings: dict[str, Any],
     test: float,
+    minutes: float | None,
     machine: dict[str, Any],
     threads: int,
 ) -> dict[str, Any]:
@@ -225,7 +240,7 @@ def summary(
         "validation": best[CURVE.index("validation_loss")],
         "best_epoch": best[CURVE.index("epoch")],
         "test": test,
-        "minutes": minutes(entries),
+        "minutes": minutes,
         "threads": threads,
         "machine": machine,
         "curve_columns": CURVE,
@@ -240,8 +255,8 @@ def table(plan: Plan, finished: dict[str, Any], text: dict[str, Any]) -> str:
         f"{plan.paper['what']}. Losses in nats per byte; the text has {text['bytes']:,} bytes"
         f"{theirs}.",
         "",
-        "| network | parameters | validation | test | theirs | epochs | minutes | seed | products "
-        "| machine | commit |",
+        "| network | parameters | validation | test | theirs | epochs | CPU minutes | seed "
+        "| products | machine | commit |",
         "| --- " * 11 + "|",
     ]
     for name, row in plan.rows.items():
@@ -266,7 +281,7 @@ def _line(row: Row, entry: dict[str, Any]) -> str:
         f"{entry['test']:.4f}",
         "" if row.theirs is None else f"{row.theirs:g}",
         f"{entry['best_epoch']:g} of {entry['curve'][-1][CURVE.index('epoch')]:g}",
-        f"{time} on {entry['threads']}",
+        time,
         str(settings["seed"]),
         settings["compute_dtype"],
         f"{machine['processor']}, {machine['isa']}",
@@ -311,7 +326,9 @@ def run(options: argparse.Namespace) -> None:
         model = train(row, settings, text, options.threads)
         test = test_loss(model, text, options.threads)
         entries = list(log.read(model.with_suffix(".jsonl")))
-        finished[row.name] = summary(entries, settings, test, facts(), options.threads)
+        finished[row.name] = summary(
+            entries, settings, test, _minutes(model), facts(), options.threads
+        )
         shutil.copyfile(model.with_suffix(".jsonl"), options.logs / f"{row.name}.jsonl")
         write(options, plan, finished, about)
         print(f"{row.name}: test {test:.4f} nats per byte", flush=True)

@@ -82,6 +82,7 @@ def test_rows_one_after_another(folder: Path, capfd: pytest.CaptureFixture[str])
     assert content["text"]["bytes"] == len(data)
     assert list(content["rows"]) == ["lstm-1x4", "gru-2x4"]
     entry = content["rows"]["gru-2x4"]
+    assert entry["minutes"] > 0
     assert entry["settings"]["learning_rate"] == 2e-2
     assert content["rows"]["lstm-1x4"]["settings"]["learning_rate"] == 1e-2
     validation = [
@@ -117,6 +118,7 @@ def test_an_interrupted_row_is_resumed(folder: Path) -> None:
     resumed = json.loads((folder / "rows.json").read_text())["rows"]["lstm-1x4"]
     for name in ("validation", "test", "curve"):
         assert resumed[name] == whole[name], name
+    assert resumed["minutes"] is None  # of the part before, nothing is known
     steps = [
         e["step"] for e in log.read(folder / "logs" / "lstm-1x4.jsonl") if e["type"] == "resume"
     ]
