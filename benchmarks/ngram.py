@@ -93,7 +93,9 @@ def measure(corpus: Corpus, orders: list[int], kenlm: Path, folder: Path) -> str
         model = estimate(train, order, kenlm / "lmplz", folder)
         losses[order] = loss(validation, model, kenlm / "query", unseen)
         lines.append(f"| {order} | {losses[order]:.4f} |")
-    best = min(orders, key=losses.__getitem__)
+        best = min(losses, key=losses.__getitem__)
+        for other in losses.keys() - {best}:  # gigabytes, of high orders
+            (folder / f"{other}.arpa").unlink(missing_ok=True)
     test = np.asarray(corpus.test)
     figure = loss(test, folder / f"{best}.arpa", kenlm / "query", unseen)
     missing = int(np.isin(test, np.unique(train), invert=True).sum())
