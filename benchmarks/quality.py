@@ -14,7 +14,6 @@ trains in it; give it a folder of its own.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shlex
 import subprocess
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from trained import CURVE, curve, identity
 
 from charrnn_fast import get_num_threads
 from charrnn_fast.bench.machine import facts
@@ -61,17 +61,16 @@ def _times(path: Path) -> Path:
 def summary(path: Path, machine: dict[str, Any]) -> dict[str, Any]:
     """The settings, the machine and the curve of a run."""
     entries = list(log.read(path))
-    evaluations = [entry for entry in entries if entry["type"] == "evaluation"]
-    names = ("step", "epoch", "train_loss", "validation_loss", "learning_rate")
+    losses = [entry["validation_loss"] for entry in entries if entry["type"] == "evaluation"]
     times = _times(path)
     return {
         # without the configuration, which has the names of files; CONFIG has the rest of it
         "start": {name: value for name, value in entries[0].items() if name != "configuration"},
         "machine": machine,
-        "curve_columns": names,
-        "curve": [[entry[name] for name in names] for entry in evaluations],
-        "best": min(entry["validation_loss"] for entry in evaluations),
-        "last": evaluations[-1]["validation_loss"],
+        "curve_columns": CURVE,
+        "curve": curve(entries),
+        "best": min(losses),
+        "last": losses[-1],
         "times": json.loads(times.read_text()) if times.exists() else None,
     }
 
@@ -150,8 +149,7 @@ def main() -> None:
     for path in filter(None, (options.json, options.markdown, options.plot)):
         atomic_file.check(path)
     options.folder.mkdir(parents=True, exist_ok=True)
-    data = Path(options.text).read_bytes()
-    about = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    about = identity(Path(options.text).read_bytes())
     runs = kept(options.json, about, options.compute_dtype) if options.keep else {}
     machine = facts()
     for seed in options.seeds:
