@@ -18,7 +18,7 @@ import pytest
 
 import charrnn_fast as cf
 from charrnn_fast import CharLM, Trainer
-from charrnn_fast.cli import main
+from charrnn_fast.cli import main, show
 from charrnn_fast.text import corpus as text_corpus
 from charrnn_fast.text import demo
 from charrnn_fast.text import files as text_files
@@ -79,7 +79,7 @@ def test_train_tells_what_it_does_and_saves(
         f"model       lstm, 1 layer of 8, float32: {trainer.model.num_parameters:,} parameters",
         "training    adam, learning rate 0.002 (x0.97 per epoch from epoch 10), gradient norm "
         "clipped to 5; batch size 6, sequence length 20",
-        f"length      12 steps, 2 epochs, on {cf.get_num_threads()} threads",
+        f"length      12 steps, 2 epochs, on {show.count(cf.get_num_threads(), 'thread')}",
         f"validation loss: {loss:.4f} nats per character ({loss / np.log(2):.4f} bits)",
         f"next: charrnn-fast sample '{path}'",
     ):

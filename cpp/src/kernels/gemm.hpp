@@ -278,6 +278,28 @@ __attribute__((noinline)) void tile_rounded(const TileArgs<T>& p) {
   });
 }
 
+// c [rows][width] = from + the sums of a part's products, of vectors [first, first + width). Not
+// inlined: it is long, and for as many products as a part has, seldom.
+template <int G, class T>
+__attribute__((noinline)) void add_int8_sums(const TileArgs<T>& p,
+                                             const typename Native<T>::IntVec* sums, const T* part,
+                                             const Start<T>& from, T* c, int first, int rows,
+                                             int width) {
+  using V = Native<T>;
+  constexpr int P = Panel<G>::vectors;
+  for (int r = 0; r < rows; ++r, part += p.a_stride, c += p.c_stride) {
+    const T* const start = from.data + r * from.row_stride;
+    for (int w = 0; w < width; ++w, sums += int8_digits) {
+      const int at = first + w;
+      const T* const scale =
+          p.weights.data + (at / P) * p.weights.panel_stride + (at % P) * V::lanes;
+      fma(V::load(scale), Int8Sums<T>::total(sums) * V(part[0]),
+          V::load(start + (at % G) * from.group_stride + (at / G) * from.unit_stride))
+          .store(c + w * V::lanes);
+    }
+  }
+}
+
 // Rows [row, row + MR) and vectors [first, first + W) of a tile with int8 weights, four k to a word
 // behind their scales. p.a is as Int8Rows has it.
 template <int G, int MR, int W, int first, class T>
@@ -287,11 +309,10 @@ CHARRNN_INLINE void int8_block(const TileArgs<T>& p, Index row) {
   using Sums = Int8Sums<T>;
   constexpr int P = Panel<G>::vectors;
   const Index depth_stride = p.weights.depth_stride, panel_stride = p.weights.panel_stride;
-  const T* const scales = p.weights.data;
   const auto place = [&](auto w) __attribute__((always_inline)) {
     return ((first + w) / P) * panel_stride + ((first + w) % P) * V::lanes;
   };
-  const T* words = scales + P * V::lanes;
+  const T* words = p.weights.data + P * V::lanes;  // behind the scales
   const T* part = p.a + row * p.a_stride;
   Start<T> from = p.start;
   from.data += row * from.row_stride;
@@ -335,16 +356,15 @@ CHARRNN_INLINE void int8_block(const TileArgs<T>& p, Index row) {
         });
       });
     }
+    alignas(64) IntVec stored[MR * W * int8_digits];
     unroll<MR>([&](auto r) __attribute__((always_inline)) {
-      const V unit = V(part[r * p.a_stride]);
-      const T* const start = from.data + r * from.row_stride;
       unroll<W>([&](auto w) __attribute__((always_inline)) {
-        constexpr int at = first + w.value;
-        fma(V::load(scales + place(w)), Sums::total(sums[r][w]) * unit,
-            V::load(start + (at % G) * from.group_stride + (at / G) * from.unit_stride))
-            .store(c + r * p.c_stride + w * V::lanes);
+        unroll<int8_digits>([&](auto i) __attribute__((always_inline)) {
+          stored[(r * W + w) * int8_digits + i] = sums[r][w][i];
+        });
       });
     });
+    add_int8_sums<G>(p, stored, part, from, c, first, MR, W);
     from = {p.c + row * p.c_stride, p.c_stride, V::lanes, G * V::lanes};
     part += int8_part_words;
   } while (k < p.depth);

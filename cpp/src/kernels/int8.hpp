@@ -69,7 +69,7 @@ struct Int8Sums {
   }
 
   // The sum of digits' sums, rounded once to float: doubles hold each of them, and the whole.
-  CHARRNN_INLINE static V total(const IntVec (&sums)[int8_digits]) {
+  CHARRNN_INLINE static V total(const IntVec* sums) {
     constexpr int half = V::lanes / 2;
     using Doubles = typename VectorTypes<double, half>::Vec;
     using Ints = typename VectorTypes<float, half>::IntVec;
