@@ -18,6 +18,7 @@ from ..text import demo
 from . import compare, machine, plots, report
 from .cases import SUITES, Shape, parse, select
 from .errors import BenchError
+from .host import check_one_process, one_process_peers
 from .problem import Text
 from .results import Run
 from .runner import DEFAULT_PEERS, PEERS, QUICK, Runner, Settings
@@ -34,6 +35,7 @@ class Options:
     cases: list[str] | None = None
     threads: list[int] | None = None
     peers: list[str] | None = None
+    one_process: bool = False
     device: str | None = None
     compute_dtype: str | None = None
     blocks: int | None = None
@@ -49,8 +51,13 @@ def run(options: Options) -> int:
     suites = _chosen("suite", options.suites or list(SUITES), tuple(SUITES))
     # `--peers` without a name: none
     default = DEFAULT_PEERS if options.compute_dtype in (None, "float32") else PEERS
+    if options.one_process:
+        default = one_process_peers(default)
     named = default if options.peers is None else options.peers
     peers = _chosen("peer", list(named), PEERS)
+    settings = _settings(options)
+    if options.one_process:
+        check_one_process(peers, settings.threads)
     shapes: list[Shape] | None = None
     if options.cases is not None:
         shapes = [parse(case) for case in options.cases]
@@ -72,7 +79,9 @@ def run(options: Options) -> int:
         )
     text = _text(options.text) if any(SUITES[suite].reads_text for suite in suites) else None
 
-    runner = Runner(cases, peers, _settings(options), text, device, compute_dtype)
+    runner = Runner(
+        cases, peers, settings, text, device, compute_dtype, one_process=options.one_process
+    )
     try:
         runner.run()
     finally:  # keeps what an interrupted run has measured

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .report import is_busy, table
+from .report import is_busy, process, table
 from .results import Row, Run
 
 
@@ -64,6 +64,8 @@ def markdown(head: Run, base: Run, name: str) -> str:
     for what, run in (("This run", head), ("The base", base)):
         if is_busy(run):
             parts.append(f"{what} was made on a busy machine.")
+    if head.peers and base.peers and process(head) != process(base):
+        parts.append(f"Peers of this run: {process(head)}; of the base: {process(base)}.")
     if different:
         parts.append(f"Not the same machine or build: {'; '.join(different)}.")
     parts.append(table(["suite", "case", "threads", "ratio", ""], lines))

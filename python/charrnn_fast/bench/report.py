@@ -27,6 +27,13 @@ def number(value: float) -> str:
     return f"{value:.2f}" if value >= 10 else f"{value:.3f}" if value >= 1 else f"{value:.3g}"
 
 
+def process(run: Run) -> str:
+    """Where the peers ran."""
+    if not run.one_process:
+        return "in a process of their own"
+    return f"in one process with the kernels, whose executor was {run.settings.get('executor')}"
+
+
 def is_busy(run: Run) -> bool:
     """Whether other programs took a notable part of the cores' time during the run."""
     return _free(run) < 0.95
@@ -41,6 +48,8 @@ def _machine(run: Run) -> str:
     lines = [f"- {name}: {value}" for name, value in facts.items()]
     lines += [f"- {name}: {version}" for name, version in run.peers.items() if name != "numpy"]
     lines += [f"- {name}: left out, {reason}" for name, reason in run.unavailable.items()]
+    if run.peers:
+        lines.append(f"- peers: {process(run)}")
     text: Any = run.settings.get("text")
     if text:
         lines.append(

@@ -164,6 +164,12 @@ class Run:
     peaks: dict[str, dict[str, Any]]
     rows: list[Row] = field(default_factory=list)
 
+    @property
+    def one_process(self) -> bool:
+        """Whether the peers ran in the kernels' process; files from before that could be have no
+        entry for it."""
+        return self.settings.get("one_process") is True
+
     def write(self, path: Path) -> None:
         data = json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
         atomic_file.replace(path, [data.encode()])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,15 +17,16 @@ import numpy as np
 
 from .. import cuda, registry
 from .._devices import Device, kind
-from ..runtime import get_num_threads, set_num_threads
+from ..runtime import get_executor, get_num_threads, set_num_threads
 from . import machine
 from .cases import SUITES, AnyCase
 from .errors import BenchError, UnavailableError
+from .host import Host, Timing, in_this_process, time_runs
 from .peers import MODULES, ROUNDED_PEER, kernels
 from .problem import Outputs, Problem, Text, make
 from .progress import Progress
 from .results import Reached, Row, Run, Side, Spread
-from .worker import Timing, Worker, time_runs
+from .worker import Worker
 
 # Of the largest element. float32 in another order; operands of products rounded to 8 bits, each by
 # at most 2^-9 of it, which a gradient through all steps has many of. A wrong weight is far off.
@@ -95,13 +97,16 @@ class Runner:
         text: Text | None,
         device: Device | None = None,
         compute_dtype: str = "float32",
+        *,
+        one_process: bool = False,
     ) -> None:
         """device: other than the CPU, on which the kernels are timed beside those of the CPU.
-        compute_dtype: other than float32, in which they are timed beside that.
+        compute_dtype: other than float32, in which they are timed beside that. one_process: whether
+        the peers run in this process, which `check_one_process` must allow.
         """
         self._cases, self._peers, self._settings, self._text = cases, peers, settings, text
         self._device = "cpu" if device is None else device.name
-        self._compute_dtype = compute_dtype
+        self._compute_dtype, self._one_process = compute_dtype, one_process
         self.result = Run(
             machine.facts() if device is None else {**machine.facts(), "device": card(device)},
             {
@@ -110,6 +115,8 @@ class Runner:
                 "block_seconds": settings.block_seconds,
                 "text": text and {"name": text.name, "characters": len(text.ids)},
                 "vocabulary": text and text.vocab_size,
+                "one_process": one_process,
+                "executor": get_executor(),
                 **({} if compute_dtype == "float32" else {"compute_dtype": compute_dtype}),
             },
             {},
@@ -124,12 +131,12 @@ class Runner:
             for threads in self._settings.threads:
                 set_num_threads(threads)
                 self._measure_peaks(threads)
-                with Worker(threads) as worker:
-                    started = self._open(worker, progress)
+                with self._host(threads) as host:
+                    started = self._open(host, progress)
                     for case in self._cases:
                         name = f"{case.suite} {case.label}, {_threads(threads)}"
                         progress.begin(name)
-                        row = self._measure(case, threads, worker, started)
+                        row = self._measure(case, threads, host, started)
                         self.result.rows.append(row)
                         progress.end(f"{name}: {_summary(row)}")
         finally:
@@ -138,6 +145,9 @@ class Runner:
         suites = list(SUITES)
         self.result.rows.sort(key=lambda row: suites.index(row.suite))  # threads within a suite
         return self.result
+
+    def _host(self, threads: int) -> AbstractContextManager[Host]:
+        return in_this_process(threads) if self._one_process else Worker(threads)
 
     def _measure_peaks(self, threads: int) -> None:
         seconds = self._settings.start_seconds
@@ -149,11 +159,11 @@ class Runner:
             },
         }
 
-    def _open(self, worker: Worker, progress: Progress) -> list[str]:
+    def _open(self, host: Host, progress: Progress) -> list[str]:
         started = []
         for name in self._peers:
             try:
-                self.result.peers[name] = worker.open(name)
+                self.result.peers[name] = host.open(name)
                 started.append(name)
             except UnavailableError as error:
                 if name not in self.result.unavailable:
@@ -163,7 +173,7 @@ class Runner:
 
     # ---- one case -------------------------------------------------------------------------
 
-    def _measure(self, case: AnyCase, threads: int, worker: Worker, peers: list[str]) -> Row:
+    def _measure(self, case: AnyCase, threads: int, host: Host, peers: list[str]) -> Row:
         problem = make(case, self._text)
         case, notes = problem.case, list[str]()
         if case.suite == "time-to-loss":
@@ -176,7 +186,7 @@ class Runner:
             timed.append(side)
         for name in peers:
             try:
-                timed += self._peer_sides(problem, name, worker, expected)
+                timed += self._peer_sides(problem, name, host, expected)
             except UnavailableError as error:
                 notes.append(f"{name}: {error}")
         meter = _Meter(case, threads, self._settings)
@@ -185,7 +195,7 @@ class Runner:
             reached = self._train_to_loss(timed, meter)
         else:
             self._take_turns(timed, meter)
-        worker.clear()
+        host.clear()
         return _row(case, threads, timed, meter, notes, reached, self._settings)
 
     def _own_sides(self, problem: Problem) -> list[tuple[_Timed, Outputs]]:
@@ -202,19 +212,19 @@ class Runner:
         return sides
 
     def _peer_sides(
-        self, problem: Problem, peer: str, worker: Worker, expected: Outputs
+        self, problem: Problem, peer: str, host: Host, expected: Outputs
     ) -> list[_Timed]:
         sides = []
         start = time.perf_counter()
-        for name, units in worker.prepare(peer, problem).items():
-            outputs = worker.check(name)
+        for name, units in host.prepare(peer, problem).items():
+            outputs = host.check(name)
             compare(problem.case, name, outputs, expected)
 
             def run(count: int, name: str = name) -> Timing:
-                return worker.time(name, count)
+                return host.time(name, count)
 
             def evaluate(name: str = name) -> float:
-                return worker.evaluate(name)
+                return host.evaluate(name)
 
             sides.append(_Timed(name, run, units, time.perf_counter() - start, evaluate))
             start = time.perf_counter()

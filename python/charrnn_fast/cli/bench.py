@@ -41,6 +41,12 @@ def add(commands: Commands) -> None:
         "installed; torch.bfloat16 with --compute-dtype)",
     )
     bench.add_argument(
+        "--one-process",
+        action="store_true",
+        help="load the peers beside the kernels, as an application does; all but numpy, with one "
+        "number of --threads (default: in a process of their own)",
+    )
+    bench.add_argument(
         "--device",
         metavar="NAME",
         help="time the kernels there too, beside the CPU's: cuda or, for GPU N, cuda:N",

@@ -21,7 +21,7 @@ class Jax:
     cells: tuple[str, ...] = ("rnn", "gru", "lstm")
 
     def __init__(self, threads: int) -> None:
-        # XLA takes its threads when it starts; the worker's environment says how many.
+        # XLA takes its threads when it starts; the environment says how many.
         self.jax = require("jax")
         self.version: str = self.jax.__version__
 

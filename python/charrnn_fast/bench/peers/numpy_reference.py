@@ -1,4 +1,4 @@
-"""The package's own NumPy reference, and NumPy's matmul. BLAS has the worker's threads."""
+"""The package's own NumPy reference, and NumPy's matmul. BLAS has the threads of its process."""
 
 from __future__ import annotations
 
