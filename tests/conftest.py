@@ -42,7 +42,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # The tests of a group run one after another, in one process: they measure the machine or use all
 # of it, or share what takes minutes to build. By file: pytest-xdist's own groups, which are marks,
 # have no effect from pytest 9.2 on.
-_MACHINE = ("bench", "executors", "memory", "out_of_memory", "processors", "scaling", "threads")
+_MACHINE = (
+    "bench",
+    "bench_one_process",
+    "executors",
+    "memory",
+    "out_of_memory",
+    "processors",
+    "scaling",
+    "threads",
+)
 _GROUPS = {
     "test_cpp.py": "cpp",
     "test_installed.py": "installed",

@@ -10,7 +10,7 @@ import copy
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
@@ -76,20 +76,23 @@ class Host(Protocol):
 
 
 class LocalHost:
-    """A `Host` in this process; the environment must have the number of threads already."""
+    """A `Host` in this process, whose environment must have the number of threads already.
 
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
+    interrupted: whether Ctrl-C has been deferred; a call then ends with KeyboardInterrupt.
+    """
+
+    def __init__(self, threads: int, interrupted: Callable[[], bool] = lambda: False) -> None:
+        self._threads, self._interrupted = threads, interrupted
         self._peers: dict[str, Peer] = {}
         self._tasks: dict[str, Task] = {}
 
     def open(self, peer: str) -> str:
-        with _failures_named(peer):
+        with self._asked(peer):
             self._peers[peer] = load(peer, self._threads)
             return self._peers[peer].version
 
     def prepare(self, peer: str, problem: Problem) -> dict[str, int]:
-        with _failures_named(peer):
+        with self._asked(peer):
             opened = self._peers[peer]
             if isinstance(problem.case, Case) and problem.case.cell not in opened.cells:
                 raise UnavailableError(f"{peer} has no cell {problem.case.cell!r}")
@@ -98,46 +101,55 @@ class LocalHost:
             return {name: task.units for name, task in made.items()}
 
     def check(self, side: str) -> Outputs:
-        with _failures_named(side):
+        with self._asked(side):
             return self._tasks[side].check()
 
     def time(self, side: str, count: int) -> Timing:
-        with _failures_named(side):
+        with self._asked(side):
             return time_runs(self._tasks[side], count, self._threads)
 
     def evaluate(self, side: str) -> float:
-        with _failures_named(side):
+        with self._asked(side):
             evaluate = self._tasks[side].evaluate
             if evaluate is None:
                 raise BenchError(f"{side} does not evaluate this suite")
             return evaluate()
 
     def clear(self) -> None:
-        self._tasks.clear()
+        with self._asked("clear"):
+            self._tasks.clear()
 
-
-@contextmanager
-def _failures_named(what: str) -> Iterator[None]:
-    """Turns a peer's exceptions into a BenchError of one line, and those of Ctrl-C back into it."""
-    try:
-        yield
-    except Exception as error:
-        if interrupts.caused(error):
-            raise KeyboardInterrupt from error
-        if isinstance(error, BenchError | UnavailableError):
+    @contextmanager
+    def _asked(self, what: str) -> Iterator[None]:
+        """Turns a peer's exceptions into a BenchError of one line that names it."""
+        try:
+            yield
+        except (BenchError, UnavailableError):
+            self._stop_if_interrupted()
             raise
-        message = " ".join(str(error).split())
-        raise BenchError(f"{what}: {type(error).__name__}: {message}") from error
+        except Exception as error:
+            self._stop_if_interrupted()
+            message = " ".join(str(error).split())
+            raise BenchError(f"{what}: {type(error).__name__}: {message}") from error
+        self._stop_if_interrupted()
+
+    def _stop_if_interrupted(self) -> None:
+        if self._interrupted():
+            raise KeyboardInterrupt
 
 
 @contextmanager
 def in_this_process(threads: int) -> Iterator[LocalHost]:
     """The peers beside the kernels. The environment is restored; loaded libraries stay as they are.
 
-    `check_one_process` says whether that can be.
+    `check_one_process` says whether that can be. Ctrl-C waits for the end of a peer's call: within
+    it, the peer's code might catch the exception (JAX's callback of the garbage collector does), or
+    turn it into an ImportError. A second Ctrl-C acts at once.
     """
-    with environment(threads):
-        yield LocalHost(threads)
+    with environment(threads), interrupts.deferred() as interrupted:
+        yield LocalHost(threads, interrupted)
+        if interrupted():  # after the last call
+            raise KeyboardInterrupt
 
 
 def one_process_peers(names: Sequence[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The process in which the peers run, where it is not that of the kernels.
+"""The process in which the peers run, unless they run in that of the kernels.
 
 It starts with its number of threads in the environment, where NumPy's BLAS and XLA read it once.
 And no peer's threads, memory or crash affect the kernels.

@@ -13,7 +13,6 @@ from .. import _devices
 from .._checks import calling, telling
 from ..runtime import build_info, get_cmake_dir, get_num_threads, set_num_threads
 from ..storage import streams
-from ..training import interrupts
 from ..training.distributed import EndedError, LostError
 from . import bench, evaluate, export, info, plot, sample, score, serve, train, tune, view
 from .parsing import FAILED, INTERRUPTED, USER_ERROR, Commands, Parser
@@ -81,7 +80,7 @@ def _status(argv: Sequence[str] | None, output: streams.Output) -> int:
         name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         return complain(f"{name}{_in_words(error)}", USER_ERROR)
     except ImportError as error:  # of an extra, which it names
-        if interrupts.caused(error):
+        if _was_interrupted(error):
             return INTERRUPTED
         return complain(str(error), USER_ERROR)
     except _devices.UnavailableError as error:
@@ -91,6 +90,13 @@ def _status(argv: Sequence[str] | None, output: streams.Output) -> int:
         return complain(message, USER_ERROR)
     except (ValueError, OverflowError) as error:
         return complain(str(error), USER_ERROR)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C interrupted an import: a compiled module turns it into an ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _in_words(error: OSError) -> str:

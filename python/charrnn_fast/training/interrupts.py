@@ -43,10 +43,3 @@ def deferred() -> Iterator[Callable[[], bool]]:
         yield lambda: received
     finally:
         restore()
-
-
-def caused(error: BaseException | None) -> bool:
-    """Whether Ctrl-C caused an exception: a compiled module, say, turns it into an ImportError."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
