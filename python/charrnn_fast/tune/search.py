@@ -107,20 +107,26 @@ class Study:
     """Optuna's study in a file: what was tried, and what to try next."""
 
     def __init__(self, path: StrPath) -> None:
-        """Opens the study at path, or begins it; nothing else may have it open. Raises ImportError,
-        which names the extra, if Optuna is not installed, and ValueError if the file is no study.
+        """Opens the study at path, or begins it; nothing else may have it open. What a kill or a
+        full disk left of a line at its end is removed, for Optuna would append to it. Raises
+        ImportError, which names the extra, if Optuna is not installed, and ValueError if the file
+        is no study.
         """
         self._optuna = imported()
         with suppress(FileNotFoundError):
             os.unlink(f"{os.fspath(path)}.lock")  # of a killed search: Optuna would wait for it
+        _end_at_a_line(path)
         backend = self._optuna.storages.journal.JournalFileBackend(os.fspath(path))
         try:
             self._storage = self._optuna.storages.JournalStorage(backend)
             self._study: optuna.Study = self._optuna.create_study(
                 storage=self._storage, study_name=_STUDY, load_if_exists=True
             )
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{os.fspath(path)} cannot be read as a study: {error!r}") from None
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            raise ValueError(
+                f"{os.fspath(path)} is damaged and cannot be read as a study: {error!r}; "
+                f"--overwrite begins a new search"
+            ) from None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -217,6 +223,14 @@ def imported() -> Any:
         ) from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
+
+
+def _end_at_a_line(path: StrPath) -> None:
+    """Cuts a file after its last whole line."""
+    with suppress(FileNotFoundError), open(path, "r+b") as file:
+        content = file.read()
+        if not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
 
 
 def is_study(path: str) -> bool:
