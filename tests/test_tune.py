@@ -17,7 +17,14 @@ from charrnn_fast import Corpus
 from charrnn_fast.cli import main, tune
 from charrnn_fast.training import log
 from charrnn_fast.tune import report, search, space
-from charrnn_fast.tune.search import DIVERGED, FINISHED, HOPELESS, UNFINISHED, Tried
+from charrnn_fast.tune.search import (
+    DIVERGED,
+    FINISHED,
+    HOPELESS,
+    TOO_LARGE,
+    UNFINISHED,
+    Tried,
+)
 from charrnn_fast.tune.space import Space, Speed, Text
 from test_cli import refused
 
@@ -170,6 +177,79 @@ def test_a_search_interrupted_while_it_chooses_goes_on(monkeypatch: Patch, capsy
     Path("won.study.lock").symlink_to("won.study")  # as a kill leaves it
     assert tuned(*asked, "--resume") == 0
     assert results() == results("whole.study")
+    capsys.readouterr()
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_a_study_that_ends_in_half_a_line_is_gone_on_with(capsys: Capture) -> None:
+    asked = ["--budget", "10m", "--trials", "3", "--epochs", "2"]
+    assert tuned(*asked, output="whole.toml") == 0
+    assert tuned("--budget", "10m", "--trials", "1", "--epochs", "2") == 0
+    with Path("won.study").open("ab") as study:
+        study.write(b'{"op_code":4,"worker')  # as a full disk leaves it
+    for _ in range(2):
+        assert tuned(*asked, "--resume") == 0
+    assert results() == results("whole.study")
+    capsys.readouterr()
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize("line", [b'{"op_code": 99}\n', b'{"op_code"}\n{}\n'])
+def test_a_damaged_study_is_refused(line: bytes, capsys: Capture) -> None:
+    Path("won.study").write_bytes(line)
+    error = refused(["tune", "a.txt", "-o", "won.toml", *SMALL, "--resume"], capsys)
+    assert "won.study is damaged" in error
+    assert "--overwrite begins a new search" in error
+    assert Path("won.study").read_bytes() == line
+    assert tuned("--budget", "10m", "--trials", "1", "--overwrite") == 0
+    capsys.readouterr()
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_a_trial_for_which_the_memory_runs_out_ends_alone(
+    monkeypatch: Patch, capsys: Capture
+) -> None:
+    updated = search._Watch.updated
+
+    def hungry(watch: Any, trainer: Any, *arguments: Any) -> None:
+        if watch._trial.number == 1:
+            raise MemoryError("out of memory")
+        updated(watch, trainer, *arguments)
+
+    monkeypatch.setattr(search._Watch, "updated", hungry)
+    assert tuned("--budget", "10m", "--trials", "3", "--epochs", "2") == 0
+    assert [one.ended == TOO_LARGE for one in tried()] == [False, True, False]
+    assert TOO_LARGE in Path("won.md").read_text()
+    assert not list(Path().glob("*.safetensors"))
+    capsys.readouterr()
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_a_hopeless_trial_that_is_killed_before_its_end_stays_hopeless(
+    monkeypatch: Patch, capsys: Capture
+) -> None:
+    """Its checkpoint is written, the study does not have its end."""
+    looks: list[list[float]] = []
+
+    def judged(epochs: float, losses: list[float], others: list[Tried]) -> bool:
+        looks.append(losses)
+        return len(others) == 1 and len(losses) == 2  # of trial 1 alone, then never again
+
+    monkeypatch.setattr(search, "is_hopeless", judged)
+    asked = ["--budget", "10m", "--trials", "2", "--epochs", "2"]
+    end = search.Study.end
+
+    def killed(study: Any, trial: Any, ended: str, *arguments: Any, **more: Any) -> None:
+        if ended == HOPELESS:
+            raise KeyboardInterrupt
+        end(study, trial, ended, *arguments, **more)
+
+    monkeypatch.setattr(search.Study, "end", killed)
+    assert tuned(*asked) == 130
+    monkeypatch.setattr(search.Study, "end", end)
+    assert tuned(*asked, "--resume") == 0
+    assert [one.ended for one in tried()] == [FINISHED, HOPELESS]
+    assert len(tried()[1].curve) == 2
     capsys.readouterr()
 
 

@@ -42,6 +42,7 @@ _SEEDS = 1_000_003  # a prime: the seeds of two searches' trials do not coincide
 
 FINISHED, HOPELESS, DIVERGED, UNFINISHED = "finished", "hopeless", "diverged", "unfinished"
 TOO_LARGE = "too large for the memory"
+GUESSING = "no better than guessing"
 _REPEAT = "repeat"  # of the settings of another trial, whose result it has without training
 _MOST_REPEATS = 10  # in a row: there is nothing new to try
 
@@ -58,8 +59,8 @@ class Tried(NamedTuple):
     """[epoch, validation loss in nats per symbol] of each evaluation."""
     seconds: float
     ended: str
-    """FINISHED, by its epochs or its patience; HOPELESS; DIVERGED, also where it is no better than
-    uniform guessing; TOO_LARGE; UNFINISHED.
+    """FINISHED, by its epochs or its patience; HOPELESS; DIVERGED; GUESSING, uniformly; TOO_LARGE;
+    UNFINISHED.
     """
 
     @property
@@ -200,7 +201,8 @@ class Study:
         repeats: bool = False,
     ) -> None:
         """Ends a trial. The sampler takes one that is not finished for worse than all that are, and
-        one that diverged for the worst. repeats: it has the settings of another, and its result.
+        one that is not even hopeless for the worst. repeats: it has the settings of another, and
+        its result.
         """
         trial.set_user_attr("ended", _REPEAT if repeats else ended)
         best = min((loss for _, loss in curve), default=math.inf)
@@ -287,9 +289,14 @@ class Search:
 
     def _try(self) -> bool:
         """Does a trial; False: the budget has ended it, or there is nothing new to try."""
-        others = [one for one in self.study.tried if one.ended != UNFINISHED]
         space = replace(self._space, limit=min(self._space.limit, self.left()))
         trial, settings, begun = self.study.next(space, self._seed)
+        # Without the trial itself, which a kill may have ended in part.
+        others = [
+            one
+            for one in self.study.tried
+            if one.ended != UNFINISHED and one.number != trial.number
+        ]
         twin = next((one for one in others if one.settings == settings), None)
         if twin is not None and not begun:
             self.study.end(trial, twin.ended, twin.curve, repeats=True)
@@ -311,12 +318,14 @@ class Search:
                 trainer.fit(steps=steps - trainer.num_steps, progress=False)
             except FloatingPointError:
                 return self._end(trial, DIVERGED, watch)
+            except MemoryError:
+                return self._end(trial, TOO_LARGE, watch)
             except SpentError:
                 self._tell("the budget is spent; a larger --budget goes on with this trial")
                 return False
         best = min(entry.validation_loss for entry in trainer.history)
-        if best >= math.log(len(trainer.model.vocabulary)):  # no better than uniform guessing
-            return self._end(trial, DIVERGED, watch)
+        if best >= math.log(len(trainer.model.vocabulary)):
+            return self._end(trial, GUESSING, watch)
         return self._end(trial, HOPELESS if watch.hopeless else FINISHED, watch)
 
     def _trainer(self, settings: Settings, watch: _Watch, *, begun: bool) -> tuple[Trainer, int]:
@@ -423,15 +432,21 @@ class _Watch(Callback):
         if self._stopwatch.seconds > self._left:
             raise SpentError
 
+    def started(self, trainer: Trainer, steps: int) -> None:
+        self._end_hopeless(trainer)  # a kill may have come before the study had it
+
     def evaluated(self, trainer: Trainer, evaluation: Evaluation, sample: str) -> None:
         self._note(trainer)
+        self._end_hopeless(trainer)
+
+    def ended(self, trainer: Trainer) -> None:
+        self._note(trainer)
+
+    def _end_hopeless(self, trainer: Trainer) -> None:
         losses = [entry.validation_loss for entry in trainer.history]
         if is_hopeless(self._trial.user_attrs["epochs"], losses, self._others):
             self.hopeless = True
             trainer.stop()
-
-    def ended(self, trainer: Trainer) -> None:
-        self._note(trainer)
 
     def _note(self, trainer: Trainer) -> None:
         """Stores, in one line of the study, how far the trial is."""
