@@ -236,7 +236,7 @@ def test_a_hopeless_trial_that_is_killed_before_its_end_stays_hopeless(
         return len(others) == 1 and len(losses) == 2  # of trial 1 alone, then never again
 
     monkeypatch.setattr(search, "is_hopeless", judged)
-    asked = ["--budget", "10m", "--trials", "2", "--epochs", "2"]
+    asked = ["--budget", "10m", "--trials", "2", "--epochs", "40"]
     end = search.Study.end
 
     def killed(study: Any, trial: Any, ended: str, *arguments: Any, **more: Any) -> None:
@@ -248,7 +248,7 @@ def test_a_hopeless_trial_that_is_killed_before_its_end_stays_hopeless(
     assert tuned(*asked) == 130
     monkeypatch.setattr(search.Study, "end", end)
     assert tuned(*asked, "--resume") == 0
-    assert [one.ended for one in tried()] == [FINISHED, HOPELESS]
+    assert tried()[1].ended == HOPELESS
     assert len(tried()[1].curve) == 2
     capsys.readouterr()
 
