@@ -20,6 +20,7 @@ from charrnn_fast.tune import report, search, space
 from charrnn_fast.tune.search import (
     DIVERGED,
     FINISHED,
+    GUESSING,
     HOPELESS,
     TOO_LARGE,
     UNFINISHED,
@@ -206,20 +207,23 @@ def test_a_damaged_study_is_refused(line: bytes, capsys: Capture) -> None:
 
 
 @pytest.mark.usefixtures("no_picture")
-def test_a_trial_for_which_the_memory_runs_out_ends_alone(
-    monkeypatch: Patch, capsys: Capture
+@pytest.mark.parametrize(
+    ("error", "ended"), [(MemoryError("out"), TOO_LARGE), (FloatingPointError("inf"), DIVERGED)]
+)
+def test_a_trial_that_fails_ends_alone(
+    error: Exception, ended: str, monkeypatch: Patch, capsys: Capture
 ) -> None:
     updated = search._Watch.updated
 
-    def hungry(watch: Any, trainer: Any, *arguments: Any) -> None:
+    def failing(watch: Any, trainer: Any, *arguments: Any) -> None:
         if watch._trial.number == 1:
-            raise MemoryError("out of memory")
+            raise error
         updated(watch, trainer, *arguments)
 
-    monkeypatch.setattr(search._Watch, "updated", hungry)
+    monkeypatch.setattr(search._Watch, "updated", failing)
     assert tuned("--budget", "10m", "--trials", "3", "--epochs", "2") == 0
-    assert [one.ended == TOO_LARGE for one in tried()] == [False, True, False]
-    assert TOO_LARGE in Path("won.md").read_text()
+    assert [one.ended == ended for one in tried()] == [False, True, False]
+    assert ended in Path("won.md").read_text()
     assert not list(Path().glob("*.safetensors"))
     capsys.readouterr()
 
@@ -302,21 +306,26 @@ def test_the_budget_counts_what_was_used(monkeypatch: Patch, capsys: Capture) ->
     assert 240 < spent < 310
     assert tuned("--budget", "5m", "--epochs", "2", "--resume") == 0
     assert sum(one.seconds for one in tried()) - spent < 10
+    assert "--resume with a larger --budget goes on" in capsys.readouterr().out
     assert tuned("--budget", "10m", "--epochs", "2", "--resume") == 0
     assert results()[: len(done) - 1] == [one._replace(seconds=0) for one in done[:-1]]
-    assert 540 < sum(one.seconds for one in tried()) < 610
+    spent = sum(one.seconds for one in tried())
+    assert 540 < spent < 610
     capsys.readouterr()
+    assert tuned("--epochs", "2", "--resume") == 0  # the budget stays
+    assert "budget      10 min; " in capsys.readouterr().out
+    assert sum(one.seconds for one in tried()) - spent < 10
 
 
 @pytest.mark.usefixtures("no_picture")
-def test_a_trial_that_diverges_is_told_and_no_winner(capsys: Capture) -> None:
+def test_a_trial_that_only_guesses_is_told_and_no_winner(capsys: Capture) -> None:
     diverging = ["--optimizer", "sgd", "--learning-rate", "1e30", "--clip-norm", "inf"]
     assert tuned("--budget", "10m", "--trials", "2", *diverging) == 0
-    assert [one.ended for one in tried()] == [DIVERGED, DIVERGED]
+    assert [one.ended for one in tried()] == [GUESSING, GUESSING]
     printed = capsys.readouterr().out
-    assert "diverged" in printed
+    assert "no better than guessing" in printed
     assert "no trial is finished" in printed
-    assert "diverged" in Path("won.md").read_text()
+    assert "no better than guessing" in Path("won.md").read_text()
     assert not Path("won.toml").exists()
 
 
@@ -325,7 +334,7 @@ def test_a_search_with_nothing_to_choose_ends(capsys: Capture) -> None:
     held = ["--epochs", "1", "--learning-rate", "0.01", "--dropout", "0"]
     assert tuned("--budget", "10m", *held) == 0
     assert len(tried()) == 1
-    capsys.readouterr()
+    assert "what it chooses has been tried" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("no_picture")
@@ -336,7 +345,16 @@ def test_what_is_refused(capsys: Capture, monkeypatch: Patch) -> None:
     assert "read again, got standard input" in refused(["tune", "-", *command[2:]], capsys)
     assert "tune takes no log" in refused([*command, "--set", "log=a.jsonl"], capsys)
     assert "no search to resume" in refused([*command, "--resume"], capsys)
+    late = [*command, "--epochs", "2", "--warmup", "3"]
+    assert "--warmup must be below --epochs" in refused(late, capsys)
+    Path("folder.toml").mkdir()
+    assert "this is a folder" in refused(["tune", "a.txt", "-o", "folder.toml"], capsys)
     assert list(Path().glob("won*")) == []
+    for mine in ("won.toml", "won.md"):
+        Path(mine).write_text("mine")
+        error = refused([*command, "--resume", "auto"], capsys)
+        assert f"{mine} exists, and is of no search; another -o keeps it" in error
+        Path(mine).unlink()
     Path("won.study").write_text("mine")
     assert "no study" in refused([*command, "--overwrite"], capsys)
     assert Path("won.study").read_text() == "mine"
@@ -356,8 +374,11 @@ def test_what_is_refused(capsys: Capture, monkeypatch: Patch) -> None:
 @pytest.mark.usefixtures("no_picture")
 def test_overwriting_begins_anew(capsys: Capture) -> None:
     assert tuned("--budget", "10m", "--trials", "2") == 0
-    assert tuned("--budget", "10m", "--trials", "1", "--cell", "gru", "--overwrite") == 0
-    assert len(tried()) == 1
+    assert Path("won.toml").exists()
+    hopeless = ["--optimizer", "sgd", "--learning-rate", "1e30", "--clip-norm", "inf"]
+    assert tuned("--budget", "10m", "--trials", "1", "--overwrite", *hopeless) == 0
+    assert [one.ended for one in tried()] == [GUESSING]
+    assert not Path("won.toml").exists()  # it was the old search's
     capsys.readouterr()
 
 

@@ -45,6 +45,7 @@ TOO_LARGE = "too large for the memory"
 GUESSING = "no better than guessing"
 _REPEAT = "repeat"  # of the settings of another trial, whose result it has without training
 _MOST_REPEATS = 10  # in a row: there is nothing new to try
+_SPENT = "the budget is spent; --resume with a larger --budget goes on with this trial"
 
 
 class Tried(NamedTuple):
@@ -273,19 +274,27 @@ class Search:
 
         after: called after each trial. Raises KeyboardInterrupt on Ctrl-C, with the trial saved.
         """
-        while self._goes_on():
+        while not (ending := self._ending()):
             if not self._try():
-                break
+                return
             after()
+        self._tell(ending)
 
-    def _goes_on(self) -> bool:
+    def _ending(self) -> str:
+        """Why there is no other trial; empty: there is one."""
         tried = self.study.tried
         unfinished = [one.seconds for one in tried if one.ended == UNFINISHED]
         if unfinished:
-            return self.left(unfinished[0]) > 0
+            return "" if self.left(unfinished[0]) > 0 else _SPENT
         if self._trials is not None and len(tried) >= self._trials:
-            return False
-        return self.left() > self._space.limit / 2
+            return f"{len(tried)} of {self._trials} trials are done; --resume with more goes on"
+        left = self.left()
+        if left > self._space.limit / 2:
+            return ""
+        return (
+            f"{duration(max(left, 0))} of the budget are left, too little for another trial; "
+            f"--resume with a larger --budget goes on"
+        )
 
     def _try(self) -> bool:
         """Does a trial; False: the budget has ended it, or there is nothing new to try."""
@@ -301,7 +310,10 @@ class Search:
         if twin is not None and not begun:
             self.study.end(trial, twin.ended, twin.curve, repeats=True)
             self._repeats += 1
-            return self._repeats < _MOST_REPEATS
+            if self._repeats < _MOST_REPEATS:
+                return True
+            self._tell("the search ends: what it chooses has been tried")
+            return False
         self._repeats = 0
         before: float = trial.user_attrs.get("progress", {}).get("seconds", 0.0)
         watch = _Watch(self, trial, others, before)
@@ -321,7 +333,7 @@ class Search:
             except MemoryError:
                 return self._end(trial, TOO_LARGE, watch)
             except SpentError:
-                self._tell("the budget is spent; a larger --budget goes on with this trial")
+                self._tell(_SPENT)
                 return False
         best = min(entry.validation_loss for entry in trainer.history)
         if best >= math.log(len(trainer.model.vocabulary)):
