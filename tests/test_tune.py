@@ -505,6 +505,12 @@ def test_the_winner_is_a_finished_trial() -> None:
     assert search.winner([peer(5, [1.0], UNFINISHED)]) is None
 
 
+def test_the_dropout_that_is_shown_is_the_one_that_was_chosen() -> None:
+    assert search.dropout_of({}, {"dropout": 0.0, "output_dropout": 0.3}) == 0.3  # of one layer
+    assert search.dropout_of({"output_dropout": 0.5}, {"dropout": 0.1}) == 0.1
+    assert search.dropout_of({"dropout": 0.2}, {"hidden_size": 32}) == 0.2
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(0, "0 s"), (59.6, "1 min"), (182, "3 min 2 s"), (3600, "1 h"), (3900, "1 h 5 min")],

@@ -436,7 +436,7 @@ class _Outcome:
         if best is None:
             print(f"no trial is finished, so there are no settings to write; see {written[0]}")
             return
-        shown = search.in_words({**self._makes.held, **best.settings})
+        shown = search.in_words(self._makes.held, best.settings)
         print(f"\nthe best of {show.count(len(tried), 'trial')}: trial {best.number}, {shown}")
         print(f"validation loss: {show.losses(best.best[0], self._makes.corpus.vocabulary)}")
         print(f"written to {self._paths.config}, {', '.join(written)}")

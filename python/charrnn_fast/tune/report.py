@@ -8,7 +8,7 @@ from typing import Any
 
 from .._checks import StrPath, brief
 from ..training import plot
-from .search import FINISHED, UNFINISHED, Tried, duration, winner
+from .search import FINISHED, UNFINISHED, Tried, dropout_of, duration, winner
 
 _COLUMNS = (
     "trial",
@@ -23,11 +23,6 @@ _COLUMNS = (
     "",
 )
 _HIGHEST = 1.5  # times the lowest loss: what is above it is drawn at the edge
-
-
-def dropout(settings: dict[str, Any]) -> float:
-    """The rate between layers or, of one layer, of its output."""
-    return max(settings.get("dropout") or 0.0, settings.get("output_dropout") or 0.0)
 
 
 def table(tried: Sequence[Tried], held: dict[str, Any], about: str, unit: str) -> str:
@@ -48,7 +43,7 @@ def table(tried: Sequence[Tried], held: dict[str, Any], about: str, unit: str) -
             f"{one.number}",
             f"{settings['num_layers']}x{settings['hidden_size']}",
             f"{one.parameters:,}",
-            f"{dropout(settings):g}",
+            f"{dropout_of(held, one.settings):g}",
             f"{settings['learning_rate']:g}",
             f"{one.epochs:.4g}",
             brief(loss, 4) if one.curve else "",
@@ -84,7 +79,7 @@ def picture(tried: Sequence[Tried], held: dict[str, Any], path: StrPath, unit: s
         )
     columns: tuple[tuple[str, Callable[[Tried], float], bool], ...] = (
         ("parameters", lambda one: one.parameters, True),
-        ("dropout", lambda one: dropout({**held, **one.settings}), False),
+        ("dropout", lambda one: dropout_of(held, one.settings), False),
         ("learning rate", lambda one: {**held, **one.settings}["learning_rate"], True),
         ("epochs", lambda one: one.epochs, True),
     )

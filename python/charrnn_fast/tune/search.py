@@ -363,7 +363,7 @@ class Search:
             checkpoint.remove(path)
 
     def _beginning(self, number: int, settings: Settings, trainer: Trainer, steps: int) -> str:
-        shown = in_words({**self._space.held, **settings})
+        shown = in_words(self._space.held, settings)
         done = f", {trainer.num_steps:,} of {steps:,} steps are done" if trainer.num_steps else ""
         return f"trial {number}: {shown}{done}"
 
@@ -384,10 +384,20 @@ def winner(tried: Sequence[Tried]) -> Tried | None:
     return min(finished, key=lambda one: one.best[0], default=None)
 
 
-def in_words(settings: Mapping[str, Any]) -> str:
-    """The settings of a trial, for a line."""
+def dropout_of(held: Mapping[str, Any], own: Mapping[str, Any]) -> float:
+    """The dropout of a trial: the rate that was chosen for it or, if that is held, the larger of
+    those between layers and of the output. own: its settings besides those that are held.
+    """
+    for name in ("output_dropout", "dropout"):
+        if name in own:
+            return float(own[name])
+    return max(held.get("dropout") or 0.0, held.get("output_dropout") or 0.0)
+
+
+def in_words(held: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """The settings of a trial, for a line; held and own as in `dropout_of`."""
+    settings, rate = {**held, **own}, dropout_of(held, own)
     shape = f"{settings.get('num_layers', '')}x{settings.get('hidden_size', '')}"
-    rate = max(settings.get("dropout") or 0, settings.get("output_dropout") or 0)
     unit = "epoch" if settings.get("epochs") else "step"
     number = settings.get(f"{unit}s")
     return (
