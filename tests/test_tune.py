@@ -318,6 +318,14 @@ def test_the_budget_counts_what_was_used(monkeypatch: Patch, capsys: Capture) ->
 
 
 @pytest.mark.usefixtures("no_picture")
+def test_a_long_trial_is_told_now_and_then(monkeypatch: Patch, capsys: Capture) -> None:
+    monkeypatch.setattr(search, "_LINE_PERIOD", -1.0)
+    assert tuned("--budget", "10m", "--trials", "1", "--epochs", "8") == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" of 8")]
+    assert [line.split()[-3] for line in told] == [f"{epoch}" for epoch in range(1, 9)]
+
+
+@pytest.mark.usefixtures("no_picture")
 def test_a_trial_that_only_guesses_is_told_and_no_winner(capsys: Capture) -> None:
     diverging = ["--optimizer", "sgd", "--learning-rate", "1e30", "--clip-norm", "inf"]
     assert tuned("--budget", "10m", "--trials", "2", *diverging) == 0
@@ -433,6 +441,19 @@ def test_first_trials_are_the_defaults_and_a_wide_model_within_the_bounds() -> N
     for first in small.first():
         layers, width = first["num_layers"], 32 * first["width"]
         assert small.seconds(layers, width, first["epochs"]) <= 12
+
+
+def test_a_long_text_needs_a_larger_budget_or_bounded_trials() -> None:
+    long = Text(trained=90_000_000, evaluated=10_000_000, symbols=80)
+    assert Space.within(3600, long, {}, FAST, 36_000).is_narrow
+    with pytest.raises(ValueError, match=r"shorter text or --steps with --evaluate-length takes"):
+        Space.within(60, long, {}, FAST, 36_000)
+    with pytest.raises(ValueError, match=r"text, fewer --epochs or a smaller --hidden-size takes"):
+        Space.within(60, long, {"epochs": 2, "hidden_size": 512}, FAST, 36_000)
+    held = {"steps": 2000, "evaluate_length": 100_000}
+    bounded = Space.within(3600, long._replace(evaluated=100_000), held, FAST, 36_000)
+    assert not bounded.is_narrow
+    assert bounded.settings(Widest())["hidden_size"] > 128
 
 
 def test_held_settings_are_not_drawn() -> None:

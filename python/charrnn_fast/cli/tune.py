@@ -210,6 +210,8 @@ def _search(
     streams.output(sys.stdout).goes_on = True  # the search matters more than the printed lines
     print(f"text        {text_line(corpus, len(files.text))}")
     print(f"search      {space.describe()}")
+    if space.is_narrow:
+        print(f"advice      wider models need a larger --budget, {space.cheaper}")
     trials = search.Search(
         study,
         space,

@@ -38,6 +38,7 @@ _PEERS = 4  # finished trials that a trial is compared with, at least
 _MARGIN = 1.02  # times their median, since those that are as good may change places yet
 _SPARED = 1  # evaluations of a trial before it is compared
 _RANDOM = 6  # trials before the sampler learns from them
+_LINE_PERIOD = 60.0  # seconds: elsewhere than on a terminal a long trial is told now and then
 _SEEDS = 1_000_003  # a prime: the seeds of two searches' trials do not coincide
 
 FINISHED, HOPELESS, DIVERGED, UNFINISHED = "finished", "hopeless", "diverged", "unfinished"
@@ -261,7 +262,7 @@ class Search:
         earlier searches included. trials: at most so many, or None. tell: prints a line.
         """
         self.study, self._space, self._maker, self._checkpoint = study, space, maker, checkpoint
-        self._budget, self._trials, self._seed, self._tell = budget, trials, seed, tell
+        self._budget, self._trials, self._seed, self.tell = budget, trials, seed, tell
         self._repeats = 0
 
     def left(self, now: float = 0.0) -> float:
@@ -278,7 +279,7 @@ class Search:
             if not self._try():
                 return
             after()
-        self._tell(ending)
+        self.tell(ending)
 
     def _ending(self) -> str:
         """Why there is no other trial; empty: there is one."""
@@ -312,7 +313,7 @@ class Search:
             self._repeats += 1
             if self._repeats < _MOST_REPEATS:
                 return True
-            self._tell("the search ends: what it chooses has been tried")
+            self.tell("the search ends: what it chooses has been tried")
             return False
         self._repeats = 0
         before: float = trial.user_attrs.get("progress", {}).get("seconds", 0.0)
@@ -324,7 +325,7 @@ class Search:
         if not begun:
             trial.set_user_attr("epochs", trainer.epoch_at(steps))
             trial.set_user_attr("parameters", trainer.model.num_parameters)
-        self._tell(self._beginning(trial.number, settings, trainer, steps))
+        self.tell(self._beginning(trial.number, settings, trainer, steps))
         with watch.shown(trainer, steps):
             try:
                 trainer.fit(steps=steps - trainer.num_steps, progress=False)
@@ -333,7 +334,7 @@ class Search:
             except MemoryError:
                 return self._end(trial, TOO_LARGE, watch)
             except SpentError:
-                self._tell(_SPENT)
+                self.tell(_SPENT)
                 return False
         best = min(entry.validation_loss for entry in trainer.history)
         if best >= math.log(len(trainer.model.vocabulary)):
@@ -354,7 +355,7 @@ class Search:
         self.study.end(trial, ended, progress["curve"])
         self.remove_checkpoint()
         tried = self.study.tried
-        self._tell(self._result(tried[-1], winner(tried)))
+        self.tell(self._result(tried[-1], winner(tried)))
         return True
 
     def remove_checkpoint(self) -> None:
@@ -431,6 +432,7 @@ class _Watch(Callback):
         self._before, self._stopwatch = seconds, Stopwatch()
         self._left = search.left(seconds)  # when the stopwatch starts
         self._bar: tqdm[Any] | None = None
+        self._silence = Stopwatch()
 
     @property
     def seconds(self) -> float:
@@ -460,6 +462,11 @@ class _Watch(Callback):
     def evaluated(self, trainer: Trainer, evaluation: Evaluation, sample: str) -> None:
         self._note(trainer)
         self._end_hopeless(trainer)
+        if self._bar is None and self._silence.seconds > _LINE_PERIOD:
+            self._silence = Stopwatch()
+            loss, epoch = brief(evaluation.validation_loss, 4), evaluation.epoch
+            last = self._trial.user_attrs["epochs"]
+            self._search.tell(f"    {loss} at epoch {epoch:.3g} of {last:.3g}")
 
     def ended(self, trainer: Trainer) -> None:
         self._note(trainer)

@@ -94,8 +94,7 @@ class Space:
             raise ValueError(
                 f"--budget must be {minutes:g}m or more, got {budget / 60:,.3g}m: the smallest "
                 f"trial takes about {least:,.3g} s on this machine, and a search is "
-                f"{_LEAST_TRIALS} of them or more; a shorter text, fewer --epochs or a smaller "
-                f"--hidden-size takes less"
+                f"{_LEAST_TRIALS} of them or more; {space.cheaper} takes less"
             )
         return replace(space, limit=max(space.limit, least))
 
@@ -140,6 +139,23 @@ class Space:
         if "dropout" not in held:
             ranges.append(f"dropout 0 to {_MOST_DROPOUT:g}")
         return f"{', '.join(ranges) or 'nothing'}; a trial takes {self.limit:,.3g} s or less"
+
+    @property
+    def cheaper(self) -> str:
+        """What makes trials shorter, for a message."""
+        ways = ["a shorter text"]
+        if self.held_epochs is None:
+            ways.append("--steps with --evaluate-length")
+        else:
+            ways.append(f"fewer --{'steps' if self.held.get('steps') else 'epochs'}")
+        if "hidden_size" in self.held:
+            ways.append("a smaller --hidden-size")
+        return f"{', '.join(ways[:-1])} or {ways[-1]}"
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the width is searched, but a layer as wide as by default takes too long."""
+        return "hidden_size" not in self.held and not self._fits(1, int(_PLAIN["hidden_size"]))
 
     def settings(self, draw: Draw) -> Settings:
         """A trial's settings, without those that are held."""
