@@ -288,7 +288,10 @@ class Search:
         if unfinished:
             return "" if self.left(unfinished[0]) > 0 else _SPENT
         if self._trials is not None and len(tried) >= self._trials:
-            return f"{len(tried)} of {self._trials} trials are done; --resume with more goes on"
+            return (
+                f"{len(tried)} of {self._trials} trials are done; --resume with more --trials "
+                f"goes on"
+            )
         left = self.left()
         if left > self._space.limit / 2:
             return ""
