@@ -443,6 +443,15 @@ def test_first_trials_are_the_defaults_and_a_wide_model_within_the_bounds() -> N
         assert small.seconds(layers, width, first["epochs"]) <= 12
 
 
+def test_the_wide_model_of_a_short_text_has_updates_enough() -> None:
+    short = Text(trained=9_000, evaluated=1_000, symbols=80)
+    for budget in (60, 3600):
+        wide = Space.within(budget, short, {}, FAST, 3).first()[1]
+        assert 3 * wide["epochs"] >= 320
+    held = Space.within(600, BOOK, {"epochs": 2}, FAST, 360)
+    assert held.first()[1]["width"] == held._most_units(2)
+
+
 def test_a_long_text_needs_a_larger_budget_or_bounded_trials() -> None:
     long = Text(trained=90_000_000, evaluated=10_000_000, symbols=80)
     assert Space.within(3600, long, {}, FAST, 36_000).is_narrow

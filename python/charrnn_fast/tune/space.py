@@ -31,6 +31,7 @@ _RATES = {"sgd": (2e-2, 2e1), "adagrad": (2e-3, 2e-1)}
 _USUAL_RATES = (5e-4, 4e-2)
 _PLAIN = {"hidden_size": 128, "num_layers": 2, "epochs": 20, "learning_rate": 2e-3}
 _SUGGESTED_RATE = 3e-3
+_WORTH = 320  # updates, and half of the epochs of train: with fewer a wide model learns little
 
 TUNED = ("num_layers", "hidden_size", "epochs", "learning_rate", "dropout")
 """What is searched, unless it is held. dropout stands for output_dropout too."""
@@ -201,9 +202,12 @@ class Space:
         plain = self._drawn(_PLAIN["num_layers"], _PLAIN["hidden_size"], _PLAIN["epochs"])
         layers = self.held.get("num_layers") or min(2, self._most_layers())
         units = self._most_units(layers)
-        while units > 1 and self._most_epochs(layers, units * _UNIT) < _PLAIN["epochs"] // 2:
+        worth = max(_PLAIN["epochs"] // 2, -(-_WORTH // self.steps_per_epoch))
+        while units > 1 and self.held_epochs is None:
+            if self._most_epochs(layers, units * _UNIT) >= worth:
+                break
             units -= 1
-        wide = self._drawn(layers, units * _UNIT, _PLAIN["epochs"])
+        wide = self._drawn(layers, units * _UNIT, max(_PLAIN["epochs"], worth))
         case = advice.Case(
             self.text.trained,
             self.parameters(layers, self.held.get("hidden_size") or wide["width"] * _UNIT),
