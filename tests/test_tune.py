@@ -363,6 +363,10 @@ def test_what_is_refused(capsys: Capture, monkeypatch: Patch) -> None:
         error = refused([*command, "--resume", "auto"], capsys)
         assert f"{mine} exists, and is of no search; another -o keeps it" in error
         Path(mine).unlink()
+    Path("won.toml").write_text("seq_len = 20\n")
+    both = [*command, "--config", "won.toml", "--overwrite"]
+    assert "-o must be another file than --config" in refused(both, capsys)
+    Path("won.toml").unlink()
     Path("won.study").write_text("mine")
     assert "no study" in refused([*command, "--overwrite"], capsys)
     assert Path("won.study").read_text() == "mine"

@@ -169,6 +169,9 @@ def _check_outputs(arguments: argparse.Namespace, paths: _Paths) -> None:
     """
     for path in (paths.config, paths.study, paths.table, paths.picture):
         atomic_file.check(path)
+        config = arguments.config
+        if config is not None and os.path.exists(path) and os.path.samefile(path, config):
+            raise ValueError(f"-o must be another file than --config, got {path} for both")
     there = os.path.exists(paths.study) and os.path.getsize(paths.study) > 0
     if arguments.resume == AUTO:
         arguments.resume = there
