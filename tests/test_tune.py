@@ -449,9 +449,11 @@ def test_first_trials_are_the_defaults_and_a_wide_model_within_the_bounds() -> N
 
 def test_the_wide_model_of_a_short_text_has_updates_enough() -> None:
     short = Text(trained=9_000, evaluated=1_000, symbols=80)
-    for budget in (60, 3600):
-        wide = Space.within(budget, short, {}, FAST, 3).first()[1]
-        assert 3 * wide["epochs"] >= 320
+    for budget in (10, 3600):
+        whole = Space.within(budget, short, {}, FAST, 3)
+        assert 3 * whole.first()[1]["epochs"] >= 320
+        layers, units = whole._most_layers(), whole._most_units(whole._most_layers())
+        assert 3 * whole._most_epochs(layers, 32 * units) >= 64
     held = Space.within(600, BOOK, {"epochs": 2}, FAST, 360)
     assert held.first()[1]["width"] == held._most_units(2)
 

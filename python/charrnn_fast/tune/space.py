@@ -21,7 +21,7 @@ _TRIALS = 10  # the budget has time for so many of the dearest trials
 _LEAST_TRIALS = 3  # of those whose length and width are held
 _UNIT = 32  # hidden sizes are multiples of it
 _MOST_UNITS, _MOST_LAYERS = 32, 3
-_LEAST_EPOCHS = 2  # of the widest model
+_LEAST_EPOCHS, _LEAST_UPDATES = 2, 64  # of the widest model
 _EPOCHS, _UPDATES = 60, 3000  # the longest trial: so many epochs, or as many as have the updates
 _RANGE = 4  # the longest trial of a model has so many times the epochs of the shortest
 _WARMUP = 0.05  # of all epochs: Adam's averages are young (Goyal et al., 2017)
@@ -244,7 +244,8 @@ class Space:
         return max(fitting, default=1)
 
     def _fits(self, layers: int, width: int) -> bool:
-        epochs = self.held_epochs or max(_LEAST_EPOCHS, self._shortest)
+        least = max(_LEAST_EPOCHS, -(-_LEAST_UPDATES // self.steps_per_epoch), self._shortest)
+        epochs = self.held_epochs or least
         return self.seconds(layers, width, epochs) <= self.limit
 
     def _most_epochs(self, layers: int, width: int) -> int:
