@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -190,6 +191,28 @@ def test_a_study_that_ends_in_half_a_line_is_gone_on_with(capsys: Capture) -> No
         study.write(b'{"op_code":4,"worker')  # as a full disk leaves it
     for _ in range(2):
         assert tuned(*asked, "--resume") == 0
+    assert results() == results("whole.study")
+    capsys.readouterr()
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_a_study_that_cannot_be_written_is_named(monkeypatch: Patch, capsys: Capture) -> None:
+    backend = search.imported().storages.journal.JournalFileBackend
+    append, count = backend.append_logs, 0
+
+    def full(self: Any, lines: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 12:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(self, lines)
+
+    asked = ["--budget", "10m", "--trials", "2", "--epochs", "2"]
+    assert tuned(*asked, output="whole.toml") == 0
+    monkeypatch.setattr(backend, "append_logs", full)
+    error = refused(["tune", "a.txt", "-o", "won.toml", *SMALL, *asked], capsys)
+    assert f"won.study: {os.strerror(errno.ENOSPC)}" in error
+    assert tuned(*asked, "--resume") == 0
     assert results() == results("whole.study")
     capsys.readouterr()
 

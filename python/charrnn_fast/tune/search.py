@@ -17,10 +17,11 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._checks import StrPath, brief
-from ..storage import checkpoint
+from ..storage import atomic_file, checkpoint
 from ..training.callbacks import Callback, Evaluation, Update
 from ..training.clock import Stopwatch
 from ..training.progress import bar
@@ -120,6 +121,7 @@ class Study:
             os.unlink(f"{os.fspath(path)}.lock")  # of a killed search: Optuna would wait for it
         _end_at_a_line(path)
         backend = self._optuna.storages.journal.JournalFileBackend(os.fspath(path))
+        backend.append_logs = partial(_append, backend.append_logs, path)
         try:
             self._storage = self._optuna.storages.JournalStorage(backend)
             self._study: optuna.Study = self._optuna.create_study(
@@ -227,6 +229,14 @@ def imported() -> Any:
         ) from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
+
+
+def _append(append: Callable[[Any], None], path: StrPath, lines: Any) -> None:
+    """Appends lines to a study; an error names it."""
+    try:
+        append(lines)
+    except OSError as error:
+        raise atomic_file.of_path(error, path) from error
 
 
 def _end_at_a_line(path: StrPath) -> None:
