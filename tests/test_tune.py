@@ -341,6 +341,22 @@ def test_the_budget_counts_what_was_used(monkeypatch: Patch, capsys: Capture) ->
 
 
 @pytest.mark.usefixtures("no_picture")
+def test_a_result_is_written_before_it_is_told(monkeypatch: Patch, capsys: Capture) -> None:
+    written: list[bool] = []
+    result = search.Search._result
+
+    class Line(str):
+        def __str__(self) -> str:
+            written.append(Path("won.md").exists())
+            return super().__str__()
+
+    monkeypatch.setattr(search.Search, "_result", lambda *given: Line(result(*given)))
+    assert tuned("--budget", "10m", "--trials", "1", "--epochs", "2") == 0
+    assert written == [True]
+    capsys.readouterr()
+
+
+@pytest.mark.usefixtures("no_picture")
 def test_a_long_trial_is_told_now_and_then(monkeypatch: Patch, capsys: Capture) -> None:
     monkeypatch.setattr(search, "_LINE_PERIOD", -1.0)
     assert tuned("--budget", "10m", "--trials", "1", "--epochs", "8") == 0

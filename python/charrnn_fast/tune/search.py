@@ -286,9 +286,12 @@ class Search:
         after: called after each trial. Raises KeyboardInterrupt on Ctrl-C, with the trial saved.
         """
         while not (ending := self._ending()):
-            if not self._try():
+            result = self._try()
+            if result is None:
                 return
-            after()
+            after()  # before the line: its reader may have gone
+            if result:
+                self.tell(result)
         self.tell(ending)
 
     def _ending(self) -> str:
@@ -310,8 +313,10 @@ class Search:
             f"--resume with a larger --budget goes on"
         )
 
-    def _try(self) -> bool:
-        """Does a trial; False: the budget has ended it, or there is nothing new to try."""
+    def _try(self) -> str | None:
+        """Does a trial and returns its result as a line, empty if it repeats another; None: the
+        budget has ended it, or there is nothing new to try.
+        """
         space = replace(self._space, limit=min(self._space.limit, self.left()))
         trial, settings, begun = self.study.next(space, self._seed)
         # Without the trial itself, which a kill may have ended in part.
@@ -325,9 +330,9 @@ class Search:
             self.study.end(trial, twin.ended, twin.curve, repeats=True)
             self._repeats += 1
             if self._repeats < _MOST_REPEATS:
-                return True
+                return ""
             self.tell("the search ends: what it chooses has been tried")
-            return False
+            return None
         self._repeats = 0
         before: float = trial.user_attrs.get("progress", {}).get("seconds", 0.0)
         watch = _Watch(self, trial, others, before)
@@ -348,7 +353,7 @@ class Search:
                 return self._end(trial, TOO_LARGE, watch)
             except SpentError:
                 self.tell(_SPENT)
-                return False
+                return None
         best = min(entry.validation_loss for entry in trainer.history)
         if best >= math.log(len(trainer.model.vocabulary)):
             return self._end(trial, GUESSING, watch)
@@ -361,15 +366,14 @@ class Search:
         self.remove_checkpoint()
         return self._maker.new(settings, self._checkpoint, watch)
 
-    def _end(self, trial: optuna.trial.Trial, ended: str, watch: _Watch) -> bool:
+    def _end(self, trial: optuna.trial.Trial, ended: str, watch: _Watch) -> str:
         progress = {"curve": [], **trial.user_attrs.get("progress", {})}
         progress["seconds"] = round(watch.seconds, 3)
         trial.set_user_attr("progress", progress)
         self.study.end(trial, ended, progress["curve"])
         self.remove_checkpoint()
         tried = self.study.tried
-        self.tell(self._result(tried[-1], winner(tried)))
-        return True
+        return self._result(tried[-1], winner(tried))
 
     def remove_checkpoint(self) -> None:
         """Removes the files of a trial that has ended."""
