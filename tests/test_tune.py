@@ -598,3 +598,22 @@ def test_the_evaluations_of_a_trial_are_as_many_as_its_shares() -> None:
     for steps in (1, 7, 8, 9, 100, 1000):
         every = tune.evaluate_every(steps)
         assert -(-steps // every) <= space.EVALUATIONS
+
+
+@pytest.mark.parametrize("most", [1, 1.9, 2.1, 4, 15, 40, 150, 170, 3000, 100_000])
+def test_the_axes_of_the_picture_have_few_labels(most: float) -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    for least in (0.0005, 0.003, 24_000):
+        axes = figure.add_subplot()
+        values = [least, least * most]
+        axes.plot(values, [1, 2], "o")
+        report._logarithmic(axes, values)
+        low, high = axes.get_xlim()
+        assert 1 <= sum(low <= tick <= high for tick in axes.get_xticks()) <= 6
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(0.003, "0.003"), (20, "20"), (28_900, "28.9k"), (1.3e6, "1.3M")]
+)
+def test_numbers_of_the_picture(number: float, words: str) -> None:
+    assert report._short(number) == words
