@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -17,7 +18,15 @@ from charrnn_fast import Corpus
 from charrnn_fast.cli import main, tune
 from charrnn_fast.training import log
 from charrnn_fast.tune import report, search, space
-from charrnn_fast.tune.search import DIVERGED, FINISHED, HOPELESS, UNFINISHED, Tried
+from charrnn_fast.tune.search import (
+    DIVERGED,
+    FINISHED,
+    GUESSING,
+    HOPELESS,
+    TOO_LARGE,
+    UNFINISHED,
+    Tried,
+)
 from charrnn_fast.tune.space import Space, Speed, Text
 from test_cli import refused
 
@@ -173,6 +182,104 @@ def test_a_search_interrupted_while_it_chooses_goes_on(monkeypatch: Patch, capsy
     capsys.readouterr()
 
 
+@pytest.mark.usefixtures("no_picture")
+def test_a_study_that_ends_in_half_a_line_is_gone_on_with(capsys: Capture) -> None:
+    asked = ["--budget", "10m", "--trials", "3", "--epochs", "2"]
+    assert tuned(*asked, output="whole.toml") == 0
+    assert tuned("--budget", "10m", "--trials", "1", "--epochs", "2") == 0
+    with Path("won.study").open("ab") as study:
+        study.write(b'{"op_code":4,"worker')  # as a full disk leaves it
+    for _ in range(2):
+        assert tuned(*asked, "--resume") == 0
+    assert results() == results("whole.study")
+    capsys.readouterr()
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_a_study_that_cannot_be_written_is_named(monkeypatch: Patch, capsys: Capture) -> None:
+    backend = search.imported().storages.journal.JournalFileBackend
+    append, count = backend.append_logs, 0
+
+    def full(self: Any, lines: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 12:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(self, lines)
+
+    asked = ["--budget", "10m", "--trials", "2", "--epochs", "2"]
+    assert tuned(*asked, output="whole.toml") == 0
+    monkeypatch.setattr(backend, "append_logs", full)
+    error = refused(["tune", "a.txt", "-o", "won.toml", *SMALL, *asked], capsys)
+    assert f"won.study: {os.strerror(errno.ENOSPC)}" in error
+    assert tuned(*asked, "--resume") == 0
+    assert results() == results("whole.study")
+    capsys.readouterr()
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize("line", [b'{"op_code": 99}\n', b'{"op_code"}\n{}\n'])
+def test_a_damaged_study_is_refused(line: bytes, capsys: Capture) -> None:
+    Path("won.study").write_bytes(line)
+    error = refused(["tune", "a.txt", "-o", "won.toml", *SMALL, "--resume"], capsys)
+    assert "won.study is damaged" in error
+    assert "--overwrite begins a new search" in error
+    assert Path("won.study").read_bytes() == line
+    assert tuned("--budget", "10m", "--trials", "1", "--overwrite") == 0
+    capsys.readouterr()
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize(
+    ("error", "ended"), [(MemoryError("out"), TOO_LARGE), (FloatingPointError("inf"), DIVERGED)]
+)
+def test_a_trial_that_fails_ends_alone(
+    error: Exception, ended: str, monkeypatch: Patch, capsys: Capture
+) -> None:
+    updated = search._Watch.updated
+
+    def failing(watch: Any, trainer: Any, *arguments: Any) -> None:
+        if watch._trial.number == 1:
+            raise error
+        updated(watch, trainer, *arguments)
+
+    monkeypatch.setattr(search._Watch, "updated", failing)
+    assert tuned("--budget", "10m", "--trials", "3", "--epochs", "2") == 0
+    assert [one.ended == ended for one in tried()] == [False, True, False]
+    assert ended in Path("won.md").read_text()
+    assert not list(Path().glob("*.safetensors"))
+    capsys.readouterr()
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_a_hopeless_trial_that_is_killed_before_its_end_stays_hopeless(
+    monkeypatch: Patch, capsys: Capture
+) -> None:
+    """Its checkpoint is written, the study does not have its end."""
+    looks: list[list[float]] = []
+
+    def judged(epochs: float, losses: list[float], others: list[Tried]) -> bool:
+        looks.append(losses)
+        return len(others) == 1 and len(losses) == 2  # of trial 1 alone, then never again
+
+    monkeypatch.setattr(search, "is_hopeless", judged)
+    asked = ["--budget", "10m", "--trials", "2", "--epochs", "40"]
+    end = search.Study.end
+
+    def killed(study: Any, trial: Any, ended: str, *arguments: Any, **more: Any) -> None:
+        if ended == HOPELESS:
+            raise KeyboardInterrupt
+        end(study, trial, ended, *arguments, **more)
+
+    monkeypatch.setattr(search.Study, "end", killed)
+    assert tuned(*asked) == 130
+    monkeypatch.setattr(search.Study, "end", end)
+    assert tuned(*asked, "--resume") == 0
+    assert tried()[1].ended == HOPELESS
+    assert len(tried()[1].curve) == 2
+    capsys.readouterr()
+
+
 @pytest.mark.slow
 def test_a_killed_search_goes_on_as_if_never_stopped(capsys: Capture) -> None:
     Path("a.txt").write_text(TEXT * 20)
@@ -222,21 +329,50 @@ def test_the_budget_counts_what_was_used(monkeypatch: Patch, capsys: Capture) ->
     assert 240 < spent < 310
     assert tuned("--budget", "5m", "--epochs", "2", "--resume") == 0
     assert sum(one.seconds for one in tried()) - spent < 10
+    assert "--resume with a larger --budget goes on" in capsys.readouterr().out
     assert tuned("--budget", "10m", "--epochs", "2", "--resume") == 0
     assert results()[: len(done) - 1] == [one._replace(seconds=0) for one in done[:-1]]
-    assert 540 < sum(one.seconds for one in tried()) < 610
+    spent = sum(one.seconds for one in tried())
+    assert 540 < spent < 610
+    capsys.readouterr()
+    assert tuned("--epochs", "2", "--resume") == 0  # the budget stays
+    assert "budget      10 min; " in capsys.readouterr().out
+    assert sum(one.seconds for one in tried()) - spent < 10
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_a_result_is_written_before_it_is_told(monkeypatch: Patch, capsys: Capture) -> None:
+    written: list[bool] = []
+    result = search.Search._result
+
+    class Line(str):
+        def __str__(self) -> str:
+            written.append(Path("won.md").exists())
+            return super().__str__()
+
+    monkeypatch.setattr(search.Search, "_result", lambda *given: Line(result(*given)))
+    assert tuned("--budget", "10m", "--trials", "1", "--epochs", "2") == 0
+    assert written == [True]
     capsys.readouterr()
 
 
 @pytest.mark.usefixtures("no_picture")
-def test_a_trial_that_diverges_is_told_and_no_winner(capsys: Capture) -> None:
+def test_a_long_trial_is_told_now_and_then(monkeypatch: Patch, capsys: Capture) -> None:
+    monkeypatch.setattr(search, "_LINE_PERIOD", -1.0)
+    assert tuned("--budget", "10m", "--trials", "1", "--epochs", "8") == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" of 8")]
+    assert [line.split()[-3] for line in told] == [f"{epoch}" for epoch in range(1, 9)]
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_a_trial_that_only_guesses_is_told_and_no_winner(capsys: Capture) -> None:
     diverging = ["--optimizer", "sgd", "--learning-rate", "1e30", "--clip-norm", "inf"]
     assert tuned("--budget", "10m", "--trials", "2", *diverging) == 0
-    assert [one.ended for one in tried()] == [DIVERGED, DIVERGED]
+    assert [one.ended for one in tried()] == [GUESSING, GUESSING]
     printed = capsys.readouterr().out
-    assert "diverged" in printed
+    assert "no better than guessing" in printed
     assert "no trial is finished" in printed
-    assert "diverged" in Path("won.md").read_text()
+    assert "no better than guessing" in Path("won.md").read_text()
     assert not Path("won.toml").exists()
 
 
@@ -245,7 +381,7 @@ def test_a_search_with_nothing_to_choose_ends(capsys: Capture) -> None:
     held = ["--epochs", "1", "--learning-rate", "0.01", "--dropout", "0"]
     assert tuned("--budget", "10m", *held) == 0
     assert len(tried()) == 1
-    capsys.readouterr()
+    assert "what it chooses has been tried" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("no_picture")
@@ -256,7 +392,20 @@ def test_what_is_refused(capsys: Capture, monkeypatch: Patch) -> None:
     assert "read again, got standard input" in refused(["tune", "-", *command[2:]], capsys)
     assert "tune takes no log" in refused([*command, "--set", "log=a.jsonl"], capsys)
     assert "no search to resume" in refused([*command, "--resume"], capsys)
+    late = [*command, "--epochs", "2", "--warmup", "3"]
+    assert "--warmup must be below --epochs" in refused(late, capsys)
+    Path("folder.toml").mkdir()
+    assert "this is a folder" in refused(["tune", "a.txt", "-o", "folder.toml"], capsys)
     assert list(Path().glob("won*")) == []
+    for mine in ("won.toml", "won.md"):
+        Path(mine).write_text("mine")
+        error = refused([*command, "--resume", "auto"], capsys)
+        assert f"{mine} exists, and is of no search; another -o keeps it" in error
+        Path(mine).unlink()
+    Path("won.toml").write_text("seq_len = 20\n")
+    both = [*command, "--config", "won.toml", "--overwrite"]
+    assert "-o must be another file than --config" in refused(both, capsys)
+    Path("won.toml").unlink()
     Path("won.study").write_text("mine")
     assert "no study" in refused([*command, "--overwrite"], capsys)
     assert Path("won.study").read_text() == "mine"
@@ -276,8 +425,11 @@ def test_what_is_refused(capsys: Capture, monkeypatch: Patch) -> None:
 @pytest.mark.usefixtures("no_picture")
 def test_overwriting_begins_anew(capsys: Capture) -> None:
     assert tuned("--budget", "10m", "--trials", "2") == 0
-    assert tuned("--budget", "10m", "--trials", "1", "--cell", "gru", "--overwrite") == 0
-    assert len(tried()) == 1
+    assert Path("won.toml").exists()
+    hopeless = ["--optimizer", "sgd", "--learning-rate", "1e30", "--clip-norm", "inf"]
+    assert tuned("--budget", "10m", "--trials", "1", "--overwrite", *hopeless) == 0
+    assert [one.ended for one in tried()] == [GUESSING]
+    assert not Path("won.toml").exists()  # it was the old search's
     capsys.readouterr()
 
 
@@ -332,6 +484,30 @@ def test_first_trials_are_the_defaults_and_a_wide_model_within_the_bounds() -> N
     for first in small.first():
         layers, width = first["num_layers"], 32 * first["width"]
         assert small.seconds(layers, width, first["epochs"]) <= 12
+
+
+def test_the_wide_model_of_a_short_text_has_updates_enough() -> None:
+    short = Text(trained=9_000, evaluated=1_000, symbols=80)
+    for budget in (10, 3600):
+        whole = Space.within(budget, short, {}, FAST, 3)
+        assert 3 * whole.first()[1]["epochs"] >= 320
+        layers, units = whole._most_layers(), whole._most_units(whole._most_layers())
+        assert 3 * whole._most_epochs(layers, 32 * units) >= 64
+    held = Space.within(600, BOOK, {"epochs": 2}, FAST, 360)
+    assert held.first()[1]["width"] == held._most_units(2)
+
+
+def test_a_long_text_needs_a_larger_budget_or_bounded_trials() -> None:
+    long = Text(trained=90_000_000, evaluated=10_000_000, symbols=80)
+    assert Space.within(3600, long, {}, FAST, 36_000).is_narrow
+    with pytest.raises(ValueError, match=r"shorter text or --steps with --evaluate-length takes"):
+        Space.within(60, long, {}, FAST, 36_000)
+    with pytest.raises(ValueError, match=r"text, fewer --epochs or a smaller --hidden-size takes"):
+        Space.within(60, long, {"epochs": 2, "hidden_size": 512}, FAST, 36_000)
+    held = {"steps": 2000, "evaluate_length": 100_000}
+    bounded = Space.within(3600, long._replace(evaluated=100_000), held, FAST, 36_000)
+    assert not bounded.is_narrow
+    assert bounded.settings(Widest())["hidden_size"] > 128
 
 
 def test_held_settings_are_not_drawn() -> None:
@@ -404,6 +580,12 @@ def test_the_winner_is_a_finished_trial() -> None:
     assert search.winner([peer(5, [1.0], UNFINISHED)]) is None
 
 
+def test_the_dropout_that_is_shown_is_the_one_that_was_chosen() -> None:
+    assert search.dropout_of({}, {"dropout": 0.0, "output_dropout": 0.3}) == 0.3  # of one layer
+    assert search.dropout_of({"output_dropout": 0.5}, {"dropout": 0.1}) == 0.1
+    assert search.dropout_of({"dropout": 0.2}, {"hidden_size": 32}) == 0.2
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(0, "0 s"), (59.6, "1 min"), (182, "3 min 2 s"), (3600, "1 h"), (3900, "1 h 5 min")],
@@ -416,3 +598,22 @@ def test_the_evaluations_of_a_trial_are_as_many_as_its_shares() -> None:
     for steps in (1, 7, 8, 9, 100, 1000):
         every = tune.evaluate_every(steps)
         assert -(-steps // every) <= space.EVALUATIONS
+
+
+@pytest.mark.parametrize("most", [1, 1.9, 2.1, 4, 15, 40, 150, 170, 3000, 100_000])
+def test_the_axes_of_the_picture_have_few_labels(most: float) -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    for least in (0.0005, 0.003, 24_000):
+        axes = figure.add_subplot()
+        values = [least, least * most]
+        axes.plot(values, [1, 2], "o")
+        report._logarithmic(axes, values)
+        low, high = axes.get_xlim()
+        assert 1 <= sum(low <= tick <= high for tick in axes.get_xticks()) <= 6
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(0.003, "0.003"), (20, "20"), (28_900, "28.9k"), (1.3e6, "1.3M")]
+)
+def test_numbers_of_the_picture(number: float, words: str) -> None:
+    assert report._short(number) == words

@@ -92,8 +92,10 @@ def describe(
         print(f"advice      {remark}", flush=True)
 
 
-# Where the rule of `advice` was measured: Adam and its like, and learning rates near the default.
+# Where the rule of `advice` was measured, or nearly: Adam and its like, learning rates and symbols
+# per update near the default, texts that are not tiny.
 _OPTIMIZERS, _LEARNING_RATES = ("adam", "adamw", "rmsprop"), (5e-4, 1e-2)
+_SYMBOLS_PER_STEP, _LEAST_TEXT = (600, 10_000), 10_000
 _ANNEALED_TO = 0.1  # or less, of the learning rate
 
 
@@ -102,11 +104,13 @@ def expectation(trainer: Trainer, corpus: Corpus, epochs: float) -> str:
     has nothing to say, or does not hold.
     """
     settings, model = trainer.settings(), trainer.model.settings()
-    least, most = _LEARNING_RATES
+    (least, most), (fewest, largest) = _LEARNING_RATES, _SYMBOLS_PER_STEP
     others = (model["recurrent_dropout"], model["weight_drop"], *model["zoneout"])
     if (
         settings["optimizer"] not in _OPTIMIZERS
         or not least <= settings["learning_rate"] <= most
+        or not fewest <= trainer.symbols_per_step <= largest
+        or len(corpus.train) < _LEAST_TEXT
         or any(others)
         or not epochs
     ):

@@ -46,6 +46,7 @@ _NOT_TAKEN = tuple(
     for option in (*options.RUN, *options.LOGS)
     if option.name not in ("epochs", "steps", "evaluate_length")
 )
+_BUDGET = 3600.0  # seconds
 _TIMED, _TIMED_SYMBOLS = 5, 1000
 _LEAST_TIME = 1e-12  # seconds, for clocks that stand still
 _SMALL_SIZE = {"hidden_size": 32, "num_layers": 1}
@@ -96,9 +97,9 @@ def add(commands: Commands) -> None:
     tune.add_argument(
         "--budget",
         type=duration_option,
-        default=3600.0,
         metavar="TIME",
-        help="time of all trials, those before --resume included: 90s, 60m, 1h30m (default: 60m)",
+        help="time of all trials, those before --resume included: 90s, 60m, 1h30m (default: 60m; "
+        "with --resume, as before)",
     )
     tune.add_argument(
         "--trials", type=integer_option(1), metavar="N", help="end after N trials, if before"
@@ -145,7 +146,10 @@ def _files(given: options.Values, paths: _Paths) -> Files:
             raise ValueError("--demo brings its own text; leave out either --demo or the files")
         return Files([], {})
     if not text:
-        raise ValueError("no text to train on: name one or more files, or use --demo")
+        raise ValueError(
+            "no text to train on: name one or more files, or use --demo; with --resume, name those "
+            "of the search"
+        )
     outputs = [*paths, best_path(paths.checkpoint)]
     files = Files(*find_parts(text, own, outputs))
     for file in files.all:
@@ -163,6 +167,11 @@ def _check_outputs(arguments: argparse.Namespace, paths: _Paths) -> None:
     """Refuses, before any work, to overwrite anything but with --overwrite or --resume; decides
     what "auto" is.
     """
+    for path in (paths.config, paths.study, paths.table, paths.picture):
+        atomic_file.check(path)
+        config = arguments.config
+        if config is not None and os.path.exists(path) and os.path.samefile(path, config):
+            raise ValueError(f"-o must be another file than --config, got {path} for both")
     there = os.path.exists(paths.study) and os.path.getsize(paths.study) > 0
     if arguments.resume == AUTO:
         arguments.resume = there
@@ -173,11 +182,12 @@ def _check_outputs(arguments: argparse.Namespace, paths: _Paths) -> None:
     if not (arguments.resume or arguments.overwrite):
         for path in paths:
             if os.path.exists(path) and os.path.getsize(path) > 0:
-                raise ValueError(
-                    f"{path} exists: --resume goes on with its search, --overwrite starts anew"
+                ways = (
+                    "--resume goes on with its search, --overwrite starts anew"
+                    if there
+                    else "and is of no search; another -o keeps it, --overwrite replaces it"
                 )
-    for path in (paths.config, paths.study, paths.table, paths.picture):
-        atomic_file.check(path)
+                raise ValueError(f"{path} exists{':' if there else ','} {ways}")
     for path in (paths.checkpoint, best_path(paths.checkpoint)):
         checkpoint.check_writable(path)
 
@@ -189,31 +199,35 @@ def _search(
     corpus = read_corpus(files, given, vocabulary, given.get("min_count", 1))
     makes = _Trials(corpus, given)
     known = search.Study(paths.study).facts if arguments.resume else {}
-    facts = known or _facts(makes, arguments.budget)
+    facts = known or _facts(makes, arguments.budget or _BUDGET)
     _check_facts(paths.study, facts, makes)
+    budget = arguments.budget or facts.get("allowed", facts["budget"])
     text = Text(len(corpus.train), makes.evaluated, len(corpus.vocabulary))
     space = Space.within(facts["budget"], text, makes.held, Speed(*facts["speed"]), makes.steps)
     if arguments.overwrite:
-        with suppress(FileNotFoundError):
-            os.unlink(paths.study)
+        for path in (paths.study, paths.config, paths.table, paths.picture):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
     study = search.Study(paths.study)
-    study.begin(facts)
+    study.begin({**facts, "allowed": budget})
     streams.output(sys.stdout).goes_on = True  # the search matters more than the printed lines
     print(f"text        {text_line(corpus, len(files.text))}")
     print(f"search      {space.describe()}")
+    if space.is_narrow:
+        print(f"advice      wider models need a larger --budget, {space.cheaper}")
     trials = search.Search(
         study,
         space,
         makes,
         paths.checkpoint,
-        budget=arguments.budget,
+        budget=budget,
         trials=arguments.trials,
         seed=given.get("seed", 0),
         tell=lambda line: print(line, flush=True),
     )
-    used = arguments.budget - trials.left()
-    before = f"; {search.duration(used)} are used" if study.tried else ""
-    print(f"budget      {search.duration(arguments.budget)}{before}", flush=True)
+    used = search.duration(budget - trials.left())
+    before = f"; {used} are used" if study.tried else ""
+    print(f"budget      {search.duration(budget)}{before}", flush=True)
     ours = _Outcome(paths, makes, study)
     try:
         trials.run(ours.write)
@@ -268,7 +282,17 @@ class _Trials(search.Maker):
         self.held = {n: v for n, v in given.items() if n not in texts and v is not None}
         self._given = given
         self._device = given.get("device", options.DEVICE.default)
-        self.steps = self._trainer(_PLAIN_SIZE | self.held).steps_per_epoch
+        trainer = self._trainer(_PLAIN_SIZE | self.held)
+        self.steps = trainer.steps_per_epoch
+        self._check_schedule(trainer)
+
+    def _check_schedule(self, trainer: Trainer) -> None:
+        """ValueError if the trials cannot have the schedule that is held."""
+        values = {"schedule": "cosine", "warmup": 0, **self.held}
+        epochs = values["warmup"] + 1
+        if values.keys() & {"epochs", "steps"}:  # else they are more than the warm-up
+            epochs = trainer.epoch_at(self._steps(values))
+        schedule_of(values, epochs)
 
     def identity(self) -> dict[str, Any]:
         """What trials share, as JSON values, without the device."""
@@ -417,7 +441,7 @@ class _Outcome:
         if best is None:
             print(f"no trial is finished, so there are no settings to write; see {written[0]}")
             return
-        shown = search.in_words({**self._makes.held, **best.settings})
+        shown = search.in_words(self._makes.held, best.settings)
         print(f"\nthe best of {show.count(len(tried), 'trial')}: trial {best.number}, {shown}")
         print(f"validation loss: {show.losses(best.best[0], self._makes.corpus.vocabulary)}")
         print(f"written to {self._paths.config}, {', '.join(written)}")

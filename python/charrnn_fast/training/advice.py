@@ -32,6 +32,7 @@ _ANNEALED = 2 / 3  # an epoch of a learning rate that falls to about zero counts
 _LEAST, _MOST = 0.1, 0.7  # dropout rates worth naming
 _USUAL = 0.5  # where more would be needed, and fewer epochs as well
 _STEPS = 20  # of the rates that are named, from 0 to 1
+_LONGEST = 1e9  # symbols of a training whose epochs are named: some hours of a small model
 
 
 class Case(NamedTuple):
@@ -72,6 +73,8 @@ def advice(case: Case) -> str:
     verdict = expected(case)
     if verdict == FIT:
         return ""
+    if verdict == UNDERFIT and epochs_to_overfit(case) * case.symbols > _LONGEST:
+        return f"expected to {verdict}; try a larger --hidden-size or more --epochs"
     epochs = max(1, round(_MIDDLE * epochs_to_overfit(case)))
     dropout, flag = dropout_for(case), "--dropout" if case.layers > 1 else "--output-dropout"
     if verdict == OVERFIT:

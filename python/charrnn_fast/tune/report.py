@@ -8,7 +8,7 @@ from typing import Any
 
 from .._checks import StrPath, brief
 from ..training import plot
-from .search import FINISHED, UNFINISHED, Tried, duration, winner
+from .search import FINISHED, UNFINISHED, Tried, dropout_of, duration, winner
 
 _COLUMNS = (
     "trial",
@@ -22,12 +22,8 @@ _COLUMNS = (
     "time",
     "",
 )
+_LABELS = ((1.2, (1, 2, 5)), (1.8, (1, 3)), (math.inf, (1,)))  # in a decade, by the decades shown
 _HIGHEST = 1.5  # times the lowest loss: what is above it is drawn at the edge
-
-
-def dropout(settings: dict[str, Any]) -> float:
-    """The rate between layers or, of one layer, of its output."""
-    return max(settings.get("dropout") or 0.0, settings.get("output_dropout") or 0.0)
 
 
 def table(tried: Sequence[Tried], held: dict[str, Any], about: str, unit: str) -> str:
@@ -48,7 +44,7 @@ def table(tried: Sequence[Tried], held: dict[str, Any], about: str, unit: str) -
             f"{one.number}",
             f"{settings['num_layers']}x{settings['hidden_size']}",
             f"{one.parameters:,}",
-            f"{dropout(settings):g}",
+            f"{dropout_of(held, one.settings):g}",
             f"{settings['learning_rate']:g}",
             f"{one.epochs:.4g}",
             brief(loss, 4) if one.curve else "",
@@ -84,7 +80,7 @@ def picture(tried: Sequence[Tried], held: dict[str, Any], path: StrPath, unit: s
         )
     columns: tuple[tuple[str, Callable[[Tried], float], bool], ...] = (
         ("parameters", lambda one: one.parameters, True),
-        ("dropout", lambda one: dropout({**held, **one.settings}), False),
+        ("dropout", lambda one: dropout_of(held, one.settings), False),
         ("learning rate", lambda one: {**held, **one.settings}["learning_rate"], True),
         ("epochs", lambda one: one.epochs, True),
     )
@@ -94,8 +90,8 @@ def picture(tried: Sequence[Tried], held: dict[str, Any], path: StrPath, unit: s
             axes.plot(value(one), one.best[0], "o", color=color)
         axes.set_xlabel(name)
         axes.grid(alpha=0.3)
-        if logarithmic:
-            axes.set_xscale("log")
+        if logarithmic and shown:
+            _logarithmic(axes, [value(one) for one in shown])
     lowest = min((one.best[0] for one in shown), default=1.0)
     highest = max((one.curve[0][1] for one in shown), default=2.0)
     top_of_all = max(min(highest, _HIGHEST * lowest), lowest + 1e-3)
@@ -108,6 +104,26 @@ def picture(tried: Sequence[Tried], held: dict[str, Any], path: StrPath, unit: s
     if best is not None:
         curves.legend()
     plot.save(figure, path, dpi=120)
+
+
+def _logarithmic(axes: Any, values: Sequence[float]) -> None:
+    """Makes the x axis logarithmic, with few enough labels for a narrow one, and at least one."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    first, last = (math.floor(math.log10(end)) for end in (low, high))
+    steps = next(steps for most, steps in _LABELS if math.log10(high / low) < most)
+    ticks = [step * 10.0**power for power in range(first, last + 1) for step in steps]
+    ticks = [tick for tick in ticks if low <= tick <= high] or [values[0]]
+    axes.set_xticks(ticks, [_short(tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
+
+
+def _short(number: float) -> str:
+    """Like 0.003, 20, 30k, 1M."""
+    for unit, name in ((1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g}{name}"
+    return f"{number:.3g}"
 
 
 def is_drawable(tried: Sequence[Tried]) -> bool:

@@ -17,10 +17,11 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._checks import StrPath, brief
-from ..storage import checkpoint
+from ..storage import atomic_file, checkpoint
 from ..training.callbacks import Callback, Evaluation, Update
 from ..training.clock import Stopwatch
 from ..training.progress import bar
@@ -38,12 +39,15 @@ _PEERS = 4  # finished trials that a trial is compared with, at least
 _MARGIN = 1.02  # times their median, since those that are as good may change places yet
 _SPARED = 1  # evaluations of a trial before it is compared
 _RANDOM = 6  # trials before the sampler learns from them
+_LINE_PERIOD = 60.0  # seconds: elsewhere than on a terminal a long trial is told now and then
 _SEEDS = 1_000_003  # a prime: the seeds of two searches' trials do not coincide
 
 FINISHED, HOPELESS, DIVERGED, UNFINISHED = "finished", "hopeless", "diverged", "unfinished"
 TOO_LARGE = "too large for the memory"
+GUESSING = "no better than guessing"
 _REPEAT = "repeat"  # of the settings of another trial, whose result it has without training
 _MOST_REPEATS = 10  # in a row: there is nothing new to try
+_SPENT = "the budget is spent; --resume with a larger --budget goes on with this trial"
 
 
 class Tried(NamedTuple):
@@ -58,8 +62,8 @@ class Tried(NamedTuple):
     """[epoch, validation loss in nats per symbol] of each evaluation."""
     seconds: float
     ended: str
-    """FINISHED, by its epochs or its patience; HOPELESS; DIVERGED, also where it is no better than
-    uniform guessing; TOO_LARGE; UNFINISHED.
+    """FINISHED, by its epochs or its patience; HOPELESS; DIVERGED; GUESSING, uniformly; TOO_LARGE;
+    UNFINISHED.
     """
 
     @property
@@ -107,20 +111,27 @@ class Study:
     """Optuna's study in a file: what was tried, and what to try next."""
 
     def __init__(self, path: StrPath) -> None:
-        """Opens the study at path, or begins it; nothing else may have it open. Raises ImportError,
-        which names the extra, if Optuna is not installed, and ValueError if the file is no study.
+        """Opens the study at path, or begins it; nothing else may have it open. What a kill or a
+        full disk left of a line at its end is removed, for Optuna would append to it. Raises
+        ImportError, which names the extra, if Optuna is not installed, and ValueError if the file
+        is no study.
         """
         self._optuna = imported()
         with suppress(FileNotFoundError):
             os.unlink(f"{os.fspath(path)}.lock")  # of a killed search: Optuna would wait for it
+        _end_at_a_line(path)
         backend = self._optuna.storages.journal.JournalFileBackend(os.fspath(path))
+        backend.append_logs = partial(_append, backend.append_logs, path)
         try:
             self._storage = self._optuna.storages.JournalStorage(backend)
             self._study: optuna.Study = self._optuna.create_study(
                 storage=self._storage, study_name=_STUDY, load_if_exists=True
             )
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{os.fspath(path)} cannot be read as a study: {error!r}") from None
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            raise ValueError(
+                f"{os.fspath(path)} is damaged and cannot be read as a study: {error!r}; "
+                f"--overwrite begins a new search"
+            ) from None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -194,7 +205,8 @@ class Study:
         repeats: bool = False,
     ) -> None:
         """Ends a trial. The sampler takes one that is not finished for worse than all that are, and
-        one that diverged for the worst. repeats: it has the settings of another, and its result.
+        one that is not even hopeless for the worst. repeats: it has the settings of another, and
+        its result.
         """
         trial.set_user_attr("ended", _REPEAT if repeats else ended)
         best = min((loss for _, loss in curve), default=math.inf)
@@ -217,6 +229,22 @@ def imported() -> Any:
         ) from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
+
+
+def _append(append: Callable[[Any], None], path: StrPath, lines: Any) -> None:
+    """Appends lines to a study; an error names it."""
+    try:
+        append(lines)
+    except OSError as error:
+        raise atomic_file.of_path(error, path) from error
+
+
+def _end_at_a_line(path: StrPath) -> None:
+    """Cuts a file after its last whole line."""
+    with suppress(FileNotFoundError), open(path, "r+b") as file:
+        content = file.read()
+        if not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
 
 
 def is_study(path: str) -> bool:
@@ -244,7 +272,7 @@ class Search:
         earlier searches included. trials: at most so many, or None. tell: prints a line.
         """
         self.study, self._space, self._maker, self._checkpoint = study, space, maker, checkpoint
-        self._budget, self._trials, self._seed, self._tell = budget, trials, seed, tell
+        self._budget, self._trials, self._seed, self.tell = budget, trials, seed, tell
         self._repeats = 0
 
     def left(self, now: float = 0.0) -> float:
@@ -257,30 +285,54 @@ class Search:
 
         after: called after each trial. Raises KeyboardInterrupt on Ctrl-C, with the trial saved.
         """
-        while self._goes_on():
-            if not self._try():
-                break
-            after()
+        while not (ending := self._ending()):
+            result = self._try()
+            if result is None:
+                return
+            after()  # before the line: its reader may have gone
+            if result:
+                self.tell(result)
+        self.tell(ending)
 
-    def _goes_on(self) -> bool:
+    def _ending(self) -> str:
+        """Why there is no other trial; empty: there is one."""
         tried = self.study.tried
         unfinished = [one.seconds for one in tried if one.ended == UNFINISHED]
         if unfinished:
-            return self.left(unfinished[0]) > 0
+            return "" if self.left(unfinished[0]) > 0 else _SPENT
         if self._trials is not None and len(tried) >= self._trials:
-            return False
-        return self.left() > self._space.limit / 2
+            return (
+                f"{len(tried)} of {self._trials} trials are done; --resume with more --trials "
+                f"goes on"
+            )
+        left = self.left()
+        if left > self._space.limit / 2:
+            return ""
+        return (
+            f"{duration(max(left, 0))} of the budget are left, too little for another trial; "
+            f"--resume with a larger --budget goes on"
+        )
 
-    def _try(self) -> bool:
-        """Does a trial; False: the budget has ended it, or there is nothing new to try."""
-        others = [one for one in self.study.tried if one.ended != UNFINISHED]
+    def _try(self) -> str | None:
+        """Does a trial and returns its result as a line, empty if it repeats another; None: the
+        budget has ended it, or there is nothing new to try.
+        """
         space = replace(self._space, limit=min(self._space.limit, self.left()))
         trial, settings, begun = self.study.next(space, self._seed)
+        # Without the trial itself, which a kill may have ended in part.
+        others = [
+            one
+            for one in self.study.tried
+            if one.ended != UNFINISHED and one.number != trial.number
+        ]
         twin = next((one for one in others if one.settings == settings), None)
         if twin is not None and not begun:
             self.study.end(trial, twin.ended, twin.curve, repeats=True)
             self._repeats += 1
-            return self._repeats < _MOST_REPEATS
+            if self._repeats < _MOST_REPEATS:
+                return ""
+            self.tell("the search ends: what it chooses has been tried")
+            return None
         self._repeats = 0
         before: float = trial.user_attrs.get("progress", {}).get("seconds", 0.0)
         watch = _Watch(self, trial, others, before)
@@ -291,18 +343,20 @@ class Search:
         if not begun:
             trial.set_user_attr("epochs", trainer.epoch_at(steps))
             trial.set_user_attr("parameters", trainer.model.num_parameters)
-        self._tell(self._beginning(trial.number, settings, trainer, steps))
+        self.tell(self._beginning(trial.number, settings, trainer, steps))
         with watch.shown(trainer, steps):
             try:
                 trainer.fit(steps=steps - trainer.num_steps, progress=False)
             except FloatingPointError:
                 return self._end(trial, DIVERGED, watch)
+            except MemoryError:
+                return self._end(trial, TOO_LARGE, watch)
             except SpentError:
-                self._tell("the budget is spent; a larger --budget goes on with this trial")
-                return False
+                self.tell(_SPENT)
+                return None
         best = min(entry.validation_loss for entry in trainer.history)
-        if best >= math.log(len(trainer.model.vocabulary)):  # no better than uniform guessing
-            return self._end(trial, DIVERGED, watch)
+        if best >= math.log(len(trainer.model.vocabulary)):
+            return self._end(trial, GUESSING, watch)
         return self._end(trial, HOPELESS if watch.hopeless else FINISHED, watch)
 
     def _trainer(self, settings: Settings, watch: _Watch, *, begun: bool) -> tuple[Trainer, int]:
@@ -312,15 +366,14 @@ class Search:
         self.remove_checkpoint()
         return self._maker.new(settings, self._checkpoint, watch)
 
-    def _end(self, trial: optuna.trial.Trial, ended: str, watch: _Watch) -> bool:
+    def _end(self, trial: optuna.trial.Trial, ended: str, watch: _Watch) -> str:
         progress = {"curve": [], **trial.user_attrs.get("progress", {})}
         progress["seconds"] = round(watch.seconds, 3)
         trial.set_user_attr("progress", progress)
         self.study.end(trial, ended, progress["curve"])
         self.remove_checkpoint()
         tried = self.study.tried
-        self._tell(self._result(tried[-1], winner(tried)))
-        return True
+        return self._result(tried[-1], winner(tried))
 
     def remove_checkpoint(self) -> None:
         """Removes the files of a trial that has ended."""
@@ -328,7 +381,7 @@ class Search:
             checkpoint.remove(path)
 
     def _beginning(self, number: int, settings: Settings, trainer: Trainer, steps: int) -> str:
-        shown = in_words({**self._space.held, **settings})
+        shown = in_words(self._space.held, settings)
         done = f", {trainer.num_steps:,} of {steps:,} steps are done" if trainer.num_steps else ""
         return f"trial {number}: {shown}{done}"
 
@@ -349,10 +402,20 @@ def winner(tried: Sequence[Tried]) -> Tried | None:
     return min(finished, key=lambda one: one.best[0], default=None)
 
 
-def in_words(settings: Mapping[str, Any]) -> str:
-    """The settings of a trial, for a line."""
+def dropout_of(held: Mapping[str, Any], own: Mapping[str, Any]) -> float:
+    """The dropout of a trial: the rate that was chosen for it or, if that is held, the larger of
+    those between layers and of the output. own: its settings besides those that are held.
+    """
+    for name in ("output_dropout", "dropout"):
+        if name in own:
+            return float(own[name])
+    return max(held.get("dropout") or 0.0, held.get("output_dropout") or 0.0)
+
+
+def in_words(held: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """The settings of a trial, for a line; held and own as in `dropout_of`."""
+    settings, rate = {**held, **own}, dropout_of(held, own)
     shape = f"{settings.get('num_layers', '')}x{settings.get('hidden_size', '')}"
-    rate = max(settings.get("dropout") or 0, settings.get("output_dropout") or 0)
     unit = "epoch" if settings.get("epochs") else "step"
     number = settings.get(f"{unit}s")
     return (
@@ -386,6 +449,7 @@ class _Watch(Callback):
         self._before, self._stopwatch = seconds, Stopwatch()
         self._left = search.left(seconds)  # when the stopwatch starts
         self._bar: tqdm[Any] | None = None
+        self._silence = Stopwatch()
 
     @property
     def seconds(self) -> float:
@@ -409,15 +473,26 @@ class _Watch(Callback):
         if self._stopwatch.seconds > self._left:
             raise SpentError
 
+    def started(self, trainer: Trainer, steps: int) -> None:
+        self._end_hopeless(trainer)  # a kill may have come before the study had it
+
     def evaluated(self, trainer: Trainer, evaluation: Evaluation, sample: str) -> None:
         self._note(trainer)
+        self._end_hopeless(trainer)
+        if self._bar is None and self._silence.seconds > _LINE_PERIOD:
+            self._silence = Stopwatch()
+            loss, epoch = brief(evaluation.validation_loss, 4), evaluation.epoch
+            last = self._trial.user_attrs["epochs"]
+            self._search.tell(f"    {loss} at epoch {epoch:.3g} of {last:.3g}")
+
+    def ended(self, trainer: Trainer) -> None:
+        self._note(trainer)
+
+    def _end_hopeless(self, trainer: Trainer) -> None:
         losses = [entry.validation_loss for entry in trainer.history]
         if is_hopeless(self._trial.user_attrs["epochs"], losses, self._others):
             self.hopeless = True
             trainer.stop()
-
-    def ended(self, trainer: Trainer) -> None:
-        self._note(trainer)
 
     def _note(self, trainer: Trainer) -> None:
         """Stores, in one line of the study, how far the trial is."""

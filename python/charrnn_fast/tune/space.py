@@ -21,7 +21,7 @@ _TRIALS = 10  # the budget has time for so many of the dearest trials
 _LEAST_TRIALS = 3  # of those whose length and width are held
 _UNIT = 32  # hidden sizes are multiples of it
 _MOST_UNITS, _MOST_LAYERS = 32, 3
-_LEAST_EPOCHS = 2  # of the widest model
+_LEAST_EPOCHS, _LEAST_UPDATES = 2, 64  # of the widest model
 _EPOCHS, _UPDATES = 60, 3000  # the longest trial: so many epochs, or as many as have the updates
 _RANGE = 4  # the longest trial of a model has so many times the epochs of the shortest
 _WARMUP = 0.05  # of all epochs: Adam's averages are young (Goyal et al., 2017)
@@ -31,6 +31,7 @@ _RATES = {"sgd": (2e-2, 2e1), "adagrad": (2e-3, 2e-1)}
 _USUAL_RATES = (5e-4, 4e-2)
 _PLAIN = {"hidden_size": 128, "num_layers": 2, "epochs": 20, "learning_rate": 2e-3}
 _SUGGESTED_RATE = 3e-3
+_WORTH = 320  # updates, and half of the epochs of train: with fewer a wide model learns little
 
 TUNED = ("num_layers", "hidden_size", "epochs", "learning_rate", "dropout")
 """What is searched, unless it is held. dropout stands for output_dropout too."""
@@ -94,8 +95,7 @@ class Space:
             raise ValueError(
                 f"--budget must be {minutes:g}m or more, got {budget / 60:,.3g}m: the smallest "
                 f"trial takes about {least:,.3g} s on this machine, and a search is "
-                f"{_LEAST_TRIALS} of them or more; a shorter text, fewer --epochs or a smaller "
-                f"--hidden-size takes less"
+                f"{_LEAST_TRIALS} of them or more; {space.cheaper} takes less"
             )
         return replace(space, limit=max(space.limit, least))
 
@@ -141,6 +141,23 @@ class Space:
             ranges.append(f"dropout 0 to {_MOST_DROPOUT:g}")
         return f"{', '.join(ranges) or 'nothing'}; a trial takes {self.limit:,.3g} s or less"
 
+    @property
+    def cheaper(self) -> str:
+        """What makes trials shorter, for a message."""
+        ways = ["a shorter text"]
+        if self.held_epochs is None:
+            ways.append("--steps with --evaluate-length")
+        else:
+            ways.append(f"fewer --{'steps' if self.held.get('steps') else 'epochs'}")
+        if "hidden_size" in self.held:
+            ways.append("a smaller --hidden-size")
+        return f"{', '.join(ways[:-1])} or {ways[-1]}"
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the width is searched, but a layer as wide as by default takes too long."""
+        return "hidden_size" not in self.held and not self._fits(1, int(_PLAIN["hidden_size"]))
+
     def settings(self, draw: Draw) -> Settings:
         """A trial's settings, without those that are held."""
         layers = self.held.get("num_layers")
@@ -185,9 +202,12 @@ class Space:
         plain = self._drawn(_PLAIN["num_layers"], _PLAIN["hidden_size"], _PLAIN["epochs"])
         layers = self.held.get("num_layers") or min(2, self._most_layers())
         units = self._most_units(layers)
-        while units > 1 and self._most_epochs(layers, units * _UNIT) < _PLAIN["epochs"] // 2:
+        worth = max(_PLAIN["epochs"] // 2, -(-_WORTH // self.steps_per_epoch))
+        while units > 1 and self.held_epochs is None:
+            if self._most_epochs(layers, units * _UNIT) >= worth:
+                break
             units -= 1
-        wide = self._drawn(layers, units * _UNIT, _PLAIN["epochs"])
+        wide = self._drawn(layers, units * _UNIT, max(_PLAIN["epochs"], worth))
         case = advice.Case(
             self.text.trained,
             self.parameters(layers, self.held.get("hidden_size") or wide["width"] * _UNIT),
@@ -224,7 +244,8 @@ class Space:
         return max(fitting, default=1)
 
     def _fits(self, layers: int, width: int) -> bool:
-        epochs = self.held_epochs or max(_LEAST_EPOCHS, self._shortest)
+        least = max(_LEAST_EPOCHS, -(-_LEAST_UPDATES // self.steps_per_epoch), self._shortest)
+        epochs = self.held_epochs or least
         return self.seconds(layers, width, epochs) <= self.limit
 
     def _most_epochs(self, layers: int, width: int) -> int:
