@@ -107,6 +107,12 @@ def test_refusals(tmp_path: Path) -> None:
     ours = _core.LanguageModel.load(str(path))
     with pytest.raises(ValueError, match="weights of a model that holds int8 weights alone must"):
         ours.sample(_core.TextOptions(3, weights="bfloat16"), [1])
+    words = "compute_dtype of a model that holds int8 weights alone must be 'float32', got 'bfloat"
+    with pytest.raises(ValueError, match=words):
+        CharLM.load(path, compute_dtype="bfloat16")
+    with pytest.raises(ValueError, match=words):
+        _core.LanguageModel.load(str(path), "bfloat16")
+    assert CharLM.load(path, compute_dtype="float32").evaluate(TEXT) == small.evaluate(TEXT)
     with pytest.raises(ValueError, match="must have all bits of its weights to be trained"):
         Trainer(small, Corpus.from_text(TEXT * 20), 2, 5)
     with pytest.raises(ValueError, match="without its training"):
