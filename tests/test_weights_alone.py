@@ -123,6 +123,22 @@ def test_refusals(tmp_path: Path) -> None:
         make(compute_dtype="bfloat16").save(tmp_path / "no", weight_dtype="int8")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_that_are_not_finite_replace_no_file(tmp_path: Path, dtype: str) -> None:
+    model = make()
+    path = saved(model, tmp_path, dtype)
+    before = path.read_bytes()
+    largest = np.finfo(np.float32).max  # which bfloat16 rounds to infinity
+    for bad in (np.nan, np.inf, -np.inf, *([largest] if dtype == "bfloat16" else [])):
+        weights = {name: p.copy() for name, p in make().rnn.parameters().items()}
+        weights["weight_hh_l0"][3, 1] = bad
+        model.rnn.load_parameters(weights)
+        with pytest.raises(FloatingPointError, match=f"weight_hh_l0 is not finite as {dtype}; no"):
+            model.save(path, weight_dtype=dtype)
+        assert np.isnan(model.evaluate(TEXT, weight_dtype=dtype))
+    assert path.read_bytes() == before
+
+
 def _spoiled(
     path: Path, tensor: str, change: Any, config: dict[str, Any] | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
