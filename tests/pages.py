@@ -40,8 +40,8 @@ NETWORKS: list[dict[str, Any]] = [
 def lively(text: str | None, **options: Any) -> cf.CharLM:
     """An untrained model of a text's characters (None: of bytes) whose cells move about."""
     vocabulary = cf.Vocabulary.from_bytes() if text is None else cf.Vocabulary.from_text(text)
-    settings: dict[str, Any] = {"num_layers": 2, "seed": 3, "forget_bias": None, **options}
-    model = cf.CharLM(vocabulary, 8, **settings)
+    settings: dict[str, Any] = {"hidden_size": 8, "num_layers": 2, "seed": 3, "forget_bias": None}
+    model = cf.CharLM(vocabulary, **{**settings, **options})
     # A relu's activations would explode.
     factor = 1 if options.get("nonlinearity") == "relu" else 3
     weights = {name: np.array(w * factor, w.dtype) for name, w in model.rnn.parameters().items()}

@@ -6,6 +6,7 @@ import itertools
 import string
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -429,11 +430,32 @@ def test_weight_dtype_is_checked_at_the_call() -> None:
         model.sample(3, weight_dtype="int8")
 
 
-def test_int8_has_a_widest_row() -> None:
+def test_int8_has_a_widest_row(tmp_path: Path) -> None:
+    """Nothing begins with a wider one, no file gets it, and no text of another type needs it."""
     # A projection keeps the recurrent weights small, and has the wide rows itself.
     model = CharLM(Vocabulary.from_text("ab"), 12_289, num_layers=1, proj_size=1)
-    with pytest.raises(ValueError, match="at most 12288 elements, got 12289: take bfloat16"):
-        model.sample(3, weight_dtype="int8")
+    full, small = tmp_path / "full", tmp_path / "small"
+    model.save(full)
+    ours, options = _core.LanguageModel.load(str(full)), _core.TextOptions(0, weights="int8")
+    for call in (
+        lambda: model.sample(0, weight_dtype="int8"),
+        lambda: model.stream(3, weight_dtype="int8"),
+        lambda: model.beam_search(3, weight_dtype="int8", beam=2),
+        lambda: model.next_probabilities(weight_dtype="int8"),
+        lambda: model.evaluate("abab", weight_dtype="int8"),
+        lambda: model.score(["ab"], weight_dtype="int8"),
+        lambda: model.save(small, weight_dtype="int8"),
+        lambda: ours.sample(options, [1]),
+        lambda: ours.stream(options, 1),
+        lambda: ours.beam_search(options, 1),
+        lambda: ours.next_probabilities(b"", "int8"),
+        lambda: ours.evaluate(b"abab", "int8"),
+        lambda: ours.score([b"ab"], "int8"),
+    ):
+        with pytest.raises(ValueError, match="at most 12288 elements, got 12289: take bfloat16"):
+            call()
+    assert not small.exists()
+    assert len(model.sample(3, weight_dtype="bfloat16")) == 3
 
 
 # ---- the repetition penalty ----

@@ -855,6 +855,7 @@ def test_the_model_is_described(model: CharLM, server: Server) -> None:
         ({"dtype": "float64"}, ["float64"]),
         ({"compute_dtype": "bfloat16"}, ["float32", "bfloat16"]),
         ({}, ["float32", "bfloat16", "int8"]),
+        ({"hidden_size": 12_289, "num_layers": 1, "proj_size": 1}, ["float32", "bfloat16"]),
     ],
 )
 def test_weights_that_a_model_may_draw_with(options: dict[str, Any], found: list[str]) -> None:
@@ -864,8 +865,15 @@ def test_weights_that_a_model_may_draw_with(options: dict[str, Any], found: list
         if name in found:
             model.sample(1, seed=1, weight_dtype=name)
         else:
-            with pytest.raises(ValueError, match="weight_dtype"):
+            with pytest.raises(ValueError, match=f"weight_dtype|rows of {name} weights"):
                 model.sample(1, seed=1, weight_dtype=name)
+
+
+def test_a_model_that_nothing_draws_with_is_refused() -> None:
+    wide = lively("ab", hidden_size=12_289, num_layers=1, proj_size=1)
+    wide._weight_dtype = "int8"  # as of a file that another program wrote
+    with pytest.raises(ValueError, match="rows of int8 weights must have at most 12288 elements"):
+        app.App(wide, "wide", Limits(300, 100, 8, 200, 5000, 16, 20_000))
 
 
 # ---- the command ----

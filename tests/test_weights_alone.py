@@ -107,6 +107,12 @@ def test_refusals(tmp_path: Path) -> None:
     ours = _core.LanguageModel.load(str(path))
     with pytest.raises(ValueError, match="weights of a model that holds int8 weights alone must"):
         ours.sample(_core.TextOptions(3, weights="bfloat16"), [1])
+    words = "compute_dtype of a model that holds int8 weights alone must be 'float32', got 'bfloat"
+    with pytest.raises(ValueError, match=words):
+        CharLM.load(path, compute_dtype="bfloat16")
+    with pytest.raises(ValueError, match=words):
+        _core.LanguageModel.load(str(path), "bfloat16")
+    assert CharLM.load(path, compute_dtype="float32").evaluate(TEXT) == small.evaluate(TEXT)
     with pytest.raises(ValueError, match="must have all bits of its weights to be trained"):
         Trainer(small, Corpus.from_text(TEXT * 20), 2, 5)
     with pytest.raises(ValueError, match="without its training"):
@@ -115,6 +121,22 @@ def test_refusals(tmp_path: Path) -> None:
         make(dtype="float64").save(tmp_path / "no", weight_dtype="int8")
     with pytest.raises(ValueError, match="weight_dtype of a model with compute_dtype 'bfloat16'"):
         make(compute_dtype="bfloat16").save(tmp_path / "no", weight_dtype="int8")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_that_are_not_finite_replace_no_file(tmp_path: Path, dtype: str) -> None:
+    model = make()
+    path = saved(model, tmp_path, dtype)
+    before = path.read_bytes()
+    largest = np.finfo(np.float32).max  # which bfloat16 rounds to infinity
+    for bad in (np.nan, np.inf, -np.inf, *([largest] if dtype == "bfloat16" else [])):
+        weights = {name: p.copy() for name, p in make().rnn.parameters().items()}
+        weights["weight_hh_l0"][3, 1] = bad
+        model.rnn.load_parameters(weights)
+        with pytest.raises(FloatingPointError, match=f"weight_hh_l0 is not finite as {dtype}; no"):
+            model.save(path, weight_dtype=dtype)
+        assert np.isnan(model.evaluate(TEXT, weight_dtype=dtype))
+    assert path.read_bytes() == before
 
 
 def _spoiled(

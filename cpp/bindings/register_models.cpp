@@ -453,6 +453,12 @@ void register_model(py::module_& m, const char* name) {
            py::arg("penalties") = py::none(), py::arg("windows") = py::none(),
            py::arg("recent") = py::none())
       .def("next", &next<T>, py::arg("tokens"), py::arg("state"), py::arg("weights") = "")
+      .def(
+          "check_weights",
+          [](const M& self, const std::string& weights) {
+            self.network().check_storage(storage_named(weights));
+          },
+          py::arg("weights"))
       .def("end_drawing", &M::end_drawing, py::call_guard<py::gil_scoped_release>());
 }
 

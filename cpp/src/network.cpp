@@ -208,23 +208,28 @@ bool Network<T>::packs_backward(const Parameters& parameters, Index batch) const
 }
 
 template <class T>
+void Network<T>::check_storage(Storage storage, bool vectors) const {
+  const Index depth = kernels_->int8_depth;
+  require(storage == Storage::full || sizeof(T) == 4,
+          "weights stored as bfloat16 or int8 must be float32, got float64");
+  if (storage != Storage::int8) return;
+  require(depth > 0, "weights on ", device_->name, " must be full or bfloat16, got int8");
+  const Index most =
+      std::max({hidden_width(), shape_.hidden_size, vectors ? shape_.input_size : Index(0)});
+  require(most <= depth, "rows of int8 weights must have at most ", depth, " elements, got ", most,
+          ": take bfloat16");
+  require(shape_.compute == Compute::float32, "weights of a network whose compute_dtype is ",
+          quoted(name_of(shape_.compute)), " must be full or bfloat16, got int8");
+}
+
+template <class T>
 void Network<T>::pack(Packing packing, const Parameters& parameters, T* packed,
                       Storage given) const {
+  check_storage(given, packing == Packing::forward_dense);
   const Storage storage = stored(given, shape_.compute);
   const Kernels<T>& k = *kernels_;
   const Index H = shape_.hidden_size, R = width(), G = cell_->num_gates, split = cell_->num_split;
   const Index summed = shape_.layer_norm ? 0 : G - split;  // gates whose terms have one gradient
-  require(storage == Storage::full || sizeof(T) == 4,
-          "weights stored as bfloat16 or int8 must be float32, got float64");
-  if (given == Storage::int8) {
-    require(k.int8_depth > 0, "weights on ", device_->name, " must be full or bfloat16, got int8");
-    const Index most = packing == Packing::forward_dense ? std::max(shape_.input_size, H)
-                                                         : std::max(hidden_width(), H);
-    require(most <= k.int8_depth, "rows of int8 weights must have at most ", k.int8_depth,
-            " elements, got ", most, ": take bfloat16");
-    require(shape_.compute == Compute::float32, "weights of a network whose compute_dtype is ",
-            quoted(name_of(shape_.compute)), " must be full or bfloat16, got int8");
-  }
   const PackedLayout& layout = packed_[static_cast<int>(packing)];
   T* const weights = packed + layout.biases;
   const double work = 4.0 * static_cast<double>(layout.weights);

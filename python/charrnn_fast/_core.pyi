@@ -146,6 +146,9 @@ class _Model(Generic[_F]):
         weights as in `sample`.
         """
 
+    def check_weights(self, weights: str) -> None:
+        """ValueError if `sample` cannot draw with these weights."""
+
     def end_drawing(self) -> None:
         """A network that also trains gives back large packed weights that drawing made."""
 

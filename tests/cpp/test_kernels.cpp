@@ -7,6 +7,7 @@
 // checked against finite differences (test_cells.cpp) and, for the loss and the functions, against
 // long double.
 #include <algorithm>
+#include <array>
 #include <cfloat>
 #include <cmath>
 #include <cstring>
@@ -505,10 +506,12 @@ struct Int8Row {
   Int8Row(const float* row, Index n) : integers(row, row + n) {
     float most = 0;
     for (const float x : integers) most = std::max(most, std::abs(x));
-    int exponent = 0;  // of 16 significant bits: scale = integer * 2^exponent
-    const float bits = std::frexp(most / 127, &exponent);
-    scale = std::ldexp(std::floor(std::ldexp(bits, 16)), exponent - 16);
-    for (float& x : integers) x = scale > 0 ? std::nearbyint(x / scale) : 0;
+    int exponent = 0;  // of 16 significant bits, and no bits below 2^-141: scale = integer * unit
+    std::frexp(most / 127, &exponent);
+    const int unit = std::max(exponent - 16, -141);
+    scale = std::ldexp(std::floor(std::ldexp(most / 127, -unit)), unit);
+    for (float& x : integers)
+      x = scale > 0 ? std::clamp(std::nearbyint(x / scale), -127.0f, 127.0f) : 0;
   }
 };
 
@@ -585,6 +588,81 @@ void check_int8_decoder() {
                 threads);
         }
       }
+}
+
+// A product of int8 weights with the largest sums of the longest rows, and with numbers at the ends
+// of float's range, bit for bit. Weights and numbers alternate between two values. NaN: a row of
+// weights that are not all finite, or a part of h that is not.
+void check_int8_extremes() {
+  constexpr float infinity = std::numeric_limits<float>::infinity(), nan = NAN;
+  constexpr float least = std::numeric_limits<float>::denorm_min();
+  using Pair = std::array<float, 2>;
+  const std::vector<Pair> weights{
+      {1, 1},           {1, -1},
+      {-1, -1},         {0.3f, -1},
+      {-0.0f, 0},       {FLT_MAX, FLT_MAX},
+      {FLT_MIN, -1},    {1e-36f, -3e-37f},
+      {1e-40f, 4e-41f}, {253 * 0x1p-141f, 0x1p-135f},  // beyond 127 scales
+      {least, -least},  {infinity, 1},
+      {1, -infinity},   {nan, 1}};
+  // Integers of 22 bits whose lower digits are the lowest and the highest: of 12 and of 8 bits.
+  constexpr float low = 0x3ff800p-22f, high = 0x3ff7ffp-22f, low8 = 0x3f7f80p-22f;
+  const std::vector<Pair> numbers{{low, low},
+                                  {-high, high},
+                                  {low8, low8},
+                                  {0x3f7f7fp-22f, -low8},
+                                  {0x1.fffffep0f, 0x1.fffffep0f},  // rounds up to the next power
+                                  {-0.0f, 0},
+                                  {least, -FLT_MIN},
+                                  {0x1p-100f, -0x1.8p-122f},
+                                  {0x1.cp-102f, 0},
+                                  {0x1p111f, 0x1p111f},
+                                  {FLT_MAX, -FLT_MAX},
+                                  {FLT_MAX, 1},
+                                  {infinity, 0},
+                                  {0, -infinity},
+                                  {nan, 1}};
+  const auto alternating = [](const std::vector<Pair>& rows, Index depth) {
+    std::vector<float> all;
+    for (const Pair& pair : rows)
+      for (Index k = 0; k < depth; ++k) all.push_back(pair[static_cast<std::size_t>(k % 2)]);
+    return all;
+  };
+  const Kernels<float>& k = kernels<float>();
+  const auto M = static_cast<Index>(numbers.size()), N = static_cast<Index>(weights.size());
+  const Index panels = (N + k.gemm_units - 1) / k.gemm_units;
+  for (const Index depth : {Index(2), Index(510), Index(1021), k.int8_depth - 3, k.int8_depth}) {
+    const std::vector<float> w = alternating(weights, depth), a = alternating(numbers, depth);
+    const Index steps = 1 + (depth + 3) / 4;
+    std::vector<float> packed(static_cast<std::size_t>(panels * k.gemm_units * steps));
+    k.pack({w.data(), depth, 1, 1, N, depth, packed.data(), Storage::int8}, {0, panels});
+    std::vector<float> got(static_cast<std::size_t>(M * N), 7);
+    k.gemm({a.data(),
+            depth,
+            {packed.data(), k.gemm_units, k.gemm_units * steps, Storage::int8},
+            nullptr,
+            false,
+            N,
+            depth,
+            got.data(),
+            N},
+           {0, M}, {0, panels});
+    for (Index i = 0; i < M; ++i)
+      for (Index j = 0; j < N; ++j) {
+        const float* const row = w.data() + j * depth;
+        float expected = nan;
+        if (std::all_of(row, row + depth, [](float x) { return std::isfinite(x); })) {
+          const Int8Row stored(row, depth);
+          expected =
+              int8_product(a.data() + i * depth, stored.integers.data(), stored.scale, depth, 0);
+        }
+        const float found = got[static_cast<std::size_t>(i * N + j)];
+        CHECK(std::isnan(expected) ? std::isnan(found) : same_bits(&found, &expected, 1),
+              "depth %d, numbers %d, weights %d: %g, not %g", static_cast<int>(depth),
+              static_cast<int>(i), static_cast<int>(j), static_cast<double>(found),
+              static_cast<double>(expected));
+      }
+  }
 }
 
 // Weights stored as bfloat16 give what rounded weights give. Biases and peepholes are not rounded,
@@ -1345,6 +1423,7 @@ int main() {
   for (int i = 0; i < kernels<float>().num_cells; ++i)
     check_small_weights(kernels<float>().cells[i]);
   check_int8_decoder();
+  check_int8_extremes();
   check_rounded_products();
   check_ulps();
   return report();

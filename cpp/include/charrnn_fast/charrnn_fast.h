@@ -215,8 +215,9 @@ CHARRNN_API charrnn_status charrnn_model_clip_value(const charrnn_model* model, 
                                                     double limit);
 
 /* Weights that sampling reads: the model's own; or, of float32 models, rounded to bfloat16 (half
- * the memory), or to int8 with one scale per row (a quarter; on the CPU alone). Losses are of the
- * model that is sampled from. A file of such weights alone has no others: FULL stands for them. */
+ * the memory), or to int8 with one scale per row (a quarter; on the CPU alone, and rows of at most
+ * 12,288 weights). Losses are of the model that is sampled from. A file of such weights alone has
+ * no others: FULL stands for them. */
 enum { CHARRNN_WEIGHTS_FULL = 0, CHARRNN_WEIGHTS_BFLOAT16 = 1, CHARRNN_WEIGHTS_INT8 = 2 };
 
 /* `length` times: feeds each stream its token (at first `first` [B]) and draws the next one. drawn

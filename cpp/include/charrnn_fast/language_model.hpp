@@ -40,8 +40,8 @@ struct TextOptions {
   // completes several). Stop strings are not searched for in prime.
   std::vector<std::string> stop;
   // bfloat16 and int8 round the weights; a step then reads half and a quarter of the memory. For
-  // float32 models. A file of such weights alone (docs/format.md) has no others: full stands for
-  // them.
+  // float32 models; int8 for rows of at most 12,288 weights. A file of such weights alone
+  // (docs/format.md) has no others: full stands for them.
   Storage weights = Storage::full;
   // Lowers the logits of the last repetition_window symbols of the text, prime included, before all
   // else: see SamplingOptions. 1: none.

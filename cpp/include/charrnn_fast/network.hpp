@@ -191,6 +191,9 @@ class Network {
   const std::vector<Parameter>& parameters() const { return parameters_; }
   Index parameter_elements() const { return parameter_elements_; }
 
+  // Throws std::invalid_argument unless weights can be stored so: those of products with numbers of
+  // the network's own, and, with `vectors`, with vectors that it is given.
+  void check_storage(Storage storage, bool vectors = false) const;
   Index packed_elements(Packing packing, Storage storage = Storage::full) const;
   void pack(Packing packing, const Parameters& parameters, T* packed,
             Storage storage = Storage::full) const;

@@ -265,13 +265,18 @@ struct LanguageModel::State {
 
   bool is_float32() const { return model.index() == 0; }
   Storage checked(Storage weights) const {
-    return checked_weights(weights, own, is_float32(), shape, *device);
+    const Storage found = checked_weights(weights, own, is_float32(), shape, *device);
+    std::visit([&](const auto& network) { network->network().check_storage(found); }, model);
+    return found;
   }
 
   static std::shared_ptr<const State> of(Checkpoint file, std::optional<Compute> compute,
                                          Device& device) {
     if (compute) {
       check_compute(*compute, file.dtype == "float64", device);
+      require(file.weights != Storage::int8 || *compute == Compute::float32,
+              "compute_dtype of a model that holds int8 weights alone must be 'float32', got ",
+              quoted(name_of(*compute)));
       file.shape.compute = *compute;
     }
     if (!can_compute(device, file.shape.compute))

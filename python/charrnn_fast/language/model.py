@@ -615,6 +615,11 @@ class CharLM(Settled):
                 )
         else:
             check_compute_dtype(compute_dtype, np.dtype(settings["dtype"]), on)
+            if config.get("weight_dtype") == "int8" and compute_dtype != "float32":
+                raise ValueError(
+                    f"{called('compute_dtype')} of a model that holds int8 weights alone must be "
+                    f"'float32', got {compute_dtype!r}"
+                )
             settings["compute_dtype"] = compute_dtype
         try:
             vocabulary = Vocabulary.from_config(_symbols(tensors), config)

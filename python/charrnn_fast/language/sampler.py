@@ -75,6 +75,8 @@ def check_weight_dtype(weight_dtype: str | None, rnn: RNN) -> None:
             raise ValueError(
                 f"{called('weight_dtype')}{where} must be 'float32' or 'bfloat16', got 'int8'"
             )
+        network: Any = rnn.core
+        network.check_weights(weight_dtype)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,9 @@ def read_as(weight_dtype: str | None, name: str, parameter: NDArray[Any]) -> NDA
     if weight_dtype == "bfloat16":
         return rounded_to_bfloat16(parameter)
     integers, scales = rounded_to_int8(parameter)
-    return integers * scales[:, None]  # exact
+    with np.errstate(invalid="ignore"):
+        products: NDArray[Any] = integers * scales[:, None]  # exact
+    return products
 
 
 def rounded_to_bfloat16(weights: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -51,28 +53,40 @@ def rounded_to_int8(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDA
 
     The scale is the row's absolute maximum / 127, cut to 16 significant bits: so that integer *
     scale is a float32, and rounding it again gives the same integers and scales. Integers are
-    weight / scale, ties to even. Weights must be finite.
+    weight / scale, ties to even. A row that is not finite has such a scale, and integers 0.
     """
     scales = np.abs(weights).max(axis=1, initial=0) / np.float32(127)
-    scales = (scales.view(np.uint32) & np.uint32(0xFFFFFF00)).view(np.float32)
+    finite = np.isfinite(scales)
+    cut = (scales.view(np.uint32) & np.uint32(0xFFFFFF00)).view(np.float32)
+    scales = np.where(finite, cut, scales)
     divisors = np.where(scales > 0, scales, np.float32(np.inf))[:, None]
-    integers = np.clip(np.rint(weights / divisors), -127, 127).astype(np.int8)
-    return integers, scales
+    with np.errstate(invalid="ignore"):
+        integers = np.clip(np.rint(weights / divisors), -127, 127)
+    return np.where(finite[:, None], integers, 0).astype(np.int8), scales
 
 
 def stored(weight_dtype: str | None, name: str, parameter: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """What a file with these weights has for a parameter: arrays by the ends of their names.
 
     bfloat16: uint16, the upper halves of the floats. int8: the integers, and the scales by
-    ".scales".
+    ".scales". Raises FloatingPointError where these would not be finite.
     """
     if weight_dtype not in SMALL_DTYPES or not is_rounded(name, parameter.ndim):
         return {"": parameter}
     if weight_dtype == "bfloat16":
-        bits = rounded_to_bfloat16(parameter).view(np.uint32)
-        return {"": (bits >> 16).astype(np.uint16)}
+        rounded = rounded_to_bfloat16(parameter)
+        _check_finite(rounded, name, weight_dtype)
+        return {"": (rounded.view(np.uint32) >> 16).astype(np.uint16)}
     integers, scales = rounded_to_int8(parameter)
+    _check_finite(scales, name, "int8")
     return {"": integers, _SCALES: scales}
+
+
+def _check_finite(rounded: NDArray[np.float32], name: str, weight_dtype: str) -> None:
+    if not np.isfinite(rounded).all():
+        raise FloatingPointError(
+            f"{name} is not finite as {weight_dtype}; no checkpoint is written"
+        )
 
 
 def stored_shapes(

@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ..language.model import CharLM
+from ..language.sampler import check_weight_dtype
 from ..runtime import build_info
 from . import fields
 from .engine import (
@@ -50,7 +51,7 @@ class App:
     """The server's application for one model; `asgi` is what uvicorn runs.
 
     token: what /v1 takes, None: nothing. hosts: see `Guard`. log: called with a line for each
-    answer, None: no lines.
+    answer, None: no lines. Raises ValueError for a model whose own weights nothing can draw with.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class App:
         hosts: Iterable[str] = (),
         log: Callable[[str], None] | None = None,
     ) -> None:
+        check_weight_dtype(model.weight_dtype, model.rnn)
         self._model, self._name, self._limits = model, name, limits
         self._sample_fields = fields.sample_fields(model, limits)
         self._score_fields = fields.score_fields(model, limits)

@@ -13,7 +13,7 @@ from typing import Any
 
 from .._checks import LARGEST_SEED
 from ..language.model import CharLM
-from ..language.sampler import REPETITION_WINDOW
+from ..language.sampler import REPETITION_WINDOW, check_weight_dtype
 from ..language.small_weights import SMALL_DTYPES
 from ..runtime import build_info
 
@@ -216,8 +216,15 @@ def weight_dtypes(model: CharLM) -> list[str]:
     own = model.rnn.dtype.name
     if own != "float32":
         return [own]
-    takes_int8 = model.device == "cpu" and model.rnn.compute_dtype == "float32"
-    return [own, *(name for name in SMALL_DTYPES if name != "int8" or takes_int8)]
+    return [own, *(name for name in SMALL_DTYPES if _draws_with(model, name))]
+
+
+def _draws_with(model: CharLM, weight_dtype: str) -> bool:
+    try:
+        check_weight_dtype(weight_dtype, model.rnn)
+    except ValueError:
+        return False
+    return True
 
 
 def _choice(names: Sequence[str]) -> tuple[dict[str, Any], Callable[[str, Any], str | None]]:
