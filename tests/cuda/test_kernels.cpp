@@ -188,15 +188,18 @@ constexpr RoundedProduct rounded_products[] = {{Compute::bfloat16, Storage::bflo
 template <class T>
 void check_large_tiles(Device& device, const RoundedProduct& product, bool small_tiles_too) {
 #if defined(ON_A_CARD)
-  constexpr Index rows = 64 * 20 + 5, cols = 64 * 20 + 13;  // tiles for 400 multiprocessors
+  constexpr Index rows = 64 * 20 + 5, cols = 64 * 20 + 13, depth = 150;  // 400 tiles or more
 #else
-  constexpr Index rows = 64 + 5, cols = 64 + 13;
+#if defined(__SANITIZE_THREAD__)
+  constexpr Index rows = 40, cols = 40, depth = 40, tiles = 1;  // it has memory for few threads
+#else
+  constexpr Index rows = 64 + 5, cols = 64 + 13, depth = 150, tiles = 4;
+#endif
   const cuda_emulator::Card before = cuda_emulator::card();
   cuda_emulator::Card small = before;
-  small.multiprocessors = 4;
+  small.multiprocessors = tiles;
   cuda_emulator::set_card(small);
 #endif
-  constexpr Index depth = 150;
   const auto [compute, storage] = product;
   const Products<T> on_device{device, rows, cols, depth, compute, storage};
   const Products<T> on_cpu{
