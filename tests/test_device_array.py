@@ -193,6 +193,53 @@ def same(found: Any, wanted: Any) -> None:
     assert np.ascontiguousarray(found).tobytes() == np.ascontiguousarray(wanted).tobytes()
 
 
+@pytest.mark.parametrize("rule", ["SGD", "Adam"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_updates_from_gradients_of_the_card(module: ModuleType, name: str, rule: str) -> None:
+    """The bits of the same updates from NumPy's arrays; the host waits for nothing."""
+    options = {"output_size": OUTPUTS, **NETWORKS[name]}
+    there, here = (cf.RNN(INPUTS, H, **options, device=EMULATED) for _ in range(2))
+    optimizers = [getattr(cf.optim, rule)(rnn, lr=0.1) for rnn in (there, here)]
+    x = np.linspace(-1, 1, 3 * 2 * INPUTS, dtype=there.dtype).reshape(3, 2, INPUTS)
+    masks: dict[str, Any] = {"mask_seed": 1} if there.dropout else {}
+    for _ in range(3):
+        y, _ = there.forward(DeviceArray.from_numpy(x, EMULATED), **masks)
+        y_here, _ = here.forward(x, **masks)
+        gradients = there.backward(y)[2]
+        bias = "bias_hh_l0"
+        of_another = ByDlpack(module, gradients[bias].numpy())
+        optimizers[0].step(gradients | {bias: of_another})
+        assert module.queued(module.stream()) > 0
+        optimizers[1].step(here.backward(y_here)[2])
+        assert all(isinstance(gradient, DeviceArray) for gradient in gradients.values())
+        for key, value in here.parameters().items():
+            assert there.parameters()[key].tobytes() == value.tobytes(), key
+
+
+def test_gradients_of_the_card_that_no_optimizer_takes(module: ModuleType) -> None:
+    rnn = cf.RNN(INPUTS, H, OUTPUTS, cell="lstm", device=EMULATED)
+    optimizer = cf.optim.Adam(rnn)
+    y, _ = rnn.forward(DeviceArray.from_numpy(np.ones((3, 2, INPUTS), "f4"), EMULATED))
+    gradients = rnn.backward(y)[2]
+    before = rnn.parameters(copy=True)
+    name = "weight_ih_l0"
+    shape = gradients[name].shape
+
+    def refused(error: type[Exception], message: str, value: Any, of: Any = optimizer) -> None:
+        with pytest.raises(error, match=message):
+            of.step(gradients | {name: value})
+
+    refused(TypeError, "weight_ih_l0'.* must be on emulated", np.zeros(shape, "f4"))
+    row_major = DeviceArray.from_numpy(np.zeros(shape, "f4"), EMULATED)
+    refused(ValueError, "must be stored as backward returns it", row_major)
+    refused(ValueError, "must have the shape", DeviceArray.from_numpy(np.zeros(3, "f4"), EMULATED))
+    refused(TypeError, "dtype", DeviceArray.from_numpy(np.zeros(shape), EMULATED))
+    on_cpu = cf.optim.Adam(cf.RNN(INPUTS, H, OUTPUTS, cell="lstm"))
+    refused(TypeError, "must be a NumPy array for a network on the CPU", gradients[name], on_cpu)
+    for key, value in rnn.parameters().items():
+        assert np.array_equal(value, before[key])
+
+
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_on_arrays_of_the_card(module: ModuleType, name: str, ragged: bool) -> None:

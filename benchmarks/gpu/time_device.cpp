@@ -1,7 +1,7 @@
 // Times what a device does beside the CPU, both through Model: training steps and evaluations of
 // character models, and texts. One JSON line a row, with the losses of the two. Training and
-// evaluation also with each tier that the layers can take (cuda.hpp); "tier" is null where every
-// layer takes its own.
+// evaluation also with each tier that the layers can take (cuda.hpp), "tier" is null where every
+// layer takes its own; and with rounded operands, "compute", beside the CPU's float32.
 //
 //   time_device SECONDS [tiny]    seconds for each row; tiny: sizes for a rehearsal on the emulator
 #include <algorithm>
@@ -16,6 +16,7 @@
 
 #include "charrnn_fast/cuda.hpp"
 #include "charrnn_fast/model.hpp"
+#include "charrnn_fast/registry.hpp"
 
 namespace {
 
@@ -27,6 +28,7 @@ constexpr Index vocab_size = 65;
 struct Row {
   const char* cell;
   Index layers, hidden_size, batch, seq_len;
+  Compute compute = Compute::float32;
 };
 
 // A model with the tokens of its batches, on one device.
@@ -55,7 +57,9 @@ class Run {
   }
 
   static NetworkShape shape(const Row& row) {
-    return {row.cell, vocab_size, row.hidden_size, vocab_size, row.layers};
+    NetworkShape shape{row.cell, vocab_size, row.hidden_size, vocab_size, row.layers};
+    shape.compute = row.compute;
+    return shape;
   }
 
   double train() {
@@ -132,12 +136,13 @@ void print(const Row& row, const char* tier, const Measured& m, Times there, Tim
            double on_device, double on_cpu) {
   std::printf(
       "{\"what\": \"%s\", \"cell\": \"%s\", \"layers\": %lld, \"hidden_size\": %lld, \"batch\": "
-      "%lld, \"seq_len\": %lld, \"tier\": %s%s%s, \"device_ms\": [%.4f, %.4f], \"cpu_ms\": [%.4f, "
+      "%lld, \"seq_len\": %lld, \"compute\": \"%s\", \"tier\": %s%s%s, \"device_ms\": [%.4f, "
+      "%.4f], \"cpu_ms\": [%.4f, "
       "%.4f], \"device_result\": %.9g, \"cpu_result\": %.9g}\n",
       m.what, row.cell, static_cast<long long>(row.layers), static_cast<long long>(row.hidden_size),
-      static_cast<long long>(row.batch), static_cast<long long>(row.seq_len), tier ? "\"" : "",
-      tier ? tier : "null", tier ? "\"" : "", there.least, there.median, here.least, here.median,
-      on_device, on_cpu);
+      static_cast<long long>(row.batch), static_cast<long long>(row.seq_len), name_of(row.compute),
+      tier ? "\"" : "", tier ? tier : "null", tier ? "\"" : "", there.least, there.median,
+      here.least, here.median, on_device, on_cpu);
   std::fflush(stdout);
 }
 
@@ -176,6 +181,15 @@ int main(int argc, char** argv) {
         const Done done = run_all(row, device, seconds / 2, calls);
         for (std::size_t i = 0; i < calls; ++i)
           print(row, tier, measured[i], done.times[i], cpu.times[i], done.results[i],
+                cpu.results[i]);
+      }
+      set_cuda_tier(nullptr);
+      for (const Compute compute : {Compute::tf32, Compute::bfloat16}) {
+        Row rounded = row;
+        rounded.compute = compute;
+        const Done done = run_all(rounded, device, seconds / 2, std::size(measured));
+        for (std::size_t i = 0; i < std::size(measured); ++i)
+          print(rounded, nullptr, measured[i], done.times[i], cpu.times[i], done.results[i],
                 cpu.results[i]);
       }
     }

@@ -1,5 +1,6 @@
 #include <pybind11/stl.h>
 
+#include <cstdint>
 #include <map>
 
 #include "arrays.hpp"
@@ -44,6 +45,14 @@ void optimizer_step(BoundOptimizer<T>& self, const py::dict& gradients, double l
   for (std::size_t i = 0; i < views.size(); ++i)
     copy_parameter(network.parameters()[i], views[i], self.gradients.get());
   self.model->update(self.optimizer, self.gradients.get(), learning_rate);
+}
+
+// gradients: the address of a flat array of the device.
+template <class T>
+void optimizer_step_on_device(BoundOptimizer<T>& self, std::uintptr_t gradients,
+                              double learning_rate) {
+  py::gil_scoped_release release;
+  self.model->update(self.optimizer, reinterpret_cast<const T*>(gradients), learning_rate);
 }
 
 template <class T>
@@ -144,6 +153,8 @@ void register_optimizer(py::module_& m, const char* name, const char* model_name
           },
           py::arg("slot"), py::arg("name"), py::arg("value"))
       .def("step", &optimizer_step<T>, py::arg("gradients"), py::arg("learning_rate"))
+      .def("step_on_device", &optimizer_step_on_device<T>, py::arg("gradients"),
+           py::arg("learning_rate"))
       .def_property_readonly("held_memory", &held_memory<T>)
       .def_static(
           "memory",

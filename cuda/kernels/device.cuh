@@ -24,6 +24,8 @@
 #define CHARRNN_UNROLL _Pragma("unroll")
 // Of a kernel: threads of a block, at most.
 #define CHARRNN_THREADS(n) __launch_bounds__(n)
+// And so many blocks of a multiprocessor at once: the compiler keeps to the registers for them.
+#define CHARRNN_THREADS_OF_BLOCKS(n, blocks) __launch_bounds__(n, blocks)
 
 #include <cstring>
 #include <stdexcept>
@@ -321,6 +323,30 @@ __device__ __forceinline__ T* shared_memory() {
       16) unsigned char name##_bytes[sizeof(type) * static_cast<std::size_t>(count)]; \
   type* const name = reinterpret_cast<type*>(name##_bytes)
 
+// x, of which the compiler knows nothing: it computes again what depends on it, where it would keep
+// that in registers.
+__device__ __forceinline__ std::int64_t forgotten(std::int64_t x) {
+  asm volatile("" : "+l"(x));
+  return x;
+}
+
+// n neighbouring elements of shared memory, in as few accesses as can be. `from` must be aligned to
+// 16 bytes where n of them are a multiple of 16 bytes.
+template <int n, class T>
+__device__ __forceinline__ void load_shared(const T* from, T (&to)[n]) {
+  if constexpr (n * sizeof(T) % 16 == 0) {
+    constexpr int each = 16 / static_cast<int>(sizeof(T));
+    CHARRNN_UNROLL
+    for (int i = 0; i < n; i += each) {
+      const int4 words = *reinterpret_cast<const int4*>(from + i);
+      memcpy(to + i, &words, sizeof words);
+    }
+  } else {
+    CHARRNN_UNROLL
+    for (int i = 0; i < n; ++i) to[i] = from[i];
+  }
+}
+
 __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }
@@ -585,6 +611,7 @@ __device__ __forceinline__ std::uint32_t pack_bf16(float lower, float upper) {
 
 #include <cmath>
 #include <limits>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -592,6 +619,7 @@ __device__ __forceinline__ std::uint32_t pack_bf16(float lower, float upper) {
 
 #define CHARRNN_UNROLL
 #define CHARRNN_THREADS(n)
+#define CHARRNN_THREADS_OF_BLOCKS(n, blocks)
 #define CHARRNN_CLUSTERS 1
 
 namespace charrnn_fast {
@@ -705,6 +733,14 @@ T* shared_memory() {
     return static_cast<type*>(                                                                     \
         ::cuda_emulator::static_shared(&key, sizeof(type) * static_cast<std::size_t>(count), 16)); \
   }()
+
+inline std::int64_t forgotten(std::int64_t x) { return x; }
+template <int n, class T>
+void load_shared(const T* from, T (&to)[n]) {
+  if (n * sizeof(T) % 16 == 0 && reinterpret_cast<std::uintptr_t>(from) % 16 != 0)
+    throw std::logic_error("load_shared: the address is not a multiple of 16");
+  for (int i = 0; i < n; ++i) to[i] = from[i];
+}
 
 inline void sync_block(Where where = Where::current()) { cuda_emulator::sync_threads(0, 0, where); }
 inline void sync_part(unsigned barrier, unsigned threads, Where where = Where::current()) {

@@ -1,21 +1,14 @@
-// Matrix products. A block computes a tile of rows x 32 columns (of G gates each): every thread has
-// tile_rows rows of one column in registers, and takes the operands from shared memory. Sums are
-// those of the CPU's kernels, term by term: see kernels/table.hpp.
+// Matrix products: of a step, of all rows of a sequence, and the gradients of weights.
 #pragma once
 
-#include "kernels/rounding.cuh"
+#include "kernels/tiles.cuh"
 
 namespace charrnn_fast {
 namespace cuda {
 
-constexpr int panel_units = 32;             // columns of a block, and of a panel of packed weights
-constexpr int thread_rows = 8;              // threads of a block along the rows
-constexpr int depth_tile = 16;              // of the depth, in shared memory at a time
 constexpr int few_rows = 1, many_rows = 4;  // rows of a thread
-constexpr unsigned gemm_threads = panel_units * thread_rows;
-static_assert(chain_depth % depth_tile == 0);
+static_assert(chain_depth % (stage_words * Bfloat16Products::depth) == 0);
 
-inline dim3 gemm_block() { return dim3(panel_units, thread_rows); }
 // Rows of a thread: few, where more would leave threads without a row.
 inline int rows_of_thread(Index rows) { return rows > thread_rows ? many_rows : few_rows; }
 inline unsigned row_tiles(Index rows) {
@@ -36,83 +29,173 @@ CHARRNN_INLINE T weight(const Weights<T>& w, Index panel, Index k, Index column)
   return at[k * w.depth_stride];
 }
 
+// ---- of a step ----------------------------------------------------------------------------
+
+// sums += row_of(row) @ w, for the rows of the tile and the panel's first `units` columns of each
+// of its groups.
+template <class Products, class Shape, class RowOf, class T, int count>
+__device__ void add_tile_products(const RowOf& row_of, const Weights<T>& w, Index panel,
+                                  Index units, Index depth, typename Products::Word* shared,
+                                  T (&sums)[count]) {
+  const RowsOperand<Products, Shape> a(row_of);
+  const PanelsOperand<Products, Shape> b{
+      w.data + panel * w.panel_stride, w.depth_stride, panel_units,
+      w.storage == Storage::bfloat16,  units,          0};
+  multiply_tile<Products, Shape>(a, b, depth, chain_depth, shared, [&](const T(&chain)[count]) {
+    CHARRNN_UNROLL
+    for (int i = 0; i < count; ++i) sums[i] = sums[i] + chain[i];
+  });
+}
+
+// By the matrix units, for threads that each have rows of a column: sums change their places before
+// and after, in shared memory.
+template <class Products, class Shape, class RowOf, int count>
+__device__ void add_unit_products(const RowOf& row_of, const Weights<float>& w, Index panel,
+                                  Index units, Index depth, float* shared, float (&sums)[count]) {
+  using Own = TileSums<PlainProducts<float>, Shape>;
+  using Units = UnitSums<Products, Shape>;
+  float of_units[Units::count];
+  CHARRNN_UNROLL
+  for (int i = 0; i < count; ++i) shared[Own::row(i) * Shape::b_stride + Own::column(i)] = sums[i];
+  sync_block();
+  CHARRNN_UNROLL
+  for (int i = 0; i < Units::count; ++i)
+    of_units[i] = Units::has(i) ? shared[Units::row(i) * Shape::b_stride + Units::column(i)] : 0.0f;
+  sync_block();
+  add_tile_products<Products, Shape>(row_of, w, panel, units, depth,
+                                     reinterpret_cast<std::uint32_t*>(shared), of_units);
+  sync_block();
+  CHARRNN_UNROLL
+  for (int i = 0; i < Units::count; ++i)
+    if (Units::has(i)) shared[Units::row(i) * Shape::b_stride + Units::column(i)] = of_units[i];
+  sync_block();
+  CHARRNN_UNROLL
+  for (int i = 0; i < count; ++i) sums[i] = shared[Own::row(i) * Shape::b_stride + Own::column(i)];
+}
+
 // total[m][g] += row_of(m-th row of the thread) @ the weights of gate g of the thread's column. The
 // panel has `units` columns. row_of: of a row of the tile; null where it takes no part. All threads
 // of the block must call it.
 template <class T, int tile_rows, int G, class RowOf>
 __device__ void add_products(const RowOf& row_of, const Weights<T>& w, Index panel, Index units,
                              Index depth, T (&total)[tile_rows][G]) {
-  constexpr int rows = tile_rows * thread_rows, columns = G * panel_units;
-  CHARRNN_SHARED(T, a, depth_tile * rows);
-  CHARRNN_SHARED(T, b, depth_tile * columns);
-  const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
-  const int thread = y * panel_units + x;
-  T acc[tile_rows][G];
-  Index k = 0;
-  do {
-    for (int m = 0; m < tile_rows; ++m)
-      for (int g = 0; g < G; ++g) acc[m][g] = T(0);
-    const Index end = min_of(depth, k + chain_depth);
-    for (; k < end; k += depth_tile) {
-      const int n = static_cast<int>(min_of(depth_tile, end - k));
-      for (int i = thread; i < depth_tile * rows; i += gemm_threads) {
-        const int row = i / depth_tile, at = i % depth_tile;
-        const T* const from = row_of(row);
-        a[at * rows + row] = from && at < n ? operand(from[k + at], w.compute) : T(0);
-      }
-      for (int i = thread; i < depth_tile * columns; i += gemm_threads) {
-        const int at = i / columns, column = i % columns;
-        const bool given = at < n && column % panel_units < units;
-        b[i] = given ? operand(weight(w, panel, k + at, column), w.compute) : T(0);
-      }
-      sync_block();
-      for_products<T>(n, w.compute, [&](int at, const auto& multiply_add) {
-        for (int g = 0; g < G; ++g) {
-          const T factor = b[at * columns + g * panel_units + x];
-          for (int m = 0; m < tile_rows; ++m)
-            acc[m][g] = multiply_add(a[at * rows + y * tile_rows + m], factor, acc[m][g]);
-        }
-      });
-      sync_block();
-    }
-    for (int m = 0; m < tile_rows; ++m)
-      for (int g = 0; g < G; ++g) total[m][g] = add_chain(total[m][g], acc[m][g], w.compute);
-  } while (k < depth);
+  using Shape = TileShape<tile_rows, G>;
+  CHARRNN_SHARED(T, shared, Shape::words);
+  T sums[tile_rows * G];
+  CHARRNN_UNROLL
+  for (int i = 0; i < tile_rows * G; ++i) sums[i] = total[i / G][i % G];
+  const auto plain = [&] {
+    add_tile_products<PlainProducts<T>, Shape>(row_of, w, panel, units, depth, shared, sums);
+  };
+  if constexpr (sizeof(T) == 4) {
+    if (w.compute == Compute::tf32)
+      add_unit_products<Tf32Products, Shape>(row_of, w, panel, units, depth, shared, sums);
+    else if (w.compute == Compute::bfloat16)
+      add_unit_products<Bfloat16Products, Shape>(row_of, w, panel, units, depth, shared, sums);
+    else
+      plain();
+  } else {
+    plain();
+  }
+  CHARRNN_UNROLL
+  for (int i = 0; i < tile_rows * G; ++i) total[i / G][i % G] = sums[i];
 }
 
-template <class T, int tile_rows>
-__global__ void gemm_kernel(GemmArgs<T> p, Range rows, Index first_panel) {
-  const Index row_0 = rows.begin + Index(blockIdx.x) * tile_rows * thread_rows;
-  const Index panel = first_panel + blockIdx.y;
-  const Index column = panel * panel_units + threadIdx.x, row = row_0 + threadIdx.y * tile_rows;
-  T total[tile_rows][1];
-  for (int m = 0; m < tile_rows; ++m) {
-    const bool given = row + m < rows.end && column < p.cols;
-    total[m][0] = !given         ? T(0)
-                  : p.accumulate ? p.c[(row + m) * p.c_stride + column]
-                  : p.bias       ? p.bias[column]
-                                 : T(0);
+// ---- of all rows --------------------------------------------------------------------------
+
+// A larger tile reads operands less often: a product takes it where every multiprocessor gets one.
+// Twice as many columns would need more registers than two blocks of a multiprocessor have.
+template <class T>
+using LargeTile = TileShape<sizeof(T) == 4 ? 8 : 4, 2>;
+
+template <class Shape>
+dim3 tiles_of(Index rows, Index columns) {
+  return dim3(static_cast<unsigned>(ceil_div(rows, Shape::rows)),
+              static_cast<unsigned>(ceil_div(columns, Shape::columns)));
+}
+inline bool for_every_multiprocessor(dim3 tiles) {
+  return Index(tiles.x) * tiles.y >= card_facts().multiprocessors;
+}
+
+// Calls f with the kind of products that T and `compute` take.
+template <class T, class F>
+void with_products(Compute compute, const F& f) {
+  if constexpr (sizeof(T) == 4) {
+    if (compute == Compute::tf32) return f(Tf32Products());
+    if (compute == Compute::bfloat16) return f(Bfloat16Products());
   }
-  const auto row_of = [&](int i) -> const T* {
-    return row_0 + i < rows.end ? p.a + (row_0 + i) * p.a_stride : nullptr;
-  };
-  add_products<T, tile_rows, 1>(row_of, p.weights, panel, p.cols - panel * panel_units, p.depth,
-                                total);
-  if (column >= p.cols) return;
+  f(PlainProducts<T>());
+}
+
+// Where a thread's sums of a tile are in a matrix that ends before `rows` and `columns`.
+template <class Sums>
+struct Places {
+  Index row_0, column_0, rows, columns;
+
+  CHARRNN_INLINE bool given(int i) const {
+    return Sums::has(i) && row_0 + Sums::row(i) < rows && column_0 + Sums::column(i) < columns;
+  }
+  CHARRNN_INLINE Index at(int i, Index stride) const {
+    return (row_0 + Sums::row(i)) * stride + column_0 + Sums::column(i);
+  }
+  // The same, for use behind the sums, which need the registers.
+  __device__ Places later() const { return {forgotten(row_0), forgotten(column_0), rows, columns}; }
+};
+
+template <class Products, class Shape, class T>
+__global__ void CHARRNN_THREADS_OF_BLOCKS(gemm_threads, 2)
+    gemm_kernel(GemmArgs<T> p, Range rows, Range panels) {
+  using Sums = SumsOf<Products, Shape>;
+  CHARRNN_SHARED(typename Products::Word, shared, Shape::words);
+  const Index row_0 = rows.begin + Index(blockIdx.x) * Shape::rows;
+  const Index panel = panels.begin + Index(blockIdx.y) * Shape::groups;
+  const Places<Sums> places{row_0, panel * panel_units, rows.end,
+                            min_of(p.cols, panels.end * panel_units)};
+  T sums[Sums::count];
   CHARRNN_UNROLL
-  for (int m = 0; m < tile_rows; ++m) {
-    if (row + m >= rows.end) break;
-    p.c[(row + m) * p.c_stride + column] = total[m][0];
-  }
+  for (int i = 0; i < Sums::count; ++i)
+    sums[i] = !places.given(i) ? T(0)
+              : p.accumulate   ? p.c[places.at(i, p.c_stride)]
+              : p.bias         ? p.bias[places.column_0 + Sums::column(i)]
+                               : T(0);
+  const RowsOperand<Products, Shape> a([&](int i) -> const T* {
+    return row_0 + i < rows.end ? p.a + (row_0 + i) * p.a_stride : nullptr;
+  });
+  const PanelsOperand<Products, Shape> b{p.weights.data + panel * p.weights.panel_stride,
+                                         p.weights.depth_stride,
+                                         p.weights.panel_stride,
+                                         p.weights.storage == Storage::bfloat16,
+                                         places.columns - places.column_0,
+                                         panel_units};
+  multiply_tile<Products, Shape>(a, b, p.depth, chain_depth, shared,
+                                 [&](const T(&chain)[Sums::count]) {
+                                   CHARRNN_UNROLL
+                                   for (int i = 0; i < Sums::count; ++i)
+                                     sums[i] = sums[i] + chain[i];
+                                 });
+  const Places<Sums> to = places.later();
+  CHARRNN_UNROLL
+  for (int i = 0; i < Sums::count; ++i)
+    if (to.given(i)) p.c[to.at(i, p.c_stride)] = sums[i];
 }
 
 template <class T>
 void gemm(const GemmArgs<T>& p, Range rows, Range panels) {
-  if (size_of(rows) <= 0 || size_of(panels) <= 0) return;
-  const bool few = rows_of_thread(size_of(rows)) == few_rows;
-  launch({dim3(row_tiles(size_of(rows)), static_cast<unsigned>(size_of(panels))), gemm_block()},
-         table_stream(), few ? gemm_kernel<T, few_rows> : gemm_kernel<T, many_rows>, p, rows,
-         panels.begin);
+  const Index num_rows = size_of(rows), cols = size_of(panels) * panel_units;
+  if (num_rows <= 0 || cols <= 0) return;
+  with_products<T>(p.weights.compute, [&](auto products) {
+    const auto by = [&](auto shape) {
+      using Shape = decltype(shape);
+      launch({tiles_of<Shape>(num_rows, cols), gemm_block()}, table_stream(),
+             gemm_kernel<decltype(products), Shape, T>, p, rows, panels);
+    };
+    if (for_every_multiprocessor(tiles_of<LargeTile<T>>(num_rows, cols)))
+      by(LargeTile<T>());
+    else if (num_rows > thread_rows)
+      by(TileShape<many_rows, 1>());
+    else
+      by(TileShape<few_rows, 1>());
+  });
 }
 
 // ---- packing ------------------------------------------------------------------------------
@@ -191,56 +274,39 @@ CHARRNN_INLINE BlockSum<T> block_sum(T total, Index whole) {
   return {total, T(0), whole > most_plain_rows};
 }
 
-template <class T>
-__global__ void gemm_tn_kernel(GemmTnArgs<T> p, GemmTnProduct<T> g, Range rows) {
-  constexpr int tile_rows = many_rows, tile = tile_rows * thread_rows;
-  CHARRNN_SHARED(T, a, depth_tile * tile);
-  CHARRNN_SHARED(T, b, depth_tile * panel_units);
-  const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
-  const int thread = y * panel_units + x;
-  const Index row_0 = rows.begin + Index(blockIdx.x) * tile;
-  const Index column_0 = Index(blockIdx.y) * panel_units;
-  const Index column = column_0 + x, row = row_0 + y * tile_rows, whole = whole_depth(p);
-  BlockSum<T> sums[tile_rows];
-  for (int m = 0; m < tile_rows; ++m) {
-    const bool given = row + m < rows.end && column < g.cols;
-    sums[m] = block_sum(given ? g.c[(row + m) * g.c_stride + column] : T(0), whole);
-    if (given && sums[m].with_errors && p.done > 0)
-      sums[m].error = g.errors[(row + m) * g.errors_stride + column];
-  }
-  for (Index k_0 = 0; k_0 < p.depth; k_0 += p.block) {
-    const Index end = min_of(p.depth, k_0 + p.block);
-    T acc[tile_rows] = {};
-    for (Index k = k_0; k < end; k += depth_tile) {
-      const int n = static_cast<int>(min_of(depth_tile, end - k));
-      const int all = n + n % 2;
-      for (int i = thread; i < all * tile; i += gemm_threads) {
-        const Index at = row_0 + i % tile;
-        const bool given = i < n * tile && at < rows.end;
-        a[i] = given ? operand(p.a[(k + i / tile) * p.a_stride + at], p.compute) : T(0);
-      }
-      for (int i = thread; i < all * panel_units; i += gemm_threads) {
-        const Index at = column_0 + i % panel_units;
-        const bool given = i < n * panel_units && at < g.cols;
-        b[i] = given ? operand(g.b[(k + i / panel_units) * g.b_stride + at], p.compute) : T(0);
-      }
-      sync_block();
-      for_products<T>(n, p.compute, [&](int at, const auto& multiply_add) {
-        for (int m = 0; m < tile_rows; ++m)
-          acc[m] = multiply_add(a[at * tile + y * tile_rows + m], b[at * panel_units + x], acc[m]);
-      });
-      sync_block();
-    }
-    for (int m = 0; m < tile_rows; ++m) sums[m].add(acc[m]);
-  }
-  if (column >= g.cols) return;
-  const bool last = p.done + p.depth == whole;
+template <class Products, class Shape, class T>
+__global__ void CHARRNN_THREADS_OF_BLOCKS(gemm_threads, 2)
+    gemm_tn_kernel(GemmTnArgs<T> p, GemmTnProduct<T> g, Range rows) {
+  using Sums = SumsOf<Products, Shape>;
+  CHARRNN_SHARED(typename Products::Word, shared, Shape::words);
+  const Places<Sums> places{rows.begin + Index(blockIdx.x) * Shape::rows,
+                            Index(blockIdx.y) * Shape::columns, rows.end, g.cols};
+  const Index whole = whole_depth(p);
+  BlockSum<T> sums[Sums::count];
   CHARRNN_UNROLL
-  for (int m = 0; m < tile_rows; ++m) {
-    if (row + m >= rows.end) break;
-    g.c[(row + m) * g.c_stride + column] = last ? sums[m].end() : sums[m].total;
-    if (!last && sums[m].with_errors)
-      g.errors[(row + m) * g.errors_stride + column] = sums[m].error;
+  for (int i = 0; i < Sums::count; ++i) {
+    const bool given = places.given(i);
+    sums[i] = block_sum(given ? g.c[places.at(i, g.c_stride)] : T(0), whole);
+    if (given && sums[i].with_errors && p.done > 0)
+      sums[i].error = g.errors[places.at(i, g.errors_stride)];
+  }
+  const ColumnsOperand<Products, Shape::rows, Shape::a_stride> a{p.a + places.row_0, p.a_stride,
+                                                                 places.rows - places.row_0};
+  const ColumnsOperand<Products, Shape::columns, Shape::b_stride> b{
+      g.b + places.column_0, g.b_stride, places.columns - places.column_0};
+  if (p.depth > 0)
+    multiply_tile<Products, Shape>(a, b, p.depth, p.block, shared,
+                                   [&](const T(&block)[Sums::count]) {
+                                     CHARRNN_UNROLL
+                                     for (int i = 0; i < Sums::count; ++i) sums[i].add(block[i]);
+                                   });
+  const bool last = p.done + p.depth == whole;
+  const Places<Sums> to = places.later();
+  CHARRNN_UNROLL
+  for (int i = 0; i < Sums::count; ++i) {
+    if (!to.given(i)) continue;
+    g.c[to.at(i, g.c_stride)] = last ? sums[i].end() : sums[i].total;
+    if (!last && sums[i].with_errors) g.errors[to.at(i, g.errors_stride)] = sums[i].error;
   }
 }
 
@@ -280,12 +346,21 @@ struct GemmTnSums {
 template <class T>
 void gemm_tn(const GemmTnArgs<T>& p, Range rows, T*) {
   if (size_of(rows) <= 0) return;
-  for (int i = 0; i < p.num_products; ++i)
-    if (p.products[i].cols > 0)
-      launch({dim3(static_cast<unsigned>(ceil_div(size_of(rows), many_rows * thread_rows)),
-                   static_cast<unsigned>(ceil_div(p.products[i].cols, panel_units))),
-              gemm_block()},
-             table_stream(), gemm_tn_kernel<T>, p, p.products[i], rows);
+  with_products<T>(p.compute, [&](auto products) {
+    const auto by = [&](auto shape, const GemmTnProduct<T>& product) {
+      using Shape = decltype(shape);
+      launch({tiles_of<Shape>(size_of(rows), product.cols), gemm_block()}, table_stream(),
+             gemm_tn_kernel<decltype(products), Shape, T>, p, product, rows);
+    };
+    for (int i = 0; i < p.num_products; ++i) {
+      const GemmTnProduct<T>& product = p.products[i];
+      if (product.cols <= 0) continue;
+      if (for_every_multiprocessor(tiles_of<LargeTile<T>>(size_of(rows), product.cols)))
+        by(LargeTile<T>(), product);
+      else
+        by(TileShape<many_rows, 1>(), product);
+    }
+  });
   if (p.sums) each(size_of(rows), GemmTnSums<T>{p, rows.begin});
 }
 inline Index gemm_tn_scratch() { return 1; }  // registers and shared memory hold what it needs

@@ -9,6 +9,7 @@ namespace charrnn_fast {
 namespace cuda {
 
 constexpr Index head_columns = 256;     // of the vocabulary, at most
+constexpr int depth_tile = 16;          // of the depth, in shared memory at a time
 constexpr Index many_head_rows = 2048;  // from here on, large tiles give every multiprocessor some
 
 // A block's arrays in shared memory, and their strides: with these, a warp's accesses fall into

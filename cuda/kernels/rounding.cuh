@@ -1,6 +1,5 @@
-// Operands of products that round them, see Compute and, for the order of the sums,
-// kernels/table.hpp. T4's kernels take them on every card: the same numbers as the CPU's by plain
-// arithmetic. The matrix units, which add up in an order of their own, are not used.
+// Operands of products that round them, see Compute. Products of a few terms are the CPU's numbers
+// by plain arithmetic; of more, tiles.cuh multiplies them by the matrix units.
 #pragma once
 
 #include "kernels/launch.cuh"
@@ -42,43 +41,13 @@ CHARRNN_INLINE T operand(T x, Compute compute) {
   return x;
 }
 
-// acc + a * b of such operands.
+// acc + a * b of such operands, as the CPU rounds it.
 template <class T>
 CHARRNN_INLINE T add_product(T a, T b, T acc, Compute compute) {
   if constexpr (sizeof(T) == 4) {
     if (compute == Compute::bfloat16) return fma_flushed(a, b, acc);
   }
   return fma(a, b, acc);
-}
-// total + the sum of a chain of products.
-template <class T>
-CHARRNN_INLINE T add_chain(T total, T chain, Compute compute) {
-  if constexpr (sizeof(T) == 4) {
-    if (compute == Compute::bfloat16) return fma_flushed(chain, 1.0f, total);
-  }
-  return total + chain;
-}
-
-// Calls f(i, fma) for the n products of a chain, i of each, in the order of their additions: of a
-// pair the odd one comes first. There must be n + n % 2 operands, the last a zero.
-template <class T>
-struct PlainFma {
-  CHARRNN_INLINE T operator()(T a, T b, T acc) const { return fma(a, b, acc); }
-};
-struct FlushedFma {
-  CHARRNN_INLINE float operator()(float a, float b, float acc) const {
-    return fma_flushed(a, b, acc);
-  }
-};
-template <class T, class F>
-CHARRNN_INLINE void for_products(int n, Compute compute, const F& f) {
-  if constexpr (sizeof(T) == 4) {
-    if (compute == Compute::bfloat16) {
-      for (int i = 0; i < n + n % 2; ++i) f(i ^ 1, FlushedFma());
-      return;
-    }
-  }
-  for (int i = 0; i < n; ++i) f(i, PlainFma<T>());
 }
 
 }  // namespace cuda

@@ -95,7 +95,7 @@ const Kernels<T>& kernels() {
 
 template <class T>
 std::string why_not_run_kernels() {
-  return why_not_run(&gemm_tn_kernel<T>);
+  return why_not_run(&gemm_kernel<PlainProducts<T>, TileShape<few_rows, 1>, T>);
 }
 
 }  // namespace cuda

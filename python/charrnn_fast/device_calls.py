@@ -5,7 +5,7 @@ Letters as in `RNN`, whose forward, backward and step these are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,6 @@ class DeviceCalls:
         self, number: int, steps: int, batch: int, dy: DeviceArray | None, dstate: DeviceArray
     ) -> tuple[DeviceArray | None, State, dict[str, DeviceArray]]:
         """dstate: from `state`, is overwritten. -> dx, the first state's gradient, the weights'."""
-        places = self._core.gradient_places()
         flat = self._new((self._core.parameter_elements,))
         dx = None if self._core.kept_tokens else self._new((steps, batch, self._input_size))
         self._core.backward_on_device(
@@ -83,11 +82,7 @@ class DeviceCalls:
         )
         if dy is not None:
             dy.kept_until_read()
-        gradients = {
-            name: flat.view(offset, (rows, cols) if cols else (rows,), transposed=transposed)
-            for name, (offset, rows, cols, transposed) in places.items()
-        }
-        return dx, self._states.public(dstate), gradients
+        return dx, self._states.public(dstate), self._gradients_of(flat)
 
     def step(self, x: Any, carried: Array | DeviceArray | None) -> tuple[DeviceArray, DeviceArray]:
         """carried: the state before, in the kernels' form; None: zeros. -> y, the state after."""
@@ -118,6 +113,30 @@ class DeviceCalls:
         else:
             self._core.step_on_device(batch, 0, given, state.address, y.address)
         return y, state
+
+    def gradients(self, grads: Mapping[str, Any]) -> DeviceArray:
+        """A flat array with the gradients of all parameters, by name.
+
+        Some weights are stored as [columns, rows]. For these only what `backward` returned will do:
+        arrays of other libraries are row-major.
+        """
+        given = {
+            name: self.floats(f"grads[{name!r}]", grads[name], shape, "of the parameter")
+            for name, shape in self._core.parameter_shapes().items()
+        }
+        flat = self._new((self._core.parameter_elements,))
+        places = self._gradients_of(flat)
+        for name, to in places.items():
+            if to.size and given[name].strides != to.strides:
+                raise ValueError(
+                    f"grads[{name!r}] must be stored as backward returns it, with strides "
+                    f"{to.strides} (bytes), got {given[name].strides}: change that array in place"
+                )
+        flat.set_zero()
+        for name, to in places.items():
+            given[name].copy_to(to)
+            given[name].kept_until_read()
+        return flat
 
     # ---- arrays in ------------------------------------------------------------------------
 
@@ -179,6 +198,13 @@ class DeviceCalls:
             return DeviceArray.from_dlpack(x, self._device)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from None
+
+    def _gradients_of(self, flat: DeviceArray) -> dict[str, DeviceArray]:
+        """The parameters' places in a flat array."""
+        return {
+            name: flat.view(offset, (rows, cols) if cols else (rows,), transposed=transposed)
+            for name, (offset, rows, cols, transposed) in self._core.gradient_places().items()
+        }
 
     def _new(self, shape: Sequence[int]) -> DeviceArray:
         return DeviceArray.empty(shape, self._dtype, self._device)

@@ -16,6 +16,7 @@ from . import _core, _devices
 from ._checks import MOST_STEPS, instance, integer, real
 from ._names import suggesting
 from ._objects import Settled
+from .device_array import DeviceArray, is_of_a_gpu
 from .registry import OPTIMIZERS
 from .rnn import RNN
 
@@ -88,11 +89,13 @@ class Optimizer(Settled):
         shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
         return f"<{type(self).__name__}({shown}) of {self.rnn!r}, {self._core.num_steps:,} steps>"
 
-    def step(self, grads: Mapping[str, Array]) -> None:
+    def step(self, grads: Mapping[str, Array | DeviceArray]) -> None:
         """One update from the gradients by name, as `RNN.backward` returns them.
 
-        Raises ValueError for missing, unknown or misshapen arrays and TypeError for another dtype;
-        then nothing has changed.
+        Arrays of the network's GPU must be stored as those that backward returned, which other
+        libraries may have changed in place. The host waits for nothing then. Raises ValueError for
+        missing, unknown or misshapen arrays and TypeError for another dtype; then nothing has
+        changed.
         """
         instance("grads", grads, Mapping, "a mapping of arrays by name")
         shapes: dict[str, tuple[int, ...]] = self.rnn.core.parameter_shapes()
@@ -100,9 +103,13 @@ class Optimizer(Settled):
             raise ValueError(
                 f"grads must have the network's parameters {list(shapes)}, got {list(grads)}"
             )
+        lr = real("lr", self.lr, least=0)
+        if any(map(is_of_a_gpu, grads.values())):
+            self._core.step_on_device(self.rnn.on_device.gradients(grads).address, lr)
+            return
         for name, shape in shapes.items():
             self.rnn.check_parameter(f"grads[{name!r}]", grads[name], shape)
-        self._core.step(dict(grads), real("lr", self.lr, least=0))
+        self._core.step(dict(grads), lr)
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that the next updates depend on besides the parameters: a dict.

@@ -414,6 +414,11 @@ class RNN(Settled):
         return self._core
 
     @property
+    def on_device(self) -> DeviceCalls:
+        """The calls on arrays of its GPU, for the modules of this package."""
+        return self._on_device
+
+    @property
     def states(self) -> StateLayout:
         """How the kernels have this network's states, for the modules of this package."""
         return self._states

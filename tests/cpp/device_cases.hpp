@@ -232,9 +232,11 @@ void check_case(Device& device, const Case<T>& c, const char* what) {
   CHECK(cpu.same_memory && there.same_memory, "%s: memory", what);
 }
 
-// Every `every`-th case, from number `first`; plain: of those without projection and normalization.
+// Every `every`-th case, from number `first`; plain: of those without projection and normalization;
+// rounded: with operands that are rounded to bfloat16, too.
 template <class T>
-void check_models(Device& device, int every = 1, int first = 0, bool plain = false) {
+void check_models(Device& device, int every = 1, int first = 0, bool plain = false,
+                  bool rounded = true) {
   const Kernels<T>& k = kernels<T>();
   int number = 0;
   for (int i = 0; i < k.num_cells; ++i)
@@ -252,7 +254,7 @@ void check_models(Device& device, int every = 1, int first = 0, bool plain = fal
         check_case(device, c, what);
       };
       check(sizeof(T) == 4 ? "float" : "double");
-      if (sizeof(T) != 4 || plain || number % 7 != 3) continue;
+      if (sizeof(T) != 4 || plain || !rounded || number % 7 != 3) continue;
       c.shape.compute = Compute::bfloat16;
       check("bfloat16");
     }

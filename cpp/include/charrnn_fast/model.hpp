@@ -189,6 +189,7 @@ class Model {
   // also trains gives large ones back; training frees the others.
   void end_drawing();
 
+  // One update from gradients in one piece of memory, the host's or the device's.
   void update(Optimizer<T>& optimizer, const T* gradients, double learning_rate);
 
  private:

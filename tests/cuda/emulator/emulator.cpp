@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <deque>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <random>
@@ -1209,8 +1211,19 @@ float bf16(std::uint32_t bits, unsigned half) {
   return as_float(half ? bits & 0xFFFF0000u : bits << 16);
 }
 
-template <class A, class B>
-void multiply(const std::array<Thread*, warp_size>& lanes, unsigned depth, A a_of, B b_of) {
+float flushed(float x) {
+  return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x;
+}
+// Products are exact; a sum is rounded after each.
+float add_tf32(float sum, float a, float b) { return sum + a * b; }
+float add_bf16(float sum, float a, float b) {
+  return flushed(flushed(sum) + flushed(a) * flushed(b));
+}
+
+// step(i): the depth that is added i-th. add(sum, a, b): sum + a * b.
+template <class A, class B, class Step, class Add>
+void multiply(const std::array<Thread*, warp_size>& lanes, unsigned depth, A a_of, B b_of,
+              Step step, Add add) {
   std::array<std::array<float, 16>, 16> a;
   std::array<std::array<float, 8>, 16> b;
   for (unsigned row = 0; row < 16; ++row)
@@ -1221,7 +1234,7 @@ void multiply(const std::array<Thread*, warp_size>& lanes, unsigned depth, A a_o
     for (unsigned column = 0; column < 8; ++column) {
       float* const d = &lanes[row % 8 * 4 + column / 2]->operands.d[row / 8 * 2 + column % 2];
       float sum = *d;
-      for (unsigned k = 0; k < depth; ++k) sum += a[row][k] * b[k][column];
+      for (unsigned i = 0; i < depth; ++i) sum = add(sum, a[row][step(i)], b[step(i)][column]);
       *d = sum;
     }
 }
@@ -1238,7 +1251,8 @@ void mma_m16n8k8_tf32(float* d, const std::uint32_t* a, const std::uint32_t* b, 
         },
         [](const auto& l, unsigned k, unsigned column) {
           return tf32(l[column * 4 + k % 4]->operands.b[k / 4]);
-        });
+        },
+        [](unsigned i) { return i; }, add_tf32);
   });
 }
 
@@ -1252,7 +1266,8 @@ void mma_m16n8k16_bf16(float* d, const std::uint32_t* a, const std::uint32_t* b,
         },
         [](const auto& l, unsigned k, unsigned column) {
           return bf16(l[column * 4 + k % 8 / 2]->operands.b[k / 8], k % 2);
-        });
+        },
+        [](unsigned i) { return i ^ 1u; }, add_bf16);
   });
 }
 
