@@ -52,7 +52,8 @@ def build() -> None:
     }
     options = [f"-D{name}={value}" for name, value in settings.items()]
     subprocess.check_call(["cmake", "--preset", PRESET, *options], cwd=ROOT)
-    subprocess.check_call(["cmake", "--build", "--preset", PRESET], cwd=ROOT)
+    command = ["cmake", "--build", "--preset", PRESET, "--target", "_core"]
+    subprocess.check_call(command, cwd=ROOT)
 
 
 def make_site() -> None:
