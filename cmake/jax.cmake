@@ -10,7 +10,7 @@ if(NOT EXISTS "${jaxlib_headers}/xla/ffi/api/ffi.h")
     "makes jaxlib a requirement of the build")
 endif()
 target_sources(_core PRIVATE cpp/bindings/register_jax.cpp)
-set_source_files_properties(cpp/bindings/register_jax.cpp PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
-target_compile_definitions(_core PRIVATE CHARRNN_JAX)
-target_include_directories(_core SYSTEM PRIVATE ${jaxlib_headers})
-target_compile_options(_core PRIVATE -ffile-prefix-map=${jaxlib_headers}/=)
+set_source_files_properties(cpp/bindings/module.cpp PROPERTIES COMPILE_DEFINITIONS CHARRNN_JAX)
+set_source_files_properties(cpp/bindings/register_jax.cpp PROPERTIES
+  SKIP_UNITY_BUILD_INCLUSION ON
+  COMPILE_OPTIONS "-isystem;${jaxlib_headers};-ffile-prefix-map=${jaxlib_headers}/=")

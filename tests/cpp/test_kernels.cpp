@@ -74,9 +74,17 @@ float flushed(float x) { return std::fabs(x) < FLT_MIN ? std::copysign(0.0F, x) 
 // x rounded to bfloat16: of its two neighbours the nearer one, of two as near the even one.
 float nearest_bfloat16(float x) {
   if (!std::isfinite(x) || flushed(x) == 0) return flushed(x);
-  int exponent;
-  const float fraction = std::frexp(x, &exponent);  // 0.5 to 1, of which 8 bits stay
-  return std::ldexp(std::nearbyint(std::ldexp(fraction, 8)), exponent - 8);
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const std::uint32_t upper[2] = {bits & 0xffff0000, (bits & 0xffff0000) + 0x10000};
+  float neighbours[2];  // towards zero, and away from it
+  std::memcpy(neighbours, upper, sizeof upper);
+  // What lies behind the largest number counts as the next power of two.
+  const double inner = neighbours[0],
+               outer = std::isfinite(neighbours[1]) ? neighbours[1] : std::copysign(0x1p128, x);
+  const double to_inner = std::fabs(x - inner), to_outer = std::fabs(outer - x);
+  const bool inner_is_even = (bits >> 16 & 1) == 0;
+  return neighbours[to_inner < to_outer || (to_inner == to_outer && inner_is_even) ? 0 : 1];
 }
 
 // acc plus the products of a's and b's elements [first, end), one chain. Products with bfloat16:

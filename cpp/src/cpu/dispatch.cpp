@@ -57,6 +57,9 @@ CHARRNN_FOR_EACH_ISA(X)
 #undef X
 #if defined(__x86_64__) && !defined(CHARRNN_WITHOUT_x86_64_v4_bf16)
 // bfloat16 is for products of float alone.
+namespace x86_64_v4 {
+const Kernels<double>& kernels(double);
+}
 const Kernels<double>& x86_64_v4_bf16::kernels(double x) { return x86_64_v4::kernels(x); }
 #endif
 

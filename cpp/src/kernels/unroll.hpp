@@ -8,15 +8,12 @@ struct Constant {
   CHARRNN_INLINE constexpr operator int() const { return I; }
 };
 
-template <int I, int N, class F>
-CHARRNN_INLINE void unroll_from(F&& f) {
-  if constexpr (I < N) {
-    f(Constant<I>());
-    unroll_from<I + 1, N>(f);
-  }
+template <int... I, class F>
+CHARRNN_INLINE void unroll_all(std::integer_sequence<int, I...>, F&& f) {
+  (f(Constant<I>()), ...);
 }
 
 template <int N, class F>
 CHARRNN_INLINE void unroll(F&& f) {
-  unroll_from<0, N>(f);
+  unroll_all(std::make_integer_sequence<int, N>(), f);
 }
