@@ -104,17 +104,34 @@ __device__ void add_products(const RowOf& row_of, const Weights<T>& w, Index pan
 // ---- of all rows --------------------------------------------------------------------------
 
 // A larger tile reads operands less often: a product takes it where every multiprocessor gets one.
-// Twice as many columns would need more registers than two blocks of a multiprocessor have.
-template <class T>
-using LargeTile = TileShape<sizeof(T) == 4 ? 8 : 4, 2>;
+template <class Products>
+struct LargeTileOf {
+  using Shape = TileShape<8, 2>;
+};
+template <>
+struct LargeTileOf<PlainProducts<float>> {  // bound by reading shared memory: as many as registers
+  using Shape = TileShape<8, 4>;            // allow for one block
+};
+template <>
+struct LargeTileOf<PlainProducts<double>> {
+  using Shape = TileShape<4, 2>;
+};
+template <class Products>
+using LargeTile = typename LargeTileOf<Products>::Shape;
+template <class Shape>
+constexpr int blocks_at_once = Shape::thread_rows_of * Shape::groups > 16 ? 1 : 2;
 
 template <class Shape>
 dim3 tiles_of(Index rows, Index columns) {
   return dim3(static_cast<unsigned>(ceil_div(rows, Shape::rows)),
               static_cast<unsigned>(ceil_div(columns, Shape::columns)));
 }
-inline bool for_every_multiprocessor(dim3 tiles) {
-  return Index(tiles.x) * tiles.y >= card_facts().multiprocessors;
+// A small tile would leave rows and columns, and every multiprocessor gets a large one.
+template <class Large>
+bool takes(Index rows, Index columns) {
+  const dim3 tiles = tiles_of<Large>(rows, columns);
+  return rows > Large::rows / 2 && columns > Large::columns / 2 &&
+         Index(tiles.x) * tiles.y >= card_facts().multiprocessors;
 }
 
 // Calls f with the kind of products that T and `compute` take.
@@ -143,7 +160,7 @@ struct Places {
 };
 
 template <class Products, class Shape, class T>
-__global__ void CHARRNN_THREADS_OF_BLOCKS(gemm_threads, 2)
+__global__ void CHARRNN_THREADS_OF_BLOCKS(gemm_threads, blocks_at_once<Shape>)
     gemm_kernel(GemmArgs<T> p, Range rows, Range panels) {
   using Sums = SumsOf<Products, Shape>;
   CHARRNN_SHARED(typename Products::Word, shared, Shape::words);
@@ -189,8 +206,9 @@ void gemm(const GemmArgs<T>& p, Range rows, Range panels) {
       launch({tiles_of<Shape>(num_rows, cols), gemm_block()}, table_stream(),
              gemm_kernel<decltype(products), Shape, T>, p, rows, panels);
     };
-    if (for_every_multiprocessor(tiles_of<LargeTile<T>>(num_rows, cols)))
-      by(LargeTile<T>());
+    using Large = LargeTile<decltype(products)>;
+    if (takes<Large>(num_rows, cols))
+      by(Large());
     else if (num_rows > thread_rows)
       by(TileShape<many_rows, 1>());
     else
@@ -275,7 +293,7 @@ CHARRNN_INLINE BlockSum<T> block_sum(T total, Index whole) {
 }
 
 template <class Products, class Shape, class T>
-__global__ void CHARRNN_THREADS_OF_BLOCKS(gemm_threads, 2)
+__global__ void CHARRNN_THREADS_OF_BLOCKS(gemm_threads, blocks_at_once<Shape>)
     gemm_tn_kernel(GemmTnArgs<T> p, GemmTnProduct<T> g, Range rows) {
   using Sums = SumsOf<Products, Shape>;
   CHARRNN_SHARED(typename Products::Word, shared, Shape::words);
@@ -355,8 +373,9 @@ void gemm_tn(const GemmTnArgs<T>& p, Range rows, T*) {
     for (int i = 0; i < p.num_products; ++i) {
       const GemmTnProduct<T>& product = p.products[i];
       if (product.cols <= 0) continue;
-      if (for_every_multiprocessor(tiles_of<LargeTile<T>>(size_of(rows), product.cols)))
-        by(LargeTile<T>(), product);
+      using Large = LargeTile<decltype(products)>;
+      if (takes<Large>(size_of(rows), product.cols))
+        by(Large(), product);
       else
         by(TileShape<many_rows, 1>(), product);
     }

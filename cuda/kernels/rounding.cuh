@@ -1,5 +1,6 @@
-// Operands of products that round them, see Compute. Products of a few terms are the CPU's numbers
-// by plain arithmetic; of more, tiles.cuh multiplies them by the matrix units.
+// Operands of products that round them, see Compute. Rows of a table and their gradients take the
+// CPU's numbers by plain arithmetic (elementwise.cuh), matrix products the matrix units
+// (tiles.cuh).
 #pragma once
 
 #include "kernels/launch.cuh"

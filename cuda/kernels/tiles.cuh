@@ -192,14 +192,16 @@ struct PanelsOperand {
   }
 
   __device__ void read(Index k, Index end, Raw (&raw)[count]) const {
-    // Of a stored word to the next, and of a thread's word to its next.
-    const int terms = halves ? 2 : 1, words_apart = static_cast<int>(gemm_threads) / Shape::columns;
-    const Number* from = data + at(0) + (k + word(0) * Products::depth) / terms * depth_stride;
+    // Of terms the stored words; of a thread's word to its next the terms.
+    const auto stored = [&](Index terms) { return halves ? terms >> 1 : terms; };
+    constexpr int terms_apart = static_cast<int>(gemm_threads) / Shape::columns * Products::depth;
+    static_assert(gemm_threads % Shape::columns != 0 || terms_apart % 2 == 0);
+    const Number* from = data + at(0) + stored(k + word(0) * Products::depth) * depth_stride;
     CHARRNN_UNROLL
     for (int i = 0; i < count; ++i) {
       const Index first = k + word(i) * Products::depth;
       if constexpr (gemm_threads % Shape::columns != 0)
-        from = data + at(i) + first / terms * depth_stride;
+        from = data + at(i) + stored(first) * depth_stride;
       const Index last = given(i) ? end : 0;
       if constexpr (sizeof(Number) == 4) {
         if (halves) {  // as they are: store() takes them apart, when they have come
@@ -210,7 +212,7 @@ struct PanelsOperand {
       if (sizeof(Number) != 4 || !halves)
         raw[i] = Products::read([&](Index at) { return from[(at - first) * depth_stride]; }, first,
                                 last);
-      from += words_apart * Products::depth / terms * depth_stride;
+      from += stored(terms_apart) * depth_stride;
     }
   }
   __device__ void store(const Raw (&raw)[count], typename Products::Word* to) const {
@@ -292,7 +294,9 @@ struct UnitSums {
     const std::uint32_t* const a = stage + lane_word * Shape::a_stride + warp_row() + lane_row;
     const std::uint32_t* const b =
         stage + Shape::b_begin + lane_word * Shape::b_stride + first_n_tile() * 8 + lane_row;
-    for (int at = 0; at < words; at += unit_words) {
+    CHARRNN_UNROLL
+    for (int at = 0; at < stage_words; at += unit_words) {
+      if (at >= words) break;
       const std::uint32_t* const upper = a + at * Shape::a_stride;
       const std::uint32_t* const lower = upper + unit_words / 2 * Shape::a_stride;
       std::uint32_t left[m_tiles][4];

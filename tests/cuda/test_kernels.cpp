@@ -188,12 +188,12 @@ constexpr RoundedProduct rounded_products[] = {{Compute::bfloat16, Storage::bflo
 template <class T>
 void check_large_tiles(Device& device, const RoundedProduct& product, bool small_tiles_too) {
 #if defined(ON_A_CARD)
-  constexpr Index rows = 64 * 20 + 5, cols = 64 * 20 + 13, depth = 150;  // 400 tiles or more
+  constexpr Index rows = 64 * 20 + 5, cols = 64 * 20 + 13, depth = 150;  // 200 tiles or more
 #else
 #if defined(__SANITIZE_THREAD__)
-  constexpr Index rows = 40, cols = 40, depth = 40, tiles = 1;  // it has memory for few threads
+  constexpr Index rows = 40, cols = 70, depth = 40, tiles = 1;  // it has memory for few threads
 #else
-  constexpr Index rows = 64 + 5, cols = 64 + 13, depth = 150, tiles = 4;
+  constexpr Index rows = 64 + 5, cols = 64 + 13, depth = 150, tiles = 2;
 #endif
   const cuda_emulator::Card before = cuda_emulator::card();
   cuda_emulator::Card small = before;
