@@ -68,6 +68,7 @@ class Plan(NamedTuple):
     settings: dict[str, Any]
     by_size: dict[str, dict[str, Any]]
     by_cell: dict[str, dict[str, Any]]
+    by_row: dict[str, dict[str, Any]]
     rows: dict[str, Row]
 
     def settings_of(self, row: Row, seed: int, compute_dtype: str) -> dict[str, Any]:
@@ -76,6 +77,7 @@ class Plan(NamedTuple):
             **self.settings,
             **self.by_size[str(row.hidden_size)],
             **self.by_cell.get(row.cell, {}),
+            **self.by_row.get(row.name, {}),
             "cell": row.cell,
             "num_layers": row.num_layers,
             "hidden_size": row.hidden_size,
@@ -91,7 +93,7 @@ def read_plan(path: Path) -> Plan:
         content = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise PapersError(f"{path} must be a TOML file: {error}") from error
-    keys = ("paper", "text", "settings", "hidden_size", "cell", "rows")
+    keys = ("paper", "text", "settings", "hidden_size", "cell", "row", "rows")
     if set(content) != set(keys) or not all(isinstance(value, dict) for value in content.values()):
         raise PapersError(f"{path} must have the tables {', '.join(keys)}, got {sorted(content)}")
     if content["text"].get("line_ends") not in LINE_ENDS:
@@ -103,8 +105,12 @@ def read_plan(path: Path) -> Plan:
     for row in rows.values():
         if str(row.hidden_size) not in content["hidden_size"]:
             raise PapersError(f"{path}: {row.name} needs the table hidden_size.{row.hidden_size}")
+    for name in content["row"]:
+        if name not in rows:
+            raise PapersError(f"{path}: row.{name} must be of a row of the table rows")
     tables = {key: content[key] for key in ("paper", "text", "settings")}
-    return Plan(**tables, by_size=content["hidden_size"], by_cell=content["cell"], rows=rows)
+    by = {f"by_{key}": content[key] for key in ("cell", "row")}
+    return Plan(**tables, by_size=content["hidden_size"], **by, rows=rows)
 
 
 def _row(name: str, theirs: object, path: Path) -> Row:

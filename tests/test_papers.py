@@ -33,6 +33,8 @@ log_every = 5
 learning_rate = 1e-2
 [cell.gru]
 learning_rate = 2e-2
+[row.gru-2x4]
+seq_len = 8
 [rows]
 lstm-1x4 = 1.75
 gru-2x4 = ""
@@ -83,8 +85,9 @@ def test_rows_one_after_another(folder: Path, capfd: pytest.CaptureFixture[str])
     assert list(content["rows"]) == ["lstm-1x4", "gru-2x4"]
     entry = content["rows"]["gru-2x4"]
     assert entry["minutes"] > 0
-    assert entry["settings"]["learning_rate"] == 2e-2
-    assert content["rows"]["lstm-1x4"]["settings"]["learning_rate"] == 1e-2
+    first = content["rows"]["lstm-1x4"]["settings"]
+    assert (entry["settings"]["learning_rate"], first["learning_rate"]) == (2e-2, 1e-2)
+    assert (entry["settings"]["seq_len"], first["seq_len"]) == (8, 16)
     validation = [
         e["validation_loss"]
         for e in log.read(folder / "logs" / "gru-2x4.jsonl")
@@ -164,6 +167,7 @@ def test_wrong_arguments(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
         ("gru-2x4", "gru-2x5", "gru-2x5 needs the table hidden_size.5"),
         ("1.75", "-1.0", 'lstm-1x4 must be a loss above 0 or "", got -1.0'),
         ('"crlf"', '"cr"', "line_ends must be one of lf, crlf, got 'cr'"),
+        ("[row.gru-2x4]", "[row.gru-9x4]", "row.gru-9x4 must be of a row of the table rows"),
         ("[paper]", "[book]", "must have the tables paper, text, settings, hidden_size, cell"),
         ("[rows]", "[rows", "plan.toml must be a TOML file"),
     ],
