@@ -6,6 +6,7 @@ Johnson and Fei-Fei, Visualizing and Understanding Recurrent Networks (2015).
 reading    what the model computes while it reads
 features   what cells may follow, and which do
 errors     which characters the loss comes from
+oracles    what simpler models would have known of a model's errors
 glyphs     how characters and bytes are shown
 page.*     the page: HTML, CSS and JavaScript, put together here
 """
@@ -31,9 +32,10 @@ from ..runtime import build_info
 from .errors import Errors, by_kind
 from .features import Ranking, rank
 from .glyphs import Shown, show
+from .oracles import divide_errors
 from .reading import MOST_GATED, Reading, Saturation, is_bounded, quantity, read, saturation
 
-__all__ = ["page"]
+__all__ = ["divide_errors", "page"]
 
 GENERATOR = "charrnn-fast view"
 """The beginning of each page's `generator`."""
