@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import charrnn_fast as cf
 from charrnn_fast.cli import main
-from charrnn_fast.view import _json, page
+from charrnn_fast.view import _json, divide_errors, page
 from charrnn_fast.view.errors import KINDS, by_kind
 from charrnn_fast.view.features import FEATURES, rank
 from charrnn_fast.view.glyphs import of_byte, of_character, show
@@ -349,6 +349,48 @@ def test_the_page_holds_what_the_model_computed() -> None:
     assert f"<dd>{loss:.4f} nats per character ({loss / np.log(2):.4f} bits)</dd>" in source
 
 
+def test_the_page_divides_the_errors_where_it_has_the_training_text() -> None:
+    model = lively(TEXT)
+    training_text = TEXT[60:] + TEXT[:50] * 3
+    seen = read(model, model.vocabulary.encode(TEXT), [0])
+    division = divide_errors(np.exp(-seen.losses), TEXT, training_text)
+    source = page(model, TEXT, training_text=training_text)
+    held = facts(source)["division"]
+    assert held["predicted"] == len(TEXT) - 1
+    assert held["errors"] == division.errors > 0
+    assert held["contained"] is False
+    assert [entry["name"] for entry in held["removed"]] == [r.oracle.name for r in division.removed]
+    for entry, removed in zip(held["removed"], division.removed, strict=True):
+        assert (entry["count"], entry["remaining"]) == (removed.number, removed.remaining)
+        assert [tuple(pair) for pair in entry["steps"]] == list(
+            zip(removed.oracle.steps, removed.steps, strict=True)
+        )
+    np.testing.assert_array_equal(array(source, "oracles"), division.oracles)
+    assert facts(page(model, TEXT, training_text=TEXT))["division"]["contained"] is True
+    without = page(model, TEXT)
+    assert "division" not in facts(without)
+    assert 'id="data-oracles"' not in without
+
+
+def test_errors_of_bytes_are_divided_by_bytes() -> None:
+    """Letters above 127 stay what they are, though they are all shown as letters."""
+    model = lively(None)
+    text, training_text = "für tür für".encode(), "tor für\n".encode() * 6
+    seen = read(model, model.vocabulary.encode(text), [0])
+    source = page(model, text, training_text=training_text)
+    expected = divide_errors(np.exp(-seen.losses), text, training_text)
+    np.testing.assert_array_equal(array(source, "oracles"), expected.oracles)
+    assert page(model, text.decode(), training_text=training_text.decode()) == source
+
+
+def test_an_unknown_symbol_stands_for_both_texts_rare_characters() -> None:
+    vocabulary = cf.Vocabulary.from_text("ababab q", min_count=2)
+    model = cf.CharLM(vocabulary, 4, 1)
+    given = [page(model, text, training_text=training) for text, training in (("aQb", "a!b"),)]
+    assert given == [page(model, "a\ufffdb", training_text="a\ufffdb")]
+    assert facts(given[0])["division"]["contained"] is True
+
+
 def test_some_layers_are_shown_alone() -> None:
     model = lively(TEXT, num_layers=3)
     source = page(model, TEXT, layers=[2, 1, 2])
@@ -434,6 +476,12 @@ def test_wrong_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         page(model, TEXT, title=3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="about must be a mapping of str to str, got list"):
         page(model, TEXT, about=["a"])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"training_text has the character 'Q' \(U\+0051\) at pos"):
+        page(model, TEXT, training_text="tQ")
+    with pytest.raises(ValueError, match="training_text must have 1 character or more, got none"):
+        page(model, TEXT, training_text="")
+    with pytest.raises(TypeError, match="training_text must be a str, got bytes"):
+        page(model, TEXT, training_text=b"the")
     monkeypatch.setattr("charrnn_fast.view._MOST_ACTIVATIONS", 1000)
     with pytest.raises(ValueError, match=r"at most 1,000 activations, got .* 2 layer\(s\) of 8 ce"):
         page(model, TEXT)
@@ -501,6 +549,61 @@ def test_view_tells_what_it_cuts(
     assert shown == TEXT[3:23].replace(" ", "·").replace("\n", "↵").replace("\t", "→")
     loss = cf.CharLM.load(model).evaluate(TEXT[3:23])
     assert f"{loss:.4f} nats" in source
+
+
+def test_view_takes_the_training_part_of_the_models_own_text(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of another text, and where the validation has a text of its own, all is for training."""
+    own, out, size = tmp_path / "own.safetensors", tmp_path / "page.html", len(TEXT)
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT[:-1] + " ")
+    small = ["--hidden-size", "4", "--num-layers", "1", "--steps", "1", "--seq-len", "8"]
+    train = ["train", str(text), "-o", str(own), "--overwrite", *small, "--batch-size", "2"]
+    view = ["view", str(own), str(other), "-o", str(out), "--training-text"]
+    model: Any = None
+
+    def check(said: str, training_text: str) -> None:
+        assert capsys.readouterr().out.startswith(f"trained on  {said}\nsaved to")
+        (line,) = re.findall(
+            "<dt>trained on</dt><dd>(.*?)</dd>", source := out.read_text(encoding="utf-8")
+        )
+        assert line.endswith(f", {said}")
+        seen = read(model, model.vocabulary.encode(other.read_text()), [0])
+        division = divide_errors(np.exp(-seen.losses), other.read_text(), training_text)
+        np.testing.assert_array_equal(array(source, "oracles"), division.oracles)
+
+    for more, share in (([], 0.9), (["--split", "0.5,0.25,0.25"], 0.5)):
+        assert main([*train, *more]) == 0
+        model = cf.CharLM.load(own)
+        capsys.readouterr()
+        first = int(size * share)
+        assert main([*view, str(text)]) == 0
+        check(f"the first {first} of {size} characters, its training part", TEXT[:first])
+        assert main([*view, str(other)]) == 0
+        check(f"{size} characters", other.read_text())
+    assert main([*view, str(text), str(other)]) == 0
+    check(f"{2 * size} characters", TEXT + other.read_text())
+    assert main([*train, "--validation", str(other)]) == 0
+    model = cf.CharLM.load(own)
+    capsys.readouterr()
+    assert main([*view, str(text)]) == 0
+    check(f"{size} characters", TEXT)
+
+
+def test_view_leaves_out_what_the_training_left_out(
+    tmp_path: Path, model: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more, own, out = tmp_path / "more.txt", tmp_path / "own", tmp_path / "page.html"
+    more.write_text(TEXT + "QQ" + TEXT)
+    options = ["--steps", "1", "--seq-len", "8", "--batch-size", "2", "--allow-unknown"]
+    train = ["train", str(more), "-o", str(own), "--init-from", str(model), *options]
+    assert main(train) == 0
+    capsys.readouterr()
+    assert main(["view", str(own), str(text), "--training-text", str(more), "-o", str(out)]) == 0
+    size = 2 * len(TEXT)
+    told = f"the first {int(size * 0.9)} of {size} characters, its training part"
+    assert f"trained on  {told}\n" in capsys.readouterr().out
 
 
 def test_view_replaces_pages_and_nothing_else(
@@ -572,6 +675,12 @@ def test_a_failed_write_leaves_the_old_page(
         (["{model}", "{empty}"], "the text is empty: {empty}"),
         (["{model}", "{one}"], "the text has 1 characters, of which --start 0 leaves 1"),
         (["{model}", "{other}"], "other has the character 'Q' (U+0051) at position 2"),
+        (["{model}", "{text}", "--training-text"], "--training-text: expected at least one argum"),
+        (["{model}", "{text}", "--training-text", ""], "--training-text: must be the name of a f"),
+        (["{model}", "{text}", "--training-text", "{folder}/no"], "no: No such file or directory"),
+        (["{model}", "{text}", "--training-text", "{empty}"], "the text is empty: {empty}"),
+        (["{model}", "{text}", "--training-text", "{other}"], "other has the character 'Q'"),
+        (["{model}", "-", "--training-text", "-"], "standard input is named twice"),
         # the output is looked at before anything is read
         (["{folder}/no", "{text}", "-o", "{folder}"], "this is a folder, not a file"),
         (["{folder}/no", "{text}", "-o", "{folder}/a/b"], "its folder does not exist"),

@@ -20,8 +20,9 @@ from matplotlib.image import imread
 
 import chromium
 from charrnn_fast import CharLM
-from charrnn_fast.view import page
+from charrnn_fast.view import divide_errors, page
 from charrnn_fast.view.errors import by_kind
+from charrnn_fast.view.oracles import NO_ERROR, ORACLES
 from charrnn_fast.view.reading import read, saturation
 from chromium import Chromium
 from pages import HOSTILE, NETWORKS, TEXT, lively
@@ -294,6 +295,147 @@ def test_errors_are_told_by_kind(show: Show) -> None:
     for line, errors in zip(table, kinds, strict=True):
         share = 100 * errors.loss / seen.losses.sum()
         assert float(line[2].removesuffix(" %")) == pytest.approx(share, abs=0.06)
+
+
+def expecting(model: CharLM, character: str, logit: float) -> CharLM:
+    """The model, with so much more for a character."""
+    weights = {name: np.array(w) for name, w in model.rnn.parameters().items()}
+    weights["decoder.bias"][model.vocabulary.encode(character)] += logit
+    model.rnn.load_parameters(weights)
+    return model
+
+
+def marked(browser: Chromium) -> list[int]:
+    """The characters with a frame that is the ink's colour."""
+    found: list[int] = browser.evaluate(
+        "[...document.querySelectorAll('.char')].filter(c => "
+        "getComputedStyle(c.firstChild).outlineStyle === 'solid').map(c => Number(c.dataset.n))"
+    )
+    return found
+
+
+def test_errors_are_divided_and_lead_to_the_text(show: Show) -> None:
+    model = expecting(lively(TEXT), " ", 8)
+    training_text = TEXT[60:] + TEXT[:50] * 3
+    browser = show(model, training_text=training_text, address="#layer=1&cell=2")
+    seen = read(model, model.vocabulary.encode(TEXT), [0])
+    division = divide_errors(np.exp(-seen.losses), TEXT, training_text)
+    head, *table = browser.evaluate(
+        "[...document.querySelectorAll('#oracles tr:not(.steps)')].map(r => "
+        "[...r.children].map(c => c.textContent))"
+    )
+    assert head == ["removed by", "errors", "share", "left"]
+    assert table == [
+        [oracle.name, f"{n}", f"{100 * n / division.errors:.1f} %", f"{left}"]
+        for oracle, n, left, _ in division.removed
+    ]
+    told = browser.evaluate("[...document.querySelectorAll('.steps')].map(r => r.textContent)")
+    assert told == [
+        f"{oracle.step}: "
+        + ", ".join(f"{step} ({n})" for step, n in zip(oracle.steps, steps, strict=True) if n)
+        for oracle, _, _, steps in division.removed
+        if any(steps)
+    ]
+    predicted, errors = len(TEXT) - 1, division.errors
+    share = f"{100 * errors / predicted:.1f} %"
+    missed = browser.evaluate("document.getElementById('missed').textContent")
+    assert missed == f"{errors} of {predicted} characters ({share})"
+    assert browser.evaluate("document.getElementById('contained').hidden")
+    assert browser.evaluate("document.getElementById('untold').hidden")
+    # the picture: parts as wide as their shares, in the colours of the table
+    parts = browser.evaluate(
+        "[...document.querySelectorAll('.stack span')].map(s => [s.getBoundingClientRect().width, "
+        "getComputedStyle(s).backgroundColor, s.title])"
+    )
+    counts = [removed.number for removed in division.removed if removed.number]
+    width = sum(part[0] for part in parts)
+    for (own, _, _), count in zip(parts, counts, strict=True):
+        assert own / width == pytest.approx(count / errors, abs=0.01)
+    swatches = browser.evaluate(
+        "[...document.querySelectorAll('.swatch')].map(s => getComputedStyle(s).backgroundColor)"
+    )
+    assert len(set(swatches)) == len(swatches)
+    assert [part[1] for part in parts] == [
+        colour for colour, removed in zip(swatches, division.removed, strict=True) if removed.number
+    ]
+    said = browser.evaluate("document.querySelector('.stack').getAttribute('aria-label')")
+    assert said == f"Shares of the errors: {', '.join(part[2] for part in parts)}"
+    # a click marks, another one marks others, and one on the same again none
+    assert marked(browser) == []
+    present = [i for i, removed in enumerate(division.removed) if removed.number][:2]
+    for i in present:
+        browser.click(f"[data-oracle='{i}']")
+        expected = (np.flatnonzero(division.oracles == i) + 1).tolist()
+        assert marked(browser) == expected
+        pressed = browser.evaluate(
+            "[...document.querySelectorAll('#oracles button')].map(b => b.ariaPressed)"
+        )
+        assert pressed == ["true" if k == i else "false" for k in range(len(ORACLES))]
+    n = expected[0]
+    black = "map.getContext('2d').getImageData({}, {}, 1, 1).data.slice(0, 3).join()"
+    row = TEXT.count("\n", 0, n)
+    column = n - (TEXT.rfind("\n", 0, n) + 1)
+    assert browser.evaluate("starts.length - 1") == TEXT.count("\n")  # a line is a row
+    assert browser.evaluate(black.format(column, row)) == "27,31,36"
+    browser.point(f".char[data-n='{n}']")
+    given = 100 * np.exp(-seen.losses[n - 1])
+    told = f"an error ({given:.2f} %): {ORACLES[present[1]].name}"
+    assert told in browser.evaluate("tip.innerText")
+    right = int(np.flatnonzero(division.oracles == NO_ERROR)[0]) + 1
+    browser.point(f".char[data-n='{right}']")
+    assert "an error" not in browser.evaluate("tip.innerText")
+    browser.evaluate("new Promise(done => setTimeout(done, 400))")
+    assert browser.evaluate("location.hash").endswith(f"&errors={present[1]}")
+    browser.evaluate(f"document.querySelector('[data-oracle=\"{present[1]}\"]').focus()")
+    browser.press("Enter")
+    assert marked(browser) == []
+
+
+def test_an_address_leads_to_errors(show: Show) -> None:
+    model, text = lively(TEXT), TEXT * 60
+    browser = show(model, text, training_text=TEXT[:40], address="#layer=0&cell=1&errors=2")
+    codes = browser.evaluate("[...oracles]")
+    first = marked(browser)
+    assert first and all(codes[n - 1] == 2 for n in first)
+    browser.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    browser.settle()
+    last = marked(browser)  # rows that come into sight are marked, too
+    assert last and all(codes[n - 1] == 2 for n in last) and last[-1] > first[-1]
+    for wrong in ("8", "-1", "x", ""):
+        browser.evaluate(f"location.hash = '#layer=0&cell=1&errors={wrong}'")
+        browser.settle()
+        assert marked(browser) == []
+
+
+def test_without_a_training_text_the_page_says_how_to_divide_the_errors(show: Show) -> None:
+    browser = show(lively(TEXT), address="#layer=0&cell=1&errors=2")
+    assert browser.evaluate("document.getElementById('oracles').hidden")
+    hint = "document.getElementById('untold')"
+    assert not browser.evaluate(f"{hint}.hidden")
+    assert "--training-text FILE" in browser.evaluate(f"{hint}.innerText")
+    assert marked(browser) == []
+
+
+def test_a_model_without_errors_has_no_table_of_them(show: Show) -> None:
+    browser = show(expecting(lively("ab", num_layers=1), "a", 40), "baaa", training_text="ab")
+    missed = browser.evaluate("document.getElementById('missed').textContent")
+    assert missed == "0 of 3 characters (0.0 %)"
+    assert browser.evaluate("document.querySelector('#oracles table').hidden")
+    assert browser.evaluate("document.querySelector('.stack').hidden")
+
+
+def test_the_errors_fit_on_a_phone(show: Show) -> None:
+    browser = show(lively(TEXT), training_text=TEXT, size=(360, 780))
+    browser.evaluate("document.getElementById('oracles').open = true")
+    assert browser.evaluate("document.documentElement.scrollWidth") == 360
+    edges = browser.evaluate(
+        "[...document.querySelectorAll('#oracles td, #oracles th, .stack, #oracles button')]"
+        ".map(e => e.getBoundingClientRect().right)"
+    )
+    assert len(edges) > 30 and max(edges) <= 360
+    contained = "document.getElementById('contained')"
+    assert not browser.evaluate(f"{contained}.hidden")
+    assert "contains this text" in browser.evaluate(f"{contained}.innerText")
 
 
 @pytest.mark.parametrize("address", ["#layer=7&cell=1", "#layer=0&cell=x", "#<img src=x>", "#%"])

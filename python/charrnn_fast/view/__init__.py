@@ -6,6 +6,7 @@ Johnson and Fei-Fei, Visualizing and Understanding Recurrent Networks (2015).
 reading    what the model computes while it reads
 features   what cells may follow, and which do
 errors     which characters the loss comes from
+oracles    what simpler models would have known of a model's errors
 glyphs     how characters and bytes are shown
 page.*     the page: HTML, CSS and JavaScript, put together here
 """
@@ -28,12 +29,16 @@ from numpy.typing import NDArray
 from .._checks import brief, called, instance, integer
 from ..language.model import CharLM
 from ..runtime import build_info
+from ..storage.file_array import Ids
+from ..text.files import in_blocks
+from ..text.vocabulary import Vocabulary
 from .errors import Errors, by_kind
 from .features import Ranking, rank
 from .glyphs import Shown, show
+from .oracles import Division, Removed, divide_errors
 from .reading import MOST_GATED, Reading, Saturation, is_bounded, quantity, read, saturation
 
-__all__ = ["page"]
+__all__ = ["divide_errors", "page"]
 
 GENERATOR = "charrnn-fast view"
 """The beginning of each page's `generator`."""
@@ -49,6 +54,7 @@ def page(
     layers: Iterable[int] | None = None,
     title: str = "A look inside",
     about: Mapping[str, str] | None = None,
+    training_text: str | bytes | None = None,
 ) -> str:
     """A self-contained HTML page that shows a text as the model's cells see it.
 
@@ -60,6 +66,8 @@ def page(
 
     text: at least two characters, or bytes for a byte vocabulary. layers: the layers to show, from
     0, as in weight_ih_l0; None: all. title and about (lines of label and value) head the page.
+    training_text: what the model was trained on. With it the page divides the model's errors by
+    what simpler models would have known (`divide_errors`).
 
     Raises ValueError for a character that is not in the vocabulary, and if text and layers make
     more than 50 million activations, of 4/3 bytes each. Raises FloatingPointError if the model's
@@ -68,7 +76,13 @@ def page(
     instance("model", model, CharLM, "a CharLM")
     instance("title", title, str, "a str")
     instance("about", about, (Mapping, type(None)), "a mapping of str to str")
-    return page_of_ids(model, model.vocabulary.encode(text), layers, title, about or {})
+    ids, training = model.vocabulary.encode(text), None
+    if training_text is not None:
+        training = model.vocabulary.encode_part(training_text, called("training_text"), 0)
+        if not len(training):
+            unit = model.vocabulary.unit
+            raise ValueError(f"{called('training_text')} must have 1 {unit} or more, got none")
+    return page_of_ids(model, ids, layers, title, about or {}, training)
 
 
 def page_of_ids(
@@ -77,8 +91,9 @@ def page_of_ids(
     layers: Iterable[int] | None,
     title: str,
     about: Mapping[str, str],
+    training: Ids | None = None,
 ) -> str:
-    """As `page`, for ids [N] of any integer type."""
+    """As `page`, for ids [N] of any integer type. training: the ids of the training text."""
     rnn, vocabulary = model.rnn, model.vocabulary
     chosen = _layers(layers, rnn.num_layers)
     if len(ids) < 2:
@@ -119,12 +134,18 @@ def page_of_ids(
             _told(errors, float(seen.losses.sum())) for errors in by_kind(seen.losses, plain)
         ],
     }
+    arrays = _arrays(seen, shown, ids, levels)
+    if training is not None:
+        texts = (_whole(vocabulary, part) for part in (ids, training))
+        division = divide_errors(np.exp(-seen.losses), *texts)
+        facts["division"] = _divided(division)
+        arrays["oracles"] = division.oracles
     bits = nats / math.log(2)
     header = {
         **(about or {"model": repr(model)[1:-1].removeprefix("CharLM: ")}),
         "loss": f"{brief(nats, 4)} nats per {vocabulary.unit} ({brief(bits, 4)} bits)",
     }
-    return _assemble(title, header, facts, _arrays(seen, shown, ids, levels))
+    return _assemble(title, header, facts, arrays)
 
 
 def _layers(layers: Iterable[int] | None, count: int) -> list[int]:
@@ -141,6 +162,14 @@ def _plain(model: CharLM, ids: NDArray[np.int32]) -> str:
     if model.vocabulary.kind == "characters":
         return model.vocabulary.decode(ids)
     return np.where(ids < 0x80, ids, ord("ä")).astype(np.uint8).tobytes().decode("latin-1")
+
+
+def _whole(vocabulary: Vocabulary, ids: Ids) -> str | bytes:
+    """The text of ids; of a vocabulary of bytes, these."""
+    blocks = (ids[first:last] for first, last in in_blocks(0, len(ids)))
+    if vocabulary.kind == "bytes":
+        return b"".join(map(vocabulary.units, blocks))
+    return "".join(map(vocabulary.decode, blocks))
 
 
 def _quantised(cells: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -173,6 +202,27 @@ def _told(errors: Errors, loss: float) -> dict[str, Any]:
         "count": errors.number,
         "nats": round(errors.loss / errors.number, 3),
         "share": round(errors.loss / loss, 4) if loss > 0 else 0,
+    }
+
+
+def _divided(division: Division) -> dict[str, Any]:
+    return {
+        "predicted": division.predicted,
+        "errors": division.errors,
+        "contained": division.contained,
+        "removed": [_removed(removed) for removed in division.removed],
+    }
+
+
+def _removed(removed: Removed) -> dict[str, Any]:
+    oracle = removed.oracle
+    return {
+        "name": oracle.name,
+        "about": oracle.about,
+        "count": removed.number,
+        "remaining": removed.remaining,
+        "step": oracle.step,
+        "steps": [list(pair) for pair in zip(oracle.steps, removed.steps, strict=True)],
     }
 
 

@@ -39,6 +39,11 @@ def in_word(character: str) -> bool:
     return character.isalnum() or character == "_"
 
 
+def is_quote(character: str) -> bool:
+    """Whether a character is a quotation mark, an apostrophe or a backtick."""
+    return character in "\"'`" or category(character) in ("Pi", "Pf")
+
+
 KINDS = (
     Kind("line end", "the character ends a line", lambda before, c: c == "\n"),
     Kind("start of a line", "behind a line end, blanks too", lambda before, c: before == "\n"),
@@ -53,7 +58,7 @@ KINDS = (
     Kind(
         "quote or bracket",
         "a quotation mark, an apostrophe or a bracket of any kind",
-        lambda before, c: c in "\"'`" or category(c) in ("Ps", "Pe", "Pi", "Pf"),
+        lambda before, c: is_quote(c) or category(c) in ("Ps", "Pe"),
     ),
     Kind("other sign", "all else", lambda before, c: True),
 )

@@ -22,6 +22,8 @@ const shares = decoded("shares"); // [N, K] probabilities, 65535 for 1
 const came = decoded("came"); // [N - 1] which guess came true, 255: none
 const losses = decoded("losses"); // [N - 1] of the next character, nats
 const levels = decoded("levels"); // [C, N] activations, 127 for scales[c]
+const division = facts.division; // of the errors; undefined without a training text
+const oracles = division && decoded("oracles"); // [N - 1] what removes the next one, 255: no error
 const N = text.length;
 const K = facts.guesses;
 const [SHOWN, NAME, LOOK] = [0, 1, 2]; // of a glyph
@@ -36,8 +38,9 @@ for (let n = 0; n < N; ++n) {
 
 // ---- what is chosen ----
 
-// layer: an index of facts.layers. guesses: how many stand under a character
-const chosen = { layer: 0, cell: 0, guesses: K, contrast: false };
+// layer: an index of facts.layers. guesses: how many stand under a character. errors: the index in
+// division.removed of those that are marked
+const chosen = { layer: 0, cell: 0, guesses: K, contrast: false, errors: null };
 const index = () => chosen.layer * facts.cells + chosen.cell; // of the cell among all C
 const activation = (n) => (levels[index() * N + n] / 127) * facts.scales[index()];
 const cellOf = (c) => ({ layer: Math.floor(c / facts.cells), cell: c % facts.cells });
@@ -169,9 +172,14 @@ function glyph(i, className) {
   return element("span", look === "plain" ? className : `${className} ${look}`, shown);
 }
 
+/** What would have removed the error of character n, an index in division.removed; else 255. */
+const oracleOf = (n) => (oracles && n > 0 ? oracles[n - 1] : NONE);
+const isMarked = (n) => oracleOf(n) === (chosen.errors ?? -1);
+
 function column(n) {
   const made = element("span", "char", glyph(text[n], "glyph"));
   made.dataset.n = n;
+  made.classList.toggle("missed", isMarked(n));
   for (let k = 0; k < chosen.guesses; ++k) {
     const guess = glyph(guesses[n * K + k], "guess");
     guess.style.setProperty("--share", (shares[n * K + k] / 65535).toFixed(3));
@@ -260,11 +268,12 @@ function drawMap(rgb) {
   const context = map.getContext("2d");
   const image = context.createImageData(columns, count);
   const pixels = new Uint32Array(image.data.buffer); // from the low byte: red, green, blue, alpha
-  const packed = rgb.map(([red, green, blue]) => (255 << 24) | (blue << 16) | (green << 8) | red);
+  const pack = ([red, green, blue]) => (255 << 24) | (blue << 16) | (green << 8) | red;
+  const [packed, mark] = [rgb.map(pack), pack(channels("--ink"))];
   const offset = index() * N;
   for (let r = 0; r < count; ++r) {
     for (let n = starts[r]; n < starts[r + 1]; ++n) {
-      pixels[r * columns + n - starts[r]] = packed[levels[offset + n] + 127];
+      pixels[r * columns + n - starts[r]] = isMarked(n) ? mark : packed[levels[offset + n] + 127];
     }
   }
   context.putImageData(image, 0, 0);
@@ -422,6 +431,66 @@ for (const { name, about, count, nats, share } of facts.errors) {
   $("errors").querySelector("tbody").append(line);
 }
 
+// ---- the errors, by what would have removed them ----
+
+$("untold").hidden = Boolean(division);
+$("oracles").hidden = !division;
+
+function wholePercent(share) {
+  return `${(100 * share).toFixed(1)} %`;
+}
+
+/** The lines of one oracle in the table: its numbers, and how many each of its steps removes. */
+function oracleLines({ name, about, count, remaining, step, steps }, i) {
+  const swatch = element("span", "swatch");
+  swatch.style.background = `var(--oracle-${i})`;
+  const button = element("button", "", swatch, name);
+  button.type = "button";
+  button.dataset.oracle = i;
+  button.addEventListener("click", () => choose({ errors: chosen.errors === i ? null : i }));
+  const share = wholePercent(count / division.errors);
+  const cells = [button, `${count}`, share, `${remaining}`];
+  const line = element("tr", "", ...cells.map((cell) => element("td", "", cell)));
+  line.title = about;
+  const told = steps.filter(([, removed]) => removed).map(([value, n]) => `${value} (${n})`);
+  if (!told.length) return [line];
+  const detail = element("td", "", `${step}: ${told.join(", ")}`);
+  detail.colSpan = cells.length;
+  return [line, element("tr", "steps", detail)];
+}
+
+if (division) {
+  const { predicted, errors, contained, removed } = division;
+  const share = wholePercent(errors / predicted);
+  $("missed").textContent = `${errors} of ${predicted} ${facts.unit}s (${share})`;
+  $("contained").hidden = !contained;
+  const stack = $("oracles").querySelector(".stack");
+  const table = $("oracles").querySelector("table");
+  stack.hidden = table.hidden = !errors;
+  removed.forEach((oracle, i) => {
+    table.querySelector("tbody").append(...oracleLines(oracle, i));
+    if (!oracle.count) return;
+    const part = element("span");
+    part.style.width = `${(100 * oracle.count) / errors}%`;
+    part.style.background = `var(--oracle-${i})`;
+    part.title = `${oracle.name}: ${wholePercent(oracle.count / errors)}`;
+    stack.append(part);
+  });
+  const told = [...stack.children].map((part) => part.title);
+  stack.setAttribute("aria-label", `Shares of the errors: ${told.join(", ")}`);
+}
+
+function markErrors() {
+  for (const row of rows.values()) {
+    for (const char of row.children) {
+      char.classList.toggle("missed", isMarked(Number(char.dataset.n)));
+    }
+  }
+  [...$("oracles").querySelectorAll("button")].forEach((button, i) => {
+    button.setAttribute("aria-pressed", String(i === chosen.errors));
+  });
+}
+
 // ---- what stands at a character ----
 
 const tip = $("tip");
@@ -435,12 +504,21 @@ function percent(share) {
   return share < 0.00005 ? "< 0.01 %" : `${(100 * share).toFixed(2)} %`;
 }
 
+/** That the model missed character n, if it did. */
+function missed(n) {
+  if (oracleOf(n) === NONE) return [];
+  const { name } = division.removed[oracleOf(n)];
+  const found = `an error (${percent(Math.exp(-losses[n - 1]))}): ${name}`;
+  return [element("p", "", found)];
+}
+
 function describe(n) {
   const place = `line ${lines[n] + 1}, column ${n - lineStarts[lines[n]] + 1}`;
   const value = element("b", "", signed(activation(n)));
   const paragraphs = [
     element("p", "", quoted(text[n]), ` ${facts.glyphs[text[n]][NAME]}`),
     element("p", "", `${facts.unit} ${n + 1} of ${N}, ${place}`),
+    ...missed(n),
     element("p", "", `cell ${label(index())}: ${facts.quantity} = `, value),
   ];
   const table = element("table");
@@ -477,6 +555,7 @@ function choose(changes) {
   chosen.layer = clamp(chosen.layer, 0, facts.layers.length - 1);
   chosen.cell = clamp(chosen.cell, 0, facts.cells - 1);
   if ("guesses" in changes) rowsAgain();
+  if ("errors" in changes) markErrors();
   $("layer").value = String(chosen.layer);
   $("slider").value = $("cell").value = String(chosen.cell);
   $("guessing").value = String(chosen.guesses);
@@ -520,6 +599,7 @@ function remember() {
     const parts = { layer: facts.layers[chosen.layer], cell: chosen.cell };
     if (chosen.guesses !== roomy()) parts.guesses = chosen.guesses || "off";
     if (chosen.contrast) parts.contrast = "full";
+    if (chosen.errors !== null) parts.errors = chosen.errors;
     history.replaceState(null, "", `#${new URLSearchParams(parts)}`);
   }, 250);
 }
@@ -533,8 +613,10 @@ function recalled() {
   const contrast = asked.get("contrast") === "full";
   const layer = facts.layers.indexOf(Number(asked.get("layer") ?? NaN));
   const cell = Number(asked.get("cell") ?? NaN);
-  if (layer >= 0 && Number.isInteger(cell)) return { guesses, contrast, layer, cell };
-  return { guesses, contrast, ...cellOf(opened.c) };
+  const errors = (division?.removed ?? []).findIndex((_, i) => asked.get("errors") === String(i));
+  const others = { guesses, contrast, errors: errors < 0 ? null : errors };
+  if (layer >= 0 && Number.isInteger(cell)) return { ...others, layer, cell };
+  return { ...others, ...cellOf(opened.c) };
 }
 
 let unfolded = null; // how many guesses there were before they were folded
