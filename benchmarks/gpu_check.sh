@@ -15,6 +15,9 @@
 # without them the stages python, torch and report are left out, and say so. torch takes PyTorch with
 # CUDA. No network.
 #
+# After a stage that fails the others go on, but for the build's, and the exit status is 1: time on
+# a card is rare.
+#
 # The time limit of each stage is in seconds, for all to take less than nine minutes: BUILD_LIMIT,
 # TEST_LIMIT, PYTHON_LIMIT, TIME_LIMIT, TORCH_LIMIT.
 #
@@ -84,8 +87,15 @@ build() {
 limited() {
   local limit=$1 log=$2
   shift 2
-  timeout "$limit" "$@" > "$log" 2>&1 || { tail -n 20 "$log" >&2; echo "$stage failed: see $log" >&2; exit 1; }
+  timeout "$limit" "$@" > "$log" 2>&1 || { tail -n 20 "$log" >&2; fail "$log"; return; }
   tail -n 1 "$log"
+}
+# fail LOG: the stage has failed; nothing goes on without the build
+failed=()
+fail() {
+  echo "$stage failed: see $1" >&2
+  failed+=("$stage")
+  [ "$stage" != build ] || exit 1
 }
 
 export -f build package has
@@ -112,7 +122,8 @@ for stage in "${stages[@]}"; do
       CHARRNN_ISA=x86-64-v3 limited "${PYTHON_LIMIT:-70}" "$out/python.log" "$python" -m pytest -q -n 4 \
         -p no:cacheprovider "${device[@]}" "${tests[@]/%/.py}" ;;
     time)
-      timeout "${TIME_LIMIT:-70}" "$work/cuda/time_device" "$seconds" $sizes > "$out/time.jsonl"
+      timeout "${TIME_LIMIT:-70}" "$work/cuda/time_device" "$seconds" $sizes > "$out/time.jsonl" ||
+        fail "$out/time.jsonl"
       cat "$out/time.jsonl" ;;
     torch)
       package && has torch || { say "left out: $python has no $missing"; continue; }
@@ -121,7 +132,7 @@ for stage in "${stages[@]}"; do
         continue
       fi
       timeout "${TORCH_LIMIT:-50}" "$python" benchmarks/gpu/torch_on_card.py "$torch_on" "$seconds" \
-        > "$out/torch.jsonl" || { tail -n 3 "$out/torch.jsonl" >&2; echo "torch failed: see $out/torch.jsonl" >&2; exit 1; }
+        > "$out/torch.jsonl" || { tail -n 3 "$out/torch.jsonl" >&2; fail "$out/torch.jsonl"; }
       wc -l < "$out/torch.jsonl" ;;
     report)
       command -v "$python" > /dev/null || { say "left out: there is no $python"; continue; }
@@ -129,4 +140,8 @@ for stage in "${stages[@]}"; do
       echo "$out/report.md" ;;
   esac
 done
+if [ ${#failed[@]} -gt 0 ]; then
+  say "failed: ${failed[*]}"
+  exit 1
+fi
 say "done"

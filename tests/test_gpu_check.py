@@ -118,3 +118,25 @@ def test_a_stage_that_cannot_run_is_left_out_by_name(
     monkeypatch.setenv("PYTHON", sys.executable)
     done = subprocess.run([*command[:2], "report"], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.splitlines()[-2] == str(tmp_path / "out/report.md")
+
+
+def test_after_a_stage_that_fails_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REHEARSE", "1")
+    monkeypatch.setenv("PYTHON", sys.executable)
+    monkeypatch.setenv("TEST_LIMIT", "0.001")  # seconds
+    monkeypatch.setenv("BUILD_LIMIT", "0.001")
+    out = tmp_path / "out"
+
+    def check(*stages: str) -> subprocess.CompletedProcess[str]:
+        command = [BENCHMARKS / "gpu_check.sh", out, *stages]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = check("test", "report")
+    assert done.returncode == 1
+    assert f"test failed: see {out}/test.log" in done.stderr
+    assert (out / "report.md").exists() and done.stdout.rstrip().endswith("failed: test")
+    done = check("build", "report")
+    assert done.returncode == 1 and "==> [0 s] report" not in done.stdout
+    assert f"build failed: see {out}/build.log" in done.stderr

@@ -19,7 +19,9 @@ LOGS = ("build", "test", "python")
 def rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.startswith("{")]
+    lines = path.read_text().splitlines()
+    # the last one may be cut, where a stage's time has ended
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
 
 def collected(folder: Path) -> dict[str, Any]:
