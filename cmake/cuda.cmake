@@ -113,7 +113,7 @@ elseif(CHARRNN_CUDA STREQUAL "PIP")
 else()
   check_language(CUDA)
   if(NOT CMAKE_CUDA_COMPILER)
-    message(FATAL_ERROR "CHARRNN_CUDA=ON takes nvcc of CUDA 12.0 or later, which is not in PATH and not "
+    message(FATAL_ERROR "CHARRNN_CUDA=ON takes nvcc of CUDA 12.1 or later, which is not in PATH and not "
       "named by CUDACXX: install NVIDIA's CUDA toolkit, or take CHARRNN_CUDA=PIP, which has pip install it")
   endif()
 endif()
@@ -132,8 +132,8 @@ if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
   list(APPEND CMAKE_CUDA_ARCHITECTURES 80-virtual)
 endif()
 enable_language(CUDA)
-if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0)
-  message(FATAL_ERROR "CHARRNN_CUDA takes nvcc of CUDA 12.0 or later, got ${CMAKE_CUDA_COMPILER}, of CUDA "
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.1)
+  message(FATAL_ERROR "CHARRNN_CUDA takes nvcc of CUDA 12.1 or later, got ${CMAKE_CUDA_COMPILER}, of CUDA "
     "${CMAKE_CUDA_COMPILER_VERSION}")
 endif()
 string(REPLACE ";" " " architectures "${CMAKE_CUDA_ARCHITECTURES}")

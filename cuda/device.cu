@@ -23,11 +23,8 @@ class Cuda final : public Device {
   }
 
   void* allocate(std::size_t bytes) override { return cuda::allocate_bytes(bytes); }
-  // Work that is queued, to any stream, may use it.
   void release(void* memory) override {
-    if (!memory) return;
-    cuda::wait_for_all();
-    cuda::release_bytes(memory);
+    if (memory) cuda::release_bytes(memory);
   }
 
   void upload_bytes(const void* from, std::size_t bytes, void* to) override {

@@ -73,7 +73,7 @@ def test_auto_with_a_card_builds_for_it(tmp_path: Path, smi: str) -> None:
 
 def test_what_is_asked_for_and_missing(tmp_path: Path) -> None:
     code, said = configure(tmp_path, "ON", CUDACXX="/nowhere/nvcc")
-    assert code != 0 and "CHARRNN_CUDA=ON takes nvcc of CUDA 12.0 or later" in said, said
+    assert code != 0 and "CHARRNN_CUDA=ON takes nvcc of CUDA 12.1 or later" in said, said
     python = f"-DPython_EXECUTABLE={sys.executable}"
     code, said = configure(tmp_path, "PIP", python)
     assert code != 0 and f"CHARRNN_CUDA=PIP takes nvcc of {sys.executable}, which has none" in said

@@ -2,7 +2,7 @@
 // order, asynchronous copies, clusters, matrix units. Kernels call these functions and use CUDA's
 // threadIdx, blockIdx, blockDim and gridDim, and nothing else of CUDA.
 //
-// Under nvcc they are inline assembly (PTX ISA 8.0). Under another compiler they are those of the
+// Under nvcc they are inline assembly (PTX ISA 8.1). Under another compiler they are those of the
 // emulator (tests/cuda/emulator), which runs the same kernels on the CPU.
 //
 // What orders memory: sync_block, sync_warp, cluster_arrive and cluster_wait, mbarriers, and
@@ -28,6 +28,8 @@
 #define CHARRNN_THREADS_OF_BLOCKS(n, blocks) __launch_bounds__(n, blocks)
 
 #include <cstring>
+#include <mutex>
+#include <set>
 #include <stdexcept>
 #include <utility>
 
@@ -133,18 +135,26 @@ inline Stream new_stream() {
 inline void* allocate_bytes(std::size_t bytes) {
   const OnCard on_card;
   void* memory = nullptr;
-  if (cudaMalloc(&memory, bytes > 0 ? bytes : 1) == cudaSuccess) return memory;
+  const cudaError_t status = cudaMalloc(&memory, bytes > 0 ? bytes : 1);
+  if (status == cudaSuccess) return memory;
   (void)cudaGetLastError();  // else the next launch would report it
+  if (status != cudaErrorMemoryAllocation) check(status, "memory of the device");
   return nullptr;
 }
-inline void release_bytes(void* memory) { (void)cudaFree(memory); }
+// Once queued work, of any stream, has ended: it may use the memory. Destructors call this, so a
+// fault of that work is left to the next call that can throw: CUDA reports it again.
+inline void release_bytes(void* memory) noexcept {
+  int before = 0;
+  const bool known = cudaGetDevice(&before) == cudaSuccess && before != chosen_card();
+  if (known) (void)cudaSetDevice(chosen_card());
+  (void)cudaDeviceSynchronize();
+  (void)cudaFree(memory);
+  if (known) (void)cudaSetDevice(before);
+  (void)cudaGetLastError();
+}
 inline void wait_for(Stream stream) {
   const OnCard on_card;
   check(cudaStreamSynchronize(stream), "work of the device");
-}
-inline void wait_for_all() {
-  const OnCard on_card;
-  check(cudaDeviceSynchronize(), "work of the device");
 }
 // An event behind all that a stream has now.
 inline void* new_mark(Stream stream) {
@@ -230,16 +240,28 @@ inline const CardFacts& card_facts() {
   return facts;
 }
 
+// The most blocks of a cluster that every card with clusters takes.
+constexpr unsigned portable_cluster = 8;
+// Lets a kernel have as much dynamic shared memory as the current card gives a block, once: its
+// limit is the process's, and another thread may be about to launch it with more than this one.
+inline void allow_shared(const void* kernel) {
+  static std::mutex mutex;
+  static auto* const allowed = new std::set<const void*>;  // threads may outlive static objects
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (allowed->count(kernel) != 0) return;
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, kernel), "attributes of a kernel");
+  check(cudaFuncSetAttribute(
+            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+            static_cast<int>(card_facts().shared_per_block - attributes.sharedSizeBytes)),
+        "shared memory of a kernel");
+  allowed->insert(kernel);
+}
 // Lets the kernel have the grid's shared memory and cluster, if the card does; on the chosen card.
 template <class... P>
 void allow(const Grid& grid, void (*kernel)(P...)) {
   constexpr std::size_t unasked = 48 << 10;
-  constexpr unsigned portable_cluster = 8;
-  if (grid.shared > unasked)
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(grid.shared)),
-          "shared memory of a kernel");
+  if (grid.shared > unasked) allow_shared(reinterpret_cast<const void*>(kernel));
   if (grid.cluster > portable_cluster)
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
@@ -294,6 +316,10 @@ int resident_blocks(const Grid& grid, void (*kernel)(P...)) {
 template <class... P>
 int resident_clusters(const Grid& grid, void (*kernel)(P...)) {
   const OnCard on_card;
+  constexpr int first_with_clusters = 90;
+  cudaFuncAttributes code;
+  check(cudaFuncGetAttributes(&code, kernel), "attributes of a kernel");
+  if (code.ptxVersion < first_with_clusters) return 0;  // compiled without: it would do nothing
   int clusters = 0;
   cudaLaunchAttribute attributes[2];
   allow(grid, kernel);
@@ -657,9 +683,11 @@ std::string why_not_run(void (*)(P...)) {
 
 inline Stream new_stream() { return new cuda_emulator::Stream; }
 inline void* allocate_bytes(std::size_t bytes) { return cuda_emulator::allocate(bytes); }
-inline void release_bytes(void* memory) { cuda_emulator::release(memory); }
+inline void release_bytes(void* memory) {
+  cuda_emulator::synchronize();
+  cuda_emulator::release(memory);
+}
 inline void wait_for(Stream stream) { stream->synchronize(); }
-inline void wait_for_all() { cuda_emulator::synchronize(); }
 inline void* new_mark(Stream stream) {
   auto* const event = new cuda_emulator::Event;
   event->record(*stream);
