@@ -329,11 +329,12 @@ def run(options: argparse.Namespace) -> None:
             break
         left = None if left is None else left - 1
         settings = plan.settings_of(row, **chosen)
+        machine = facts()  # before, since a checkout may change while a long training runs
         model = train(row, settings, text, options.threads)
         test = test_loss(model, text, options.threads)
         entries = list(log.read(model.with_suffix(".jsonl")))
         finished[row.name] = summary(
-            entries, settings, test, _minutes(model), facts(), options.threads
+            entries, settings, test, _minutes(model), machine, options.threads
         )
         shutil.copyfile(model.with_suffix(".jsonl"), options.logs / f"{row.name}.jsonl")
         write(options, plan, finished, about)
