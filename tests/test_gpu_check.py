@@ -130,7 +130,7 @@ def test_after_a_stage_that_fails_the_others_go_on(
     out = tmp_path / "out"
 
     def check(*stages: str) -> subprocess.CompletedProcess[str]:
-        command = [BENCHMARKS / "gpu_check.sh", out, *stages]
+        command = [str(BENCHMARKS / "gpu_check.sh"), str(out), *stages]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     done = check("test", "report")
